@@ -1,0 +1,58 @@
+"""Install the folders at the top of the repository as the package ``firebolt_vl``."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+FACE = "firebolt_vl"
+# The folders at the top of the repository, lowest layer first: an import only ever points to the left.
+LAYERS = ("kernels", "cmm", "model", "evaluate", "train", "bench")
+
+
+def subpackages(layer: str) -> list[str]:
+    inits = sorted((ROOT / layer).rglob("__init__.py"))
+    return [".".join(init.parent.relative_to(ROOT).parts) for init in inits]
+
+
+def version() -> str:
+    for line in (ROOT / FACE / "version.py").read_text(encoding="utf-8").splitlines():
+        if line.startswith("__version__"):
+            return line.split('"')[1]
+    raise RuntimeError("firebolt_vl/version.py has no __version__ line")
+
+
+packages = subpackages(FACE) + [f"{FACE}.{name}" for layer in LAYERS for name in subpackages(layer)]
+
+setup(
+    name="firebolt-vl",
+    version=version(),
+    description="Firebolt-VL: a fast, small vision-language model, its cross-modal modulator layer and its kernels",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=packages,
+    package_dir={FACE: FACE, **{f"{FACE}.{layer}": layer for layer in LAYERS}},
+    package_data={FACE: ["tiny/*"]},
+    install_requires=[
+        "torch>=2.11",
+        "einops>=0.8",
+        "numpy>=1.26",
+        "transformers>=5.23,<6",
+        "tokenizers>=0.22",
+        "safetensors>=0.6",
+        "pillow>=11",
+        "matplotlib>=3.9",
+        "typer>=0.16",
+        "rich>=14",
+    ],
+    extras_require={
+        # scikit-learn ships the handwritten digits that the embedded model is trained and tested on.
+        "train": ["scikit-learn>=1.5", "accelerate>=1.10"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.130"],
+        "lint": ["ruff>=0.12"],
+    },
+    entry_points={"console_scripts": ["firebolt = firebolt_vl.cli:main"]},
+)
