@@ -1,7 +1,6 @@
 """What a stream of tokens leaves behind: the state that `prefill` returns and `step` continues."""
 
 import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +14,7 @@ class DecodeState:
 
     tensors   name -> [B, ...], everything that the next token depends on
     length    [B] int64, the kept tokens that each row has seen
-    history   name -> [B, h, ...], `history[name][:, j]` being `tensors[name]` as it was before the last j + 1 positions;
+    history   name -> [B, h, ...], `history[name][:, j]` is `tensors[name]` as it was before the last j + 1 positions;
               "length" is always among the names when there is a history. Tensors that tokens do not change have none.
 
     Every method returns a new state and leaves this one alone; tensors that did not change are shared.
@@ -127,14 +126,12 @@ class DecodeState:
         flat = {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in flat.items()
         }
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(descriptor)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             save_file(flat, temporary, metadata={"format": "firebolt_vl.DecodeState"})
             os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike, device="cpu") -> "DecodeState":
@@ -145,7 +142,7 @@ class DecodeState:
             with safe_open(path, "pt", device=str(device)) as file:
                 if (file.metadata() or {}).get("format") != "firebolt_vl.DecodeState":
                     raise ValueError(f"path: a file written by DecodeState.save wanted, {path} is not one")
-                flat = {name: file.get_tensor(name) for name in file.keys()}
+                flat = {name: file.get_tensor(name) for name in file.offset_keys()}
         except SafetensorError as error:
             raise ValueError(f"path: a file written by DecodeState.save wanted, {path} is not one ({error})") from None
 
