@@ -1,0 +1,60 @@
+"""Argument errors, raised before any work, that name the argument, what came and what was wanted."""
+
+import torch
+from torch import Tensor
+
+REAL = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+COMPLEX = (torch.complex64, torch.complex128)
+
+
+def check_shapes(op: str, **arguments: tuple[Tensor | None, str]) -> dict[str, int]:
+    """Check every argument against a pattern such as `"B D L"` and return the sizes that the letters stand for.
+
+    A letter takes its size from the first argument that has it; a number stands for itself; a leading `...` takes any
+    leading axes. Arguments that are None are skipped. All tensors must lie on one device.
+
+    Raises TypeError for something that is not a tensor, ValueError for a wrong shape or device.
+    """
+    sizes: dict[str, int] = {}
+    first: tuple[str, torch.device] | None = None
+    for name, (tensor, pattern) in arguments.items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: {name} is a {type(tensor).__name__}; a tensor of shape [{pattern}] is wanted")
+        axes = pattern.split()
+        if axes[0] == "...":
+            axes = axes[1:]
+            fits = tensor.ndim >= len(axes)
+            found = tensor.shape[tensor.ndim - len(axes) :] if axes else ()
+        else:
+            fits, found = tensor.ndim == len(axes), tensor.shape
+        if fits:
+            for axis, size in zip(axes, found):
+                fits &= size == (int(axis) if axis.isdigit() else sizes.setdefault(axis, size))
+        if not fits:
+            known = ", ".join(f"{axis} = {sizes[axis]}" for axis in axes if axis in sizes)
+            raise ValueError(
+                f"{op}: {name} has shape {list(tensor.shape)}; wanted [{pattern}]" + (f" with {known}" if known else "")
+            )
+        if first is None:
+            first = name, tensor.device
+        elif tensor.device != first[1]:
+            raise ValueError(f"{op}: {name} is on {tensor.device}; wanted on {first[1]}, where {first[0]} is")
+    return sizes
+
+
+def check_dtypes(op: str, allowed: tuple[torch.dtype, ...], **arguments: Tensor | None) -> None:
+    """Check that every argument (None is skipped) has one of the `allowed` dtypes; raises TypeError."""
+    for name, tensor in arguments.items():
+        if tensor is not None and tensor.dtype not in allowed:
+            wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+            raise TypeError(f"{op}: {name} is {str(tensor.dtype).removeprefix('torch.')}; wanted one of {wanted}")
+
+
+def check_integer(op: str, name: str, value: int, at_least: int) -> None:
+    """Check that a size given as a Python number is an integer, and not too small."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{op}: {name} is {value!r}; an integer is wanted")
+    if value < at_least:
+        raise ValueError(f"{op}: {name} is {value}; at least {at_least} is wanted")

@@ -1,0 +1,41 @@
+"""Linear recurrence with diagonal complex modes: the public function."""
+
+from torch import Tensor
+
+from ..common.checks import COMPLEX, REAL, check_dtypes, check_shapes
+from ..common.device import implementation
+from . import reference as pytorch
+
+
+def diagonal_scan(
+    u: Tensor, z: Tensor, b: Tensor, c: Tensor, d_skip: Tensor | None = None, h0: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Diagonal state-space model run over time: h_t = z h_{t-1} + b u_t, y_t = 2 Re sum_n c_n h_{t,n} + d u_t.
+
+    Arguments:
+        u: inputs [B, D, L], real; L = 1 is the decode step.
+        z: modes exp(dt A) [D, N], complex: one of each conjugate pair (not their logarithm).
+        b, c: input and output coefficients [D, N], complex.
+        d_skip: skip weights [D], real.
+        h0: state before the first step [B, D, N], complex; zero if None.
+
+    Returns: y [B, D, L] in the dtype of u, and the state h_T [B, D, N] after the last step, complex64 (complex128 if
+    an argument has 64-bit numbers). Half precision is computed in float32. Both are differentiable in every argument.
+
+    Raises TypeError for a wrong dtype and ValueError for a wrong shape or device.
+
+    Source: S4D (Gu et al. 2022, arXiv 2206.11893), section 3.
+    """
+    check_shapes(
+        "diagonal_scan",
+        u=(u, "B D L"),
+        z=(z, "D N"),
+        b=(b, "D N"),
+        c=(c, "D N"),
+        d_skip=(d_skip, "D"),
+        h0=(h0, "B D N"),
+    )
+    check_dtypes("diagonal_scan", REAL, u=u, d_skip=d_skip)
+    check_dtypes("diagonal_scan", COMPLEX, z=z, b=b, c=c, h0=h0)
+    run = {"pytorch": pytorch.diagonal_scan}[implementation("diagonal_scan", u.device).name]
+    return run(u, z, b, c, d_skip, h0)

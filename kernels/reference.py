@@ -1,0 +1,8 @@
+"""The definitions: every op in plain PyTorch, with the signature of its public function."""
+
+from .diagonal_scan.reference import diagonal_scan
+from .fft_conv.reference import fft_conv
+from .selective_scan.reference import selective_scan
+from .spectrum.reference import cauchy, vandermonde
+
+__all__ = ["cauchy", "diagonal_scan", "fft_conv", "selective_scan", "vandermonde"]

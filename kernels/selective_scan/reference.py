@@ -1,0 +1,62 @@
+"""Mamba's selective scan: the definition, step by step (real and complex A)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..common.dtypes import compute_dtype
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    initial_state: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,  y_t = (C_t . h_t + D u_t) silu(z_t)."""
+    dtype = compute_dtype(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    batch, width, L = u.shape
+    x, delta, A = u.to(dtype), delta.to(dtype), A.to(dtype.to_complex() if A.is_complex() else dtype)
+    if delta_bias is not None:
+        delta = delta + delta_bias.to(dtype).unsqueeze(-1)
+    if delta_softplus:
+        delta = F.softplus(delta)
+    B, C = (_per_step(matrix, A, batch, L) for matrix in (B, C))
+    h = A.new_zeros(batch, *A.shape) if initial_state is None else initial_state.to(A.dtype)
+    outputs = []
+    for t in range(L):
+        step = delta[:, :, t, None]  # [batch, D, 1]
+        h = torch.exp(step * A) * h + step * B[..., t] * x[:, :, t, None]  # [batch, D, N]
+        y_t = (C[..., t] * h).sum(-1)
+        outputs.append(2 * y_t.real if A.is_complex() else y_t)
+    y = torch.stack(outputs, -1)
+    if D is not None:
+        y = y + D.to(dtype).unsqueeze(-1) * x
+    if z is not None:
+        y = y * F.silu(z.to(dtype))
+    y = y.to(u.dtype)
+    return (y, h) if return_last_state else y
+
+
+def _per_step(matrix: Tensor, A: Tensor, batch: int, L: int) -> Tensor:
+    """B or C in any of Mamba's layouts -> [batch, D, N, L], in the dtype of A.
+
+    [D, N] is constant in time; [batch, N, L] serves all channels; in [batch, groups, N, L] channel d takes group
+    d // (D / groups). With a complex A a varying matrix is real, of length 2 L: pairs of real and imaginary part.
+    """
+    width, N = A.shape
+    if matrix.ndim == 2:
+        return matrix.to(A.dtype)[None, :, :, None].expand(batch, width, N, L)
+    if A.is_complex():
+        matrix = torch.view_as_complex(matrix.to(A.dtype.to_real()).unflatten(-1, (L, 2)).contiguous())
+    matrix = matrix.to(A.dtype)
+    if matrix.ndim == 3:
+        matrix = matrix.unsqueeze(1)
+    return matrix.repeat_interleave(width // matrix.shape[1], dim=1)

@@ -1,0 +1,60 @@
+"""Vandermonde and Cauchy products: the public functions."""
+
+import torch
+from torch import Tensor
+
+from ..common.checks import COMPLEX, check_dtypes, check_integer, check_shapes
+from ..common.device import implementation
+from . import reference as pytorch
+
+
+def vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
+    """Kernel of a diagonal state-space model: K[l] = 2 Re sum_n c_n z_n^l for l = 0 .. L-1, with z = exp(log_z).
+
+    Arguments:
+        c: coefficients [D, N] (or [..., N]), complex: one of each conjugate pair of modes.
+        log_z: dt * A, the logarithm of the modes, complex, of the same shape or one that broadcasts to it.
+        L: number of taps, at least 1.
+
+    Returns: K [D, L], float32 for complex64 and float64 for complex128.
+
+    Raises TypeError for a wrong dtype and ValueError for a wrong shape.
+
+    Source: S4D (Gu et al. 2022, arXiv 2206.11893), section 3.3, equation 9.
+    """
+    check_shapes("vandermonde", c=(c, "... N"), log_z=(log_z, "... N"))
+    check_dtypes("vandermonde", COMPLEX, c=c, log_z=log_z)
+    check_broadcast("vandermonde", "c", c.shape[:-1], "log_z", log_z.shape[:-1])
+    check_integer("vandermonde", "L", L, at_least=1)
+    run = {"pytorch": pytorch.vandermonde}[implementation("vandermonde", c.device).name]
+    return run(c, log_z, L)
+
+
+def cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
+    """Cauchy product over conjugate pairs: sum_n v_n / (z - w_n) + conj(v_n) / (z - conj w_n).
+
+    Arguments:
+        v: numerators [..., N], complex. Leading axes of v and w broadcast; several v over one w cost little more than one.
+        z: nodes [Lz], complex.
+        w: poles [..., N], complex: one of each conjugate pair.
+
+    Returns: the sums [..., Lz], complex. At a node that is a pole the result is not finite.
+
+    Raises TypeError for a wrong dtype and ValueError for a wrong shape.
+
+    Source: S4 (Gu et al. 2021, arXiv 2111.00396), section 3.3 and appendix C.3.
+    """
+    check_shapes("cauchy", v=(v, "... N"), w=(w, "... N"), z=(z, "Lz"))
+    check_dtypes("cauchy", COMPLEX, v=v, z=z, w=w)
+    check_broadcast("cauchy", "v", v.shape[:-1], "w", w.shape[:-1])
+    run = {"pytorch": pytorch.cauchy}[implementation("cauchy", v.device).name]
+    return run(v, z, w)
+
+
+def check_broadcast(op: str, name: str, shape: torch.Size, other_name: str, other_shape: torch.Size) -> None:
+    try:
+        torch.broadcast_shapes(shape, other_shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{op}: leading axes {list(shape)} of {name} do not broadcast with {list(other_shape)} of {other_name}"
+        ) from None
