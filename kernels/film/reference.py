@@ -1,0 +1,72 @@
+"""FiLM from the grid-side table: the definitions."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..common.dtypes import compute_dtype
+from ..common.grid_weights import grid_weights, largest_by_sort
+
+
+def grounded_film(
+    x: Tensor,
+    q: Tensor,
+    k: Tensor,
+    table: Tensor,
+    bias: Tensor,
+    gate: Tensor,
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    *,
+    top_k: int | None = None,
+    grid_mask: Tensor | None = None,
+    text_mask: Tensor | None = None,
+    renormalize: bool = True,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """x_f = LN(x) (1 + gate gamma) + gate beta with [gamma, beta] = w table + bias; zero where text_mask is False."""
+    dtype = compute_dtype(x, q, k, table, bias, gate, ln_weight, ln_bias)
+    w = grid_weights(
+        q,
+        k,
+        top_k,
+        grid_mask=grid_mask,
+        text_mask=text_mask,
+        renormalize=renormalize,
+        dropout_p=dropout_p,
+        seed=seed,
+        dtype=dtype,
+        largest=largest_by_sort,
+    )
+    if grid_mask is not None:
+        table = table.masked_fill(~grid_mask[:, :, None], 0)
+    if text_mask is not None:
+        x = x.masked_fill(~text_mask[:, :, None], 0)
+    gamma, beta = (w @ table.to(dtype) + bias.to(dtype)).chunk(2, dim=-1)
+    normed = F.layer_norm(x.to(dtype), x.shape[-1:], ln_weight.to(dtype), ln_bias.to(dtype), eps)
+    x_f = normed * (1 + gate.to(dtype) * gamma) + gate.to(dtype) * beta
+    if text_mask is not None:
+        x_f = x_f.masked_fill(~text_mask[:, :, None], 0)
+    return x_f.to(x.dtype), w.to(q.dtype)
+
+
+def film_residual(
+    y: Tensor,
+    x: Tensor,
+    w: Tensor,
+    table: Tensor,
+    bias: Tensor,
+    gate: Tensor,
+    ln_weight: Tensor | None = None,
+    ln_bias: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """r = x + y (1 + gate gamma) + gate beta with [gamma, beta] = w table + bias; with a norm also LN(r)."""
+    dtype = compute_dtype(y, x, w, table, bias, gate, ln_weight, ln_bias)
+    gamma, beta = (w.to(dtype) @ table.to(dtype) + bias.to(dtype)).chunk(2, dim=-1)
+    r = x.to(dtype) + y.to(dtype) * (1 + gate.to(dtype) * gamma) + gate.to(dtype) * beta
+    if ln_weight is None:
+        return r.to(x.dtype)
+    return r.to(x.dtype), F.layer_norm(r, r.shape[-1:], ln_weight.to(dtype), ln_bias.to(dtype), eps).to(y.dtype)
