@@ -64,7 +64,7 @@ def relative_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def cut(image: np.ndarray, boxes: np.ndarray, tile: int) -> np.ndarray:
-    """[N,C,tile,tile]: the boxes of `image` [C,H,W]; one that ends before `tile` pixels repeats its last row or column."""
+    """[N,C,tile,tile]: the boxes of `image` [C,H,W]; one smaller than a tile repeats its last row and column."""
     tiles = np.empty((len(boxes), image.shape[0], tile, tile), dtype=image.dtype)
     for found, (y0, x0, y1, x1) in zip(tiles, boxes):
         missing = ((0, 0), (0, tile - (y1 - y0)), (0, tile - (x1 - x0)))

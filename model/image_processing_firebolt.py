@@ -1,0 +1,220 @@
+"""FireboltImageProcessor: images of any kind and size -> global views, tiles, masks and boxes of one batch."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict, is_valid_image
+from transformers.processing_utils import ImagesKwargs, Unpack
+
+from . import images as pictures
+from . import tiling as tilings
+
+
+class FireboltImagesKwargs(ImagesKwargs, total=False):
+    tiling: Literal["native", "compatible"] | None
+    tile_size: int | None
+    tile_overlap: int | None
+    max_tiles: int | None
+
+
+class FireboltImageProcessor(PilBackend):
+    r"""Cuts each image into one global view and its tiles, by Pillow and NumPy alone: the same pixels on every machine.
+
+    Args:
+        tiling: `"native"` keeps the aspect ratio: the image is resized to the nearest multiple of the tile within
+            `max_tiles`, and the tiles cover all of it. `"compatible"` is the original's rule to the pixel: tiles every
+            `tile_size - tile_overlap` pixels, what is left over at the far edges is dropped.
+        size: height and width (equal) of the global view, 256.
+        tile_size: height and width of a tile, 128.
+        tile_overlap: pixels that neighbouring tiles share, 2; compatible tiling only.
+        max_tiles: the tile budget of one image, 4; native tiling only.
+        do_resize: compatible tiling only. True, as the original's data path has it: the image is resized to `size`
+            before it is tiled, so that there are always as many grids. False: it is tiled as it is, and the number of
+            grids goes with its size.
+        resample: Pillow's filter, bilinear (antialiased). The compatible global view of an image that was not resized
+            is bilinear without antialiasing, as the original's is.
+        rescale_factor, image_mean, image_std: pixels become (level * rescale_factor - mean) / std; SigLIP's 1/255, 0.5
+            and 0.5. A factor of 1/256 gives (level - 128) / 128.
+    """
+
+    valid_kwargs = FireboltImagesKwargs
+    model_input_names = ["pixel_values", "pixel_tiles", "tile_mask", "image_mask", "grid_boxes"]
+
+    resample = PILImageResampling.BILINEAR
+    image_mean = (0.5, 0.5, 0.5)
+    image_std = (0.5, 0.5, 0.5)
+    size = {"height": 256, "width": 256}
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    tiling = "native"
+    tile_size = 128
+    tile_overlap = 2
+    max_tiles = 4
+
+    def __init__(self, **kwargs: Unpack[FireboltImagesKwargs]):
+        super().__init__(**kwargs)
+        _check_tiling(self.tiling, self.size, self.tile_size, self.tile_overlap, self.max_tiles)
+
+    def preprocess(self, images: ImageInput, **kwargs: Unpack[FireboltImagesKwargs]) -> BatchFeature:
+        """The five image inputs of the model for a batch of rows.
+
+        Args:
+            images: one image; or a list with, for each row, an image, None (no image), or a list of images and Nones.
+                An image is a Pillow image of any mode, an array or tensor (`images.from_array` says which), a path, an
+                address or base64 text.
+
+        Returns:
+            `pixel_values` [B,3,S,S] float32, the global views; `pixel_tiles` [B,M,3,t,t] float32; `tile_mask` [B,M]
+            bool; `image_mask` [B] bool; `grid_boxes` [B,1+M,4] float32, (y0, x0, y1, x1) in 0..1 of the image, global
+            view first. An axis I follows B in all five if a row has more than one image. What is not there is 0 under
+            a False mask, and its box the whole image. Nothing at all if no row has an image.
+
+        Raises:
+            TypeError, ValueError, OSError: something that is no image, or cannot be read as one.
+        """
+        return super().preprocess(images, **kwargs)
+
+    def fetch_images(self, images):
+        """Open what is named by a path, an address or base64 text; everything else is left as it is."""
+        if images is None or is_valid_image(images):
+            return images
+        if isinstance(images, list | tuple):
+            return [self.fetch_images(image) for image in images]
+        if isinstance(images, str) or hasattr(images, "__fspath__"):
+            return pictures.load_image(images)
+        raise TypeError(
+            f"images: a {type(images).__name__} came; a Pillow image, an array, a tensor, a path, None or lists of "
+            "them are wanted"
+        )
+
+    def _validate_preprocess_kwargs(self, tiling, size, tile_size, tile_overlap, max_tiles, **kwargs):
+        _check_tiling(tiling, size, tile_size, tile_overlap, max_tiles)
+        super()._validate_preprocess_kwargs(size=size, **kwargs)
+
+    def _preprocess_image_like_inputs(self, images: ImageInput, **kwargs) -> BatchFeature:
+        # Before Pillow sees it, an image is RGB and upright, so that a file and its pixels give the same views.
+        layout = kwargs.get("input_data_format")
+        channels_first = None if layout is None else ChannelDimension(layout) == ChannelDimension.FIRST
+        rows = [[_rgb(image, channels_first) for image in row] for row in image_rows(self.fetch_images(images))]
+        return self._preprocess(rows, **kwargs)
+
+    def _preprocess(self, rows: list[list[Image.Image]], return_tensors=None, **kwargs) -> BatchFeature:
+        views = [[self._views(image, **kwargs) for image in row] for row in rows]
+        if not any(views):
+            return BatchFeature({}, tensor_type=return_tensors)
+        size, tile_size = kwargs["size"].height, kwargs["tile_size"]
+        most_images = max(len(row) for row in views)
+        most_tiles = max(len(tiles) for row in views for _, tiles, _ in row)
+        lead = (len(views), most_images)
+        pixel_values = np.zeros((*lead, 3, size, size), dtype=np.float32)
+        pixel_tiles = np.zeros((*lead, most_tiles, 3, tile_size, tile_size), dtype=np.float32)
+        tile_mask = np.zeros((*lead, most_tiles), dtype=bool)
+        image_mask = np.zeros(lead, dtype=bool)
+        # A box of size 0 would have no logarithm: what is not there gets the box of the whole image.
+        grid_boxes = np.tile(np.array([0, 0, 1, 1], dtype=np.float32), (*lead, 1 + most_tiles, 1))
+        for b, row in enumerate(views):
+            for i, (whole, tiles, boxes) in enumerate(row):
+                pixel_values[b, i] = whole
+                pixel_tiles[b, i, : len(tiles)] = tiles
+                tile_mask[b, i, : len(tiles)] = True
+                image_mask[b, i] = True
+                grid_boxes[b, i, : len(boxes)] = boxes
+        batch = dict(zip(self.model_input_names, (pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes)))
+        if most_images == 1:
+            batch = {name: array[:, 0] for name, array in batch.items()}
+        return BatchFeature(batch, tensor_type=return_tensors)
+
+    def _views(
+        self,
+        image: Image.Image,
+        tiling: str,
+        size: SizeDict,
+        tile_size: int,
+        tile_overlap: int,
+        max_tiles: int,
+        do_resize: bool,
+        resample: PILImageResampling,
+        **pixel_rule,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Normalised global view [3,S,S] and tiles [N,3,t,t], and the boxes [1+N,4] of all."""
+        view = (size.width, size.height)
+        if tiling == "native":
+            rows, columns = tilings.native_grid(image.height, image.width, tile_size, max_tiles)
+            tiled = _channels(image.resize((columns * tile_size, rows * tile_size), resample))
+            boxes = tilings.native_boxes(rows, columns, tile_size)
+            whole = _channels(image.resize(view, resample))
+        else:
+            tiled = _channels(image.resize(view, resample) if do_resize else image)
+            boxes = tilings.compatible_boxes(*tiled.shape[1:], tile_size, tile_overlap)
+            whole = tilings.resize_bilinear(tiled, size.height, size.width)
+        tiles = tilings.cut(tiled, boxes, tile_size)
+        relative = tilings.relative_boxes(boxes, *tiled.shape[1:])
+        return _normalise(whole, **pixel_rule), _normalise(tiles, **pixel_rule), relative
+
+
+def image_rows(images) -> list[list]:
+    """One list of images per row, of what `FireboltImageProcessor.preprocess` takes: missing images are left out.
+
+    A single image is one row; an array or tensor of four axes is a row for each image.
+    """
+    if not isinstance(images, list | tuple):
+        images = list(images) if _is_stack(images) else [images]
+    rows = [row if isinstance(row, list | tuple) else list(row) if _is_stack(row) else [row] for row in images]
+    for row in rows:
+        for image in row:
+            if image is not None and not is_valid_image(image):
+                raise TypeError(f"images: a {type(image).__name__} came inside a row; an image or None is wanted")
+    return [[image for image in row if image is not None] for row in rows]
+
+
+def _is_stack(images) -> bool:
+    return isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4
+
+
+def _rgb(image, channels_first: bool | None) -> Image.Image:
+    image = pictures.to_rgb(image) if isinstance(image, Image.Image) else pictures.from_array(image, channels_first)
+    if 0 in image.size:
+        raise ValueError(f"images: an image of {image.width} x {image.height} pixels came; at least 1 x 1 is wanted")
+    return image
+
+
+def _channels(image: Image.Image) -> np.ndarray:
+    return np.moveaxis(np.asarray(image), -1, 0)
+
+
+def _normalise(
+    levels: np.ndarray,
+    do_rescale: bool,
+    rescale_factor: float,
+    do_normalize: bool,
+    image_mean: float | Sequence[float],
+    image_std: float | Sequence[float],
+    **_,
+) -> np.ndarray:
+    """(levels * rescale_factor - mean) / std as one multiply and one subtract, float32, channels third from last."""
+    factor = rescale_factor if do_rescale else 1.0
+    mean, std = (image_mean, image_std) if do_normalize else (0.0, 1.0)
+    mean, std = (np.broadcast_to(np.asarray(value, dtype=np.float64), 3)[:, None, None] for value in (mean, std))
+    return levels * (factor / std).astype(np.float32) - (mean / std).astype(np.float32)
+
+
+def _check_tiling(tiling: str, size: SizeDict, tile_size: int, tile_overlap: int, max_tiles: int) -> None:
+    if tiling not in tilings.TILINGS:
+        raise ValueError(f"tiling: {tiling!r} came, one of {', '.join(tilings.TILINGS)} is wanted")
+    if not size.height or size.height != size.width:
+        raise ValueError(f"size: {dict(size)} came, an equal height and width are wanted")
+    if tile_size < 1:
+        raise ValueError(f"tile_size: {tile_size} came, at least 1 is wanted")
+    if not 0 <= tile_overlap < tile_size:
+        raise ValueError(f"tile_overlap: {tile_overlap} came, 0 to tile_size - 1 = {tile_size - 1} is wanted")
+    if max_tiles < 1:
+        raise ValueError(f"max_tiles: {max_tiles} came, at least 1 is wanted")
+
+
+__all__ = ["FireboltImageProcessor"]

@@ -1,0 +1,200 @@
+"""Images from anywhere as upright 8-bit RGB, and plain words where that cannot be.
+
+Files are opened with care: nothing runs another program, a decompression bomb is refused at Pillow's limit, and what is
+missing, damaged or no image at all raises an error of one line that says what to do.
+"""
+
+import base64
+import binascii
+import stat
+import warnings
+from io import BytesIO
+from os import PathLike
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# Pillow hands these to another program (Ghostscript).
+RUNS_A_PROGRAM = ("EPS",)
+WHITE = (255, 255, 255, 255)
+
+
+class ImageError(ValueError):
+    """Something that should be an image cannot be read as one."""
+
+
+def open_image(path: str | PathLike) -> Image.Image:
+    """The image file at `path`, upright, as RGB; the first frame of an animation.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, PermissionError: there is no file to read at `path`.
+        ImageError: what is there is no image, is damaged, or is larger than Pillow's limit for decompression bombs.
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(f"{path} is a directory; name one image file in it")
+        if not stat.S_ISREG(mode):
+            raise ImageError(f"{path} is not a regular file; name an image file")
+        with path.open("rb") as file:
+            return _decode(file, str(path))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: there is no such file; check the path of the image") from None
+    except NotADirectoryError:
+        raise FileNotFoundError(f"{path}: there is no such file; a part of the path is a file itself") from None
+    except PermissionError:
+        raise PermissionError(f"{path} may not be read; give yourself permission (chmod u+r)") from None
+
+
+def load_image(source: str | PathLike | Image.Image) -> Image.Image:
+    """An image as chat messages name it: a path, an http(s) address, base64 text or a `data:image/` URL."""
+    if isinstance(source, Image.Image):
+        return to_rgb(source)
+    if isinstance(source, str):
+        if source.startswith(("http://", "https://")):
+            return _decode(BytesIO(_download(source)), source)
+        if source.startswith("data:image/"):
+            return _decode(BytesIO(_from_base64(source.partition(",")[2], "the data: URL")), "the data: URL")
+        if _could_be_base64(source):
+            return _decode(BytesIO(_from_base64(source, "the base64 text")), "the base64 text")
+    return open_image(source)
+
+
+def _could_be_base64(text: str) -> bool:
+    """Long text that is no file; a path that long would be refused by the file system anyway."""
+    try:
+        return len(text) > 255 and not Path(text).exists()
+    except OSError:
+        return True
+
+
+def _from_base64(text: str, name: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=False)
+    except binascii.Error as error:
+        raise ImageError(f"{name} is not valid base64 ({error})") from None
+
+
+def _download(url: str) -> bytes:
+    # Only here, since a library that never meets a URL need not load an HTTP client.
+    from huggingface_hub.utils import httpx
+
+    try:
+        return httpx.get(url, follow_redirects=True, timeout=30).raise_for_status().content
+    except httpx.HTTPError as error:
+        raise ImageError(f"{url} could not be fetched ({error}); download the image and give its path") from None
+
+
+def _decode(file: BinaryIO, name: str) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damaged metadata of an image whose pixels are whole
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as image:
+                if image.format in RUNS_A_PROGRAM:
+                    raise ImageError(f"{name} is {image.format}, which another program must draw; save it as PNG")
+                image.load()
+                return to_rgb(image)
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(
+            f"{name} has more than {Image.MAX_IMAGE_PIXELS:,} pixels, Pillow's limit against decompression bombs; "
+            "scale the image down"
+        ) from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{name} is not an image that can be read; save it as PNG, JPEG, WebP, GIF or TIFF") from None
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
+        raise ImageError(f"{name} is damaged or incomplete ({error}); save or download the image again") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any of Pillow's modes as upright RGB: EXIF orientation applied, transparency over white, 16 bits scaled to 8."""
+    image = _upright(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_grey_levels(np.asarray(image), image.mode)).convert("RGB")
+    if image.mode == "La":  # the one mode that Pillow turns into LA only
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, WHITE)
+        white.alpha_composite(image.convert("RGBA"))
+        image = white
+    return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # A damaged EXIF block may raise or warn; the pixels are whole.
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
+
+
+def _grey_levels(levels: np.ndarray, mode: str) -> np.ndarray:
+    """8-bit grey of 16-bit, 32-bit and floating-point images.
+
+    White is 65535 for 16 bits. The other two do not say: it is the least of 1 (floating point), 255 and 65535 that
+    holds every level; levels outside all of these are stretched from the lowest to the highest.
+    """
+    levels = np.nan_to_num(levels.astype(np.float64))
+    white = (65535,) if mode.startswith("I;16") else (255, 65535) if mode == "I" else (1, 255, 65535)
+    low, high = levels.min(), levels.max()
+    fitting = [level for level in white if low >= 0 and high <= level]
+    low, high = (0, fitting[0]) if fitting else (low, high)
+    return np.rint((levels - low) * (255 / ((high - low) or 1))).astype(np.uint8)
+
+
+def from_array(array: np.ndarray | torch.Tensor, channels_first: bool | None = None) -> Image.Image:
+    """RGB of an array [H,W], [H,W,C] or [C,H,W] with 1, 3 or 4 channels.
+
+    Levels are 0..255 in any dtype, or 0..1 in a floating one, or 0..65535 in uint16, or bool. Where both ends could be
+    the channels, a tensor has them first and a NumPy array last; `channels_first` settles it.
+
+    Raises:
+        ValueError: another shape, or levels outside these ranges (an image that is already normalised, say).
+    """
+    if isinstance(array, torch.Tensor):
+        channels_first = _channels_first(array.shape, array.shape[0] in (1, 3, 4), channels_first)
+        array = array.detach().cpu()
+        array = (array.float() if array.is_floating_point() else array).numpy()
+    else:
+        channels_first = _channels_first(array.shape, array.shape[-1:] not in ((1,), (3,), (4,)), channels_first)
+    if array.ndim == 3 and channels_first:
+        array = np.moveaxis(array, 0, -1)
+    levels = _eight_bits(array)
+    if levels.ndim == 3 and levels.shape[-1] == 1:
+        levels = levels[..., 0]
+    return to_rgb(Image.fromarray(np.ascontiguousarray(levels)))
+
+
+def _channels_first(shape: tuple[int, ...], guess: bool, told: bool | None) -> bool:
+    first = guess if told is None else told
+    channels = 1 if len(shape) == 2 else shape[0 if first else -1] if len(shape) == 3 else 0
+    if channels not in (1, 3, 4) or 0 in shape:
+        raise ValueError(
+            f"images: an array of shape {tuple(shape)} came; [H,W], [H,W,C] or [C,H,W] with C = 1, 3 or 4 is wanted"
+        )
+    return first
+
+
+def _eight_bits(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.uint16:
+        return np.rint(array / 257).astype(np.uint8)
+    levels = array.astype(np.float64)
+    low, high = levels.min(), levels.max()
+    if not (low >= 0 and high <= 255):  # also NaN
+        raise ValueError(
+            f"images: an array of {array.dtype} with levels {low:g}..{high:g} came; 0..255 is wanted, or 0..1 in "
+            "floating point (the processor normalises them itself)"
+        )
+    if array.dtype == np.bool_ or (np.issubdtype(array.dtype, np.floating) and high <= 1):
+        levels = levels * 255
+    return np.rint(levels).astype(np.uint8)

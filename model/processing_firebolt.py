@@ -1,0 +1,92 @@
+"""FireboltProcessor: questions and images -> the inputs of the model."""
+
+from collections.abc import Sequence
+
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+
+from .image_processing_firebolt import FireboltImagesKwargs, image_rows
+
+# LFM2's format. Images yield nothing: no token stands for them.
+CHAT_TEMPLATE = """\
+{{- bos_token -}}
+{%- for message in messages -%}
+    {{- '<|im_start|>' + message['role'] + '\\n' -}}
+    {%- if message['content'] is string -%}
+        {{- message['content'] -}}
+    {%- else -%}
+        {%- for item in message['content'] if item['type'] == 'text' -%}
+            {{- item['text'] -}}
+        {%- endfor -%}
+    {%- endif -%}
+    {{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+
+
+class FireboltProcessorKwargs(ProcessingKwargs, total=False):
+    images_kwargs: FireboltImagesKwargs
+
+
+class FireboltProcessor(ProcessorMixin):
+    r"""The tokenizer and the image processor of a Firebolt-VL model as one.
+
+        processor(images=[image, None, [a, b]], text=["question", ...], return_tensors="pt", padding=True)
+
+    gives `input_ids` and `attention_mask` [B,T] beside the image inputs of `FireboltImageProcessor.preprocess`; no
+    image inputs if no row has an image. The text is tokenised as it stands: no placeholder stands for an image in it. A
+    flat list of images goes to the rows one by one, or all to the one row if there is a single text.
+
+    Padding is on the left, as generation needs it, unless the tokenizer was made with a `padding_side` of its own (or
+    the call names one). Without a `chat_template` the tokenizer's is used; `CHAT_TEMPLATE` is one in LFM2's format.
+    """
+
+    valid_processor_kwargs = FireboltProcessorKwargs
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
+        # What the tokenizer says is what happens: the side is set on it, and kept with it when it is saved.
+        if tokenizer is not None and "padding_side" not in tokenizer.init_kwargs:
+            tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
+        if chat_template is None:
+            chat_template = getattr(tokenizer, "chat_template", None)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        if isinstance(text, str):
+            text = [text]
+        if images is not None:
+            images = self.image_processor.fetch_images(images)
+            images = image_rows([images] if _all_of_one_row(images, text) else images)
+        return images or None, text, videos, audio
+
+    def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        super().validate_inputs(images=images, text=text, videos=videos, audio=audio, **kwargs)
+        for name, given in (("videos", videos), ("audio", audio)):
+            if given is not None:
+                raise ValueError(f"{name}: {type(given).__name__} came; this model takes images and text alone")
+        if text is None:
+            return
+        if not text:
+            raise ValueError("text: an empty list came, one text for each row is wanted")
+        if images is not None and len(images) != len(text):
+            raise ValueError(
+                f"images: {len(images)} rows came for {len(text)} texts; for each text an image, a list of images or "
+                "None is wanted"
+            )
+        if "" in text and not self.tokenizer("").input_ids:
+            raise ValueError(f"text: row {text.index('')} is empty; at least one token is wanted in each")
+
+    @property
+    def unused_input_names(self) -> list[str]:
+        return ["token_type_ids"]
+
+
+def _all_of_one_row(images, text: Sequence[str] | None) -> bool:
+    """Several images in a flat list beside a single text are that text's images."""
+    flat = isinstance(images, list | tuple) and not any(isinstance(image, list | tuple) for image in images)
+    return flat and text is not None and len(text) == 1
+
+
+__all__ = ["CHAT_TEMPLATE", "FireboltProcessor"]
