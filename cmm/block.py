@@ -1,0 +1,170 @@
+"""What every state-space block has in common: three ways to run it, masks, the state and its history."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .compaction import Packing
+from .state import DecodeState
+
+
+class SSMBlock(nn.Module):
+    """A causal map of [B, T, D] to [B, T, D] with three modes that agree to rounding.
+
+    `forward` runs a whole sequence, `prefill` also returns the state after it (and can continue one), `step` takes one
+    token. Positions outside `mask` (True = keep) do not exist: the output there is 0, and each row gives what its kept
+    positions give alone. Half-precision inputs come back in their dtype; the recurrence runs in float32 or wider.
+
+    A subclass says what its state consists of (`state_shapes`) and how it runs (`_run`, `_run_step`).
+    """
+
+    def __init__(self, width: int, dropout: float):
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width: at least 1 wanted, {width} found")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: a probability in [0, 1) wanted, {dropout} found")
+        self.width = width
+        self.dropout = dropout
+
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of one row, of the tensors in a state."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the recurrence is computed and its state kept in: float32, or float64."""
+        raise NotImplementedError
+
+    def _run(
+        self, x: Tensor, packing: Packing, state: dict[str, Tensor] | None, need_state: bool
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """x [B, T, D], kept positions packed to the left -> (y [B, T, D] packed alike, the state after each row)."""
+        raise NotImplementedError
+
+    def _run_step(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """x [B, D] -> (y [B, D], the state after it)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x [B, T, D], mask [B, T] bool -> y [B, T, D]. Raises ValueError or TypeError where they do not fit."""
+        self._check(x, 3, mask)
+        if x.shape[1] == 0:
+            return x
+        packing = Packing(mask, x)
+        y, _ = self._run(packing.left(x), packing, None, need_state=False)
+        return packing.restore(y.to(x.dtype))
+
+    def prefill(
+        self, x: Tensor, mask: Tensor | None = None, state: DecodeState | None = None, *, history: int = 0
+    ) -> tuple[Tensor, DecodeState]:
+        """x [B, T, D] -> (y [B, T, D], the state after it), starting from nothing or continuing `state`.
+
+        With `history` the returned state can be rolled back by up to so many positions of this call (masked ones
+        counted); those take steps, so that the state before each of them is known.
+        """
+        self._check(x, 3, mask)
+        self._check_state(x, state)
+        if history < 0:
+            raise ValueError(f"history: a count of positions >= 0 wanted, {history} found")
+        T = x.shape[1]
+        whole = T - min(history, T)
+        mask_of = lambda positions: None if mask is None else mask[:, positions]  # noqa: E731
+        outputs = []
+        if whole:
+            y, state = self._prefill(x[:, :whole], mask_of(slice(whole)), state)
+            outputs.append(y)
+        elif state is None:
+            state = self.initial_state(x.shape[0], x.device)
+        state = state.without_history()
+        before = []  # the state before each of the last positions
+        for t in range(whole, T):
+            before.append({**state.tensors, "length": state.length})
+            y, state = self._masked_step(x[:, t], mask_of(t), state)
+            outputs.append(y.unsqueeze(1))
+        if before:
+            past = {name: torch.stack([earlier[name] for earlier in reversed(before)], 1) for name in before[0]}
+            state = DecodeState(state.tensors, state.length, past)
+        return (torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0] if outputs else x), state
+
+    def step(self, x: Tensor, state: DecodeState) -> tuple[Tensor, DecodeState]:
+        """x [B, D] -> (y [B, D], the state after it); the given state is not changed. O(1) in the tokens seen."""
+        self._check(x, 2)
+        self._check_state(x, state)
+        return self._masked_step(x, None, state)
+
+    def initial_state(self, batch_size: int, device: torch.device | None = None) -> DecodeState:
+        """The state before the first token."""
+        device = device or next(self.parameters()).device
+        tensors = {
+            name: torch.zeros(batch_size, *shape, dtype=self.dtype, device=device)
+            for name, shape in self.state_shapes().items()
+        }
+        return DecodeState(tensors, torch.zeros(batch_size, dtype=torch.int64, device=device))
+
+    def _prefill(self, x: Tensor, mask: Tensor | None, state: DecodeState | None) -> tuple[Tensor, DecodeState]:
+        packing = Packing(mask, x)
+        y, tensors = self._run(packing.left(x), packing, None if state is None else state.tensors, need_state=True)
+        length = packing.lengths if state is None else state.length + packing.lengths
+        return packing.restore(y.to(x.dtype)), DecodeState(tensors, length)
+
+    def _masked_step(self, x: Tensor, mask: Tensor | None, state: DecodeState) -> tuple[Tensor, DecodeState]:
+        y, tensors = self._run_step(x, state.tensors)
+        y = y.to(x.dtype)
+        if mask is None:
+            return y, DecodeState(tensors, state.length + 1)
+        tensors = {name: where_rows(mask, tensors[name], state.tensors[name]) for name in tensors}
+        return where_rows(mask, y, torch.zeros_like(y)), DecodeState(tensors, state.length + mask)
+
+    def _check(self, x: Tensor, axes: int, mask: Tensor | None = None) -> None:
+        wanted = "[B, T, D]" if axes == 3 else "[B, D]"
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"x: a real floating tensor {wanted} wanted, {getattr(x, 'dtype', type(x))} found")
+        if x.dim() != axes or x.shape[-1] != self.width:
+            raise ValueError(f"x: shape {wanted} with D = {self.width} wanted, {tuple(x.shape)} found")
+        if x.dtype == torch.float64 and self.dtype != torch.float64:
+            raise TypeError(f"x: float64 needs a block in float64 (call .double()), its parameters are {self.dtype}")
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
+            raise ValueError(
+                f"mask: bool {tuple(x.shape[:2])} (True = keep) wanted, {mask.dtype} {tuple(mask.shape)} found"
+            )
+
+    def _check_state(self, x: Tensor, state: DecodeState | None) -> None:
+        if state is None:
+            return
+        if state.batch_size != x.shape[0]:
+            raise ValueError(f"state: {x.shape[0]} rows wanted, as many as x has, {state.batch_size} found")
+        found = {name: tuple(tensor.shape[1:]) for name, tensor in state.tensors.items()}
+        if found != self.state_shapes():
+            raise ValueError(f"state: tensors {self.state_shapes()} of each row wanted, {found} found")
+
+
+def where_rows(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Rows of `new` where mask [B] is True, of `old` elsewhere."""
+    return torch.where(mask.view(-1, *[1] * (new.dim() - 1)), new, old)
+
+
+def tied_dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """Dropout of x [B, T, D] with one mask for all times, so that a channel is there or not for a whole sequence."""
+    if not training or p == 0:
+        return x
+    return x * F.dropout(torch.ones_like(x[:, :1]), p)
+
+
+class GatedOutput(nn.Linear):
+    """GELU, dropout, a pointwise Linear to 2 D and a gated linear unit: how S4 and S4D mix their channels."""
+
+    def __init__(self, width: int, dropout: float):
+        super().__init__(width, 2 * width)
+        self.dropout = dropout
+
+    def forward(self, y: Tensor) -> Tensor:
+        """y [B, T, D], float32 or wider -> [B, T, D] in the dtype of the weights."""
+        y = tied_dropout(F.gelu(y), self.dropout, self.training)
+        return F.glu(super().forward(y.to(self.weight.dtype)), dim=-1)
+
+
+def check_present(state_dict: dict[str, Tensor], names: list[str]) -> None:
+    missing = [name for name in names if name not in state_dict]
+    if missing:
+        raise ValueError(f"state_dict: the original's {', '.join(missing)} missing; {', '.join(state_dict)} found")
