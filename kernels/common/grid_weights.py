@@ -30,7 +30,7 @@ def check_grid_weights(
         k=(k, "B G H D_h"),
         grid_mask=(grid_mask, "B G"),
         text_mask=(text_mask, "B T"),
-        seed=(None if seed is None else seed.reshape(-1), "1"),
+        seed=(seed.reshape(-1) if isinstance(seed, Tensor) else seed, "1"),
     )
     check_dtypes(op, REAL, q=q, k=k)
     check_dtypes(op, (torch.bool,), grid_mask=grid_mask, text_mask=text_mask)
