@@ -1,0 +1,96 @@
+"""What a cross-modal modulator, or a connector in its place, is built from."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+SSMS = ("s4", "s4d", "mamba")
+TOP_K_MODES = ("renormalize", "truncate")
+
+
+@dataclass(frozen=True)
+class CMMConfig:
+    """Sizes and choices of firebolt-vl.md sections 1, 2 and 4; a ValueError or TypeError names the field that is wrong.
+
+    text_width, grid_width    D_t and D_v: widths of the text and grid embeddings
+    heads, head_dim           H and D_h of the correlation
+    top_k                     grids that each head of a token keeps; None or 0: all
+    top_k_mode                "renormalize": softmax over the kept scores alone (the released code);
+                              "truncate": softmax over all, then all but the top_k are zeroed (the paper's wording)
+    ssm                       "s4", "s4d" or "mamba"
+    state_size                the SSM's real state size N; None: 64 for s4 and s4d, 16 for mamba
+    kernel_taps               s4 only: cut the kernel after so many taps (the original: 512); None: as long as the text
+    dropout                   on the correlation's weights, in the FFN and in the s4d block
+    grid_positions            add to each grid where it lies in its image
+    ffn_multiplier            hidden width of the FFN over text_width
+    layer_norm_eps            of every LayerNorm
+    """
+
+    text_width: int
+    grid_width: int
+    heads: int = 4
+    head_dim: int = 32
+    top_k: int | None = 4
+    top_k_mode: str = "renormalize"
+    ssm: str = "s4"
+    state_size: int | None = None
+    kernel_taps: int | None = None
+    dropout: float = 0.1
+    grid_positions: bool = True
+    ffn_multiplier: int = 4
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        for name in ("text_width", "grid_width", "heads", "head_dim", "ffn_multiplier"):
+            self._check_integer(name, at_least=1)
+        if self.top_k is not None:
+            self._check_integer("top_k", at_least=0)
+        for name in ("state_size", "kernel_taps"):
+            if getattr(self, name) is not None:
+                self._check_integer(name, at_least=1)
+        self._check_choice("top_k_mode", TOP_K_MODES)
+        self._check_choice("ssm", SSMS)
+        if self.ssm in ("s4", "s4d") and self.state_size is not None and self.state_size % 2:
+            raise ValueError(f"state_size is {self.state_size}; {self.ssm} wants an even number (conjugate pairs)")
+        if self.kernel_taps is not None and self.ssm != "s4":
+            raise ValueError(f'kernel_taps is {self.kernel_taps}; with ssm="{self.ssm}" only None is possible')
+        if not isinstance(self.grid_positions, bool):
+            raise TypeError(f"grid_positions is {self.grid_positions!r}; True or False is wanted")
+        self._check_number("dropout")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; wanted 0 <= dropout < 1")
+        self._check_number("layer_norm_eps")
+        if not self.layer_norm_eps > 0:
+            raise ValueError(f"layer_norm_eps is {self.layer_norm_eps}; a positive number is wanted")
+
+    def _check_integer(self, name: str, at_least: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} is {value!r}; an integer is wanted")
+        if value < at_least:
+            raise ValueError(f"{name} is {value}; at least {at_least} is wanted")
+
+    def _check_number(self, name: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} is {value!r}; a number is wanted")
+
+    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in choices:
+            raise ValueError(f"{name} is {value!r}; wanted one of {', '.join(choices)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "CMMConfig":
+        """The inverse of `to_dict`. Missing fields take their defaults; unknown ones raise a ValueError."""
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)}: no such field; CMMConfig has {', '.join(known)}")
+        missing = [name for name in ("text_width", "grid_width") if name not in values]
+        if missing:
+            raise ValueError(f"{' and '.join(missing)} missing; CMMConfig has no default for it")
+        return cls(**values)

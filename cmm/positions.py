@@ -1,0 +1,83 @@
+"""Where a grid lies: a box of the image, and which image of the row."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+# Angular frequencies. Centres lie in 0..1: half a period of the highest is one 32nd of the image, a patch's side.
+CENTRE_FREQUENCIES = tuple(math.pi * 2**j for j in range(6))
+# log2 of a side lies in -8..0 for sides down to 1/256, which is half a period of the lowest.
+SIZE_FREQUENCIES = tuple(math.pi / 8 * 2**j for j in range(3))
+SMALLEST_SIDE = 2.0**-8
+# Keeps the gradient of the RMS finite for a grid that is zero, as masked ones are.
+SMALLEST_SQUARE = 1e-12
+# Image numbers repeat after 32.
+IMAGE_FREQUENCIES = tuple(math.pi / 16 * 2**j for j in range(4))
+
+
+def default_boxes(grids: int, device: torch.device | None = None) -> Tensor:
+    """Boxes [G,4] (y0, x0, y1, x1 in 0..1) of the standard tiling: the global view, then n x n tiles in reading order.
+
+    Raises ValueError if grids - 1 is not a square: then only the caller knows where they lie.
+    """
+    n = math.isqrt(max(grids - 1, 0))
+    if grids < 1 or n * n != grids - 1:
+        raise ValueError(
+            f"grid_boxes is None with {grids} grids; boxes [B, {grids}, 4] are wanted unless the grids are the global "
+            "view and n x n tiles (2, 5, 10, 17 ...)"
+        )
+    starts = torch.arange(n, dtype=torch.float32, device=device) / max(n, 1)
+    y0, x0 = torch.meshgrid(starts, starts, indexing="ij")
+    tiles = torch.stack([y0, x0, y0 + 1 / max(n, 1), x0 + 1 / max(n, 1)], -1).reshape(-1, 4)
+    return torch.cat([tiles.new_tensor([[0.0, 0.0, 1.0, 1.0]]), tiles])
+
+
+def _waves(values: Tensor, frequencies: tuple[float, ...]) -> Tensor:
+    """[..., C] -> sin and cos of every frequency times every channel, [..., 2 C len(frequencies)]."""
+    angles = values.unsqueeze(-1) * values.new_tensor(frequencies)
+    return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)
+
+
+def box_features(boxes: Tensor) -> Tensor:
+    """Fourier features of centre and log2 of the sides of boxes [..., 4]; their squares sum to half their number."""
+    y0, x0, y1, x1 = boxes.unbind(-1)
+    centres = torch.stack([y0 + y1, x0 + x1], -1) / 2
+    sides = torch.stack([y1 - y0, x1 - x0], -1).clamp(min=SMALLEST_SIDE).log2()
+    return torch.cat([_waves(centres, CENTRE_FREQUENCIES), _waves(sides, SIZE_FREQUENCIES)], -1)
+
+
+def image_features(images: Tensor) -> Tensor:
+    """Fourier features of the image's number [...] less those of number 0: a linear map of them is zero for image 0."""
+    images = images.unsqueeze(-1)
+    return _waves(images, IMAGE_FREQUENCIES) - _waves(torch.zeros_like(images), IMAGE_FREQUENCIES)
+
+
+class GridPositions(nn.Module):
+    """Adds to each grid a linear map of where it lies, at the scale of the grid's own features.
+
+        x + rms(x) (W f(box) + W' f'(image number))
+
+    W starts so that W f has an RMS of 1 for any box: positions that start near zero do not come to be used. The map is
+    the same for every tiling, and no grid depends on another.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.box = nn.Linear(4 * len(CENTRE_FREQUENCIES) + 4 * len(SIZE_FREQUENCIES), width, bias=False)
+        self.image = nn.Linear(2 * len(IMAGE_FREQUENCIES), width, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for linear in (self.box, self.image):
+            nn.init.normal_(linear.weight, std=(linear.in_features / 2) ** -0.5)
+
+    def forward(self, grids: Tensor, boxes: Tensor, images: Tensor | None = None) -> Tensor:
+        """grids [B,G,D_v], boxes [B,G,4], images [B,G] (all image 0 if None) -> [B,G,D_v]."""
+        # Angles are taken in float32 or wider: a half-precision coordinate times the highest frequency is off by 2 %.
+        wide = torch.promote_types(grids.dtype, torch.float32)
+        position = self.box(box_features(boxes.to(wide)).to(self.box.weight.dtype))
+        if images is not None:
+            position = position + self.image(image_features(images.to(wide)).to(self.image.weight.dtype))
+        scale = (grids.to(wide).square().mean(-1, keepdim=True) + SMALLEST_SQUARE).sqrt()
+        return grids + (scale * position).to(grids.dtype)
