@@ -1,10 +1,11 @@
 """The cross-modal modulator, its state-space blocks, the connectors it is compared with and the decode state."""
 
 from .config import CMMConfig
+from .connectors import CrossAttend, Prepend
 from .mamba import Mamba
 from .modulator import CrossModalModulator
 from .s4 import S4
 from .s4d import S4D
 from .state import DecodeState
 
-__all__ = ["S4", "S4D", "CMMConfig", "CrossModalModulator", "DecodeState", "Mamba"]
+__all__ = ["S4", "S4D", "CMMConfig", "CrossAttend", "CrossModalModulator", "DecodeState", "Mamba", "Prepend"]
