@@ -1,0 +1,117 @@
+"""Where an answer comes from: what each word weighed, and what the answer rests on.
+
+The two are different questions. The weights of the modulator say where a token looked; a model can answer right while
+they point elsewhere. Occlusion masks one grid at a time and measures what that does to the answer's log-probability.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..cmm.positions import default_boxes
+
+
+@dataclass
+class Grounding:
+    """What `FireboltForConditionalGeneration.ground` returns; G grids a row, masked ones zero.
+
+    method       "weights" or "occlusion"
+    boxes        [B,G,4] (y0, x0, y1, x1): pixels of the image where `image_sizes` was given, else 0..1 of the image
+    grid_mask    [B,G] bool, the grids that exist
+    weights      [B,T,G], method "weights": the share of each grid in each text column, the mean over heads
+    effects      [B,G], method "occlusion": by how many nats the answer's log-probability falls when the grid is masked;
+                 positive where the answer rests on it
+    answer_ids   [B,N], method "occlusion": the answer that was scored, and `answer_mask` [B,N] which of it counts
+    """
+
+    method: str
+    boxes: Tensor
+    grid_mask: Tensor
+    weights: Tensor | None = None
+    effects: Tensor | None = None
+    answer_ids: Tensor | None = None
+    answer_mask: Tensor | None = None
+
+    def phrase(self, row: int, start: int, end: int) -> Tensor:
+        """The grounding of a phrase [G]: the mean weight over its tokens, columns start..end-1 of `input_ids`.
+
+        A token's weights depend on that token and the image alone, not on its neighbours, so one token of
+        "top left" does not say where the phrase points.
+        """
+        if self.weights is None:
+            raise ValueError(f"phrase: weights are wanted, method={self.method!r} has effects; ground by 'weights'")
+        if not 0 <= start < end <= self.weights.shape[1]:
+            raise ValueError(f"start, end: {start}, {end} came, 0 <= start < end <= {self.weights.shape[1]} is wanted")
+        return self.weights[row, start:end].mean(dim=0)
+
+
+def unit_boxes(grid_mask: Tensor, grid_boxes: Tensor | None) -> Tensor:
+    """Boxes [B,G,4] in 0..1: those given, or the global view and n x n tiles."""
+    if grid_boxes is not None:
+        return grid_boxes
+    return default_boxes(grid_mask.shape[1], device=grid_mask.device).expand(*grid_mask.shape, 4)
+
+
+def to_pixels(boxes: Tensor, image_sizes: Tensor | None, images: Tensor | None) -> Tensor:
+    """Boxes [B,G,4] scaled by (height, width): image_sizes [B,2], or [B,I,2] and the image index [B,G] of each grid."""
+    if image_sizes is None:
+        return boxes
+    sizes = torch.as_tensor(image_sizes, dtype=boxes.dtype, device=boxes.device)
+    if sizes.dim() == 2:
+        sizes = sizes[:, None]
+    if sizes.dim() != 3 or sizes.shape[0] != boxes.shape[0] or sizes.shape[-1] != 2:
+        raise ValueError(f"image_sizes: {tuple(sizes.shape)} came, [{boxes.shape[0]}, 2] or [B, I, 2] is wanted")
+    if images is None:
+        sizes = sizes[:, :1].expand(-1, boxes.shape[1], -1)
+    else:
+        sizes = sizes.gather(1, images[..., None].expand(-1, -1, 2))
+    return boxes * torch.cat([sizes, sizes], dim=-1)
+
+
+def answer_mask(answer_ids: Tensor, eos_token_ids: list[int], pad_token_id: int | None) -> Tensor:
+    """[B,N] bool: the tokens up to and with the first end token; without one, up to the padding."""
+    ended = torch.isin(answer_ids, torch.tensor(eos_token_ids, device=answer_ids.device))
+    after = ended.long().cumsum(-1) - ended.long() > 0
+    mask = ~after
+    if pad_token_id is not None:
+        mask &= (answer_ids != pad_token_id) | ended
+    return mask
+
+
+@torch.no_grad()
+def occlusion_effects(model, input_ids, attention_mask, answer_ids, scored, seen) -> Tensor:
+    """Drop of log p(answer) [B,G] in nats when one grid is masked; G + 1 rows in one batch for each row."""
+    effects = torch.zeros(seen.mask.shape, dtype=torch.float32, device=input_ids.device)
+    for row in range(input_ids.shape[0]):
+        there = seen.mask[row].nonzero().flatten()
+        if not len(there):
+            continue
+        # Row 0 sees every grid, row i all but the i-th of them.
+        masks = seen.mask[row].repeat(len(there) + 1, 1)
+        masks[torch.arange(len(there)) + 1, there] = False
+        copies = len(masks)
+
+        def repeated(tensor: Tensor | None, row: int = row, copies: int = copies) -> Tensor | None:
+            return None if tensor is None else tensor[row : row + 1].expand(copies, *tensor.shape[1:])
+
+        length = int(scored[row].sum())
+        if length == 0:
+            continue
+        ids = torch.cat([repeated(input_ids), repeated(answer_ids)[:, :length]], dim=1)
+        mask = torch.cat([repeated(attention_mask), repeated(scored)[:, :length]], dim=1)
+        logits = model(
+            input_ids=ids,
+            attention_mask=mask,
+            grids=repeated(seen.features),
+            grid_mask=masks,
+            grid_boxes=repeated(seen.boxes),
+            grid_images=repeated(seen.images),
+            prompt_mask=repeated(attention_mask),
+            use_cache=False,
+            logits_to_keep=length + 1,
+        ).logits
+        chances = logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, -length:, None])
+        scores = chances[..., 0].sum(-1)
+        effects[row, there] = scores[0] - scores[1:]
+    return effects

@@ -1,0 +1,777 @@
+"""Firebolt-VL: SigLIP grids, a connector that writes what each token sees into that token, and the LFM2 decoder."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SiglipVisionModel,
+)
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import ModelOutput, can_return_tuple
+
+from ..cmm import CrossAttend, CrossModalModulator, Prepend
+from .cache_firebolt import ConnectorCacheLayer, bind, connector_layer
+from .configuration_firebolt import FireboltConfig
+from .grounding import Grounding, answer_mask, occlusion_effects, to_pixels, unit_boxes
+from .original import is_original, load_original
+from .packing import has_hole, pack
+
+CONNECTOR_CLASSES = {"cmm": CrossModalModulator, "prepend": Prepend, "cross_attend": CrossAttend}
+PIXEL_ARGUMENTS = ("pixel_values", "pixel_tiles", "tile_mask", "image_mask")
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+GRID_ARGUMENTS = ("grids", "grid_mask", "grid_boxes", "grid_images")
+
+
+class Grids(NamedTuple):
+    """A batch's grids: `features` [B,G,D_v], `mask` [B,G] bool, `boxes` [B,G,4] or None, `images` [B,G] or None."""
+
+    features: Tensor
+    mask: Tensor
+    boxes: Tensor | None
+    images: Tensor | None
+
+    @property
+    def rows(self) -> Tensor:
+        """[B] bool: the rows with at least one grid."""
+        return self.mask.any(-1)
+
+
+class DecoderInputs(NamedTuple):
+    """What the decoder is called with; `places` [B,T] says where text columns stand, None where they stand in order."""
+
+    embeddings: Tensor
+    attention_mask: Tensor | None
+    position_ids: Tensor
+    places: Tensor | None = None
+
+
+@dataclass
+class FireboltModelOutput(BaseModelOutputWithPast):
+    """The decoder's output, `last_hidden_state` [B,T,D] one column for each text column."""
+
+
+@dataclass
+class FireboltCausalLMOutput(ModelOutput):
+    """`loss` (with labels), `logits` [B,T,V] (column t predicts t + 1) and what the decoder returns beside them."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class FireboltPreTrainedModel(PreTrainedModel):
+    config: FireboltConfig
+    config_class = FireboltConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Lfm2DecoderLayer", "SiglipEncoderLayer", "CrossModalModulator", "Prepend", "CrossAttend"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = False
+    # The parameters of the state-space models; see cmm.precision for casts after loading.
+    _keep_in_fp32_modules_strict = ["ssm.kernel"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if not isinstance(module, tuple(CONNECTOR_CLASSES.values())):
+            super()._init_weights(module)
+            return
+        # A connector sets all its parameters in one go; those that a checkpoint has filled keep what they hold.
+        loaded = [p for p in module.parameters() if getattr(p, "_is_hf_initialized", False)]
+        values = [p.detach().clone() for p in loaded]
+        module.reset_parameters()
+        for parameter, value in zip(loaded, values):
+            parameter.copy_(value)
+
+
+class FireboltModel(FireboltPreTrainedModel):
+    """Vision tower, connector and decoder without its head; see FireboltForConditionalGeneration."""
+
+    def __init__(self, config: FireboltConfig):
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.connector = CONNECTOR_CLASSES[config.connector](config.connector_config())
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_grids(
+        self,
+        pixel_values: Tensor,
+        pixel_tiles: Tensor | None = None,
+        tile_mask: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        grid_boxes: Tensor | None = None,
+    ) -> Grids:
+        """Encode every image of the batch once: one call of the vision tower for each view size.
+
+        pixel_values [B,3,S,S] or [B,I,3,S,S]; pixel_tiles [B,M,3,t,t] or [B,I,M,3,t,t]; tile_mask [B,M] or [B,I,M];
+        image_mask [B] or [B,I]; grid_boxes [B,1+M,4] or [B,I,1+M,4]. Masked views are not encoded; their features
+        are zero. G = I (1 + M), image by image, the global view first.
+        """
+        if pixel_values.dim() == 4:
+            pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes = (
+                tensor.unsqueeze(1) if tensor is not None else None
+                for tensor in (pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes)
+            )
+        if pixel_values.dim() != 5:
+            raise ValueError(f"pixel_values: {tuple(pixel_values.shape)} came, [B,3,S,S] or [B,I,3,S,S] is wanted")
+        batch_size, images = pixel_values.shape[:2]
+        device = pixel_values.device
+        tiles = pixel_tiles.shape[2] if pixel_tiles is not None else 0
+        if image_mask is None:
+            image_mask = torch.ones(batch_size, images, dtype=torch.bool, device=device)
+        if tile_mask is None:
+            tile_mask = torch.ones(batch_size, images, tiles, dtype=torch.bool, device=device)
+        wanted = {
+            "image_mask": (image_mask, (batch_size, images)),
+            "tile_mask": (tile_mask, (batch_size, images, tiles)),
+            "pixel_tiles": (pixel_tiles, (batch_size, images, tiles)),
+            "grid_boxes": (grid_boxes, (batch_size, images, 1 + tiles, 4)),
+        }
+        for name, (tensor, shape) in wanted.items():
+            if tensor is not None and tuple(tensor.shape[: len(shape)]) != shape:
+                raise ValueError(f"{name}: {tuple(tensor.shape)} came, {list(shape)} is wanted beside pixel_values")
+
+        image_mask = image_mask.bool()
+        tile_mask = tile_mask.bool() & image_mask[..., None]
+        mask = torch.cat([image_mask[..., None], tile_mask], dim=-1)
+        features = self._encode_views(pixel_values, pixel_tiles, image_mask, tile_mask)
+        index = torch.arange(images, device=device)[None, :, None].expand(batch_size, images, 1 + tiles)
+        return Grids(
+            features.flatten(1, 2),
+            mask.flatten(1, 2),
+            grid_boxes.flatten(1, 2) if grid_boxes is not None else None,
+            index.flatten(1, 2) if images > 1 else None,
+        )
+
+    def _encode_views(self, pixel_values, pixel_tiles, image_mask, tile_mask) -> Tensor:
+        """Pooled features [B,I,1+M,D_v] of the views that the masks keep, zeros elsewhere."""
+        features = pixel_values.new_zeros(
+            *image_mask.shape, 1 + tile_mask.shape[-1], self.config.vision_config.hidden_size, dtype=self.dtype
+        )
+        if not image_mask.any():
+            return features
+        whole = pixel_values[image_mask]
+        parts = pixel_tiles[tile_mask] if pixel_tiles is not None and tile_mask.any() else whole[:0]
+        if whole.shape[1:] == parts.shape[1:]:
+            pooled = self._pool_views(torch.cat([whole, parts]))
+            features[..., 0, :][image_mask], rest = pooled[: len(whole)], pooled[len(whole) :]
+        else:
+            features[..., 0, :][image_mask] = self._pool_views(whole)
+            rest = self._pool_views(parts) if len(parts) else whole.new_zeros(0, features.shape[-1], dtype=self.dtype)
+        features[..., 1:, :][tile_mask] = rest
+        return features
+
+    def _pool_views(self, pixels: Tensor) -> Tensor:
+        """Pooled vectors [n,D_v] of n views of one size, position embeddings interpolated for sizes not trained on."""
+        native = pixels.shape[-1] == pixels.shape[-2] == self.config.vision_config.image_size
+        views = self.vision_tower(pixels.to(self.vision_tower.dtype), interpolate_pos_encoding=not native)
+        return views.pooler_output.to(self.dtype)
+
+    def _given_grids(self, grids, grid_mask, grid_boxes, grid_images, text: Tensor) -> Grids:
+        if grids.dim() != 3 or grids.shape[0] != text.shape[0]:
+            raise ValueError(f"grids: {tuple(grids.shape)} came, [{text.shape[0]}, G, D_v] is wanted")
+        if grid_mask is None:
+            grid_mask = torch.ones(grids.shape[:2], dtype=torch.bool, device=grids.device)
+        return Grids(grids.to(text.dtype), grid_mask.bool(), grid_boxes, grid_images)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_tiles: Tensor | None = None,
+        tile_mask: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        grid_boxes: Tensor | None = None,
+        grids: Tensor | None = None,
+        grid_mask: Tensor | None = None,
+        grid_images: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+        prompt_summary: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> FireboltModelOutput:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("input_ids, inputs_embeds: exactly one of them is wanted")
+        if pixel_values is not None and grids is not None:
+            raise ValueError("pixel_values, grids: both came, at most one of them is wanted")
+        text = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache is None:
+            use_cache = self.config.text_config.use_cache and not self.training
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config.text_config)
+        memory = bind(past_key_values) if past_key_values is not None else None
+        text_mask = self._text_mask(attention_mask, text, memory)
+
+        seen = None
+        if pixel_values is not None or grids is not None:
+            if memory is not None and memory.columns > 0:
+                check_same_images(memory, image_mask if pixel_values is not None else None)
+            elif pixel_values is not None:
+                seen = self.get_grids(pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes)
+            else:
+                seen = self._given_grids(grids, grid_mask, grid_boxes, grid_images, text)
+        decoder = self._fuse(text, text_mask, attention_mask, position_ids, seen, prompt_mask, prompt_summary, memory)
+        outputs = self.language_model(
+            inputs_embeds=decoder.embeddings,
+            attention_mask=decoder.attention_mask,
+            position_ids=decoder.position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        if decoder.places is not None:
+            hidden = hidden.gather(1, decoder.places[..., None].expand(-1, -1, hidden.shape[-1]))
+        return FireboltModelOutput(
+            last_hidden_state=hidden,
+            past_key_values=past_key_values if use_cache else None,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _text_mask(self, attention_mask, text: Tensor, memory: ConnectorCacheLayer | None) -> Tensor | None:
+        """The part of `attention_mask` [B, past + T] that belongs to this call's columns: [B,T] bool."""
+        if attention_mask is None:
+            return None
+        past = memory.columns if memory is not None else 0
+        batch_size, columns = text.shape[:2]
+        if not isinstance(attention_mask, Tensor) or attention_mask.shape != (batch_size, past + columns):
+            came = tuple(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
+            raise ValueError(
+                f"attention_mask: {came} came, [{batch_size}, {past + columns}] is wanted"
+                + (f" ({past} columns in the cache and {columns} new ones)" if past else "")
+            )
+        mask = attention_mask.bool()
+        if columns > 1 and has_hole(mask).any():
+            raise ValueError(
+                "attention_mask: a row drops a position between two kept ones; padding on the left or right is wanted "
+                "(LFM2's short convolution is wrong over holes)"
+            )
+        return mask[:, past:]
+
+    def _fuse(
+        self, text, text_mask, attention_mask, position_ids, seen, prompt_mask, prompt_summary, memory
+    ) -> DecoderInputs:
+        """Run the connector and lay out what the decoder reads (firebolt-vl.md, section 3)."""
+        started = memory is not None and memory.columns > 0
+        if memory is not None and not started:
+            memory.image_rows = seen.rows if seen is not None and bool(seen.rows.any()) else None
+            memory.grids = seen.features.shape[1] if memory.image_rows is not None else 0
+            memory.kept = torch.zeros(text.shape[0], dtype=torch.long, device=text.device)
+            memory.inserted = torch.zeros_like(memory.kept)
+        if seen is not None and not bool(seen.rows.any()):
+            seen = None
+        prompt, unfinished = self._prompt(prompt_mask, text, text_mask, memory)
+
+        inserts = self.connector.inserts_grids or self.config.fusion != "replace"
+        if not inserts:
+            decoder = self._replaced(text, text_mask, attention_mask, position_ids, seen, prompt_mask, memory)
+        else:
+            if started and not memory.prompt:
+                segments = [(text, text_mask)]
+                places = None
+            elif self.connector.inserts_grids:
+                segments, places = self._prepended(text, text_mask, seen)
+            elif self.config.fusion == "pool":
+                segments, places = self._pooled(text, text_mask, seen, prompt, unfinished, prompt_summary)
+            else:
+                segments, places = self._concatenated(text, text_mask, seen, prompt, unfinished, memory)
+            decoder = self._inserted(segments, places, text, text_mask, memory)
+        if memory is not None:
+            memory.columns += text.shape[1]
+            memory.kept = memory.kept + (text.shape[1] if text_mask is None else text_mask.sum(-1))
+        return decoder
+
+    def _prompt(self, prompt_mask, text, text_mask, memory) -> tuple[Tensor, Tensor]:
+        """This call's share of the prompt [B,T] bool, and the rows [B] whose prompt goes on after this call."""
+        batch_size, columns = text.shape[:2]
+        past = memory.columns if memory is not None else 0
+        kept = torch.ones(batch_size, columns, dtype=torch.bool, device=text.device) if text_mask is None else text_mask
+        if prompt_mask is None:
+            # Without more knowledge the prompt is all of the first call; a later turn is never part of it.
+            return kept if past == 0 else torch.zeros_like(kept), torch.zeros_like(kept[:, 0])
+        if prompt_mask.dim() != 2 or prompt_mask.shape[0] != batch_size:
+            raise ValueError(f"prompt_mask: {tuple(prompt_mask.shape)} came, [{batch_size}, T] is wanted")
+        prompt_mask = prompt_mask.bool()
+        here = torch.zeros_like(kept)
+        part = prompt_mask[:, past : past + columns]
+        here[:, : part.shape[1]] = part
+        return here & kept, prompt_mask[:, past + columns :].any(-1)
+
+    def _connect(self, text, text_mask, seen: Grids | None, memory, history: int = 0) -> Tensor:
+        """The connector's output, leaving its state in `memory` where there is one."""
+        if memory is None:
+            return self.connector(text, seen.features, text_mask, seen.mask, seen.boxes, grid_images=seen.images)
+        if memory.state is None:
+            output, memory.state = self.connector.prefill(
+                text, seen.features, text_mask, seen.mask, seen.boxes, grid_images=seen.images, history=history
+            )
+        elif text.shape[1] == 1 and not history and (text_mask is None or bool(text_mask.all())):
+            output, memory.state = self.connector.step(text, memory.state)
+        else:
+            output, memory.state = self.connector.prefill(
+                text, text_mask=text_mask, state=memory.state, history=history
+            )
+        return output
+
+    def _replaced(self, text, text_mask, attention_mask, position_ids, seen, prompt_mask, memory) -> DecoderInputs:
+        """T positions: the connector's output in the rows with an image, the text embeddings in the others."""
+        rows = seen.rows if seen is not None else (memory.image_rows if memory is not None else None)
+        embeddings = text
+        if rows is not None:
+            history = 0
+            if memory is not None and memory.record_past:
+                prompt_columns = prompt_mask.shape[1] if prompt_mask is not None and memory.columns == 0 else 0
+                history = max(text.shape[1] - prompt_columns, 0)
+            connected = self._connect(text, text_mask, seen, memory, history)
+            embeddings = torch.where(rows[:, None, None], connected.to(text.dtype), text)
+        if position_ids is None:
+            position_ids = self._text_positions(text, text_mask, memory)
+        return DecoderInputs(embeddings, attention_mask, position_ids)
+
+    def _text_positions(self, text, text_mask, memory) -> Tensor:
+        """How many kept text tokens stand before each column [B,T]."""
+        if text_mask is None:
+            positions = torch.arange(text.shape[1], device=text.device).expand(text.shape[:2])
+        else:
+            positions = (text_mask.long().cumsum(-1) - 1).clamp(min=0)
+        return positions if memory is None else positions + memory.kept[:, None]
+
+    def _prepended(self, text, text_mask, seen: Grids | None):
+        """`[projected grids ; text]`."""
+        if seen is None:
+            return [(text, text_mask)], None
+        projected = self.connector(text, seen.features, text_mask, seen.mask, seen.boxes, grid_images=seen.images)
+        count = seen.features.shape[1]
+        places = count + torch.arange(text.shape[1], device=text.device).expand(text.shape[:2])
+        return [(projected[:, :count].to(text.dtype), seen.mask), (text, text_mask)], places
+
+    def summarize_prompt(self, text: Tensor, prompt: Tensor, seen: Grids) -> Tensor:
+        """Eq. 14's z [B,D]: the mean over the prompt's kept positions [B,T] of the modulated text [B,T,D]."""
+        modulated = self.connector(text, seen.features, prompt, seen.mask, seen.boxes, grid_images=seen.images)
+        count = prompt.sum(-1, keepdim=True).clamp(min=1).to(modulated.dtype)
+        return ((modulated * prompt[..., None]).sum(1) / count).to(text.dtype)
+
+    def _pooled(self, text, text_mask, seen: Grids | None, prompt, unfinished, summary):
+        """`[z ; text]`."""
+        if seen is None:
+            return [(text, text_mask)], None
+        if summary is None:
+            if bool((unfinished & seen.rows).any()):
+                raise ValueError(
+                    "prompt_mask: the prompt goes on after this call, but fusion 'pool' puts its mean first; "
+                    "pass the whole prompt in the first call, or its mean as prompt_summary"
+                )
+            summary = self.summarize_prompt(text, prompt, seen)
+        places = 1 + torch.arange(text.shape[1], device=text.device).expand(text.shape[:2])
+        return [(summary[:, None], seen.rows[:, None]), (text, text_mask)], places
+
+    def _concatenated(self, text, text_mask, seen: Grids | None, prompt, unfinished, memory):
+        """`[text of the prompt ; modulated prompt ; text of the answer]`; the middle part once the prompt is whole."""
+        rows = seen.rows if seen is not None else (memory.image_rows if memory is not None else None)
+        if rows is None:
+            return [(text, text_mask)], None
+        if bool(unfinished.any()):
+            # Part of the prompt: remember what the connector makes of it, and let the decoder read the text.
+            if memory is None or not bool(unfinished.all() & rows.all()):
+                raise ValueError(
+                    "prompt_mask: with fusion 'concat' the prompts of all rows must end in the same call, and where a "
+                    "prompt takes several calls every row needs an image; pass the prompt in one call"
+                )
+            memory.prompt.append((self._connect(text, prompt, seen, memory), prompt))
+            return [(text, text_mask)], None
+        earlier = list(memory.prompt) if memory is not None else []
+        modulated = self._connect(text, prompt, seen, memory)
+        if memory is not None:
+            memory.state, memory.prompt = None, []
+
+        kept = torch.ones_like(prompt) if text_mask is None else text_mask
+        copies = [*earlier, (modulated, prompt)]
+        segments = [(text, prompt)]
+        segments += [(chunk.to(text.dtype), mask & rows[:, None]) for chunk, mask in copies]
+        segments += [(text, kept & ~prompt)]
+        columns = torch.arange(text.shape[1], device=text.device).expand(text.shape[:2])
+        width = sum(mask.shape[1] for _, mask in segments[:-1])
+        # The prompt's last column is read where its modulated copy stands, which is what the answer follows.
+        last = prompt & (prompt.flip(-1).long().cumsum(-1).flip(-1) == 1) & rows[:, None]
+        copy = width - text.shape[1]
+        places = torch.where(last, copy + columns, torch.where(prompt, columns, width + columns))
+        return segments, places
+
+    def _inserted(self, segments, places, text, text_mask, memory) -> DecoderInputs:
+        """Pack the segments row by row; what a row lacks stands on its outside."""
+        batch_size, device = text.shape[0], text.device
+        packed_mask, columns = text_mask, None
+        embeddings = segments[0][0]
+        if places is not None:
+            keeps = [
+                torch.ones(part.shape[:2], dtype=torch.bool, device=device) if keep is None else keep
+                for part, keep in segments
+            ]
+            whole = torch.ones(text.shape[:2], dtype=torch.bool, device=device) if text_mask is None else text_mask
+            packed = pack(torch.cat([part for part, _ in segments], dim=1), torch.cat(keeps, dim=1), whole)
+            embeddings, packed_mask = packed.embeddings, packed.mask
+            columns = packed.places.gather(1, places)
+            if bool(packed_mask.all()):
+                packed_mask = None
+        width = embeddings.shape[1]
+        if packed_mask is None:
+            positions = torch.arange(width, device=device).expand(batch_size, width)
+            count = torch.full((batch_size,), width, dtype=torch.long, device=device)
+        else:
+            positions = (packed_mask.long().cumsum(-1) - 1).clamp(min=0)
+            count = packed_mask.sum(-1)
+        if memory is None:
+            return DecoderInputs(embeddings, packed_mask, positions, columns)
+        attention_mask = memory.extended(packed_mask, batch_size, width, device)
+        if packed_mask is not None and bool(has_hole(attention_mask).any()):
+            raise ValueError(
+                "attention_mask: a row's padding reaches into a later call than its first tokens or inserted "
+                "positions, and LFM2's short convolution is wrong over the gap; pass the prompt in one call"
+            )
+        positions = positions + (memory.kept + memory.inserted)[:, None]
+        memory.inserted = memory.inserted + count - (text.shape[1] if text_mask is None else text_mask.sum(-1))
+        memory.mask = attention_mask
+        memory.width += width
+        return DecoderInputs(embeddings, attention_mask, positions, columns)
+
+
+def check_same_images(memory: ConnectorCacheLayer, image_mask: Tensor | None) -> None:
+    """Images that come with a cache must be those that its first turn came with: they are not encoded again."""
+    if memory.image_rows is None:
+        raise ValueError(
+            "pixel_values: images came with a cache whose first turn had none; an image belongs to the first turn"
+        )
+    if image_mask is not None:
+        rows = image_mask.bool().flatten(1).any(-1) if image_mask.dim() > 1 else image_mask.bool()
+        if rows.shape != memory.image_rows.shape or bool((rows != memory.image_rows).any()):
+            raise ValueError("image_mask: other rows have an image than in the first turn of this cache")
+
+
+class FireboltForConditionalGeneration(FireboltPreTrainedModel, GenerationMixin):
+    """Firebolt-VL with its language-model head: answers questions about images, in text.
+
+    Rows may have no image (their text embeddings reach the decoder unchanged), one, or several. Generation is exact
+    and cached: an image is encoded once, the grid side of the connector is computed once, and the connector's state
+    travels with the decoder's cache, so that step t equals column t of the full forward.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: FireboltConfig):
+        super().__init__(config)
+        self.model = FireboltModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.lm_head = value
+
+    def get_grids(self, pixel_values: Tensor, **images) -> Grids:
+        """See FireboltModel.get_grids."""
+        return self.model.get_grids(pixel_values, **images)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_tiles: Tensor | None = None,
+        tile_mask: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        grid_boxes: Tensor | None = None,
+        grids: Tensor | None = None,
+        grid_mask: Tensor | None = None,
+        grid_images: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+        prompt_summary: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs,
+    ) -> FireboltCausalLMOutput:
+        r"""Logits of the next token at each text column, and the loss where there are labels.
+
+        input_ids [B,T] (or inputs_embeds [B,T,D]); attention_mask [B, past + T], True = keep, padded left or right;
+        images as `FireboltProcessor` makes them (see `get_grids`), or grids [B,G,D_v] with grid_mask [B,G],
+        grid_boxes [B,G,4] and grid_images [B,G]; prompt_mask [B,T]: the question, which fusions `concat` and `pool`
+        need (default: the kept positions before the first answer token, or without labels all of them); labels [B,T],
+        -100 where no loss is wanted. Logits are [B,T,V] for every connector and fusion.
+
+        Raises ValueError where a shape is not as above, a mask has holes, or both pixels and grids came.
+        """
+        if labels is not None:
+            if labels.dim() != 2 or (input_ids if input_ids is not None else inputs_embeds).shape[:2] != labels.shape:
+                raise ValueError(f"labels: {tuple(labels.shape)} came, the shape of the text, [B,T], is wanted")
+            if prompt_mask is None:
+                prompt_mask = (labels != -100).long().cumsum(-1) == 0
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            pixel_values=pixel_values,
+            pixel_tiles=pixel_tiles,
+            tile_mask=tile_mask,
+            image_mask=image_mask,
+            grid_boxes=grid_boxes,
+            grids=grids,
+            grid_mask=grid_mask,
+            grid_images=grid_images,
+            prompt_mask=prompt_mask,
+            prompt_summary=prompt_summary,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        return FireboltCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As on any model of transformers; a checkpoint of the original Firebolt-VL is converted while it is loaded.
+
+        The original only names its backbones: their configurations are looked for as a local folder, then a hub id,
+        then taken from `text_config=` / `vision_config=`. `kernel_taps=512` keeps its truncated S4 kernel.
+        """
+        backbones = {name: kwargs.pop(name, None) for name in ("text_config", "vision_config", "kernel_taps")}
+        if pretrained_model_name_or_path is not None and kwargs.get("config") is None:
+            hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+            described, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
+            if is_original(described):
+                config, state = load_original(pretrained_model_name_or_path, described, **backbones, **hub)
+                return super().from_pretrained(None, *args, config=config, state_dict=state, **kwargs)
+        if given := sorted(name for name, value in backbones.items() if value is not None):
+            raise ValueError(
+                f"{', '.join(given)}: only for checkpoints of the original Firebolt-VL, this is another one"
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def from_backbones(
+        cls, decoder: str, vision: str, *, dtype: torch.dtype | None = None, **config
+    ) -> "FireboltForConditionalGeneration":
+        """A new Firebolt-VL around a trained LFM2 and a trained SigLIP, its connector freshly initialised.
+
+        decoder, vision: local folders or hub ids; of a SigLIP with two towers only the vision tower is loaded.
+        `config` goes to FireboltConfig (cmm_config, connector, fusion).
+        """
+        language_model = AutoModelForCausalLM.from_pretrained(decoder, dtype=dtype or "auto")
+        vision_tower = SiglipVisionModel.from_pretrained(vision, dtype=dtype or "auto")
+        model = cls(FireboltConfig(text_config=language_model.config, vision_config=vision_tower.config, **config))
+        model.to(language_model.dtype)
+        model.model.language_model.load_state_dict(language_model.model.state_dict())
+        model.lm_head.load_state_dict(language_model.lm_head.state_dict())
+        model.model.vision_tower.load_state_dict(vision_tower.state_dict())
+        model.generation_config = language_model.generation_config
+        return model.eval()
+
+    @torch.no_grad()
+    def ground(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        method: str = "weights",
+        answer_ids: Tensor | None = None,
+        max_new_tokens: int = 32,
+        image_sizes: Tensor | None = None,
+        **images,
+    ) -> Grounding:
+        """Where an answer comes from, grid by grid; see Grounding for what comes back.
+
+        method "weights": what each text token weighed (connector "cmm" alone has such weights). "occlusion": the
+        answer, `answer_ids` [B,N] or else generated greedily, is scored with every grid and with each one masked.
+        `images` is what `FireboltProcessor` returns, or grids, grid_mask, grid_boxes, grid_images; `image_sizes` [B,2]
+        (height, width), or [B,I,2] with several images in a row, turns the boxes into pixels.
+
+        Raises ValueError for an unknown method, for inputs without an image, and for weights of another connector.
+        """
+        if method not in ("weights", "occlusion"):
+            raise ValueError(f"method: {method!r} came, 'weights' or 'occlusion' is wanted")
+        if method == "weights" and self.config.connector != "cmm":
+            raise ValueError(
+                f"method: 'weights' came, but connector {self.config.connector!r} has none; use 'occlusion'"
+            )
+        input_ids = input_ids.to(self.device)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(self.device)
+        mask = mask.bool()
+        given = {name: value.to(self.device) for name, value in images.items() if value is not None}
+        if "pixel_values" in given:
+            seen = self.get_grids(**given)
+        elif "grids" in given:
+            seen = self.model._given_grids(*(given.get(name) for name in GRID_ARGUMENTS), given["grids"].to(self.dtype))
+        else:
+            raise ValueError("pixel_values, grids: neither came; grounding needs an image")
+        boxes = to_pixels(unit_boxes(seen.mask, seen.boxes), image_sizes, seen.images)
+        if method == "weights":
+            text = self.get_input_embeddings()(input_ids)
+            _, weights = self.model.connector(
+                text, seen.features, mask, seen.mask, seen.boxes, grid_images=seen.images, return_weights=True
+            )
+            return Grounding(method, boxes, seen.mask, weights=weights.float())
+
+        stops = self.generation_config.eos_token_id
+        stops = [stops] if isinstance(stops, int) else list(stops or [])
+        if answer_ids is None:
+            grid_arguments = dict(zip(GRID_ARGUMENTS, seen))
+            sequences = self.generate(
+                input_ids=input_ids,
+                attention_mask=mask.long(),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                **{name: value for name, value in grid_arguments.items() if value is not None},
+            )
+            answer_ids = sequences[:, input_ids.shape[1] :]
+        elif answer_ids.dim() != 2 or answer_ids.shape[0] != input_ids.shape[0]:
+            raise ValueError(f"answer_ids: {tuple(answer_ids.shape)} came, [{input_ids.shape[0]}, N] is wanted")
+        answer_ids = answer_ids.to(self.device)
+        scored = answer_mask(answer_ids, stops, self.generation_config.pad_token_id)
+        effects = occlusion_effects(self, input_ids, mask, answer_ids, scored, seen)
+        return Grounding(method, boxes, seen.mask, effects=effects, answer_ids=answer_ids, answer_mask=scored)
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, *args, **kwargs):
+        """`GenerationMixin.generate`, with every image encoded once, before beams or samples repeat the inputs."""
+        kwargs = {name: value for name, value in kwargs.items() if value is not None or name not in PIXEL_ARGUMENTS}
+        cache = kwargs.get("past_key_values")
+        memory = connector_layer(cache) if isinstance(cache, Cache) else None
+        started = memory is not None and memory.columns > 0
+        if "pixel_values" in kwargs:
+            pixels = {name: kwargs.pop(name) for name in (*PIXEL_ARGUMENTS, "grid_boxes") if name in kwargs}
+            if kwargs.get("grids") is not None:
+                raise ValueError("pixel_values, grids: both came, at most one of them is wanted")
+            if started:
+                check_same_images(memory, pixels.get("image_mask"))
+            else:
+                pixels = {name: value.to(self.device) for name, value in pixels.items() if value is not None}
+                kwargs.update(zip(GRID_ARGUMENTS, self.get_grids(**pixels)))
+        if not started and kwargs.get("prompt_mask") is None:
+            kwargs["prompt_mask"] = self._whole_prompt(inputs, kwargs)
+        if not started and self.config.fusion == "pool" and kwargs.get("grids") is not None:
+            kwargs["prompt_summary"] = self._prompt_summary(inputs, kwargs)
+        return super().generate(inputs, *args, **kwargs)
+
+    def _whole_prompt(self, inputs, kwargs) -> Tensor | None:
+        if (mask := kwargs.get("attention_mask")) is not None:
+            return mask.bool()
+        for given in (kwargs.get("inputs_embeds"), inputs, kwargs.get("input_ids")):
+            if given is not None:
+                return torch.ones(given.shape[:2], dtype=torch.bool, device=given.device)
+        return None
+
+    def _prompt_summary(self, inputs, kwargs) -> Tensor | None:
+        """What fusion "pool" puts first; made here, since prefill in chunks needs it with the first chunk."""
+        if (text := kwargs.get("inputs_embeds")) is None:
+            ids = inputs if inputs is not None else kwargs.get("input_ids")
+            if ids is None:
+                return None
+            text = self.get_input_embeddings()(ids.to(self.device))
+        seen = self.model._given_grids(*(kwargs.get(name) for name in GRID_ARGUMENTS), text)
+        return self.model.summarize_prompt(text, kwargs["prompt_mask"].to(self.device), seen)
+
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+    ):
+        implementation = generation_config.cache_implementation
+        if implementation not in (None, "dynamic", "static"):
+            raise ValueError(
+                f"cache_implementation: {implementation!r} came; LFM2's convolution states cannot be quantised, "
+                "offloaded or windowed: 'dynamic' or 'static' is wanted"
+            )
+        if self.model.connector.inserts_grids and model_kwargs.get("grids") is not None:
+            max_cache_length += model_kwargs["grids"].shape[1]
+        elif self.config.fusion == "pool":
+            max_cache_length += 1
+        elif self.config.fusion == "concat" and model_kwargs.get("prompt_mask") is not None:
+            max_cache_length += model_kwargs["prompt_mask"].shape[1]
+        super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
+        if (cache := model_kwargs.get("past_key_values")) is not None:
+            layer = bind(cache)
+            if generation_config.is_assistant:
+                layer.activate_past_recording()
+
+    def create_masks_for_generate(self, attention_mask=None, **_) -> Tensor | None:
+        """Leave the mask as it is: the connector reads the text's, and the decoder makes its own from its positions."""
+        return attention_mask
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids,
+        next_sequence_length=None,
+        past_key_values=None,
+        attention_mask=None,
+        inputs_embeds=None,
+        is_first_iteration=False,
+        **kwargs,
+    ):
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+        if past_key_values is not None and connector_layer(past_key_values).columns > 0:
+            for name in (*GRID_ARGUMENTS, "prompt_summary"):
+                model_inputs.pop(name, None)
+        return model_inputs
+
+
+__all__ = ["FireboltForConditionalGeneration", "FireboltModel", "FireboltPreTrainedModel"]
