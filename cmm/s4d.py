@@ -62,9 +62,11 @@ class S4DKernel(WideParameters):
         return vandermonde(c * b, log_z, length)
 
     def _discretise(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        A = torch.complex(-self.log_A_real.exp(), self.A_imag)
-        log_z, b = zero_order_hold(A, self.log_dt.exp())
-        return log_z, torch.exp(log_z), b, torch.view_as_complex(self.C)
+        # In float64, since every power of z multiplies what is lost here, and it is few numbers.
+        A = torch.complex(-self.log_A_real.double().exp(), self.A_imag.double())
+        log_z, b = zero_order_hold(A, self.log_dt.double().exp())
+        c = torch.view_as_complex(self.C)
+        return log_z.to(c.dtype), torch.exp(log_z).to(c.dtype), b.to(c.dtype), c
 
 
 class S4D(SSMBlock):
