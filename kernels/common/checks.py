@@ -29,13 +29,14 @@ def check_shapes(op: str, **arguments: tuple[Tensor | None, str]) -> dict[str, i
             found = tensor.shape[tensor.ndim - len(axes) :] if axes else ()
         else:
             fits, found = tensor.ndim == len(axes), tensor.shape
+        known = dict(sizes)
         if fits:
             for axis, size in zip(axes, found):
                 fits &= size == (int(axis) if axis.isdigit() else sizes.setdefault(axis, size))
         if not fits:
-            known = ", ".join(f"{axis} = {sizes[axis]}" for axis in axes if axis in sizes)
+            given = ", ".join(f"{axis} = {known[axis]}" for axis in dict.fromkeys(axes) if axis in known)
             raise ValueError(
-                f"{op}: {name} has shape {list(tensor.shape)}; wanted [{pattern}]" + (f" with {known}" if known else "")
+                f"{op}: {name} has shape {list(tensor.shape)}; wanted [{pattern}]" + (f" with {given}" if given else "")
             )
         if first is None:
             first = name, tensor.device

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..common.checks import COMPLEX, check_dtypes, check_integer, check_shapes
 from ..common.device import implementation
-from . import reference as pytorch
+from . import pytorch
 
 
 def vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:

@@ -1,0 +1,160 @@
+"""Causal convolution by three exact algorithms: what runs without a Triton kernel."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..common.dtypes import compute_dtype
+from .choice import choose_algorithm
+
+# Steps in a chunk of the chunked algorithm.
+CHUNK = 64
+# Numbers in the arrays of one block of channels: they stay in the cache, and are not given back to the system and
+# faulted in again by every call.
+BLOCK = 2**17
+
+
+def fft_conv(u: Tensor, k: Tensor, d_skip: Tensor | None = None, *, k_spectrum: Tensor | None = None) -> Tensor:
+    """y_t = sum_{s <= t} k_{t-s} u_s + d u_t by the algorithm that `choose_algorithm` names."""
+    dtype = compute_dtype(u, k, d_skip, k_spectrum)
+    batch, width, L = u.shape
+    x = u.to(dtype)
+    if k_spectrum is not None:
+        size = 2 * (k_spectrum.shape[-1] - 1)
+        spectrum = k_spectrum if d_skip is None else k_spectrum + d_skip.to(dtype).unsqueeze(-1)
+        y = torch.fft.irfft(torch.fft.rfft(x, n=size) * spectrum, n=size)[..., :L]
+        return y.to(u.dtype)
+    k = k[:, :L].to(dtype)
+    if d_skip is not None:
+        # The skip is one more weight at lag 0.
+        k = torch.cat([k[:, :1] + d_skip.to(dtype).unsqueeze(-1), k[:, 1:]], -1)
+    algorithm = choose_algorithm(L, width, batch, dtype, u.device)
+    return ALGORITHMS[algorithm](x, k).to(u.dtype)
+
+
+def convolve_direct(u: Tensor, k: Tensor) -> Tensor:
+    """u [B,D,L], k [D,K] -> [B,D,L], tap by tap: a grouped convolution. What comes later in a row is never touched."""
+    return _InTime.apply(u, k, _direct)
+
+
+def convolve_chunked(u: Tensor, k: Tensor) -> Tensor:
+    """u [B,D,L], k [D,K] -> [B,D,L] as products of Toeplitz blocks with chunks of time.
+
+    What comes later in a row is multiplied by zeros: no finite value there changes a bit of what comes before.
+    """
+    return _InTime.apply(u, k, _chunked)
+
+
+def convolve_fft(u: Tensor, k: Tensor) -> Tensor:
+    """u [B,D,L], k [D,K] -> [B,D,L] as a product of spectra, long enough that nothing wraps around."""
+    return _InFrequency.apply(u, k)
+
+
+ALGORITHMS = {"direct": convolve_direct, "chunked": convolve_chunked, "fft": convolve_fft}
+
+
+class _InTime(torch.autograd.Function):
+    """A causal convolution whose gradients are causal convolutions too, of reversed sequences."""
+
+    @staticmethod
+    def forward(ctx, u: Tensor, k: Tensor, convolve) -> Tensor:
+        ctx.save_for_backward(u, k)
+        ctx.convolve = convolve
+        return convolve(u, k)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        u, k = ctx.saved_tensors
+        batch, width, L = u.shape
+        reverse = grad.flip(-1)
+        grad_u = grad_k = None
+        if ctx.needs_input_grad[0]:
+            grad_u = _InTime.apply(reverse, k, ctx.convolve).flip(-1)
+        if ctx.needs_input_grad[1]:
+            # sum_t grad_t u_{t-s} is the convolution of the reversed gradient with u, read at L - 1 - s.
+            rows = reverse.reshape(1, batch * width, L)
+            lags = _InTime.apply(rows, u.reshape(batch * width, L), ctx.convolve)
+            grad_k = lags.view(batch, width, L).sum(0).flip(-1)[:, : k.shape[-1]]
+        return grad_u, grad_k, None
+
+
+def _direct(u: Tensor, k: Tensor) -> Tensor:
+    width, taps = k.shape
+    return F.conv1d(F.pad(u, (taps - 1, 0)), k.flip(-1).unsqueeze(1), groups=width)
+
+
+def _chunked(u: Tensor, k: Tensor) -> Tensor:
+    batch, width, L = u.shape
+    size = min(L, CHUNK)
+    chunks = -(-L // size)
+    y = torch.empty_like(u, memory_format=torch.contiguous_format)
+    for channels in _channel_blocks(width, size * max(size, chunks * batch)):
+        # Rows (chunk, batch), so that B = 1 too gives dense products: [channels, chunks * batch, size], time reversed.
+        x = F.pad(u[:, channels], (0, chunks * size - L)).unflatten(-1, (chunks, size)).flip(-1)
+        x = x.permute(1, 2, 0, 3).flatten(1, 2)
+        # At size - 1 + l lies lag l; zeros stand for lags before 0 and after the last tap.
+        lags = F.pad(k[channels], (size - 1, (chunks + 1) * size - k.shape[-1]))
+        out = torch.zeros_like(x)
+        for m in range(-(-(k.shape[-1] - 1) // size) + 1):
+            if m == chunks:
+                break
+            # toeplitz[s, t] = k[m size + t - s], with s reversed as in x: lags at m size + s + t.
+            toeplitz = lags[:, m * size : (m + 2) * size - 1].unfold(-1, size, 1)
+            out[:, m * batch :].baddbmm_(x[:, : (chunks - m) * batch], toeplitz)
+        y[:, channels] = out.unflatten(1, (chunks, batch)).permute(2, 0, 1, 3).flatten(2)[..., :L]
+    return y
+
+
+class _InFrequency(torch.autograd.Function):
+    """Spectra are made again in the backward pass: that costs less than keeping them."""
+
+    @staticmethod
+    def forward(ctx, u: Tensor, k: Tensor) -> Tensor:
+        ctx.save_for_backward(u, k)
+        batch, width, L = u.shape
+        size = fast_size(L + k.shape[-1] - 1)
+        y = torch.empty_like(u, memory_format=torch.contiguous_format)
+        for channels in _channel_blocks(width, batch * size):
+            spectrum = torch.fft.rfft(u[:, channels], n=size).mul_(torch.fft.rfft(k[channels], n=size))
+            y[:, channels] = torch.fft.irfft(spectrum, n=size)[..., :L]
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        u, k = ctx.saved_tensors
+        (batch, width, L), taps = u.shape, k.shape[-1]
+        size = fast_size(L + taps - 1)
+        grad_u = torch.empty_like(u, memory_format=torch.contiguous_format) if ctx.needs_input_grad[0] else None
+        grad_k = torch.empty_like(k, memory_format=torch.contiguous_format) if ctx.needs_input_grad[1] else None
+        for channels in _channel_blocks(width, batch * size):
+            # Correlations with k and u: the conjugates of their spectra.
+            spectrum = torch.fft.rfft(grad[:, channels], n=size)
+            if grad_k is not None:
+                product = (spectrum * torch.fft.rfft(u[:, channels], n=size).conj()).sum(0)
+                grad_k[channels] = torch.fft.irfft(product, n=size)[..., :taps]
+            if grad_u is not None:
+                product = spectrum.mul_(torch.fft.rfft(k[channels], n=size).conj())
+                grad_u[:, channels] = torch.fft.irfft(product, n=size)[..., :L]
+        return grad_u, grad_k
+
+
+def fast_size(at_least: int) -> int:
+    """The smallest even number from `at_least` on whose prime factors are 2, 3 and 5: sizes that an FFT likes."""
+    best = 2 ** max(1, (at_least - 1).bit_length())
+    fives = 1
+    while fives < best:
+        threes = fives
+        while threes < best:
+            rest = -(-at_least // threes)
+            best = min(best, threes * 2 ** max(1, (rest - 1).bit_length()))
+            threes *= 3
+        fives *= 5
+    return best
+
+
+def _channel_blocks(width: int, numbers: int) -> list[slice]:
+    """Slices that cover `width` channels, each of so many that an array with `numbers` a channel has about BLOCK."""
+    step = max(1, BLOCK // max(numbers, 1))
+    return [slice(start, start + step) for start in range(0, width, step)]
