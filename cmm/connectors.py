@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..kernels.common.grid_weights import INFINITY, softmax_or_zero
 from .config import CMMConfig
 from .feed_forward import FeedForward
-from .inputs import check_prefill, check_text, prepared_grids, token_as_text
+from .inputs import check_prefill, check_text, prepared_grids, token_as_text, without_masked
 from .positions import GridPositions
 from .precision import wide_dtype
 from .state import DecodeState
@@ -91,8 +91,7 @@ class CrossAttend(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """As `CrossModalModulator.forward`; the weights are the mean over heads of the attention."""
         self._check_text(text, text_mask)
-        check_prefill(type(self).__name__, text, grids, None)
-        y, w = self._attend(text, text_mask, self._grid_side(grids, grid_mask, grid_boxes, grid_images))
+        y, w = self._attend(text, text_mask, self._grid_side(grids, grid_mask, grid_boxes, grid_images, text.shape[0]))
         return (y, w) if return_weights else y
 
     def encode_grids(
@@ -136,13 +135,14 @@ class CrossAttend(nn.Module):
     def _check_text(self, text: Tensor, text_mask: Tensor | None) -> None:
         check_text(type(self).__name__, text, text_mask, self.config.text_width, self.dtype)
 
-    def _grid_side(self, grids, grid_mask, grid_boxes, grid_images) -> dict[str, Tensor]:
+    def _grid_side(self, grids, grid_mask, grid_boxes, grid_images, batch=None) -> dict[str, Tensor]:
         x = prepared_grids(
             type(self).__name__,
             grids,
             grid_mask,
             grid_boxes,
             grid_images,
+            batch=batch,
             width=self.config.grid_width,
             dtype=self.dtype,
             positions=self.positions,
@@ -153,18 +153,15 @@ class CrossAttend(nn.Module):
         return x.unflatten(-1, (self.config.heads, self.config.head_dim))
 
     def _attend(self, text: Tensor, text_mask: Tensor | None, side: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        if text_mask is not None:
-            text = text.masked_fill(~text_mask[..., None], 0)
+        text = without_masked(text, text_mask)
         q = self._heads(self.q_proj(self.norm(text)))
         scores = torch.einsum("bthd,bghd->bhtg", q, side["k"]).to(wide_dtype(q.dtype))
         scores = (scores / math.sqrt(self.config.head_dim)).masked_fill(~side["mask"][:, None, None, :], -INFINITY)
         a = softmax_or_zero(scores).to(q.dtype)
         attended = torch.einsum("bhtg,bghd->bthd", F.dropout(a, self.config.dropout, self.training), side["v"])
         h = text + self.o_proj(attended.flatten(-2))
-        y, w = (h + self.ffn(h)).to(text.dtype), a.mean(1)
-        if text_mask is not None:
-            y, w = (x.masked_fill(~text_mask[..., None], 0) for x in (y, w))
-        return y, w
+        y = (h + self.ffn(h)).to(text.dtype)
+        return without_masked(y, text_mask), without_masked(a.mean(1), text_mask)
 
 
 class Prepend(nn.Module):
@@ -207,9 +204,8 @@ class Prepend(nn.Module):
     ) -> Tensor:
         """Arguments as for `CrossModalModulator.forward`; returns [B,G+T,D_t], zero where text or grids are masked."""
         self._check_text(text, text_mask)
-        check_prefill(type(self).__name__, text, grids, None)
-        side = self._grid_side(grids, grid_mask, grid_boxes, grid_images)
-        return torch.cat([side["embeddings"].to(text.dtype), _without_masked(text, text_mask)], 1)
+        side = self._grid_side(grids, grid_mask, grid_boxes, grid_images, text.shape[0])
+        return torch.cat([side["embeddings"].to(text.dtype), without_masked(text, text_mask)], 1)
 
     def encode_grids(
         self,
@@ -241,7 +237,7 @@ class Prepend(nn.Module):
         check_prefill(type(self).__name__, text, grids, state)
         if state is None:
             state = self.encode_grids(grids, grid_mask, grid_boxes, grid_images)
-        y = _without_masked(text, text_mask)
+        y = without_masked(text, text_mask)
         waiting = {**state.tensors}
         inserted = waiting.pop("grid.embeddings", None)
         if inserted is not None:
@@ -258,21 +254,17 @@ class Prepend(nn.Module):
     def _check_text(self, text: Tensor, text_mask: Tensor | None) -> None:
         check_text(type(self).__name__, text, text_mask, self.config.text_width, self.dtype)
 
-    def _grid_side(self, grids, grid_mask, grid_boxes, grid_images) -> dict[str, Tensor]:
+    def _grid_side(self, grids, grid_mask, grid_boxes, grid_images, batch=None) -> dict[str, Tensor]:
         x = prepared_grids(
             type(self).__name__,
             grids,
             grid_mask,
             grid_boxes,
             grid_images,
+            batch=batch,
             width=self.config.grid_width,
             dtype=self.dtype,
             positions=self.positions,
         )
-        embeddings = _without_masked(self.down(F.gelu(self.up(x))), grid_mask)
+        embeddings = without_masked(self.down(F.gelu(self.up(x))), grid_mask)
         return {"embeddings": embeddings, "mask": _or_ones(grid_mask, grids)}
-
-
-def _without_masked(x: Tensor, mask: Tensor | None) -> Tensor:
-    """x [B,T,D], zero outside of mask [B,T]."""
-    return x if mask is None else x.masked_fill(~mask[..., None], 0)

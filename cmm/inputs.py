@@ -16,12 +16,19 @@ def check_text(owner: str, text: Tensor, text_mask: Tensor | None, width: int, d
 
 def check_floating(owner: str, name: str, tensor: Tensor, dtype: torch.dtype) -> None:
     """An input of another dtype than the weights is an error, except under autocast, whose business that is."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{owner}: {name} is a {type(tensor).__name__}; a tensor is wanted")
     if not tensor.is_floating_point() or (tensor.dtype != dtype and not _autocast(tensor.device)):
         raise TypeError(f"{owner}: {name} is {tensor.dtype}; wanted {dtype}, the dtype of the weights")
 
 
 def _autocast(device: torch.device) -> bool:
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def without_masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x [B,T,D], zero outside of mask [B,T]."""
+    return x if mask is None else x.masked_fill(~mask[..., None], 0)
 
 
 def prepared_grids(
@@ -54,16 +61,13 @@ def prepared_grids(
     check_dtypes(owner, (torch.int64, torch.int32), grid_images=grid_images)
     check_floating(owner, "grids", grids, dtype)
     if positions is None:
-        return grids if grid_mask is None else grids.masked_fill(~grid_mask[..., None], 0)
+        return without_masked(grids, grid_mask)
     if grid_boxes is None:
         if grid_images is not None:
             raise ValueError(f"{owner}: grid_boxes is None with grid_images given; boxes [B, G, 4] are wanted")
         grid_boxes = default_boxes(grids.shape[1], grids.device).expand(grids.shape[0], -1, -1)
-    if grid_mask is None:
-        return positions(grids, grid_boxes, grid_images)
-    masked = ~grid_mask[..., None]
-    placed = positions(grids.masked_fill(masked, 0), grid_boxes.masked_fill(masked, 0), grid_images)
-    return placed.masked_fill(masked, 0)
+    placed = positions(without_masked(grids, grid_mask), without_masked(grid_boxes, grid_mask), grid_images)
+    return without_masked(placed, grid_mask)
 
 
 def check_prefill(owner: str, text: Tensor, grids: Tensor | None, state: DecodeState | None) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..kernels import correlation_context, film_residual, grounded_film
 from .config import CMMConfig
 from .feed_forward import FeedForward
-from .inputs import check_prefill, check_text, prepared_grids, token_as_text
+from .inputs import check_prefill, check_text, prepared_grids, token_as_text, without_masked
 from .mamba import Mamba
 from .positions import GridPositions
 from .precision import wide_dtype
@@ -250,8 +250,7 @@ class CrossModalModulator(nn.Module):
         self, text: Tensor, text_mask: Tensor | None, side: dict[str, Any], ssm
     ) -> tuple[Tensor, Tensor, Any]:
         """The layer around its SSM in any of the three modes, `ssm(x_f) -> (y, its state)`. Returns y, w, the state."""
-        if text_mask is not None:
-            text = text.masked_fill(~text_mask[..., None], 0)
+        text = without_masked(text, text_mask)
         q = self.q_proj(text).unflatten(-1, (self.config.heads, self.config.head_dim))
         options = {
             "grid_mask": side["mask"],
@@ -264,7 +263,7 @@ class CrossModalModulator(nn.Module):
         else:
             r, normed, w, seen = self._film_from_context(text, q, side, options, ssm)
         y = self.norm_out(r + self.ffn.after_norm(normed)).to(text.dtype)
-        return (y if text_mask is None else y.masked_fill(~text_mask[..., None], 0)), w, seen
+        return without_masked(y, text_mask), w, seen
 
     def _film_from_table(self, text, q, side, options, ssm):
         table_in, table_out = side["table"].chunk(2, dim=-1)
@@ -299,8 +298,6 @@ class CrossModalModulator(nn.Module):
     def _film_from_context(self, text, q, side, options, ssm):
         c, w = correlation_context(q, side["k"], side["v"], self.config.top_k, **options)
         x_f = _film(self.norm_in(text), self.film_in(c), self.gate).to(q.dtype)
-        if options["text_mask"] is not None:
-            x_f = x_f.masked_fill(~options["text_mask"][..., None], 0)
-        y, seen = ssm(x_f)
+        y, seen = ssm(without_masked(x_f, options["text_mask"]))
         r = text + _film(y, self.film_out(c), self.gate).to(text.dtype)
         return r, self.ffn.norm(r), w, seen

@@ -1,5 +1,6 @@
 """A cross-modal modulator from the parameters of the original's `TokenGridCorrFiLMS4`."""
 
+import torch
 from torch import Tensor
 
 from ..kernels.common.checks import check_shapes
@@ -89,7 +90,8 @@ def modulator_from_original(
         ffn_multiplier=sizes["F"] // sizes["D"],
     )
     modulator = modulator_class(config).to(state_dict[GATE].dtype)
-    modulator.load_state_dict(_renamed(state_dict, ssm))
+    with torch.no_grad():
+        modulator.load_state_dict(renamed(state_dict, ssm))
     return modulator
 
 
@@ -113,8 +115,8 @@ def _check(state_dict: dict[str, Tensor], ssm: str) -> dict[str, int]:
     return {"D": width, **check_shapes("from_original", **shapes)}
 
 
-def _renamed(state_dict: dict[str, Tensor], ssm: str) -> dict[str, Tensor]:
-    """Our names. The SSM's parameters are computed with, and kept, in float32 or wider."""
+def renamed(state_dict: dict[str, Tensor], ssm: str) -> dict[str, Tensor]:
+    """Under our names, differentiably. The SSM's parameters are computed with, and kept, in float32 or wider."""
     block = {
         name.removeprefix(BLOCK): tensor.to(wide_dtype(tensor.dtype)) if tensor.is_floating_point() else tensor
         for name, tensor in state_dict.items()
