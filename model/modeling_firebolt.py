@@ -15,6 +15,7 @@ from transformers import (
     SiglipVisionModel,
 )
 from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput, can_return_tuple
@@ -228,7 +229,7 @@ class FireboltModel(FireboltPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config.text_config)
         memory = bind(past_key_values) if past_key_values is not None else None
-        text_mask = self._text_mask(attention_mask, text, memory)
+        text_mask = self._text_mask(attention_mask, text, memory, prompt_mask)
 
         seen = None
         if pixel_values is not None or grids is not None:
@@ -241,7 +242,7 @@ class FireboltModel(FireboltPreTrainedModel):
         decoder = self._fuse(text, text_mask, attention_mask, position_ids, seen, prompt_mask, prompt_summary, memory)
         outputs = self.language_model(
             inputs_embeds=decoder.embeddings,
-            attention_mask=decoder.attention_mask,
+            attention_mask=self._decoder_masks(decoder, text_mask, past_key_values),
             position_ids=decoder.position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
@@ -257,8 +258,14 @@ class FireboltModel(FireboltPreTrainedModel):
             attentions=outputs.attentions,
         )
 
-    def _text_mask(self, attention_mask, text: Tensor, memory: ConnectorCacheLayer | None) -> Tensor | None:
-        """The part of `attention_mask` [B, past + T] that belongs to this call's columns: [B,T] bool."""
+    def _text_mask(
+        self, attention_mask, text: Tensor, memory: ConnectorCacheLayer | None, prompt_mask: Tensor | None
+    ) -> Tensor | None:
+        """The part of `attention_mask` [B, past + T] that belongs to this call's columns: [B,T] bool, None if all kept.
+
+        A single column after the prompt is a generated token, never padding: its mask is not even looked at, which
+        on a GPU would wait for the device at each step.
+        """
         if attention_mask is None:
             return None
         past = memory.columns if memory is not None else 0
@@ -269,13 +276,33 @@ class FireboltModel(FireboltPreTrainedModel):
                 f"attention_mask: {came} came, [{batch_size}, {past + columns}] is wanted"
                 + (f" ({past} columns in the cache and {columns} new ones)" if past else "")
             )
+        if columns == 1 and prompt_mask is not None and past >= prompt_mask.shape[1]:
+            return None
         mask = attention_mask.bool()
-        if columns > 1 and has_hole(mask).any():
+        if columns == 1 and bool(mask[:, -1].all()):
+            return None
+        if has_hole(mask).any():
             raise ValueError(
                 "attention_mask: a row drops a position between two kept ones; padding on the left or right is wanted "
                 "(LFM2's short convolution is wrong over holes)"
             )
         return mask[:, past:]
+
+    def _decoder_masks(self, decoder: DecoderInputs, text_mask: Tensor | None, cache: Cache | None):
+        """The decoder makes its masks itself, except for one column with padding in it (a prompt in chunks of one).
+
+        LFM2 takes every single column for a generated token and lets padding into its convolution.
+        """
+        if text_mask is None or decoder.embeddings.shape[1] > 1:
+            return decoder.attention_mask
+        attention = create_causal_mask(
+            config=self.config.text_config,
+            inputs_embeds=decoder.embeddings,
+            attention_mask=decoder.attention_mask,
+            past_key_values=cache,
+            position_ids=decoder.position_ids,
+        )
+        return {"full_attention": attention, "conv": decoder.attention_mask[:, -1:].bool()}
 
     def _fuse(
         self, text, text_mask, attention_mask, position_ids, seen, prompt_mask, prompt_summary, memory
@@ -334,7 +361,7 @@ class FireboltModel(FireboltPreTrainedModel):
             output, memory.state = self.connector.prefill(
                 text, seen.features, text_mask, seen.mask, seen.boxes, grid_images=seen.images, history=history
             )
-        elif text.shape[1] == 1 and not history and (text_mask is None or bool(text_mask.all())):
+        elif text.shape[1] == 1 and not history and text_mask is None:
             output, memory.state = self.connector.step(text, memory.state)
         else:
             output, memory.state = self.connector.prefill(

@@ -1,0 +1,251 @@
+"""The model as users of transformers know one: losses, masks, dtypes, files, Auto classes and the pipeline."""
+
+import logging
+
+import pytest
+import tiny_models
+import torch
+from numerics import assert_close
+from PIL import Image
+from tiny_models import make_config, make_model, make_pixels, make_text
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, pipeline
+
+from firebolt_vl.model import FireboltConfig, FireboltForConditionalGeneration, FireboltProcessor
+from firebolt_vl.model.image_processing_firebolt import FireboltImageProcessor
+
+kinds = pytest.mark.parametrize(
+    ("connector", "fusion"),
+    [("cmm", "replace"), ("cmm", "concat"), ("cmm", "pool"), ("prepend", "replace"), ("cross_attend", "replace")],
+)
+
+
+def batch(rows: int = 3) -> dict[str, torch.Tensor]:
+    inputs = {**make_text([7, 5, 9][:rows]), **make_pixels(rows)}
+    inputs["image_mask"][1] = False
+    return inputs
+
+
+def labelled(inputs: dict, answer: int = 3) -> torch.Tensor:
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[:, -answer:] = inputs["input_ids"][:, -answer:]
+    return labels
+
+
+@kinds
+def test_loss_is_the_mean_over_answer_tokens(connector, fusion):
+    model, inputs = make_model(connector, fusion), batch()
+    labels = labelled(inputs)
+    with torch.no_grad():
+        outputs = model(**inputs, labels=labels)
+    chances = outputs.logits[:, :-1].log_softmax(-1)
+    scored = labels[:, 1:] != -100
+    wanted = -chances.gather(-1, inputs["input_ids"][:, 1:, None])[..., 0][scored].mean()
+    assert_close(outputs.loss, wanted, relative=1e-5)
+
+
+@pytest.mark.parametrize("fusion", ["concat", "pool"])
+def test_answer_tokens_never_reach_the_question(fusion):
+    """In these fusions the modulated question must not change with the answer that is being scored."""
+    model, inputs = make_model("cmm", fusion), batch()
+    labels = labelled(inputs)
+    other = {**inputs, "input_ids": inputs["input_ids"].clone()}
+    other["input_ids"][:, -1] = 77
+    with torch.no_grad():
+        first = model(**inputs, labels=labels).logits
+        second = model(**other, labels=labels).logits
+    kept = inputs["attention_mask"].bool()
+    kept[:, -1] = False
+    assert torch.equal(first[kept], second[kept])
+
+
+@kinds
+def test_a_change_at_a_column_leaves_the_columns_before_it(connector, fusion):
+    model, inputs = make_model(connector, fusion), batch()
+    prompt = inputs["attention_mask"].bool()
+    prompt[:, 4:] = False
+    other = {**inputs, "input_ids": inputs["input_ids"].clone()}
+    other["input_ids"][:, 6:] = 99
+    with torch.no_grad():
+        first = model(**inputs, prompt_mask=prompt).logits
+        second = model(**other, prompt_mask=prompt).logits
+    kept = inputs["attention_mask"].bool()
+    assert_close(first[:, :6][kept[:, :6]], second[:, :6][kept[:, :6]], relative=1e-5)
+    assert not torch.allclose(first[:, 6:], second[:, 6:], atol=1e-3)
+
+
+@kinds
+def test_gradient_checkpointing_gives_the_same_gradients(connector, fusion):
+    model, inputs = make_model(connector, fusion).train(), batch()
+    labels = labelled(inputs)
+    model(**inputs, labels=labels).loss.backward()
+    wanted = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.activation_checkpointing_enable()
+    model(**inputs, labels=labels).loss.backward()
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        assert_close(found[name], wanted[name], relative=1e-5, absolute=1e-8)
+
+
+@kinds
+def test_every_parameter_of_the_model_learns(connector, fusion):
+    """With two images in a row: with one, the linear map of the image's number multiplies zeros."""
+    model, inputs = make_model(connector, fusion).train(), {**make_text([7, 5, 9]), **make_pixels(3, images=2)}
+    model(**inputs, labels=labelled(inputs)).loss.backward()
+    silent = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert silent == []
+
+
+@kinds
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_models_run_and_keep_their_ssm_in_float32(connector, fusion, dtype, tmp_path):
+    model, inputs = make_model(connector, fusion), batch()
+    with torch.no_grad():
+        wanted = model(**inputs).logits
+    model.save_pretrained(tmp_path)
+    loaded = FireboltForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype).eval()
+    cast = make_model(connector, fusion).to(dtype)
+    exact = dict(model.model.connector.named_parameters())
+    narrow = {"ssm." not in name for name, p in loaded.model.connector.named_parameters() if p.dtype == dtype}
+    for half in (loaded, cast):
+        for name, parameter in half.model.connector.named_parameters():
+            if parameter.dtype == torch.float32:
+                assert torch.equal(parameter, exact[name]), f"{name} was rounded on the way"
+        kernels = [n for n, p in half.model.connector.named_parameters() if ".kernel." in n and p.dtype == dtype]
+        assert kernels == []
+        with torch.no_grad():
+            found = half(**inputs).logits
+        assert found.dtype == dtype
+        assert torch.isfinite(found).all()
+        assert_close(found.float(), wanted, relative=0.2 if dtype == torch.bfloat16 else 0.03)
+    assert narrow, "nothing of the connector is in half precision"
+
+
+@kinds
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_files_round_trip(connector, fusion, dtype, tmp_path):
+    make_model(connector, fusion).save_pretrained(tmp_path / "first")
+    model, inputs = FireboltForConditionalGeneration.from_pretrained(tmp_path / "first", dtype=dtype).eval(), batch()
+    model.save_pretrained(tmp_path / "second")
+    files = sorted(p.name for p in (tmp_path / "second").iterdir())
+    assert files == ["config.json", "generation_config.json", "model.safetensors"]
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "second", dtype="auto").eval()
+    assert type(loaded) is FireboltForConditionalGeneration
+    assert loaded.dtype == dtype
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+
+
+def test_missing_parameters_are_initialised_and_present_ones_kept(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    dropped = [name for name in state if "film" in name]
+    assert dropped
+    save_file({k: v for k, v in state.items() if k not in dropped}, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded, report = FireboltForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert set(report["missing_keys"]) == set(dropped)
+    for name, parameter in loaded.state_dict().items():
+        assert torch.isfinite(parameter).all(), name
+        if name in state and name not in dropped:
+            assert torch.equal(parameter, state[name]), name
+
+
+def test_auto_config_round_trip(tmp_path):
+    config = make_config("cmm", "concat", ssm="mamba", top_k_mode="truncate")
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert type(loaded) is FireboltConfig
+    assert loaded.cmm_config == config.cmm_config
+    assert (loaded.connector, loaded.fusion) == ("cmm", "concat")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"connector": "attention"}, "connector: 'attention' came, one of cmm"),
+        ({"fusion": "sum"}, "fusion: 'sum' came, one of replace"),
+        ({"connector": "prepend", "fusion": "pool"}, "fusion: 'pool' goes with connector 'cmm' alone"),
+        ({"text_width": 48}, "text_width 48 came, the backbone's hidden size is 32"),
+        ({"grid_width": 7}, "grid_width 7 came"),
+        ({"topk": 3}, "cmm_config: unknown topk"),
+    ],
+)
+def test_configurations_that_contradict_themselves_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_config(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pixel_values": torch.zeros(3, 3, 32)}, r"pixel_values: \(3, 3, 32\) came"),
+        ({"tile_mask": torch.ones(3, 7)}, r"tile_mask: \(3, 1, 7\) came"),
+        ({"grid_boxes": torch.ones(3, 2, 4)}, r"grid_boxes: \(3, 1, 2, 4\) came"),
+        ({"attention_mask": torch.ones(3, 4)}, r"attention_mask: \(3, 4\) came, \[3, 9\]"),
+        ({"grids": torch.zeros(3, 5, 24)}, "pixel_values, grids: both came"),
+        ({"labels": torch.zeros(3, 2, dtype=torch.long)}, r"labels: \(3, 2\) came"),
+        ({"prompt_mask": torch.ones(2, 9)}, r"prompt_mask: \(2, 9\) came"),
+        ({"inputs_embeds": torch.zeros(3, 9, 32)}, "input_ids, inputs_embeds: exactly one"),
+    ],
+)
+def test_wrong_shapes_name_the_argument(change, message):
+    with pytest.raises(ValueError, match=message):
+        make_model()(**{**batch(), **change})
+
+
+def test_from_backbones_takes_trained_parts_from_local_folders(tmp_path):
+    donor = make_model(seed=3)
+    from transformers import Lfm2ForCausalLM
+
+    decoder = Lfm2ForCausalLM(donor.config.text_config)
+    decoder.model.load_state_dict(donor.model.language_model.state_dict())
+    decoder.save_pretrained(tmp_path / "decoder")
+    donor.model.vision_tower.save_pretrained(tmp_path / "vision")
+    model = FireboltForConditionalGeneration.from_backbones(
+        str(tmp_path / "decoder"), str(tmp_path / "vision"), cmm_config={"heads": 2, "head_dim": 8}
+    )
+    for part in ("language_model", "vision_tower"):
+        wanted = getattr(donor.model, part).state_dict()
+        for name, tensor in getattr(model.model, part).state_dict().items():
+            assert torch.equal(tensor, wanted[name]), name
+    assert torch.equal(model.lm_head.weight, donor.get_input_embeddings().weight)
+    assert model.config.connector_config().heads == 2
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    make_model().save_pretrained(folder)
+    images = FireboltImageProcessor(size={"height": 32, "width": 32}, tile_size=16)
+    FireboltProcessor(images, tiny_models.make_tokenizer()).save_pretrained(folder)
+    return folder
+
+
+def test_processor_inputs_fit_the_model(checkpoint):
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    red, wide = Image.new("RGB", (40, 40), "red"), Image.new("RGB", (90, 30), "blue")
+    inputs = processor(
+        images=[red, None, [red, wide]], text=["what?", "no image", "two"], padding=True, return_tensors="pt"
+    )
+    assert model.generate(**inputs, max_new_tokens=3).shape == (3, inputs["input_ids"].shape[1] + 3)
+
+
+def test_pipeline_answers_without_complaint(checkpoint, caplog):
+    from firebolt_vl.model.processing_firebolt import CHAT_TEMPLATE
+
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    processor.chat_template = CHAT_TEMPLATE
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    with caplog.at_level(logging.WARNING, logger="transformers"):
+        logging.getLogger("transformers").propagate = True
+        ask = pipeline("image-text-to-text", model=model, processor=processor)
+        image = Image.new("RGB", (40, 40), "red")
+        content = [{"type": "image", "image": image}, {"type": "text", "text": "what colour?"}]
+        answer = ask([{"role": "user", "content": content}], max_new_tokens=4, return_full_text=False)
+    assert isinstance(answer[0]["generated_text"], str)
+    assert not [record for record in caplog.records if "not supported" in record.getMessage()]
