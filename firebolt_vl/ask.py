@@ -1,0 +1,306 @@
+"""One question about one image: the answer, how long it took, and where it comes from."""
+
+import os
+import re
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .checkpoint import Loaded, load, locate
+from .errors import Failure, Misuse, first_line
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+# Kana, Chinese characters, Thai: no spaces stand between words, and a letter is taken for a word.
+UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f"
+WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
+
+
+@dataclass
+class Timing:
+    """Seconds, and the rate of the tokens after the first one (None where there is no second)."""
+
+    load_s: float
+    first_token_s: float
+    total_s: float
+    tokens_per_s: float | None
+
+
+@dataclass
+class View:
+    """One grid: what it shows, where it lies in pixels of the image, and what masking it does to the answer."""
+
+    view: str
+    box: list[float]
+    effect_nats: float
+
+
+@dataclass
+class Word:
+    """A word of the question and its weights, one for each view: the mean over its tokens."""
+
+    word: str
+    weights: list[float]
+
+
+@dataclass
+class Evidence:
+    """`views`: what the answer rests on, by occlusion. `words`: what each word of the question weighed, None where the
+    model's connector has no weights."""
+
+    views: list[View]
+    words: list[Word] | None
+    picture: str
+
+
+@dataclass
+class Reply:
+    question: str
+    answer: str
+    complete: bool
+    """Whether the model ended the answer itself, before it ran out of tokens."""
+    image: dict
+    checkpoint: str
+    device: str
+    dtype: str
+    seed: int | None
+    prompt_tokens: int
+    answer_tokens: int
+    timing: Timing
+    grounding: Evidence | None = None
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def ask(
+    image: str,
+    question: str,
+    checkpoint: str | None = None,
+    max_new_tokens: int = 128,
+    grounding: str | None = None,
+    device: str = "auto",
+    seed: int | None = None,
+) -> Reply:
+    """Answer `question` about the image file `image`.
+
+    The answer is the most likely one, token by token; with a `seed` it is sampled, and the same for the same seed.
+    `grounding` names a PNG file that the grounding picture is written to: it is there whole or not at all.
+
+    Raises:
+        Misuse, Failure: what cannot be done, in one line.
+    """
+    question = question.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # bytes of another encoding
+    if not question.strip():
+        raise Misuse('the question is empty; ask something, such as "what is in the image?"')
+    if max_new_tokens < 1:
+        raise Misuse(f"--max-new-tokens is {max_new_tokens}; at least 1 is wanted")
+    _check_image_path(image)
+    if grounding is not None:
+        _check_output(grounding, image)
+    folder = locate(checkpoint)
+
+    picture = _open(image)
+    place = _device(device)
+    start = time.perf_counter()
+    loaded = load(folder, place)
+    load_s = time.perf_counter() - start
+    text = _prompt(loaded, question)
+    inputs = _inputs(loaded, picture, text)
+    clock = TokenClock()
+    try:
+        tokens = _generate(loaded.model, inputs, max_new_tokens, seed, clock)
+        reply = Reply(
+            question=question,
+            answer=loaded.processor.decode(tokens, skip_special_tokens=True).strip(),
+            complete=tokens[-1].item() in _stops(loaded.model),
+            image={"path": image, "width": picture.width, "height": picture.height},
+            checkpoint=str(folder),
+            device=str(loaded.model.device),
+            dtype=str(loaded.model.dtype).removeprefix("torch."),
+            seed=seed,
+            prompt_tokens=inputs["input_ids"].shape[1],
+            answer_tokens=len(tokens),
+            timing=clock.timing(load_s),
+        )
+        if grounding is not None:
+            reply.grounding = _ground(loaded, inputs, text, tokens, picture, reply, grounding)
+    except (RuntimeError, MemoryError) as error:  # out of memory, on whichever device
+        raise Failure(f"the model could not answer: {first_line(error)}") from None
+    return reply
+
+
+class TokenClock:
+    """A streamer that only looks at the time: `generate` hands it the prompt, then every token as it is made."""
+
+    def __init__(self):
+        self.start = time.perf_counter()
+        self.times: list[float] = []
+
+    def put(self, _) -> None:
+        self.times.append(time.perf_counter() - self.start)
+
+    def end(self) -> None:
+        pass
+
+    def timing(self, load_s: float) -> Timing:
+        made = self.times[1:]
+        first, last = made[0], made[-1]
+        rate = (len(made) - 1) / (last - first) if last > first else None
+        return Timing(load_s=load_s, first_token_s=first, total_s=last, tokens_per_s=rate)
+
+
+def _check_image_path(image: str) -> None:
+    """What can be seen of a wrong path before anything heavy is imported."""
+    if Path(image).is_dir():
+        raise Misuse(f"{image} is a directory; name one image file in it")
+    if not Path(image).exists():
+        raise Misuse(f"{image}: there is no such file; check the path of the image")
+
+
+def _open(image: str) -> "Image.Image":
+    from .model.images import ImageError, open_image
+
+    try:
+        return open_image(image)
+    except ImageError as error:
+        raise Failure(str(error)) from None
+    except OSError as error:
+        raise Misuse(str(error)) from None
+
+
+def _check_output(path: str, image: str) -> None:
+    """Raise Misuse unless a file can be made at `path`; leaves nothing there."""
+    output = Path(path)
+    if output.suffix.lower() != ".png":
+        raise Misuse(f"--grounding {path}: a file that ends in .png is wanted")
+    if output.exists() and not output.is_file():
+        raise Misuse(f"--grounding {path} is not a file; name a .png file")
+    if output.exists() and output.samefile(image):
+        raise Misuse(f"--grounding {path} is the image itself; name another file")
+    if not output.parent.is_dir():
+        raise Misuse(f"--grounding {path}: there is no directory {output.parent}; make it first")
+    try:
+        probe = _beside(output)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+        if output.exists():
+            output.open("r+b").close()
+    except OSError as error:
+        raise Misuse(f"--grounding {path} cannot be written ({error.strerror}); name a place that can") from None
+
+
+def _beside(path: Path) -> Path:
+    """A name in the same directory, so that renaming it to `path` is one step."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _device(name: str) -> str:
+    import torch
+
+    there = torch.cuda.is_available()
+    if name == "auto":
+        return "cuda" if there else "cpu"
+    if name == "cuda" and not there:
+        why = "is built without CUDA" if torch.version.cuda is None else "sees no CUDA device"
+        raise Failure(f"--device cuda: this PyTorch ({torch.__version__}) {why}; use --device cpu, or auto")
+    return name
+
+
+def _prompt(loaded: Loaded, question: str) -> str:
+    """The prompt as the checkpoint wants it: in its chat template, or the question as it stands where it has none."""
+    # The original was trained with a word for the image in front of the question.
+    content = f"<image>\n{question}" if loaded.original else [{"type": "image"}, {"type": "text", "text": question}]
+    if loaded.processor.chat_template is not None:
+        message = {"role": "user", "content": content}
+        return loaded.processor.apply_chat_template([message], add_generation_prompt=True)
+    return content if loaded.original else question
+
+
+def _inputs(loaded: Loaded, picture: "Image.Image", text: str):
+    inputs = loaded.processor(images=picture, text=text, return_tensors="pt", **_specials(loaded, text))
+    tokens, most = inputs["input_ids"].shape[1], loaded.model.config.text_config.max_position_embeddings
+    if tokens >= most:
+        raise Failure(
+            f"the question is {tokens:,} tokens long, and this model reads at most {most:,} with its answer; shorten it"
+        )
+    return inputs.to(loaded.model.device)
+
+
+def _specials(loaded: Loaded, text: str) -> dict[str, bool]:
+    """A template that starts with the first token itself must not get another one."""
+    bos = loaded.processor.tokenizer.bos_token
+    return {"add_special_tokens": not (bos and text.startswith(bos))}
+
+
+def _generate(model, inputs, max_new_tokens: int, seed: int | None, clock: TokenClock) -> "torch.Tensor":
+    import torch
+
+    prompt_tokens = inputs["input_ids"].shape[1]
+    room = model.config.text_config.max_position_embeddings - prompt_tokens
+    if seed is not None:
+        torch.manual_seed(seed)
+    sequences = model.generate(
+        **inputs, max_new_tokens=min(max_new_tokens, room), do_sample=seed is not None, streamer=clock
+    )
+    return sequences[0, prompt_tokens:]
+
+
+def _stops(model) -> list[int]:
+    ids = model.generation_config.eos_token_id
+    return [ids] if isinstance(ids, int) else list(ids or [])
+
+
+def _ground(loaded: Loaded, inputs, text: str, tokens, picture, reply: Reply, path: str) -> Evidence:
+    import torch
+
+    from .picture import draw
+
+    sizes = torch.tensor([[picture.height, picture.width]])
+    rests = loaded.model.ground(**inputs, method="occlusion", answer_ids=tokens[None], image_sizes=sizes)
+    kept = rests.grid_mask[0]
+    boxes, effects = rests.boxes[0][kept].tolist(), rests.effects[0][kept].tolist()
+    words = _words(loaded, inputs, text, reply.question) if loaded.model.config.connector == "cmm" else None
+    unfinished = _beside(Path(path))
+    try:
+        draw(
+            picture,
+            [word.word for word in words or ()],
+            [word.weights for word in words] if words else None,
+            boxes,
+            effects,
+            reply.question,
+            reply.answer,
+            unfinished,
+        )
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise Failure(f"--grounding {path} could not be written ({error.strerror}); name another place") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+    views = [
+        View("tile" if number else "global", box, effect) for number, (box, effect) in enumerate(zip(boxes, effects))
+    ]
+    return Evidence(views, words, path)
+
+
+def _words(loaded: Loaded, inputs, text: str, question: str) -> list[Word]:
+    """Each word of the question with the mean weights of the tokens that any of its letters is in."""
+    weighed = loaded.model.ground(**inputs, method="weights")
+    kept = weighed.grid_mask[0]
+    spans = loaded.processor.tokenizer(text, return_offsets_mapping=True, **_specials(loaded, text)).offset_mapping
+    first = max(0, text.rfind(question))
+    words, token = [], 0
+    for found in WORD.finditer(question):
+        start, end = first + found.start(), first + found.end()
+        while token < len(spans) and spans[token][1] <= start:
+            token += 1
+        after = token
+        while after < len(spans) and spans[after][0] < end:
+            after += 1
+        if after > token:
+            words.append(Word(found.group(), weighed.phrase(0, token, after)[kept].tolist()))
+    return words

@@ -1,0 +1,136 @@
+"""The `firebolt` command. Only what a command needs is imported, and only when it runs: the help is there at once."""
+
+import json
+import os
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from .errors import Failure
+
+app = typer.Typer(
+    help="Firebolt-VL: ask an image a question, and see where the answer comes from.",
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+evaluations = typer.Typer(help="Measure a model on a benchmark.")
+app.add_typer(evaluations, name="eval")
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(metavar="DIR_OR_ID", help="A folder or a hub id. Default: the small model inside the package."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+
+
+@app.command()
+def ask(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What you want to know, in quotes.")],
+    checkpoint: Checkpoint = None,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="The answer's longest length in tokens.")] = 128,
+    grounding: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OUT.png",
+            help="Write a picture of what the answer rests on, and of what each word of the question weighed.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    device: Annotated[Device, typer.Option(help="Where to run; auto takes a GPU if there is one.")] = Device.auto,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Sample the answer, with this seed. Default: the most likely words, no chance."),
+    ] = None,
+) -> None:
+    """Answer a question about an image."""
+    from .ask import ask as answer
+
+    reply = answer(image, question, checkpoint, max_new_tokens, grounding, device.value, seed)
+    if as_json:
+        print(json.dumps(reply.to_dict()))
+    else:
+        _show(reply)
+
+
+def _show(reply) -> None:
+    from rich.text import Text
+
+    console = _console()
+    console.print(Text(reply.question, "bold"))
+    console.print(Text(reply.answer or "(an empty answer)", "bold dark_orange"))
+    if not reply.complete:
+        console.print(Text("(cut short: more --max-new-tokens would let it go on)", "dim"))
+    timing = reply.timing
+    facts = [
+        f"loaded in {_seconds(timing.load_s)}",
+        f"first token after {_seconds(timing.first_token_s)}",
+        f"{reply.answer_tokens} token{'s' if reply.answer_tokens > 1 else ''} in {_seconds(timing.total_s)}",
+        *([f"{timing.tokens_per_s:.0f} tokens/s"] if timing.tokens_per_s else []),
+        f"{reply.device}, {reply.dtype}",
+    ]
+    console.print(Text(" · ".join(facts), "dim"))
+    if reply.grounding is not None:
+        console.print(Text(f"where it comes from: {reply.grounding.picture}", "dim"))
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+
+
+@app.command()
+def info(as_json: AsJson = False) -> None:
+    """Versions, devices, and which implementation each op takes on each of them."""
+    from .info import collect, show
+
+    found = collect()
+    if as_json:
+        print(json.dumps(found))
+    else:
+        show(found, _console())
+
+
+def _console():
+    from rich.console import Console
+
+    return Console(soft_wrap=True)
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command and return its exit code; whatever goes wrong is one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that knows no emoji shows a question mark
+            stream.reconfigure(errors="replace")
+    try:
+        return app(arguments or ["--help"], prog_name="firebolt", standalone_mode=False) or 0
+    except Failure as error:
+        message, code = str(error), error.exit_code
+    except TyperException as error:
+        command = getattr(getattr(error, "ctx", None), "command_path", "firebolt")
+        message, code = f"{error.format_message().rstrip('.')}; see {command} --help", error.exit_code
+    except typer.Abort:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter says so again at its end
+        return 1
+    except Exception as error:
+        if os.environ.get("FIREBOLT_TRACEBACK"):
+            raise
+        message = f"unexpected {type(error).__name__}: {error} (FIREBOLT_TRACEBACK=1 shows where; please report it)"
+        code = 1
+    print(f"firebolt: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,86 @@
+"""What this installation is: versions, devices, and which implementation each op takes on each of them."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+from rich.console import Console
+from rich.text import Text
+
+from . import __version__, embedded_checkpoint
+
+LIBRARIES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy", "pillow", "einops")
+WIDTH = 24
+
+
+def collect() -> dict:
+    """Versions, devices (`name`, `kind`, `memory_bytes` of a GPU) and for each op its implementation on each device."""
+    import torch
+
+    from .kernels.common.device import OPS, implementation
+
+    devices = [{"device": "cpu", "name": _processor_name(), "threads": torch.get_num_threads()}]
+    for index in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(index)
+        devices.append(
+            {
+                "device": f"cuda:{index}",
+                "name": card.name,
+                "capability": f"{card.major}.{card.minor}",
+                "memory_bytes": card.total_memory,
+            }
+        )
+    ops = {op: {entry["device"]: implementation(op, entry["device"])._asdict() for entry in devices} for op in OPS}
+    return {"versions": _versions(torch), "devices": devices, "ops": ops, "embedded_checkpoint": _embedded_bytes()}
+
+
+def _versions(torch) -> dict[str, str | None]:
+    versions = {"firebolt-vl": __version__, "python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:
+            versions[library] = None
+    versions["torch"] = torch.__version__
+    versions["cuda"] = torch.version.cuda
+    return versions
+
+
+def _processor_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        named = []
+    name = named[0] if named else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _embedded_bytes() -> int | None:
+    """Size of the embedded checkpoint; None where there is none."""
+    try:
+        return sum(path.stat().st_size for path in embedded_checkpoint().iterdir() if path.is_file())
+    except FileNotFoundError:
+        return None
+
+
+def show(found: dict, console: Console) -> None:
+    def line(name: str, *rest: str) -> None:
+        console.print(Text(f"{name:<{WIDTH}}", "bold") + Text("  ".join(rest)))
+
+    for library, number in found["versions"].items():
+        line(library, number or "not there")
+    size = found["embedded_checkpoint"]
+    line("tiny checkpoint", f"{size / 1e6:.1f} MB" if size is not None else "not in this copy; `make tiny` trains it")
+    for entry in found["devices"]:
+        console.print()
+        if "memory_bytes" in entry:
+            details = f"compute capability {entry['capability']}, {entry['memory_bytes'] / 2**30:.0f} GiB"
+        else:
+            details = f"{entry['threads']} threads in use"
+        line(entry["device"], f"{entry['name']}, {details}")
+        for op, implementations in found["ops"].items():
+            chosen = implementations[entry["device"]]
+            line(f"  {op}", f"{chosen['name']:<8}", chosen["why"])
+    if len(found["devices"]) == 1:
+        console.print(Text("\nThis PyTorch sees no CUDA device.", "dim"))
