@@ -76,8 +76,9 @@ class GridPositions(nn.Module):
         """grids [B,G,D_v], boxes [B,G,4], images [B,G] (all image 0 if None) -> [B,G,D_v]."""
         # Angles are taken in float32 or wider: a half-precision coordinate times the highest frequency is off by 2 %.
         wide = torch.promote_types(grids.dtype, torch.float32)
-        position = self.box(box_features(boxes.to(wide)).to(self.box.weight.dtype))
-        if images is not None:
-            position = position + self.image(image_features(images.to(wide)).to(self.image.weight.dtype))
+        # Image 0 adds nothing, but is not left out: a parameter without a gradient stops distributed training.
+        images = torch.zeros_like(boxes[..., 0]) if images is None else images
+        box, image = box_features(boxes.to(wide)), image_features(images.to(wide))
+        position = self.box(box.to(self.box.weight.dtype)) + self.image(image.to(self.image.weight.dtype))
         scale = (grids.to(wide).square().mean(-1, keepdim=True) + SMALLEST_SQUARE).sqrt()
         return grids + (scale * position).to(grids.dtype)
