@@ -44,6 +44,7 @@ def layouts(draw, *shape: int, dtype=torch.float64, integers: bool = False):
 
 def loop_weights(q, k, top_k, grid_mask, text_mask, renormalize):
     """a [B,H,T,G] one token and head at a time, in Python floats."""
+    q, k = q.detach().double(), k.detach().double()
     B, T, H, D_h = q.shape
     G = k.shape[1]
     a = torch.zeros(B, H, T, G, dtype=torch.float64)
@@ -53,7 +54,7 @@ def loop_weights(q, k, top_k, grid_mask, text_mask, renormalize):
             if not kept or (text_mask is not None and not text_mask[b, t]):
                 continue
             for h in range(H):
-                scores = {g: float(q[b, t, h].double() @ k[b, g, h].double()) / math.sqrt(D_h) for g in kept}
+                scores = {g: float(q[b, t, h] @ k[b, g, h]) / math.sqrt(D_h) for g in kept}
                 order = sorted(kept, key=lambda g: (-scores[g], g))
                 chosen = order[:top_k] if top_k else order
                 total = sum(math.exp(scores[g] - scores[order[0]]) for g in (chosen if renormalize else kept))
