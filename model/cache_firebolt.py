@@ -14,7 +14,6 @@ class ConnectorCacheLayer:
     state        the connector's DecodeState: SSM state, grid-side table, keys and grid mask; None where no row has an
                  image, or where the fusion never reads the connector again
     image_rows   [B] bool, the rows that have an image; None where none has
-    grids        how many grids each row came with, 0 without images
     columns      text columns seen so far, padding included
     kept         [B] int64, text tokens seen so far, padding not included
     inserted     [B] int64, decoder positions that are not text columns (prepended grids, pooled vector, prompt copy)
@@ -35,7 +34,6 @@ class ConnectorCacheLayer:
     def reset(self) -> None:
         self.state: DecodeState | None = None
         self.image_rows: Tensor | None = None
-        self.grids = 0
         self.columns = 0
         self.kept: Tensor | None = None
         self.inserted: Tensor | None = None

@@ -1,7 +1,6 @@
 """Firebolt-VL: SigLIP grids, a connector that writes what each token sees into that token, and the LFM2 decoder."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,37 +22,15 @@ from transformers.utils import ModelOutput, can_return_tuple
 from ..cmm import CrossAttend, CrossModalModulator, Prepend
 from .cache_firebolt import ConnectorCacheLayer, bind, connector_layer
 from .configuration_firebolt import FireboltConfig
+from .fusion import DecoderInputs, Fusion, Grids, Text, summarize_prompt
 from .grounding import Grounding, answer_mask, occlusion_effects, to_pixels, unit_boxes
 from .original import is_original, load_original
-from .packing import has_hole, pack
+from .packing import has_hole
 
 CONNECTOR_CLASSES = {"cmm": CrossModalModulator, "prepend": Prepend, "cross_attend": CrossAttend}
 PIXEL_ARGUMENTS = ("pixel_values", "pixel_tiles", "tile_mask", "image_mask")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 GRID_ARGUMENTS = ("grids", "grid_mask", "grid_boxes", "grid_images")
-
-
-class Grids(NamedTuple):
-    """A batch's grids: `features` [B,G,D_v], `mask` [B,G] bool, `boxes` [B,G,4] or None, `images` [B,G] or None."""
-
-    features: Tensor
-    mask: Tensor
-    boxes: Tensor | None
-    images: Tensor | None
-
-    @property
-    def rows(self) -> Tensor:
-        """[B] bool: the rows with at least one grid."""
-        return self.mask.any(-1)
-
-
-class DecoderInputs(NamedTuple):
-    """What the decoder is called with; `places` [B,T] says where text columns stand, None where they stand in order."""
-
-    embeddings: Tensor
-    attention_mask: Tensor | None
-    position_ids: Tensor
-    places: Tensor | None = None
 
 
 @dataclass
@@ -239,7 +216,11 @@ class FireboltModel(FireboltPreTrainedModel):
                 seen = self.get_grids(pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes)
             else:
                 seen = self._given_grids(grids, grid_mask, grid_boxes, grid_images, text)
-        decoder = self._fuse(text, text_mask, attention_mask, position_ids, seen, prompt_mask, prompt_summary, memory)
+        if prompt_mask is not None and (prompt_mask.dim() != 2 or prompt_mask.shape[0] != text.shape[0]):
+            raise ValueError(f"prompt_mask: {tuple(prompt_mask.shape)} came, [{text.shape[0]}, T] is wanted")
+        decoder = Fusion(self.connector, self.config.fusion, memory).decoder_inputs(
+            Text(text, text_mask), seen, attention_mask, position_ids, prompt_mask, prompt_summary
+        )
         outputs = self.language_model(
             inputs_embeds=decoder.embeddings,
             attention_mask=self._decoder_masks(decoder, text_mask, past_key_values),
@@ -303,192 +284,6 @@ class FireboltModel(FireboltPreTrainedModel):
             position_ids=decoder.position_ids,
         )
         return {"full_attention": attention, "conv": decoder.attention_mask[:, -1:].bool()}
-
-    def _fuse(
-        self, text, text_mask, attention_mask, position_ids, seen, prompt_mask, prompt_summary, memory
-    ) -> DecoderInputs:
-        """Run the connector and lay out what the decoder reads (firebolt-vl.md, section 3)."""
-        started = memory is not None and memory.columns > 0
-        if memory is not None and not started:
-            memory.image_rows = seen.rows if seen is not None and bool(seen.rows.any()) else None
-            memory.grids = seen.features.shape[1] if memory.image_rows is not None else 0
-            memory.kept = torch.zeros(text.shape[0], dtype=torch.long, device=text.device)
-            memory.inserted = torch.zeros_like(memory.kept)
-        if seen is not None and not bool(seen.rows.any()):
-            seen = None
-        prompt, unfinished = self._prompt(prompt_mask, text, text_mask, memory)
-
-        inserts = self.connector.inserts_grids or self.config.fusion != "replace"
-        if not inserts:
-            decoder = self._replaced(text, text_mask, attention_mask, position_ids, seen, prompt_mask, memory)
-        else:
-            if started and not memory.prompt:
-                segments = [(text, text_mask)]
-                places = None
-            elif self.connector.inserts_grids:
-                segments, places = self._prepended(text, text_mask, seen)
-            elif self.config.fusion == "pool":
-                segments, places = self._pooled(text, text_mask, seen, prompt, unfinished, prompt_summary)
-            else:
-                segments, places = self._concatenated(text, text_mask, seen, prompt, unfinished, memory)
-            decoder = self._inserted(segments, places, text, text_mask, memory)
-        if memory is not None:
-            memory.columns += text.shape[1]
-            memory.kept = memory.kept + (text.shape[1] if text_mask is None else text_mask.sum(-1))
-        return decoder
-
-    def _prompt(self, prompt_mask, text, text_mask, memory) -> tuple[Tensor, Tensor]:
-        """This call's share of the prompt [B,T] bool, and the rows [B] whose prompt goes on after this call."""
-        batch_size, columns = text.shape[:2]
-        past = memory.columns if memory is not None else 0
-        kept = torch.ones(batch_size, columns, dtype=torch.bool, device=text.device) if text_mask is None else text_mask
-        if prompt_mask is None:
-            # Without more knowledge the prompt is all of the first call; a later turn is never part of it.
-            return kept if past == 0 else torch.zeros_like(kept), torch.zeros_like(kept[:, 0])
-        if prompt_mask.dim() != 2 or prompt_mask.shape[0] != batch_size:
-            raise ValueError(f"prompt_mask: {tuple(prompt_mask.shape)} came, [{batch_size}, T] is wanted")
-        prompt_mask = prompt_mask.bool()
-        here = torch.zeros_like(kept)
-        part = prompt_mask[:, past : past + columns]
-        here[:, : part.shape[1]] = part
-        return here & kept, prompt_mask[:, past + columns :].any(-1)
-
-    def _connect(self, text, text_mask, seen: Grids | None, memory, history: int = 0) -> Tensor:
-        """The connector's output, leaving its state in `memory` where there is one."""
-        if memory is None:
-            return self.connector(text, seen.features, text_mask, seen.mask, seen.boxes, grid_images=seen.images)
-        if memory.state is None:
-            output, memory.state = self.connector.prefill(
-                text, seen.features, text_mask, seen.mask, seen.boxes, grid_images=seen.images, history=history
-            )
-        elif text.shape[1] == 1 and not history and text_mask is None:
-            output, memory.state = self.connector.step(text, memory.state)
-        else:
-            output, memory.state = self.connector.prefill(
-                text, text_mask=text_mask, state=memory.state, history=history
-            )
-        return output
-
-    def _replaced(self, text, text_mask, attention_mask, position_ids, seen, prompt_mask, memory) -> DecoderInputs:
-        """T positions: the connector's output in the rows with an image, the text embeddings in the others."""
-        rows = seen.rows if seen is not None else (memory.image_rows if memory is not None else None)
-        embeddings = text
-        if rows is not None:
-            history = 0
-            if memory is not None and memory.record_past:
-                prompt_columns = prompt_mask.shape[1] if prompt_mask is not None and memory.columns == 0 else 0
-                history = max(text.shape[1] - prompt_columns, 0)
-            connected = self._connect(text, text_mask, seen, memory, history)
-            embeddings = torch.where(rows[:, None, None], connected.to(text.dtype), text)
-        if position_ids is None:
-            position_ids = self._text_positions(text, text_mask, memory)
-        return DecoderInputs(embeddings, attention_mask, position_ids)
-
-    def _text_positions(self, text, text_mask, memory) -> Tensor:
-        """How many kept text tokens stand before each column [B,T]."""
-        if text_mask is None:
-            positions = torch.arange(text.shape[1], device=text.device).expand(text.shape[:2])
-        else:
-            positions = (text_mask.long().cumsum(-1) - 1).clamp(min=0)
-        return positions if memory is None else positions + memory.kept[:, None]
-
-    def _prepended(self, text, text_mask, seen: Grids | None):
-        """`[projected grids ; text]`."""
-        if seen is None:
-            return [(text, text_mask)], None
-        projected = self.connector(text, seen.features, text_mask, seen.mask, seen.boxes, grid_images=seen.images)
-        count = seen.features.shape[1]
-        places = count + torch.arange(text.shape[1], device=text.device).expand(text.shape[:2])
-        return [(projected[:, :count].to(text.dtype), seen.mask), (text, text_mask)], places
-
-    def summarize_prompt(self, text: Tensor, prompt: Tensor, seen: Grids) -> Tensor:
-        """Eq. 14's z [B,D]: the mean over the prompt's kept positions [B,T] of the modulated text [B,T,D]."""
-        modulated = self.connector(text, seen.features, prompt, seen.mask, seen.boxes, grid_images=seen.images)
-        count = prompt.sum(-1, keepdim=True).clamp(min=1).to(modulated.dtype)
-        return ((modulated * prompt[..., None]).sum(1) / count).to(text.dtype)
-
-    def _pooled(self, text, text_mask, seen: Grids | None, prompt, unfinished, summary):
-        """`[z ; text]`."""
-        if seen is None:
-            return [(text, text_mask)], None
-        if summary is None:
-            if bool((unfinished & seen.rows).any()):
-                raise ValueError(
-                    "prompt_mask: the prompt goes on after this call, but fusion 'pool' puts its mean first; "
-                    "pass the whole prompt in the first call, or its mean as prompt_summary"
-                )
-            summary = self.summarize_prompt(text, prompt, seen)
-        places = 1 + torch.arange(text.shape[1], device=text.device).expand(text.shape[:2])
-        return [(summary[:, None], seen.rows[:, None]), (text, text_mask)], places
-
-    def _concatenated(self, text, text_mask, seen: Grids | None, prompt, unfinished, memory):
-        """`[text of the prompt ; modulated prompt ; text of the answer]`; the middle part once the prompt is whole."""
-        rows = seen.rows if seen is not None else (memory.image_rows if memory is not None else None)
-        if rows is None:
-            return [(text, text_mask)], None
-        if bool(unfinished.any()):
-            # Part of the prompt: remember what the connector makes of it, and let the decoder read the text.
-            if memory is None or not bool(unfinished.all() & rows.all()):
-                raise ValueError(
-                    "prompt_mask: with fusion 'concat' the prompts of all rows must end in the same call, and where a "
-                    "prompt takes several calls every row needs an image; pass the prompt in one call"
-                )
-            memory.prompt.append((self._connect(text, prompt, seen, memory), prompt))
-            return [(text, text_mask)], None
-        earlier = list(memory.prompt) if memory is not None else []
-        modulated = self._connect(text, prompt, seen, memory)
-        if memory is not None:
-            memory.state, memory.prompt = None, []
-
-        kept = torch.ones_like(prompt) if text_mask is None else text_mask
-        copies = [*earlier, (modulated, prompt)]
-        segments = [(text, prompt)]
-        segments += [(chunk.to(text.dtype), mask & rows[:, None]) for chunk, mask in copies]
-        segments += [(text, kept & ~prompt)]
-        columns = torch.arange(text.shape[1], device=text.device).expand(text.shape[:2])
-        width = sum(mask.shape[1] for _, mask in segments[:-1])
-        # The prompt's last column is read where its modulated copy stands, which is what the answer follows.
-        last = prompt & (prompt.flip(-1).long().cumsum(-1).flip(-1) == 1) & rows[:, None]
-        copy = width - text.shape[1]
-        places = torch.where(last, copy + columns, torch.where(prompt, columns, width + columns))
-        return segments, places
-
-    def _inserted(self, segments, places, text, text_mask, memory) -> DecoderInputs:
-        """Pack the segments row by row; what a row lacks stands on its outside."""
-        batch_size, device = text.shape[0], text.device
-        packed_mask, columns = text_mask, None
-        embeddings = segments[0][0]
-        if places is not None:
-            keeps = [
-                torch.ones(part.shape[:2], dtype=torch.bool, device=device) if keep is None else keep
-                for part, keep in segments
-            ]
-            whole = torch.ones(text.shape[:2], dtype=torch.bool, device=device) if text_mask is None else text_mask
-            packed = pack(torch.cat([part for part, _ in segments], dim=1), torch.cat(keeps, dim=1), whole)
-            embeddings, packed_mask = packed.embeddings, packed.mask
-            columns = packed.places.gather(1, places)
-            if bool(packed_mask.all()):
-                packed_mask = None
-        width = embeddings.shape[1]
-        if packed_mask is None:
-            positions = torch.arange(width, device=device).expand(batch_size, width)
-            count = torch.full((batch_size,), width, dtype=torch.long, device=device)
-        else:
-            positions = (packed_mask.long().cumsum(-1) - 1).clamp(min=0)
-            count = packed_mask.sum(-1)
-        if memory is None:
-            return DecoderInputs(embeddings, packed_mask, positions, columns)
-        attention_mask = memory.extended(packed_mask, batch_size, width, device)
-        if packed_mask is not None and bool(has_hole(attention_mask).any()):
-            raise ValueError(
-                "attention_mask: a row's padding reaches into a later call than its first tokens or inserted "
-                "positions, and LFM2's short convolution is wrong over the gap; pass the prompt in one call"
-            )
-        positions = positions + (memory.kept + memory.inserted)[:, None]
-        memory.inserted = memory.inserted + count - (text.shape[1] if text_mask is None else text_mask.sum(-1))
-        memory.mask = attention_mask
-        memory.width += width
-        return DecoderInputs(embeddings, attention_mask, positions, columns)
 
 
 def check_same_images(memory: ConnectorCacheLayer, image_mask: Tensor | None) -> None:
@@ -747,7 +542,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, GenerationMixin)
                 return None
             text = self.get_input_embeddings()(ids.to(self.device))
         seen = self.model._given_grids(*(kwargs.get(name) for name in GRID_ARGUMENTS), text)
-        return self.model.summarize_prompt(text, kwargs["prompt_mask"].to(self.device), seen)
+        return summarize_prompt(self.model.connector, text, kwargs["prompt_mask"].to(self.device), seen)
 
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length

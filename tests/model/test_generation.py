@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from numerics import assert_close
 from transformers import DynamicCache
 
+from firebolt_vl.model.fusion import summarize_prompt
+
 KINDS = [
     ("cmm", "replace"),
     ("cmm", "concat"),
@@ -166,7 +168,7 @@ def test_forward_equals_prefill_in_any_chunks_and_steps(connector, fusion, data)
         if fusion == "pool":
             seen = model.get_grids(**{name: inputs[name] for name in tiny_models.make_pixels(1)})
             text = model.get_input_embeddings()(inputs["input_ids"])
-            summary = model.model.summarize_prompt(text, prompt & inputs["attention_mask"].bool(), seen)
+            summary = summarize_prompt(model.model.connector, text, prompt & inputs["attention_mask"].bool(), seen)
         while start < columns:
             end = data.draw(st.integers(start + 1, columns))
             now = {"input_ids": inputs["input_ids"][:, start:end], "attention_mask": inputs["attention_mask"][:, :end]}
@@ -241,12 +243,10 @@ def test_several_images_in_a_row_have_their_own_places():
         assert_close(model(**text, **masked).logits, model(**text, **only).logits, relative=ROUNDING)
 
 
-@kinds
-@pytest.mark.parametrize("ssm", ["s4", "s4d", "mamba"])
-def test_every_ssm_generates_from_its_cache(connector, fusion, ssm):
-    if connector != "cmm" and ssm != "s4":
-        pytest.skip("other connectors have no SSM")
-    model, inputs = model_of(connector, fusion, ssm=ssm), mixed_batch()
+@pytest.mark.parametrize("fusion", ["replace", "concat", "pool"])
+@pytest.mark.parametrize("ssm", ["s4d", "mamba"])
+def test_every_ssm_generates_from_its_cache(fusion, ssm):
+    model, inputs = model_of("cmm", fusion, ssm=ssm), mixed_batch()
     assert_same_generation(
         generated(model, inputs, do_sample=False), generated(model, inputs, use_cache=False, do_sample=False)
     )

@@ -1,0 +1,260 @@
+"""What the decoder reads: the connector's output laid out with the text (firebolt-vl.md, section 3)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .cache_firebolt import ConnectorCacheLayer
+from .packing import has_hole, pack
+
+
+class Grids(NamedTuple):
+    """A batch's grids: `features` [B,G,D_v], `mask` [B,G] bool, `boxes` [B,G,4] or None, `images` [B,G] or None."""
+
+    features: Tensor
+    mask: Tensor
+    boxes: Tensor | None
+    images: Tensor | None
+
+    @property
+    def rows(self) -> Tensor:
+        """[B] bool: the rows with at least one grid."""
+        return self.mask.any(-1)
+
+
+class Text(NamedTuple):
+    """The columns of one call: `embeddings` [B,T,D], and `mask` [B,T] bool or None where all are kept."""
+
+    embeddings: Tensor
+    mask: Tensor | None
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.embeddings.shape[:2]
+
+    @property
+    def kept(self) -> Tensor:
+        if self.mask is not None:
+            return self.mask
+        return torch.ones(self.shape, dtype=torch.bool, device=self.embeddings.device)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Kept columns of each row, [B]."""
+        if self.mask is not None:
+            return self.mask.sum(-1)
+        return torch.full(self.shape[:1], self.shape[1], dtype=torch.long, device=self.embeddings.device)
+
+
+class DecoderInputs(NamedTuple):
+    """What the decoder is called with; `places` [B,T] says where text columns stand, None where they stand in order."""
+
+    embeddings: Tensor
+    attention_mask: Tensor | None
+    position_ids: Tensor
+    places: Tensor | None = None
+
+
+class Layout(NamedTuple):
+    """Candidate columns for the decoder, before packing: parts and their masks side by side, and `places` [B,T], where
+    each text column stands among them (None: the one part is the text itself)."""
+
+    parts: list[Tensor]
+    masks: list[Tensor]
+    places: Tensor | None
+
+
+def summarize_prompt(connector: nn.Module, text: Tensor, prompt: Tensor, seen: Grids) -> Tensor:
+    """z [B,D]: the mean over the prompt's kept positions [B,T] of the modulated text [B,T,D]; the paper's Eq. 14."""
+    modulated = connector(text, seen.features, prompt, seen.mask, seen.boxes, grid_images=seen.images)
+    count = prompt.sum(-1, keepdim=True).clamp(min=1).to(modulated.dtype)
+    return ((modulated * prompt[..., None]).sum(1) / count).to(text.dtype)
+
+
+class Fusion:
+    """One call of the model: the connector, how its output meets the text, and what is remembered from call to call.
+
+    `memory` is the connector's cache layer, or None without a cache.
+    """
+
+    def __init__(self, connector: nn.Module, fusion: str, memory: ConnectorCacheLayer | None):
+        self.connector = connector
+        self.fusion = fusion
+        self.memory = memory
+        self.started = memory is not None and memory.columns > 0
+
+    def decoder_inputs(
+        self,
+        text: Text,
+        seen: Grids | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        prompt_mask: Tensor | None,
+        prompt_summary: Tensor | None,
+    ) -> DecoderInputs:
+        """attention_mask [B, past + T] and position_ids are the caller's; prompt_mask [B,W] counts from column 0."""
+        if seen is not None and not bool(seen.rows.any()):
+            seen = None
+        if self.memory is not None and not self.started:
+            self._begin(text, seen)
+        if not self.connector.inserts_grids and self.fusion == "replace":
+            decoder = self._replaced(text, seen, attention_mask, position_ids, prompt_mask)
+        else:
+            decoder = self._packed(text, self._layout(text, seen, prompt_mask, prompt_summary))
+        if self.memory is not None:
+            self.memory.columns += text.shape[1]
+            self.memory.kept = self.memory.kept + text.lengths
+        return decoder
+
+    def _begin(self, text: Text, seen: Grids | None) -> None:
+        self.memory.image_rows = seen.rows if seen is not None else None
+        self.memory.kept = torch.zeros_like(text.lengths)
+        self.memory.inserted = torch.zeros_like(text.lengths)
+
+    def _image_rows(self, seen: Grids | None) -> Tensor | None:
+        if seen is not None:
+            return seen.rows
+        return self.memory.image_rows if self.memory is not None else None
+
+    def _connect(self, text: Tensor, mask: Tensor | None, seen: Grids | None, history: int = 0) -> Tensor:
+        """The connector's output, leaving its state in the memory where there is one."""
+        if self.memory is None:
+            return self.connector(text, seen.features, mask, seen.mask, seen.boxes, grid_images=seen.images)
+        state = self.memory.state
+        if state is None:
+            output, state = self.connector.prefill(
+                text, seen.features, mask, seen.mask, seen.boxes, grid_images=seen.images, history=history
+            )
+        elif text.shape[1] == 1 and not history and mask is None:
+            output, state = self.connector.step(text, state)
+        else:
+            output, state = self.connector.prefill(text, text_mask=mask, state=state, history=history)
+        self.memory.state = state
+        return output
+
+    def _replaced(self, text: Text, seen, attention_mask, position_ids, prompt_mask) -> DecoderInputs:
+        """T positions: the connector's output in the rows with an image, the text embeddings in the others."""
+        embeddings = text.embeddings
+        if (rows := self._image_rows(seen)) is not None:
+            connected = self._connect(embeddings, text.mask, seen, self._history(text, prompt_mask))
+            embeddings = torch.where(rows[:, None, None], connected.to(embeddings.dtype), embeddings)
+        if position_ids is None:
+            position_ids = self._positions(text.shape, text.mask, embeddings.device)
+            if self.memory is not None:
+                position_ids = position_ids + self.memory.kept[:, None]
+        return DecoderInputs(embeddings, attention_mask, position_ids)
+
+    def _history(self, text: Text, prompt_mask: Tensor | None) -> int:
+        """How many of this call's columns a crop may have to forget: guesses of an assistant, never the prompt."""
+        if self.memory is None or not self.memory.record_past:
+            return 0
+        prompt = prompt_mask.shape[1] if prompt_mask is not None and not self.started else 0
+        return max(text.shape[1] - prompt, 0)
+
+    @staticmethod
+    def _positions(shape: torch.Size, mask: Tensor | None, device: torch.device) -> Tensor:
+        """How many kept columns stand before each one [B,T]; 0 for padding on the left."""
+        if mask is None:
+            return torch.arange(shape[1], device=device).expand(shape)
+        return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+    def _layout(self, text: Text, seen, prompt_mask, prompt_summary) -> Layout:
+        plain = Layout([text.embeddings], [text.kept], None)
+        if self.started and not self.memory.prompt:
+            return plain  # what is inserted stands before this call
+        if self._image_rows(seen) is None:
+            return plain
+        if self.connector.inserts_grids:
+            return self._prepended(text, seen)
+        prompt, unfinished = self._prompt(text, prompt_mask)
+        if self.fusion == "pool":
+            return self._pooled(text, seen, prompt, unfinished, prompt_summary)
+        if bool(unfinished.any()):
+            self._remember_prompt(text, seen, prompt, unfinished)
+            return plain
+        return self._concatenated(text, seen, prompt)
+
+    def _prompt(self, text: Text, prompt_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """This call's share of the prompt [B,T] bool, and the rows [B] whose prompt goes on after this call."""
+        kept = text.kept
+        if prompt_mask is None:
+            return kept, torch.zeros_like(kept[:, 0])  # without more knowledge the prompt is all of the first call
+        past = self.memory.columns if self.memory is not None else 0
+        here = torch.zeros_like(kept)
+        part = prompt_mask[:, past : past + kept.shape[1]].bool()
+        here[:, : part.shape[1]] = part
+        return here & kept, prompt_mask[:, past + kept.shape[1] :].bool().any(-1)
+
+    def _columns(self, text: Text, offset: int) -> Tensor:
+        return offset + torch.arange(text.shape[1], device=text.embeddings.device).expand(text.shape)
+
+    def _prepended(self, text: Text, seen: Grids) -> Layout:
+        """`[projected grids ; text]`."""
+        count = seen.features.shape[1]
+        both = self.connector(text.embeddings, seen.features, text.mask, seen.mask, seen.boxes, grid_images=seen.images)
+        projected = both[:, :count].to(text.embeddings.dtype)
+        return Layout([projected, text.embeddings], [seen.mask, text.kept], self._columns(text, count))
+
+    def _pooled(self, text: Text, seen: Grids, prompt, unfinished, summary) -> Layout:
+        """`[z ; text]`."""
+        if summary is None:
+            if bool((unfinished & seen.rows).any()):
+                raise ValueError(
+                    "prompt_mask: the prompt goes on after this call, but fusion 'pool' puts its mean first; "
+                    "pass the whole prompt in the first call, or its mean as prompt_summary"
+                )
+            summary = summarize_prompt(self.connector, text.embeddings, prompt, seen)
+        parts, masks = [summary[:, None], text.embeddings], [seen.rows[:, None], text.kept]
+        return Layout(parts, masks, self._columns(text, 1))
+
+    def _remember_prompt(self, text: Text, seen: Grids | None, prompt, unfinished) -> None:
+        """Part of a prompt that takes several calls: keep what the connector makes of it until the prompt is whole."""
+        if self.memory is None or not bool(unfinished.all() & self._image_rows(seen).all()):
+            raise ValueError(
+                "prompt_mask: with fusion 'concat' the prompts of all rows must end in the same call, and where a "
+                "prompt takes several calls every row needs an image; pass the prompt in one call"
+            )
+        self.memory.prompt.append((self._connect(text.embeddings, prompt, seen), prompt))
+
+    def _concatenated(self, text: Text, seen: Grids | None, prompt) -> Layout:
+        """`[text of the prompt ; modulated prompt ; text of the answer]`."""
+        rows = self._image_rows(seen)[:, None]
+        earlier = self.memory.prompt if self.memory is not None else []
+        modulated = self._connect(text.embeddings, prompt, seen)
+        if self.memory is not None:
+            self.memory.state, self.memory.prompt = None, []  # the connector is not read again
+
+        copies = [*earlier, (modulated, prompt)]
+        parts = [text.embeddings, *(part.to(text.embeddings.dtype) for part, _ in copies), text.embeddings]
+        masks = [prompt, *(mask & rows for _, mask in copies), text.kept & ~prompt]
+        answer = sum(mask.shape[1] for mask in masks[:-1])
+        copy = answer - text.shape[1]
+        # The prompt's last column is read where its modulated copy stands, which is what the answer follows.
+        last = prompt & (prompt.flip(-1).long().cumsum(-1).flip(-1) == 1) & rows
+        places = torch.where(prompt, self._columns(text, 0), self._columns(text, answer))
+        return Layout(parts, masks, torch.where(last, self._columns(text, copy), places))
+
+    def _packed(self, text: Text, layout: Layout) -> DecoderInputs:
+        """The layout row by row in one piece; what a row lacks stands on its outside."""
+        embeddings, mask, places = layout.parts[0], text.mask, None
+        if layout.places is not None:
+            packed = pack(torch.cat(layout.parts, dim=1), torch.cat(layout.masks, dim=1), text.kept)
+            embeddings, places = packed.embeddings, packed.places.gather(1, layout.places)
+            mask = None if bool(packed.mask.all()) else packed.mask
+        batch_size, width = embeddings.shape[:2]
+        positions = self._positions(embeddings.shape[:2], mask, embeddings.device)
+        if self.memory is None:
+            return DecoderInputs(embeddings, mask, positions, places)
+        whole = self.memory.extended(mask, batch_size, width, embeddings.device)
+        if mask is not None and bool(has_hole(whole).any()):
+            raise ValueError(
+                "attention_mask: a row's padding reaches into a later call than its first tokens or inserted "
+                "positions, and LFM2's short convolution is wrong over the gap; pass the prompt in one call"
+            )
+        positions = positions + (self.memory.kept + self.memory.inserted)[:, None]
+        kept = torch.full_like(text.lengths, width) if mask is None else mask.sum(-1)
+        self.memory.inserted = self.memory.inserted + kept - text.lengths
+        self.memory.mask = whole
+        self.memory.width += width
+        return DecoderInputs(embeddings, whole, positions, places)
