@@ -28,7 +28,7 @@ class Discrete(NamedTuple):
 
     def advance(self, s: Tensor) -> Tensor:
         """dA s for s [B, D, N/2]: a diagonal plus a rank-one matrix, so O(N)."""
-        return self.F * s - self.g * (2 * (self.h * s).real.sum(-1, keepdim=True))
+        return self.F * s - self.g * both_halves(self.h * s)
 
     def matrix(self) -> Tensor:
         """dA [D, N, N] on states as real vectors (Re s_0, Im s_0, Re s_1, ...)."""
@@ -57,7 +57,7 @@ def discretise(w: Tensor, P: Tensor, B: Tensor, dt: Tensor) -> Discrete:
 
 def both_halves(x: Tensor) -> Tensor:
     """The sum over all N modes, of which x [..., N/2] holds one of each conjugate pair: 2 Re sum x."""
-    return 2 * x.real.sum(-1, keepdim=True)
+    return 2 * x.sum(-1, keepdim=True).real
 
 
 def column(x: Tensor) -> Tensor:
@@ -70,18 +70,29 @@ def readout(C: Tensor) -> Tensor:
     return 2 * column(C.conj()).unsqueeze(-2)
 
 
-def powers(step: Discrete, C: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """With count a power of two: columns dA^j dB [D, N, count], rows C dA^(j+1) [D, count, N], j < count, and dA^count.
+class Chunk(NamedTuple):
+    """What CHUNK tokens do at once, on states as rows [D, B, N]: a row times a matrix is what a CPU does fastest."""
 
-    By doubling: log2(count) squarings of dA, everything else follows in as many products. dA never expands a state
-    (A + A^H is negative definite), so the powers lose nothing in float32.
+    inputs: Tensor
+    """(dA^(CHUNK-1-j) dB)^T [D, CHUNK, N]: inputs [D, B, CHUNK] -> the state they leave."""
+    outputs: Tensor
+    """(C dA^(j+1))^T [D, N, CHUNK]: a state -> the outputs it leaves."""
+    power: Tensor
+    """(dA^CHUNK)^T [D, N, N]: a state -> the state it leaves."""
+
+
+def chunked(step: Discrete, C: Tensor, size: int = CHUNK) -> Chunk:
+    """By doubling (size is a power of two): log2(size) squarings of dA, the rest follows in as many products.
+
+    dA never expands a state (A + A^H is negative definite), so its powers lose nothing in float32.
     """
-    A = step.matrix()
-    columns, rows = column(step.dB).unsqueeze(-1), readout(C) @ A
-    while columns.shape[-1] < count:
-        columns, rows = torch.cat([columns, A @ columns], -1), torch.cat([rows, rows @ A], -2)
-        A = A @ A
-    return columns, rows, A
+    power = step.matrix().mT
+    inputs, outputs = column(step.dB).unsqueeze(-2), (readout(C) @ power.mT).mT
+    while inputs.shape[-2] < size:
+        inputs = torch.cat([inputs @ power, inputs], -2)
+        outputs = torch.cat([outputs, power @ outputs], -1)
+        power = power @ power
+    return Chunk(inputs, outputs, power.contiguous())
 
 
 def kernel(step: Discrete, C: Tensor, length: int) -> Tensor:
@@ -141,6 +152,14 @@ class S4Kernel(WideParameters):
         """(one time step, C [D, N/2] complex)"""
         return self.derived("discrete", self._discretise)
 
+    def real_step(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(F [D, N/2] complex, g, h, dB, C [D, N]) with dA s = F s - g (h . s), y = C . s, s as a real vector."""
+        return self.derived("real step", self._real_step)
+
+    def _real_step(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        step, C = self.discrete()
+        return step.F, column(step.g), readout(step.h).squeeze(-2), column(step.dB), readout(C).squeeze(-2)
+
     def taps(self, length: int) -> Tensor:
         """The convolution kernel [D, length]; what is kept is as long as the next power of two, and sliced."""
         if self.records_gradients:
@@ -148,8 +167,12 @@ class S4Kernel(WideParameters):
         longer = 1 << (length - 1).bit_length()
         return self.derived(("taps", longer), lambda: kernel(*self.discrete(), longer))[:, :length]
 
-    def powers(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.derived("powers", lambda: powers(*self.discrete(), CHUNK))
+    def reversed_taps(self, length: int) -> Tensor:
+        """K_(length-1), ..., K_0 as [length, D]: what a window of inputs is weighed by."""
+        return self.derived(("reversed", length), lambda: self.taps(length).flip(-1).mT.contiguous())
+
+    def chunk(self) -> Chunk:
+        return self.derived("chunk", lambda: chunked(*self.discrete()))
 
     def _discretise(self) -> tuple[Discrete, Tensor]:
         # In float64, since every power of the step multiplies what is lost here, and it is few numbers.
@@ -228,18 +251,21 @@ class S4(SSMBlock):
         if not need_state:
             return y.mT, None
         step, _ = self.kernel.discrete()
-        columns, rows, chunk_power = self.kernel.powers()
-        final = response_to_inputs(packing.right_from_left(u), columns, chunk_power)
+        chunk = self.kernel.chunk()
+        final = response_to_inputs(packing.right_from_left(u), chunk)
         if state is not None:
             before = torch.view_as_complex(state["modes"])
-            decay, remains = response_to_state(before, packing.lengths, u.shape[1], step, rows, chunk_power)
+            decay, remains = response_to_state(before, packing.lengths, u.shape[1], step, chunk)
             y, final = y + decay, final + remains
         return y.mT, {"modes": torch.view_as_real(final)}
 
     def _advance(self, u: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        step, C = self.kernel.discrete()
-        s = step.advance(torch.view_as_complex(state["modes"])) + step.dB * u.unsqueeze(-1)
-        return both_halves(C * s).squeeze(-1) + self.kernel.D * u, {"modes": torch.view_as_real(s)}
+        F, g, h, dB, C = self.kernel.real_step()
+        modes = state["modes"]
+        s = torch.view_as_real(F * torch.view_as_complex(modes)).flatten(-2)
+        # Real and in place: a step's time goes into temporaries of the state's size.
+        s = s.addcmul_(dB, u.unsqueeze(-1)).addcmul_(g, (h * modes.flatten(-2)).sum(-1, keepdim=True), value=-1)
+        return (C * s).sum(-1) + self.kernel.D * u, {"modes": s.unflatten(-1, (-1, 2))}
 
     def _convolve_truncated(
         self, u: Tensor, packing: Packing, state: dict[str, Tensor] | None, need_state: bool
@@ -256,8 +282,7 @@ class S4(SSMBlock):
 
     def _advance_truncated(self, u: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         window = torch.cat([state["inputs"], u.unsqueeze(1)], 1)
-        taps = self.kernel.taps(self.kernel_taps)
-        y = torch.einsum("btd,dt->bd", window, taps.flip(-1)) + self.kernel.D * u
+        y = (window * self.kernel.reversed_taps(self.kernel_taps)).sum(1) + self.kernel.D * u
         return y, {"inputs": window[:, 1:]}
 
     @staticmethod
@@ -292,32 +317,37 @@ class S4(SSMBlock):
         }
 
 
-def response_to_inputs(u: Tensor, columns: Tensor, chunk_power: Tensor) -> Tensor:
+def response_to_inputs(u: Tensor, chunk: Chunk) -> Tensor:
     """The state after u [B, T, D] from nothing, T tokens a row (leading zeros do nothing) -> complex [B, D, N/2]."""
-    u = F.pad(u, (0, 0, -u.shape[1] % CHUNK, 0)).unflatten(1, (-1, CHUNK))  # [B, chunks, CHUNK, D]
-    responses = torch.einsum("dnj,bcjd->cdnb", columns.flip(-1), u)
-    s = responses[0]
-    for response in responses[1:]:
-        s = chunk_power @ s + response
-    return torch.view_as_complex(s.permute(2, 0, 1).unflatten(-1, (-1, 2)).contiguous())
+    u = u.permute(2, 0, 1).contiguous()  # [D, B, T]
+    first = (u.shape[-1] - 1) % CHUNK + 1
+    s = u[..., :first].contiguous() @ chunk.inputs[:, CHUNK - first :]
+    whole = u[..., first:].unflatten(-1, (-1, CHUNK))  # [D, B, chunks, CHUNK]
+    left = (whole.flatten(1, 2) @ chunk.inputs).unflatten(1, whole.shape[1:3])
+    for left_by_chunk in left.unbind(2):
+        s = s @ chunk.power + left_by_chunk
+    return as_modes(s)
 
 
-def response_to_state(
-    s: Tensor, lengths: Tensor, time: int, step: Discrete, rows: Tensor, chunk_power: Tensor
-) -> tuple[Tensor, Tensor]:
+def response_to_state(s: Tensor, lengths: Tensor, time: int, step: Discrete, chunk: Chunk) -> tuple[Tensor, Tensor]:
     """What a state s [B, D, N/2] does when nothing else comes in: (y [B, D, time], the state after `lengths` tokens).
 
     y_l = 2 Re(C dA^(l+1) s). Whole chunks by dA^CHUNK, what remains of a row's length by single steps.
     """
     whole, rest = lengths // CHUNK, lengths % CHUNK
-    s = column(s).permute(1, 2, 0)  # [D, N, B]
+    s = column(s).transpose(0, 1)  # [D, B, N]
     outputs, kept = [], s
-    for chunk in range(-(-time // CHUNK)):
-        outputs.append(rows @ s)
-        s = chunk_power @ s
-        kept = torch.where(whole > chunk, s, kept)
-    y = torch.cat(outputs, 1)[:, :time].permute(2, 0, 1)
-    remains = torch.view_as_complex(kept.permute(2, 0, 1).unflatten(-1, (-1, 2)).contiguous())
+    for start in range(0, time, CHUNK):
+        outputs.append(s @ chunk.outputs[..., : time - start])
+        if start + CHUNK <= time:
+            s = s @ chunk.power
+            kept = torch.where((whole > start // CHUNK).unsqueeze(-1), s, kept)
+    remains = as_modes(kept)
     for t in range(min(time, CHUNK - 1)):
         remains = torch.where((rest > t)[:, None, None], step.advance(remains), remains)
-    return y, remains
+    return torch.cat(outputs, -1).transpose(0, 1), remains
+
+
+def as_modes(s: Tensor) -> Tensor:
+    """Real rows [D, B, N] -> complex [B, D, N/2], what `column` undoes."""
+    return torch.view_as_complex(s.transpose(0, 1).unflatten(-1, (-1, 2)).contiguous())

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from firebolt_vl.cmm.hippo import clip_imaginary, legs, nplr
 from golden import load
 from numerics import assert_close
+
+from firebolt_vl.cmm.hippo import clip_imaginary, legs, nplr
 
 
 def tensor(array):

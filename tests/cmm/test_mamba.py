@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from numerics import assert_close
+
 from firebolt_vl.cmm import Mamba
 from firebolt_vl.kernels import reference
-from numerics import assert_close
 
 
 def written_out(block: Mamba, x: torch.Tensor) -> torch.Tensor:

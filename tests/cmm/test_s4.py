@@ -5,11 +5,12 @@ import math
 
 import pytest
 import torch
-from firebolt_vl.cmm import S4
-from firebolt_vl.cmm.s4 import CHUNK, S4Kernel, discretise, kernel, powers, readout, unfold
-from firebolt_vl.kernels import cauchy
 from golden import case_names, load
 from numerics import assert_close, assert_within_budget, relative_error
+
+from firebolt_vl.cmm import S4
+from firebolt_vl.cmm.s4 import CHUNK, S4Kernel, chunked, discretise, kernel, readout, unfold
+from firebolt_vl.kernels import cauchy
 
 CASES = case_names("s4_nplr_kernel")
 STEP_CASES = [name for name in CASES if "rate" not in name]
@@ -114,16 +115,17 @@ def test_recurrence_reproduces_the_original_s_output_and_last_state(case):
 
 
 @pytest.mark.parametrize("case", STEP_CASES)
-def test_matrix_and_powers_are_those_of_the_step(case):
+def test_the_dense_matrix_and_a_chunk_are_those_of_the_step(case):
     with torch.no_grad():
         step, C = raw_model(case, leaves(case))
         s = torch.randn_like(step.dB)
         dense = step.matrix() @ torch.view_as_real(s).flatten(-2).unsqueeze(-1)
         assert_close(dense.squeeze(-1), torch.view_as_real(step.advance(s)).flatten(-2))
-        columns, rows, power = powers(step, C, 8)
-        assert_close(power, torch.linalg.matrix_power(step.matrix(), 8))
-        assert_close(columns[..., 3], (torch.linalg.matrix_power(step.matrix(), 3) @ columns[..., :1]).squeeze(-1))
-        assert_close(rows[:, 4:5], readout(C) @ torch.linalg.matrix_power(step.matrix(), 5))
+        chunk, A = chunked(step, C, 8), step.matrix()
+        assert_close(chunk.power, torch.linalg.matrix_power(A, 8).mT)
+        assert_close(chunk.inputs[:, 7], torch.view_as_real(step.dB).flatten(-2))
+        assert_close(chunk.inputs[:, 4:5], chunk.inputs[:, 7:] @ torch.linalg.matrix_power(A, 3).mT)
+        assert_close(chunk.outputs[..., 4:5].mT, readout(C) @ torch.linalg.matrix_power(A, 5))
 
 
 def original_block(case):
@@ -188,8 +190,8 @@ def test_a_truncated_block_does_not_see_past_its_taps_in_any_mode(T):
     with torch.no_grad():
         y, state = block.prefill(x)
         y_other, state_other = block.prefill(other)
-        assert torch.equal(y[:, 5:], y_other[:, 5:])
-        assert not torch.equal(y[:, :5], y_other[:, :5])
+        assert_close(y[:, 5:], y_other[:, 5:], 1e-13) if T > 5 else None
+        assert relative_error(y[:, :5], y_other[:, :5]) > 1e-2
         assert torch.equal(state.tensors["inputs"], state_other.tensors["inputs"]) == (T > 4)
         assert state.tensors["inputs"].shape == (2, 4, 3)
 

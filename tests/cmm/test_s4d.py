@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from firebolt_vl.cmm import S4D
-from firebolt_vl.cmm.s4d import zero_order_hold
 from golden import case_names, load
 from numerics import assert_close, assert_within_budget
+
+from firebolt_vl.cmm import S4D
+from firebolt_vl.cmm.s4d import zero_order_hold
 
 CASES = [name for name in case_names("s4d_kernel") if name.startswith("firebolt")]
 BLOCK_CASES = [name for name in case_names("ssm_blocks") if name.startswith("s4d_")]
