@@ -5,14 +5,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..common.blocks import block_numbers
 from ..common.dtypes import compute_dtype
 from .choice import choose_algorithm
 
 # Steps in a chunk of the chunked algorithm.
 CHUNK = 64
-# Numbers in the arrays of one block of channels: they stay in the cache, and are not given back to the system and
-# faulted in again by every call.
-BLOCK = 2**17
 
 
 def fft_conv(u: Tensor, k: Tensor, d_skip: Tensor | None = None, *, k_spectrum: Tensor | None = None) -> Tensor:
@@ -89,16 +87,14 @@ def _chunked(u: Tensor, k: Tensor) -> Tensor:
     size = min(L, CHUNK)
     chunks = -(-L // size)
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
-    for channels in _channel_blocks(width, size * max(size, chunks * batch)):
+    for channels in _channel_blocks(u, size * max(size, chunks * batch)):
         # Rows (chunk, batch), so that B = 1 too gives dense products: [channels, chunks * batch, size], time reversed.
         x = F.pad(u[:, channels], (0, chunks * size - L)).unflatten(-1, (chunks, size)).flip(-1)
         x = x.permute(1, 2, 0, 3).flatten(1, 2)
         # At size - 1 + l lies lag l; zeros stand for lags before 0 and after the last tap.
         lags = F.pad(k[channels], (size - 1, (chunks + 1) * size - k.shape[-1]))
         out = torch.zeros_like(x)
-        for m in range(-(-(k.shape[-1] - 1) // size) + 1):
-            if m == chunks:
-                break
+        for m in range(min(chunks, -(-(k.shape[-1] - 1) // size) + 1)):
             # toeplitz[s, t] = k[m size + t - s], with s reversed as in x: lags at m size + s + t.
             toeplitz = lags[:, m * size : (m + 2) * size - 1].unfold(-1, size, 1)
             out[:, m * batch :].baddbmm_(x[:, : (chunks - m) * batch], toeplitz)
@@ -115,7 +111,7 @@ class _InFrequency(torch.autograd.Function):
         batch, width, L = u.shape
         size = fast_size(L + k.shape[-1] - 1)
         y = torch.empty_like(u, memory_format=torch.contiguous_format)
-        for channels in _channel_blocks(width, batch * size):
+        for channels in _channel_blocks(u, batch * size):
             spectrum = torch.fft.rfft(u[:, channels], n=size).mul_(torch.fft.rfft(k[channels], n=size))
             y[:, channels] = torch.fft.irfft(spectrum, n=size)[..., :L]
         return y
@@ -128,7 +124,7 @@ class _InFrequency(torch.autograd.Function):
         size = fast_size(L + taps - 1)
         grad_u = torch.empty_like(u, memory_format=torch.contiguous_format) if ctx.needs_input_grad[0] else None
         grad_k = torch.empty_like(k, memory_format=torch.contiguous_format) if ctx.needs_input_grad[1] else None
-        for channels in _channel_blocks(width, batch * size):
+        for channels in _channel_blocks(u, batch * size):
             # Correlations with k and u: the conjugates of their spectra.
             spectrum = torch.fft.rfft(grad[:, channels], n=size)
             if grad_k is not None:
@@ -154,7 +150,7 @@ def fast_size(at_least: int) -> int:
     return best
 
 
-def _channel_blocks(width: int, numbers: int) -> list[slice]:
-    """Slices that cover `width` channels, each of so many that an array with `numbers` a channel has about BLOCK."""
-    step = max(1, BLOCK // max(numbers, 1))
-    return [slice(start, start + step) for start in range(0, width, step)]
+def _channel_blocks(u: Tensor, numbers: int) -> list[slice]:
+    """Slices that cover the channels of u [B,D,L], for arrays with `numbers` a channel."""
+    step = max(1, block_numbers(u.device) // numbers)
+    return [slice(start, start + step) for start in range(0, u.shape[1], step)]

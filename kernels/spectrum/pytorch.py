@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..common.blocks import block_numbers
 from ..common.dtypes import compute_dtype
 
 # Phases are split into a multiple of 1 / TURN_STEPS of a turn and a rest, see `_powers`.
 TURN_STEPS = 2**14
-# Numbers in a block [channels, N, nodes] of the Cauchy product: it and its like stay in a core's cache.
-CAUCHY_BLOCK = 2**17
 
 
 def vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
@@ -101,14 +100,18 @@ class _Cauchy(torch.autograd.Function):
             for part, sign in ((0, 1), (1, -1)):
                 grad_z[nodes, part] += (near[part] + far[part]).sum((0, 1))
                 grad_w[channels, :, part] -= (near[part] + sign * far[part]).sum(-1)
-        return torch.complex(grad_v[..., :N], grad_v[..., N:]), torch.view_as_complex(grad_z), torch.view_as_complex(grad_w)
+        return (
+            torch.complex(grad_v[..., :N], grad_v[..., N:]),
+            torch.view_as_complex(grad_z),
+            torch.view_as_complex(grad_w),
+        )
 
 
 def _blocks(w: Tensor, z: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Slices of channels and nodes that cover [channels, Lz] in blocks of about CAUCHY_BLOCK numbers with their N."""
-    (channels, N), nodes = w.shape, z.shape[0]
-    node_step = max(1, min(nodes, CAUCHY_BLOCK // max(N, 1)))
-    channel_step = max(1, CAUCHY_BLOCK // max(N * node_step, 1))
+    """Slices of channels and nodes that cover [channels, Lz]: [channels, N, Lz] is never made as a whole."""
+    (channels, N), nodes, numbers = w.shape, z.shape[0], block_numbers(w.device)
+    node_step = max(1, min(nodes, numbers // max(N, 1)))
+    channel_step = max(1, numbers // max(N * node_step, 1))
     for node in range(0, nodes, node_step):
         for channel in range(0, channels, channel_step):
             yield slice(channel, channel + channel_step), slice(node, node + node_step)

@@ -1,0 +1,79 @@
+"""Time the three convolution algorithms against each other: `python -m firebolt_vl.bench.crossover`.
+
+Prints, for each width D and batch B, milliseconds of each algorithm over L, forward and forward + backward, the fastest
+of them and the one that `choose_algorithm` takes. The table in kernels/fft_conv/choice.py comes from here.
+"""
+
+import argparse
+import time
+
+import torch
+
+from ..kernels.fft_conv.choice import choose_algorithm
+from ..kernels.fft_conv.pytorch import ALGORITHMS
+
+WIDTHS = (64, 256, 1024)
+BATCHES = (1, 8)
+LENGTHS = tuple(2**p for p in range(4, 14))
+# An algorithm this many times slower than the fastest is not timed at greater lengths.
+HOPELESS = 8.0
+MOST_TURNS = 200
+
+
+def fastest_ms(runs: dict, seconds: float) -> dict[str, float]:
+    """Shortest time of each function, taken in turns for about `seconds` each: other work on a machine only adds."""
+    for run in runs.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    end = time.perf_counter() + seconds * len(runs)
+    for _ in range(MOST_TURNS):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(1e3 * (time.perf_counter() - start))
+        if time.perf_counter() > end:
+            break
+    return {name: min(values) for name, values in times.items()}
+
+
+def time_algorithms(names: list[str], B: int, D: int, L: int, dtype: torch.dtype, backward: bool, seconds: float):
+    generator = torch.Generator().manual_seed(0)
+    u, k, grad = (torch.randn(shape, generator=generator, dtype=dtype) for shape in ((B, D, L), (D, L), (B, D, L)))
+    u.requires_grad_(backward)
+    k.requires_grad_(backward)
+
+    def run(name: str):
+        y = ALGORITHMS[name](u, k)
+        if backward:
+            torch.autograd.grad(y, (u, k), grad)
+
+    return fastest_ms({name: lambda name=name: run(name) for name in names}, seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+    parser.add_argument("--seconds", type=float, default=0.1, help="time for each algorithm and size")
+    parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="longest L")
+    options = parser.parse_args()
+    dtype = getattr(torch, options.dtype)
+    print(
+        f"{options.dtype}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}; shortest time in ms"
+    )
+    for backward in (False, True):
+        print("forward + backward" if backward else "forward")
+        print(f"{'D':>5} {'B':>2} {'L':>5} " + " ".join(f"{name:>9}" for name in ALGORITHMS) + "  fastest   chosen")
+        for D in WIDTHS:
+            for B in BATCHES:
+                names = list(ALGORITHMS)
+                for L in (length for length in LENGTHS if length <= options.longest):
+                    ms = time_algorithms(names, B, D, L, dtype, backward, options.seconds)
+                    fastest = min(ms, key=ms.get)
+                    columns = " ".join(f"{ms[name]:9.3f}" if name in ms else " " * 9 for name in ALGORITHMS)
+                    chosen = choose_algorithm(L, D, B, dtype, "cpu")
+                    print(f"{D:5} {B:2} {L:5} {columns}  {fastest:9} {chosen}", flush=True)
+                    names = [name for name in names if ms[name] < HOPELESS * ms[fastest]]
+
+
+if __name__ == "__main__":
+    main()
