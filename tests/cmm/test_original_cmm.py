@@ -5,9 +5,10 @@ import functools
 import golden
 import pytest
 import torch
+from numerics import assert_close, assert_within_budget, largest
+
 from firebolt_vl.cmm import CrossModalModulator
 from firebolt_vl.cmm.original import renamed
-from numerics import assert_close, assert_within_budget, largest
 
 FILES = golden.names("cmm_upstream_")
 FILE = pytest.mark.parametrize("name", FILES)

@@ -6,11 +6,12 @@ import golden
 import pytest
 import torch
 from correlations import layouts, loop_weights, masks, sizes
-from firebolt_vl.kernels import correlation_context, reference
-from firebolt_vl.kernels.common import grid_weights
 from hypothesis import given
 from hypothesis import strategies as st
 from numerics import assert_close, assert_within_budget
+
+from firebolt_vl.kernels import correlation_context, reference
+from firebolt_vl.kernels.common import grid_weights
 
 BOTH = pytest.mark.parametrize("op", [correlation_context, reference.correlation_context], ids=["public", "reference"])
 HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)

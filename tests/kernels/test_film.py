@@ -6,10 +6,11 @@ import golden
 import pytest
 import torch
 from correlations import layouts, loop_weights, masks, sizes
-from firebolt_vl.kernels import correlation_context, film_residual, grounded_film, reference
 from hypothesis import given
 from hypothesis import strategies as st
 from numerics import assert_close, assert_within_budget
+
+from firebolt_vl.kernels import correlation_context, film_residual, grounded_film, reference
 
 GROUNDED = pytest.mark.parametrize("op", [grounded_film, reference.grounded_film], ids=["public", "reference"])
 RESIDUAL = pytest.mark.parametrize("op", [film_residual, reference.film_residual], ids=["public", "reference"])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from firebolt_vl.kernels.common.random import dropout, mix, new_seed, random_bits
 
 MASK = 2**64 - 1
