@@ -2,12 +2,14 @@
 
 import os
 import re
+import stat
 import time
+import unicodedata
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .checkpoint import Loaded, load, locate
+from .checkpoint import Loaded, load, locate, quiet
 from .errors import Failure, Misuse, first_line
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 # Kana, Chinese characters, Thai: no spaces stand between words, and a letter is taken for a word.
 UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f"
-WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
+BETWEEN_SPACES = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 
 
 @dataclass
@@ -101,35 +103,36 @@ def ask(
     _check_image_path(image)
     if grounding is not None:
         _check_output(grounding, image)
-    folder = locate(checkpoint)
-
     picture = _open(image)
     place = _device(device)
-    start = time.perf_counter()
-    loaded = load(folder, place)
-    load_s = time.perf_counter() - start
-    text = _prompt(loaded, question)
-    inputs = _inputs(loaded, picture, text)
-    clock = TokenClock()
-    try:
-        tokens = _generate(loaded.model, inputs, max_new_tokens, seed, clock)
-        reply = Reply(
-            question=question,
-            answer=loaded.processor.decode(tokens, skip_special_tokens=True).strip(),
-            complete=tokens[-1].item() in _stops(loaded.model),
-            image={"path": image, "width": picture.width, "height": picture.height},
-            checkpoint=str(folder),
-            device=str(loaded.model.device),
-            dtype=str(loaded.model.dtype).removeprefix("torch."),
-            seed=seed,
-            prompt_tokens=inputs["input_ids"].shape[1],
-            answer_tokens=len(tokens),
-            timing=clock.timing(load_s),
-        )
-        if grounding is not None:
-            reply.grounding = _ground(loaded, inputs, text, tokens, picture, reply, grounding)
-    except (RuntimeError, MemoryError) as error:  # out of memory, on whichever device
-        raise Failure(f"the model could not answer: {first_line(error)}") from None
+    folder = locate(checkpoint)
+
+    with quiet():
+        start = time.perf_counter()
+        loaded = load(folder, place)
+        load_s = time.perf_counter() - start
+        text = _prompt(loaded, question)
+        inputs = _inputs(loaded, picture, text)
+        clock = TokenClock()
+        try:
+            tokens = _generate(loaded.model, inputs, max_new_tokens, seed, clock)
+            reply = Reply(
+                question=question,
+                answer=loaded.processor.decode(tokens, skip_special_tokens=True).strip(),
+                complete=tokens[-1].item() in _stops(loaded.model),
+                image={"path": image, "width": picture.width, "height": picture.height},
+                checkpoint=str(folder),
+                device=str(loaded.model.device),
+                dtype=str(loaded.model.dtype).removeprefix("torch."),
+                seed=seed,
+                prompt_tokens=inputs["input_ids"].shape[1],
+                answer_tokens=len(tokens),
+                timing=clock.timing(load_s),
+            )
+            if grounding is not None:
+                reply.grounding = _ground(loaded, inputs, text, tokens, picture, reply, grounding)
+        except (RuntimeError, MemoryError) as error:  # out of memory, on whichever device
+            raise Failure(f"the model could not answer: {first_line(error)}") from None
     return reply
 
 
@@ -155,10 +158,14 @@ class TokenClock:
 
 def _check_image_path(image: str) -> None:
     """What can be seen of a wrong path before anything heavy is imported."""
-    if Path(image).is_dir():
+    try:
+        mode = os.stat(image).st_mode
+    except FileNotFoundError:
+        raise Misuse(f"{image}: there is no such file; check the path of the image") from None
+    except OSError as error:
+        raise Misuse(f"{image} cannot be opened ({error.strerror}); check the path of the image") from None
+    if stat.S_ISDIR(mode):
         raise Misuse(f"{image} is a directory; name one image file in it")
-    if not Path(image).exists():
-        raise Misuse(f"{image}: there is no such file; check the path of the image")
 
 
 def _open(image: str) -> "Image.Image":
@@ -177,13 +184,13 @@ def _check_output(path: str, image: str) -> None:
     output = Path(path)
     if output.suffix.lower() != ".png":
         raise Misuse(f"--grounding {path}: a file that ends in .png is wanted")
-    if output.exists() and not output.is_file():
-        raise Misuse(f"--grounding {path} is not a file; name a .png file")
-    if output.exists() and output.samefile(image):
-        raise Misuse(f"--grounding {path} is the image itself; name another file")
     if not output.parent.is_dir():
         raise Misuse(f"--grounding {path}: there is no directory {output.parent}; make it first")
     try:
+        if output.exists() and not output.is_file():
+            raise Misuse(f"--grounding {path} is not a file; name a .png file")
+        if output.exists() and output.samefile(image):
+            raise Misuse(f"--grounding {path} is the image itself; name another file")
         probe = _beside(output)
         probe.touch(exist_ok=False)
         probe.unlink()
@@ -294,13 +301,27 @@ def _words(loaded: Loaded, inputs, text: str, question: str) -> list[Word]:
     spans = loaded.processor.tokenizer(text, return_offsets_mapping=True, **_specials(loaded, text)).offset_mapping
     first = max(0, text.rfind(question))
     words, token = [], 0
-    for found in WORD.finditer(question):
-        start, end = first + found.start(), first + found.end()
+    for start, end in word_spans(question):
+        word, start, end = question[start:end], first + start, first + end
         while token < len(spans) and spans[token][1] <= start:
             token += 1
         after = token
         while after < len(spans) and spans[after][0] < end:
             after += 1
         if after > token:
-            words.append(Word(found.group(), weighed.phrase(0, token, after)[kept].tolist()))
+            words.append(Word(word, weighed.phrase(0, token, after)[kept].tolist()))
     return words
+
+
+def word_spans(question: str) -> list[tuple[int, int]]:
+    """Where each word starts and ends, the punctuation around it left out."""
+    spans = []
+    for found in BETWEEN_SPACES.finditer(question):
+        start, end = found.span()
+        while start < end and unicodedata.category(question[start]).startswith("P"):
+            start += 1
+        while start < end and unicodedata.category(question[end - 1]).startswith("P"):
+            end -= 1
+        if start < end:
+            spans.append((start, end))
+    return spans

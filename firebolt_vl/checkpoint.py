@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,6 +108,22 @@ def _check_shards(folder: Path) -> None:
             raise Failure(f"{folder / shard} lacks {lacking[0]}; copy or download it again")
 
 
+@contextmanager
+def quiet():
+    """Without transformers' own warnings and progress bars: what is wrong is said here, in one line."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
 class Loaded(NamedTuple):
     """A model in eval mode on its device, its processor, and whether it is a checkpoint of the original Firebolt-VL."""
 
@@ -118,16 +135,11 @@ class Loaded(NamedTuple):
 def load(folder: Path, device: str) -> Loaded:
     """Load a checkpoint's folder. Raises Failure where a file is missing or broken, or they do not belong together."""
     config = check_files(folder)
-    from transformers.utils import logging
-
     from .model import FireboltConfig, FireboltForConditionalGeneration
     from .model.original import ORIGINAL_MODEL_TYPE, is_original
 
     if config.get("model_type") not in (FireboltConfig.model_type, ORIGINAL_MODEL_TYPE):
         raise Failure(f"checkpoint {folder} is of a {config.get('model_type')!r} model; a Firebolt-VL is wanted")
-    # What they would say of a broken checkpoint is said below, in one line.
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
         model, report = FireboltForConditionalGeneration.from_pretrained(
             folder,

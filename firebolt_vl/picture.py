@@ -46,11 +46,12 @@ def draw(
         image: the image that was asked about.
         words: W words of the question; the first 16 are shown.
         weights: [W,G], what each word weighed: the modulator's weights, averaged over the word's tokens. None for a
-            model that has none: the right half is left out.
+            model that has none; without them, or without words, the right half is left out.
         boxes: [G,4], (y0, x0, y1, x1) in pixels of the image; the first is the global view.
         effects: [G], by how many nats the answer's log-probability falls when the grid is masked.
     """
     boxes, effects = np.asarray(boxes, dtype=np.float64), np.asarray(effects, dtype=np.float64)
+    weights = np.asarray(weights, dtype=np.float64) if weights is not None and len(words) else None
     # An extreme image (20000 x 10) is stretched to a shape that can be looked at.
     height = float(np.clip(LEFT * image.height / image.width, SHORTEST, TALLEST))
     width = float(np.clip(height * image.width / image.height, SHORTEST, LEFT))
@@ -68,7 +69,7 @@ def draw(
             _write(figure, MARGIN, y, text, size=size, weight="bold", color=colour)
         _draw_effects(figure, image, boxes, effects, width, height)
         if weights is not None:
-            _draw_weights(figure, words, np.asarray(weights, dtype=np.float64), boxes, image, height)
+            _draw_weights(figure, words, weights, boxes, image, height)
         figure.savefig(path, format="png")
 
 
@@ -151,8 +152,8 @@ def _draw_weights(figure: Figure, words, weights, boxes, image, height: float) -
     hidden = len(words) - MOST_WORDS
     words, weights = list(words[:MOST_WORDS]), weights[:MOST_WORDS]
     count, grids = weights.shape
-    label = 0.35 + 0.085 * min(16, max((len(word) for word in words), default=1))
-    row = float(np.clip((height + BELOW - MARGIN - HEADER) / max(count, 1), LOWEST_ROW, HIGHEST_ROW))
+    label = 0.35 + 0.085 * min(16, max(len(word) for word in words))
+    row = float(np.clip((height + BELOW - MARGIN - HEADER) / count, LOWEST_ROW, HIGHEST_ROW))
     # The global view stands apart from the tiles by a third of a column.
     column = min(WIDEST_COLUMN, (RIGHT - label) / (grids + 1 / 3))
     icon = HEADER - 0.32

@@ -36,18 +36,21 @@ def open_image(path: str | PathLike) -> Image.Image:
     path = Path(path)
     try:
         mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(f"{path} is a directory; name one image file in it")
-        if not stat.S_ISREG(mode):
-            raise ImageError(f"{path} is not a regular file; name an image file")
-        with path.open("rb") as file:
-            return _decode(file, str(path))
+        file = path.open("rb") if stat.S_ISREG(mode) else None  # a pipe would be waited for
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file; check the path of the image") from None
     except NotADirectoryError:
         raise FileNotFoundError(f"{path}: there is no such file; a part of the path is a file itself") from None
     except PermissionError:
         raise PermissionError(f"{path} may not be read; give yourself permission (chmod u+r)") from None
+    except OSError as error:
+        raise ImageError(f"{path} cannot be opened ({error.strerror}); check the path of the image") from None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{path} is a directory; name one image file in it")
+    if file is None:
+        raise ImageError(f"{path} is not a regular file; name an image file")
+    with file:
+        return _decode(file, str(path))
 
 
 def load_image(source: str | PathLike | Image.Image) -> Image.Image:

@@ -3,17 +3,19 @@
 import base64
 import io
 import json
+import os
 
 import golden
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from tiny_models import make_processor, make_tokenizer
+from transformers import AutoImageProcessor, AutoProcessor
+
 from firebolt_vl.model import images as pictures
 from firebolt_vl.model.image_processing_firebolt import FireboltImageProcessor
-from firebolt_vl.model.processing_firebolt import CHAT_TEMPLATE, FireboltProcessor
-from PIL import Image
-from tiny_models import make_tokenizer
-from transformers import AutoImageProcessor, AutoProcessor
+from firebolt_vl.model.processing_firebolt import FireboltProcessor
 
 IMAGE_INPUTS = ["pixel_values", "pixel_tiles", "tile_mask", "image_mask", "grid_boxes"]
 
@@ -21,13 +23,6 @@ IMAGE_INPUTS = ["pixel_values", "pixel_tiles", "tile_mask", "image_mask", "grid_
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
     levels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(levels)
-
-
-def make_processor(tokenizer_kwargs=None, **kwargs) -> FireboltProcessor:
-    kwargs = {"size": {"height": 32, "width": 32}, "tile_size": 16, **kwargs}
-    return FireboltProcessor(
-        FireboltImageProcessor(**kwargs), make_tokenizer(**(tokenizer_kwargs or {})), chat_template=CHAT_TEMPLATE
-    )
 
 
 def call(processor, images, text, **kwargs):
@@ -437,9 +432,11 @@ class TestFiles:
         with pytest.raises(pictures.ImageError, match="is EPS, which another program must draw"):
             pictures.open_image(path)
 
-    def test_a_pipe_is_not_waited_for(self, tmp_path):
-        import os
+    def test_a_path_that_cannot_be_is_named(self):
+        with pytest.raises(pictures.ImageError, match=r"cannot be opened .*; check the path"):
+            pictures.open_image("x" * 300)
 
+    def test_a_pipe_is_not_waited_for(self, tmp_path):
         os.mkfifo(tmp_path / "a.png")
         with pytest.raises(pictures.ImageError, match="is not a regular file"):
             pictures.open_image(tmp_path / "a.png")

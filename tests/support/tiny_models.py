@@ -4,7 +4,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from firebolt_vl.model import FireboltConfig, FireboltForConditionalGeneration
+from firebolt_vl.model import (
+    CHAT_TEMPLATE,
+    FireboltConfig,
+    FireboltForConditionalGeneration,
+    FireboltImageProcessor,
+    FireboltProcessor,
+)
 
 SPECIAL_TOKENS = ("<|pad|>", "<|startoftext|>", "<|im_end|>", "<|im_start|>")
 
@@ -25,6 +31,18 @@ def make_tokenizer(**kwargs) -> PreTrainedTokenizerFast:
         additional_special_tokens=[start],
         **kwargs,
     )
+
+
+def make_processor(tokenizer: dict | None = None, chat_template: str | None = CHAT_TEMPLATE, **images):
+    """Views of `make_config`'s sizes: 32 pixels the global one, 16 a tile; `images` go to the image processor."""
+    images = {"size": {"height": 32, "width": 32}, "tile_size": 16, **images}
+    return FireboltProcessor(FireboltImageProcessor(**images), make_tokenizer(**(tokenizer or {})), chat_template)
+
+
+def write_checkpoint(folder, connector: str = "cmm", text: dict | None = None, **processor) -> None:
+    """A whole checkpoint with random weights, as `save_pretrained` leaves it."""
+    make_model(connector, text=text).save_pretrained(folder)
+    make_processor(**processor).save_pretrained(folder)
 
 
 def make_config(connector: str = "cmm", fusion: str = "replace", text: dict | None = None, **cmm) -> FireboltConfig:

@@ -1,0 +1,567 @@
+"""The `firebolt` command: what it answers, and what it says where it cannot."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_models import make_processor, write_checkpoint
+
+from firebolt_vl import ask as asking
+from firebolt_vl import cli
+
+QUESTION = "what digit is at the top left?"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    write_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "image.png"
+    levels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(levels).save(path)
+    return path
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str):
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def firebolt(capfd, tmp_path, monkeypatch):
+    """Run the command in this process, in a directory of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments) -> Result:
+        capfd.readouterr()
+        code = cli.run([str(argument) for argument in arguments])
+        return Result(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def ask(firebolt, checkpoint, image):
+    def run(*arguments, image=image, question=QUESTION, checkpoint=checkpoint) -> Result:
+        return firebolt("ask", image, question, "--checkpoint", checkpoint, "--max-new-tokens", 6, *arguments)
+
+    return run
+
+
+def assert_refused(result: Result, code: int, *words: str) -> None:
+    """One line on stderr that has all `words`, nothing on stdout."""
+    assert result.code == code, result.err
+    assert result.out == ""
+    assert result.err.startswith("firebolt: ")
+    assert result.err.count("\n") == 1
+    assert result.err.endswith("\n")
+    assert "Traceback" not in result.err
+    assert "unexpected" not in result.err
+    for word in words:
+        assert word in result.err
+
+
+class TestAnswers:
+    def test_question_answer_and_timing_are_printed(self, ask):
+        result = ask()
+        assert result.code == 0
+        assert result.err == ""
+        lines = result.out.splitlines()
+        assert lines[0] == QUESTION
+        assert "loaded in" in lines[-1]
+        assert "first token after" in lines[-1]
+        assert "6 tokens in" in lines[-1]
+        assert "tokens/s" in lines[-1]
+
+    def test_json_is_one_object(self, ask, image, checkpoint):
+        result = ask("--json")
+        assert result.err == ""
+        reply = json.loads(result.out)
+        assert reply["question"] == QUESTION
+        assert reply["checkpoint"] == str(checkpoint)
+        assert reply["image"] == {"path": str(image), "width": 64, "height": 48}
+        assert (reply["device"], reply["dtype"], reply["seed"], reply["grounding"]) == ("cpu", "float32", None, None)
+        assert reply["answer_tokens"] == 6
+        assert reply["complete"] is False
+        timing = reply["timing"]
+        assert 0 < timing["first_token_s"] < timing["total_s"]
+        assert timing["tokens_per_s"] == pytest.approx(5 / (timing["total_s"] - timing["first_token_s"]))
+
+    def test_the_answer_is_the_models_greedy_one(self, ask, checkpoint, image):
+        from firebolt_vl.model import FireboltForConditionalGeneration
+
+        processor = make_processor()
+        messages = [
+            {"role": "user", "content": [{"type": "image", "path": str(image)}, {"type": "text", "text": QUESTION}]}
+        ]
+        inputs = processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        model = FireboltForConditionalGeneration.from_pretrained(checkpoint).eval()
+        tokens = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        reply = json.loads(ask("--json").out)
+        assert reply["answer"] == processor.decode(tokens, skip_special_tokens=True).strip()
+        assert reply["prompt_tokens"] == inputs["input_ids"].shape[1]
+
+    def test_a_seed_samples_and_repeats(self, ask):
+        answers = [json.loads(ask("--json", *seed).out)["answer"] for seed in (["--seed", 1], ["--seed", 1], [], [])]
+        assert answers[0] == answers[1]
+        assert answers[2] == answers[3]
+        assert answers[0] != answers[2]
+
+    def test_a_checkpoint_without_a_chat_template_gets_the_question_as_it_stands(self, ask, tmp_path):
+        write_checkpoint(tmp_path / "plain", chat_template=None)
+        reply = json.loads(ask("--json", checkpoint=tmp_path / "plain").out)
+        assert reply["prompt_tokens"] == len(QUESTION)
+
+    @pytest.mark.parametrize(
+        "question",
+        [
+            "où est le 7 ?",
+            "数字はどこですか",
+            "أين الرقم؟",
+            "🙂👩‍👩‍👧‍👦?",
+            "a\nb\tc",
+            "[bold]x[/] \x1b[31m",
+            "\udcff?",
+        ],
+    )
+    def test_any_script_is_answered(self, ask, question, tmp_path):
+        result = ask("--grounding", tmp_path / "out.png", "--json", question=question)
+        assert (result.code, result.err) == (0, "")
+        assert (tmp_path / "out.png").is_file()
+        assert ask(question=question).code == 0
+
+    def test_a_long_question_is_answered_where_the_positions_allow_it(self, ask, tmp_path):
+        write_checkpoint(tmp_path / "long", text={"max_position_embeddings": 110_000})
+        reply = json.loads(
+            ask("--json", "--max-new-tokens", 2, question="why? " * 4000, checkpoint=tmp_path / "long").out
+        )
+        assert reply["prompt_tokens"] > 20_000
+        result = ask(question="x" * 100_000)
+        assert_refused(result, 1, "tokens long", "at most 2,048", "shorten it")
+
+    def test_an_answer_stops_where_the_positions_end(self, ask):
+        reply = json.loads(ask("--json", "--max-new-tokens", 500, question="x" * 2000).out)
+        assert reply["prompt_tokens"] + reply["answer_tokens"] == 2048
+
+    @pytest.mark.parametrize("kind", ["1x1", "20000x10", "animated", "cmyk", "palette", "16-bit", "rotated"])
+    def test_odd_images_are_answered(self, ask, tmp_path, kind):
+        path = tmp_path / "odd"
+        noise = Image.effect_noise((40, 30), 60)
+        if kind == "1x1":
+            noise.resize((1, 1)).save(path, "PNG")
+        elif kind == "20000x10":
+            noise.resize((20000, 10)).save(path, "PNG")
+        elif kind == "animated":
+            noise.save(path, "GIF", save_all=True, append_images=[noise.rotate(90)])
+        elif kind == "cmyk":
+            noise.convert("CMYK").save(path, "JPEG")
+        elif kind == "palette":
+            noise.convert("RGB").quantize(8).save(path, "PNG", transparency=1)
+        elif kind == "16-bit":
+            Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50).save(path, "PNG")
+        else:
+            exif = Image.Exif()
+            exif[0x0112] = 6
+            noise.save(path, "JPEG", exif=exif)
+        result = ask("--json", "--grounding", tmp_path / "out.png", image=path)
+        assert (result.code, result.err) == (0, "")
+        reply = json.loads(result.out)
+        if kind == "rotated":
+            assert (reply["image"]["width"], reply["image"]["height"]) == (30, 40)
+        assert Image.open(tmp_path / "out.png").size[0] > 1000
+
+
+class TestGrounding:
+    def test_the_picture_is_written_and_the_numbers_are_told(self, ask, tmp_path):
+        out = tmp_path / "out.png"
+        result = ask("--grounding", out, "--json")
+        assert (result.code, result.err) == (0, "")
+        with Image.open(out) as picture:
+            assert picture.format == "PNG"
+            assert min(picture.size) > 800
+        found = json.loads(result.out)["grounding"]
+        assert found["picture"] == str(out)
+        assert [view["view"] for view in found["views"]] == ["global", "tile", "tile", "tile", "tile"]
+        assert found["views"][0]["box"] == [0, 0, 48, 64]
+        assert found["views"][4]["box"] == [24, 32, 48, 64]
+        assert [word["word"] for word in found["words"]] == ["what", "digit", "is", "at", "the", "top", "left"]
+        for word in found["words"]:
+            assert sum(word["weights"]) == pytest.approx(1, abs=1e-5)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["image.png", "out.png"]
+
+    def test_a_words_weights_are_the_mean_over_its_own_tokens(self, ask, checkpoint, image, tmp_path):
+        from firebolt_vl.model import FireboltForConditionalGeneration
+
+        reply = json.loads(ask("--grounding", tmp_path / "out.png", "--json").out)
+        processor = make_processor()
+        text = processor.apply_chat_template([{"role": "user", "content": QUESTION}], add_generation_prompt=True)
+        inputs = processor(images=str(image), text=text, return_tensors="pt", add_special_tokens=False)
+        model = FireboltForConditionalGeneration.from_pretrained(checkpoint).eval()
+        weighed = model.ground(**inputs, method="weights")
+        # One token a byte, and one for each of the two special tokens in front of "user\n".
+        start = 2 + len("user\n") + QUESTION.index("top")
+        wanted = weighed.phrase(0, start, start + 3)
+        assert torch.allclose(torch.tensor(reply["grounding"]["words"][5]["weights"]), wanted, atol=1e-6)
+
+    def test_a_connector_without_weights_shows_occlusion_alone(self, ask, tmp_path):
+        write_checkpoint(tmp_path / "prepend", connector="prepend")
+        result = ask("--grounding", tmp_path / "out.png", "--json", checkpoint=tmp_path / "prepend")
+        assert (result.code, result.err) == (0, "")
+        assert json.loads(result.out)["grounding"]["words"] is None
+
+    def test_an_existing_file_is_replaced(self, ask, tmp_path):
+        out = tmp_path / "out.png"
+        out.write_text("old")
+        assert ask("--grounding", out).code == 0
+        assert Image.open(out).format == "PNG"
+
+    def test_a_picture_that_fails_leaves_the_old_file_and_nothing_else(self, ask, tmp_path, monkeypatch):
+        from firebolt_vl import picture
+
+        def draw(*arguments):
+            Path(arguments[-1]).write_text("half")
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(picture, "draw", draw)
+        out = tmp_path / "out.png"
+        out.write_text("old")
+        assert_refused(ask("--grounding", out), 1, "could not be written", "No space left")
+        assert out.read_text() == "old"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["image.png", "out.png"]
+
+    def test_words_are_found_without_their_punctuation(self):
+        def words(text):
+            return [text[start:end] for start, end in asking.word_spans(text)]
+
+        assert words('"What\'s at the top-left?" -- (now)') == ["What's", "at", "the", "top-left", "now"]
+        assert words("7は どこ？") == ["7", "は", "ど", "こ"]
+        assert words("🙂 नमस्ते!") == ["🙂", "नमस्ते"]
+        assert words("?!") == []
+
+
+class TestUsage:
+    """Exit code 2: the command itself has to be changed."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["ask"], ["Missing argument 'IMAGE'", "firebolt ask --help"]),
+            (["ask", "a.png"], ["Missing argument 'QUESTION'"]),
+            (["ask", "a.png", "b", "c"], ["unexpected extra argument"]),
+            (["ask", "a.png", "b", "--device", "tpu"], ["--device", "'tpu'", "'cpu'"]),
+            (["ask", "a.png", "b", "--seed", "x"], ["--seed"]),
+            (["ask", "a.png", "b", "--loud"], ["--loud"]),
+            (["eval"], ["Missing command"]),
+            (["shout"], ["No such command 'shout'"]),
+        ],
+    )
+    def test_arguments_that_cannot_be(self, firebolt, arguments, words):
+        result = firebolt(*arguments)
+        result.err = result.err.replace("unexpected extra", "extra")
+        assert_refused(result, 2, *[word.replace("unexpected extra", "extra") for word in words])
+
+    @pytest.mark.parametrize("question", ["", "  ", "\n\t"])
+    def test_a_blank_question(self, ask, question):
+        assert_refused(ask(question=question), 2, "the question is empty; ask something")
+
+    def test_a_token_budget_of_nothing(self, ask):
+        assert_refused(ask("--max-new-tokens", 0), 2, "--max-new-tokens is 0; at least 1")
+
+    def test_a_missing_image(self, ask, tmp_path):
+        assert_refused(ask(image=tmp_path / "no.png"), 2, "no.png", "there is no such file; check the path")
+
+    def test_an_image_path_that_cannot_be(self, ask):
+        assert_refused(ask(image="x" * 300), 2, "cannot be opened", "check the path")
+
+    def test_a_directory_for_an_image(self, ask, tmp_path):
+        assert_refused(ask(image=tmp_path), 2, "is a directory; name one image file")
+
+    def test_an_image_that_may_not_be_read(self, ask, image, monkeypatch):
+        def forbidden(*_, **__):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "open", forbidden)  # the mode bits do not stop the superuser
+        assert_refused(ask(), 2, "may not be read", "chmod u+r")
+
+    @pytest.mark.parametrize(
+        ("path", "words"),
+        [
+            ("out.jpg", "ends in .png"),
+            ("no/such/out.png", "there is no directory no/such; make it first"),
+            ("folder.png", "is not a file"),
+            ("image.png", "is the image itself"),
+            ("image.png/out.png", "there is no directory"),
+            ("x" * 300 + ".png", "cannot be written"),
+        ],
+    )
+    def test_a_picture_that_cannot_be_written(self, ask, tmp_path, path, words, image):
+        (tmp_path / "folder.png").mkdir()
+        before = image.read_bytes()
+        assert_refused(ask("--grounding", path), 2, f"--grounding {path}", words)
+        assert image.read_bytes() == before
+        assert sorted(found.name for found in tmp_path.iterdir()) == ["folder.png", "image.png"]
+
+    @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a place where even the superuser makes no file")
+    def test_a_place_where_no_file_can_be_made(self, ask):
+        assert_refused(ask("--grounding", "/proc/self/out.png"), 2, "cannot be written", "name a place that can")
+
+
+class TestImageFailures:
+    """Exit code 1: the file is there, but is no whole image."""
+
+    def test_a_text_file_named_png(self, ask, tmp_path):
+        (tmp_path / "text.png").write_text("not an image")
+        assert_refused(ask(image=tmp_path / "text.png"), 1, "text.png is not an image that can be read; save it as PNG")
+
+    def test_a_truncated_jpeg(self, ask, tmp_path):
+        path = tmp_path / "cut.jpg"
+        Image.effect_noise((200, 200), 90).save(path)
+        path.write_bytes(path.read_bytes()[:2000])
+        assert_refused(ask(image=path), 1, "is damaged or incomplete")
+
+    def test_a_decompression_bomb(self, ask, tmp_path):
+        path = tmp_path / "bomb.png"
+        Image.new("1", (20_000, 10_000)).save(path)
+        assert_refused(ask(image=path), 1, "decompression bombs; scale the image down")
+
+
+def spoil_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    config.update(changes)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def shard(folder):
+    """Two shards and their index in the place of the one file."""
+    tensors = load_file(folder / "model.safetensors")
+    names = {key: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, key in enumerate(sorted(tensors))}
+    for name in set(names.values()):
+        save_file({key: tensors[key] for key in tensors if names[key] == name}, folder / name, {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    (folder / "model.safetensors").unlink()
+
+
+def rewrite(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+class Bomb:
+    """Unpickling it makes a file."""
+
+    def __reduce__(self):
+        return (open, ("unpickled", "w"))
+
+
+class TestCheckpointFailures:
+    @pytest.fixture
+    def spoiled(self, checkpoint, tmp_path):
+        folder = tmp_path / "spoiled"
+        shutil.copytree(checkpoint, folder)
+        return folder
+
+    def refused(self, ask, folder, *words):
+        before = sorted(folder.parent.iterdir())
+        assert_refused(ask("--grounding", "out.png", checkpoint=folder), 1, *words)
+        assert sorted(folder.parent.iterdir()) == before
+
+    @pytest.mark.parametrize("suffix", [".bin", ".pt", ".pkl"])
+    def test_pickled_weights_are_refused_and_never_opened(self, ask, spoiled, tmp_path, suffix):
+        torch.save({"x": Bomb()}, spoiled / f"pytorch_model{suffix}")
+        (spoiled / "model.safetensors").unlink()
+        self.refused(ask, spoiled, f"pytorch_model{suffix}", "can run code", "safetensors copy")
+        assert not (tmp_path / "unpickled").exists()
+
+    def test_pickled_weights_beside_safetensors_are_never_opened(self, ask, spoiled, tmp_path):
+        torch.save({"x": Bomb()}, spoiled / "pytorch_model.bin")
+        assert ask(checkpoint=spoiled).code == 0
+        assert not (tmp_path / "unpickled").exists()
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("config.json", "no config.json; is it a checkpoint"),
+            ("model.safetensors", "no weights (model.safetensors); copy or download"),
+            ("tokenizer.json", "no tokenizer (tokenizer.json); copy or download"),
+            ("processor_config.json", "no processor (processor_config.json); copy or download"),
+        ],
+    )
+    def test_a_half_copied_folder(self, ask, spoiled, name, words):
+        (spoiled / name).unlink()
+        self.refused(ask, spoiled, str(spoiled), words)
+
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "processor_config.json"])
+    def test_a_truncated_file(self, ask, spoiled, name):
+        truncate(spoiled / name)
+        self.refused(ask, spoiled, "spoiled")
+
+    @pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"\xff" * 100, b"[]", b"null"])
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "processor_config.json"])
+    def test_a_file_with_something_else_in_it(self, ask, spoiled, name, content):
+        (spoiled / name).write_bytes(content)
+        self.refused(ask, spoiled, "spoiled")
+
+    def test_shards_that_are_whole_are_loaded(self, ask, spoiled):
+        wanted = json.loads(ask("--json").out)["answer"]
+        shard(spoiled)
+        assert json.loads(ask("--json", checkpoint=spoiled).out)["answer"] == wanted
+
+    def test_a_missing_shard(self, ask, spoiled):
+        shard(spoiled)
+        (spoiled / "model-00002-of-00002.safetensors").unlink()
+        self.refused(ask, spoiled, "lacks 1 of its 2 weight files (model-00002-of-00002.safetensors)")
+
+    def test_a_truncated_shard(self, ask, spoiled):
+        shard(spoiled)
+        truncate(spoiled / "model-00001-of-00002.safetensors")
+        self.refused(ask, spoiled, "model-00001-of-00002.safetensors is damaged or incomplete")
+
+    def test_a_shard_of_another_checkpoint(self, ask, spoiled):
+        shard(spoiled)
+        save_file({"other": torch.zeros(1)}, spoiled / "model-00001-of-00002.safetensors", {"format": "pt"})
+        self.refused(ask, spoiled, "model-00001-of-00002.safetensors lacks")
+
+    def test_an_index_that_points_elsewhere(self, ask, spoiled, tmp_path):
+        shard(spoiled)
+        index = spoiled / "model.safetensors.index.json"
+        index.write_text(index.read_text().replace("model-00001-of-00002.safetensors", "../x.bin"))
+        self.refused(ask, spoiled, "../x.bin", "no safetensors file of the checkpoint's folder")
+
+    def test_a_tensor_of_another_shape(self, ask, spoiled):
+        def change(tensors):
+            tensors["model.connector.v_proj.weight"] = torch.zeros(3, 5)
+
+        rewrite(spoiled, change)
+        self.refused(ask, spoiled, "model.connector.v_proj.weight has shape [3, 5]", "do not belong together")
+
+    def test_a_configuration_of_another_size(self, ask, spoiled):
+        config = json.loads((spoiled / "config.json").read_text())
+        config["text_config"]["intermediate_size"] *= 2
+        spoil_config(spoiled, text_config=config["text_config"])
+        self.refused(ask, spoiled, "has shape", "do not belong together")
+
+    def test_a_missing_tensor(self, ask, spoiled):
+        rewrite(spoiled, lambda tensors: tensors.pop("model.connector.v_proj.weight"))
+        self.refused(ask, spoiled, "lacks model.connector.v_proj.weight (1 such tensors)")
+
+    def test_a_tensor_too_many(self, ask, spoiled):
+        rewrite(spoiled, lambda tensors: tensors.update(extra=torch.zeros(2)))
+        self.refused(ask, spoiled, "one too many: extra")
+
+    def test_another_models_checkpoint(self, ask, spoiled):
+        spoil_config(spoiled, model_type="llava")
+        self.refused(ask, spoiled, "is of a 'llava' model; a Firebolt-VL is wanted")
+
+    def test_a_configuration_that_cannot_be(self, ask, spoiled):
+        spoil_config(spoiled, connector="glue")
+        self.refused(ask, spoiled, "cannot be loaded", "connector: 'glue' came")
+
+    def test_code_that_comes_with_a_checkpoint_is_not_run(self, ask, spoiled, tmp_path):
+        (spoiled / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+        auto_map = {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil", "AutoProcessor": "evil.Evil"}
+        spoil_config(spoiled, auto_map=auto_map)
+        for name in ("tokenizer_config.json", "processor_config.json"):
+            content = json.loads((spoiled / name).read_text())
+            (spoiled / name).write_text(json.dumps({**content, "auto_map": auto_map}))
+        ask(checkpoint=spoiled)
+        assert not (tmp_path / "ran").exists()
+
+    def test_a_file_for_a_folder(self, ask, checkpoint):
+        assert_refused(ask(checkpoint=checkpoint / "config.json"), 1, "is a file; name the folder")
+
+    def test_a_folder_that_is_not_there(self, ask):
+        assert_refused(ask(checkpoint="/no/such/folder"), 1, "/no/such/folder: there is no such folder; check the path")
+
+    def test_an_unknown_id_without_a_network(self, ask):
+        assert_refused(ask(checkpoint="nobody/nothing"), 1, "nobody/nothing: no such folder, and the hub does not give")
+
+    def test_the_embedded_checkpoint_missing_from_this_copy(self, firebolt, image, monkeypatch):
+        from firebolt_vl import checkpoint as loading
+
+        def missing():
+            raise FileNotFoundError("the embedded checkpoint is not in this copy of firebolt_vl; `make tiny` trains it")
+
+        monkeypatch.setattr(loading, "embedded_checkpoint", missing)
+        assert_refused(firebolt("ask", image, QUESTION), 1, "`make tiny` trains it", "--checkpoint")
+
+
+class TestOtherFailures:
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+    def test_a_device_that_is_not_there(self, ask):
+        assert_refused(ask("--device", "cuda"), 1, "--device cuda", "use --device cpu, or auto")
+
+    def test_out_of_memory_is_said_in_one_line(self, ask, monkeypatch):
+        from firebolt_vl.model import FireboltForConditionalGeneration
+
+        def generate(*_, **__):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore\nlines")
+
+        monkeypatch.setattr(FireboltForConditionalGeneration, "generate", generate)
+        assert_refused(ask(), 1, "could not answer: CUDA out of memory")
+
+    def test_what_nobody_thought_of_is_one_line_too(self, ask, monkeypatch):
+        def broken(*_, **__):
+            raise KeyError("what\nis this")
+
+        monkeypatch.setattr(asking, "locate", broken)
+        result = ask()
+        assert result.code == 1
+        assert result.err.count("\n") == 1
+        assert "unexpected KeyError" in result.err
+        assert "FIREBOLT_TRACEBACK=1" in result.err
+        monkeypatch.setenv("FIREBOLT_TRACEBACK", "1")
+        with pytest.raises(KeyError):
+            ask()
+
+
+class TestProcess:
+    """The installed command, as a process of its own."""
+
+    def run(self, *arguments, cwd, **environment) -> Result:
+        done = subprocess.run(
+            [sys.executable, "-m", "firebolt_vl", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            env={**os.environ, **environment},
+            check=False,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def test_the_help_needs_nothing_heavy(self):
+        code = (
+            "import sys; from firebolt_vl import cli; code = cli.run(['--help']); "
+            "heavy = {'torch', 'transformers', 'numpy', 'matplotlib', 'PIL'} & set(sys.modules); "
+            "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "Answer a question about an image" in done.stdout
+
+    def test_an_answer_and_an_error_from_a_process_with_a_plain_terminal(self, checkpoint, image, tmp_path):
+        plain = {"cwd": tmp_path, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+        asked = ["ask", image, "où? 🙂", "--checkpoint", checkpoint, "--max-new-tokens", 2]
+        result = self.run(*asked, **plain)
+        assert (result.code, result.err) == (0, "")
+        result = self.run(*asked[:1], "naïve.png", *asked[2:], **plain)
+        assert_refused(result, 2, "there is no such file")

@@ -1,0 +1,89 @@
+"""The grounding picture can be drawn of whatever may come."""
+
+import io
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from firebolt_vl import picture
+
+WORDS = ["what", "digit", "is", "at", "the", "top", "left"]
+
+
+def drawn(image, words, weights, boxes, effects, question="what?", answer="7") -> np.ndarray:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture.draw(image, words, weights, boxes, effects, question, answer, buffer)
+    return np.array(Image.open(buffer).convert("RGB")).astype(int)
+
+
+def tiles(height, width, rows, columns):
+    y, x = np.linspace(0, height, rows + 1), np.linspace(0, width, columns + 1)
+    parts = [(y[i], x[j], y[i + 1], x[j + 1]) for i in range(rows) for j in range(columns)]
+    return np.array([(0, 0, height, width), *parts])
+
+
+def weights_of(words, grids):
+    return np.random.default_rng(0).dirichlet(np.ones(grids), len(words))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "rows", "columns"),
+    [(64, 64, 2, 2), (10, 20000, 1, 4), (20000, 10, 4, 1), (1, 1, 1, 1), (40, 60, 5, 7), (40, 60, 0, 0)],
+)
+def test_any_shape_and_number_of_tiles(height, width, rows, columns):
+    boxes = tiles(height, width, rows, columns) if rows else np.array([(0, 0, height, width)])
+    effects = np.random.default_rng(1).normal(size=len(boxes))
+    page = drawn(Image.new("RGB", (width, height), "navy"), WORDS, weights_of(WORDS, len(boxes)), boxes, effects)
+    assert page.shape[0] < 2000
+    assert page.shape[1] < 2500
+    assert page.std() > 10
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["a"], ["longer than any label " * 9] * 90, ["$x_{2}$", "数", "🙂", "\t", "</b>"]]
+)
+def test_any_words(words):
+    drawn(Image.new("RGB", (32, 32)), words, weights_of(words, 5), tiles(32, 32, 2, 2), np.zeros(5))
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"), [("q " * 5000, "a " * 5000), ("$\\frac{1}{2$", ""), ("\n\t?", "\x00\x1b[31m")]
+)
+def test_any_text(question, answer):
+    drawn(Image.new("RGB", (32, 32)), WORDS, weights_of(WORDS, 5), tiles(32, 32, 2, 2), np.zeros(5), question, answer)
+
+
+def test_without_weights_only_the_left_half_is_drawn():
+    boxes = tiles(32, 32, 2, 2)
+    image = Image.new("RGB", (32, 32))
+    both = drawn(image, WORDS, weights_of(WORDS, 5), boxes, np.ones(5))
+    left = drawn(image, [], None, boxes, np.ones(5))
+    assert left.shape[1] < 0.6 * both.shape[1]
+
+
+def orange(page: np.ndarray) -> np.ndarray:
+    """Where the frame's colour is."""
+    return (np.abs(page - np.array(picture.EFFECTS(0.95)[:3]) * 255) < 8).all(-1)
+
+
+@pytest.mark.parametrize("strongest", [0, 1, 2, 3, 4])
+def test_the_view_that_the_answer_rests_on_is_framed(strongest):
+    boxes, effects = tiles(64, 64, 2, 2), np.full(5, -0.3)
+    effects[strongest] = 2.0
+    image = Image.new("RGB", (64, 64), "black")
+    framed = orange(drawn(image, [], None, boxes, effects))
+    effects[strongest] = 0.05  # nothing to speak of: no frame
+    plain = orange(drawn(image, [], None, boxes, np.where(effects > 0, effects, -0.01)))
+    ys, xs = np.nonzero(framed & ~plain)
+    inches = np.array([ys.mean(), xs.mean()]) / 160
+    side = picture.LEFT
+    centre = boxes[strongest].reshape(2, 2).mean(0) / 64 * side + (picture.TOP, picture.MARGIN)
+    if strongest == 0:
+        assert inches[0] > picture.TOP + side  # the thumbnail below the image
+        assert inches[1] < picture.MARGIN + 1
+    else:
+        assert np.abs(inches - centre).max() < 0.2 * side
