@@ -19,20 +19,23 @@ CHUNK = 64
 
 
 class Discrete(NamedTuple):
-    """One time step, s' = dA s + dB u, on the stored half of the modes: dA s = F s - g 2 Re(h . s). All [D, N/2]."""
+    """One time step on the stored half of the modes: s' = dA s + dB u with dA s = diagonal s - g 2 Re(h . s).
 
-    F: Tensor
+    All complex [D, N/2].
+    """
+
+    diagonal: Tensor
     g: Tensor
     h: Tensor
     dB: Tensor
 
     def advance(self, s: Tensor) -> Tensor:
         """dA s for s [B, D, N/2]: a diagonal plus a rank-one matrix, so O(N)."""
-        return self.F * s - self.g * both_halves(self.h * s)
+        return self.diagonal * s - self.g * both_halves(self.h * s)
 
     def matrix(self) -> Tensor:
         """dA [D, N, N] on states as real vectors (Re s_0, Im s_0, Re s_1, ...)."""
-        re, im = self.F.real, self.F.imag
+        re, im = self.diagonal.real, self.diagonal.imag
         blocks = torch.stack([torch.stack([re, -im], -1), torch.stack([im, re], -1)], -2)  # [D, N/2, 2, 2]
         identity = torch.eye(re.shape[-1], dtype=re.dtype, device=re.device)
         diagonal = torch.einsum("dnij,nm->dnimj", blocks, identity).flatten(3, 4).flatten(1, 2)
@@ -44,14 +47,15 @@ def discretise(w: Tensor, P: Tensor, B: Tensor, dt: Tensor) -> Discrete:
 
         dA = (2/dt - A)^-1 (2/dt + A),   dB = (2/dt - A)^-1 2 B
 
-    By Woodbury (2/dt - A)^-1 = E - r (E P)(E P^H ...) with E = 1 / (2/dt - w) and r = 1 / (1 + P^H E P), whence
-    F = E (2/dt + w), g = r E P, h = conj(P) (1 + F) and dB = 2 E B - g P^H 2 E B. S4 (arXiv 2111.00396), appendix C.
+    By Woodbury (2/dt - A)^-1 = E - r E P P^H E with E = 1 / (2/dt - w) and r = 1 / (1 + P^H E P), whence
+    diagonal = E (2/dt + w), g = r E P, h = conj(P) (1 + diagonal) and dB = 2 E B - g P^H 2 E B.
+    S4 (arXiv 2111.00396), appendix C.
     """
     rate = (2 / dt).unsqueeze(-1)
     E = 1 / (rate - w)
     EP, EB = E * P, 2 * E * B
     g = EP / (1 + both_halves(P.conj() * EP))
-    h = P.conj() * (2 * rate * E)  # 1 + F without the cancellation
+    h = P.conj() * (2 * rate * E)  # 1 + diagonal without the cancellation
     return Discrete(E * (rate + w), g, h, EB - g * both_halves(P.conj() * EB))
 
 
@@ -150,37 +154,48 @@ class S4Kernel(WideParameters):
 
     def discrete(self) -> tuple[Discrete, Tensor]:
         """(one time step, C [D, N/2] complex)"""
-        return self.derived("discrete", self._discretise)
+        return self.derived("discrete", lambda: self._discretise(self.D.dtype))
 
     def real_step(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """(F [D, N/2] complex, g, h, dB, C [D, N]) with dA s = F s - g (h . s), y = C . s, s as a real vector."""
+        """(diagonal [D, N/2] complex; g, h, dB, C [D, N]): dA s = diagonal s - g (h . s), y = C . s on real vectors."""
         return self.derived("real step", self._real_step)
-
-    def _real_step(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        step, C = self.discrete()
-        return step.F, column(step.g), readout(step.h).squeeze(-2), column(step.dB), readout(C).squeeze(-2)
 
     def taps(self, length: int) -> Tensor:
         """The convolution kernel [D, length]; what is kept is as long as the next power of two, and sliced."""
         if self.records_gradients:
-            return kernel(*self.discrete(), length)
+            return self._taps(length)
         longer = 1 << (length - 1).bit_length()
-        return self.derived(("taps", longer), lambda: kernel(*self.discrete(), longer))[:, :length]
+        return self.derived(("taps", longer), lambda: self._taps(longer))[:, :length]
 
     def reversed_taps(self, length: int) -> Tensor:
         """K_(length-1), ..., K_0 as [length, D]: what a window of inputs is weighed by."""
         return self.derived(("reversed", length), lambda: self.taps(length).flip(-1).mT.contiguous())
 
     def chunk(self) -> Chunk:
-        return self.derived("chunk", lambda: chunked(*self.discrete()))
+        return self.derived("chunk", self._chunk)
 
-    def _discretise(self) -> tuple[Discrete, Tensor]:
+    def _real_step(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        step, C = self.discrete()
+        return step.diagonal, column(step.g), readout(step.h).squeeze(-2), column(step.dB), readout(C).squeeze(-2)
+
+    def _taps(self, length: int) -> Tensor:
+        return kernel(*self._discretise(self._dtype_of_powers), length).to(self.D.dtype)
+
+    def _chunk(self) -> Chunk:
+        return Chunk(*(table.to(self.D.dtype) for table in chunked(*self._discretise(self._dtype_of_powers))))
+
+    @property
+    def _dtype_of_powers(self) -> torch.dtype:
+        # On a GPU float32 products may be TF32's, if its owner says so, and squaring doubles their error each time.
+        return torch.float64 if self.D.is_cuda else self.D.dtype
+
+    def _discretise(self, dtype: torch.dtype) -> tuple[Discrete, Tensor]:
         # In float64, since every power of the step multiplies what is lost here, and it is few numbers.
         w = torch.complex(-self.log_A_real.double().exp(), self.A_imag.double())
-        P, B = (torch.view_as_complex(parameter.double()) for parameter in (self.P, self.B))
+        P, B, C = (torch.view_as_complex(parameter.double()) for parameter in (self.P, self.B, self.C))
         step = discretise(w, P, B, self.log_dt.double().exp())
-        C = torch.view_as_complex(self.C)
-        return Discrete(*(coefficient.to(C.dtype) for coefficient in step)), C
+        narrow = torch.promote_types(dtype, torch.complex64)
+        return Discrete(*(coefficient.to(narrow) for coefficient in step)), C.to(narrow)
 
 
 class S4(SSMBlock):
@@ -255,14 +270,15 @@ class S4(SSMBlock):
         final = response_to_inputs(packing.right_from_left(u), chunk)
         if state is not None:
             before = torch.view_as_complex(state["modes"])
-            decay, remains = response_to_state(before, packing.lengths, u.shape[1], step, chunk)
+            lengths = None if packing.mask is None else packing.lengths
+            decay, remains = response_to_state(before, u.shape[1], lengths, step, chunk)
             y, final = y + decay, final + remains
         return y.mT, {"modes": torch.view_as_real(final)}
 
     def _advance(self, u: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        F, g, h, dB, C = self.kernel.real_step()
+        diagonal, g, h, dB, C = self.kernel.real_step()
         modes = state["modes"]
-        s = torch.view_as_real(F * torch.view_as_complex(modes)).flatten(-2)
+        s = torch.view_as_real(diagonal * torch.view_as_complex(modes)).flatten(-2)
         # Real and in place: a step's time goes into temporaries of the state's size.
         s = s.addcmul_(dB, u.unsqueeze(-1)).addcmul_(g, (h * modes.flatten(-2)).sum(-1, keepdim=True), value=-1)
         return (C * s).sum(-1) + self.kernel.D * u, {"modes": s.unflatten(-1, (-1, 2))}
@@ -329,23 +345,26 @@ def response_to_inputs(u: Tensor, chunk: Chunk) -> Tensor:
     return as_modes(s)
 
 
-def response_to_state(s: Tensor, lengths: Tensor, time: int, step: Discrete, chunk: Chunk) -> tuple[Tensor, Tensor]:
-    """What a state s [B, D, N/2] does when nothing else comes in: (y [B, D, time], the state after `lengths` tokens).
+def response_to_state(
+    s: Tensor, time: int, lengths: Tensor | None, step: Discrete, chunk: Chunk
+) -> tuple[Tensor, Tensor]:
+    """What a state s [B, D, N/2] does when nothing else comes in.
 
-    y_l = 2 Re(C dA^(l+1) s). Whole chunks by dA^CHUNK, what remains of a row's length by single steps.
+    Returns y_l = 2 Re(C dA^(l+1) s), l < time [B, D, time], and the state after `time` tokens, or after each row's
+    `lengths` [B]: whole chunks by dA^CHUNK, what remains by single steps.
     """
-    whole, rest = lengths // CHUNK, lengths % CHUNK
     s = column(s).transpose(0, 1)  # [D, B, N]
-    outputs, kept = [], s
+    outputs, after = [], s
     for start in range(0, time, CHUNK):
         outputs.append(s @ chunk.outputs[..., : time - start])
         if start + CHUNK <= time:
             s = s @ chunk.power
-            kept = torch.where((whole > start // CHUNK).unsqueeze(-1), s, kept)
-    remains = as_modes(kept)
-    for t in range(min(time, CHUNK - 1)):
-        remains = torch.where((rest > t)[:, None, None], step.advance(remains), remains)
-    return torch.cat(outputs, -1).transpose(0, 1), remains
+            after = s if lengths is None else torch.where((lengths >= start + CHUNK).unsqueeze(-1), s, after)
+    after = as_modes(after)
+    for t in range(time % CHUNK if lengths is None else min(time, CHUNK - 1)):
+        stepped = step.advance(after)
+        after = stepped if lengths is None else torch.where((lengths % CHUNK > t)[:, None, None], stepped, after)
+    return torch.cat(outputs, -1).transpose(0, 1), after
 
 
 def as_modes(s: Tensor) -> Tensor:

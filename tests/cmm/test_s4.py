@@ -93,7 +93,7 @@ def test_step_matrices_are_the_original_s(case):
     vectors = load("s4_nplr_kernel")
     with torch.no_grad():
         step, C = raw_model(case, leaves(case))
-    dA = torch.diag_embed(full(step.F)) - full(step.g).unsqueeze(-1) * full(step.h).unsqueeze(-2)
+    dA = torch.diag_embed(full(step.diagonal)) - full(step.g).unsqueeze(-1) * full(step.h).unsqueeze(-2)
     assert_close(dA, vectors[f"{case}.step.dA"])
     assert_close(full(step.dB), vectors[f"{case}.step.dB"])
     assert_close(full(C), vectors[f"{case}.step.dC"][0])
