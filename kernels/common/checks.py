@@ -59,3 +59,10 @@ def check_integer(op: str, name: str, value: int, at_least: int) -> None:
         raise TypeError(f"{op}: {name} is {value!r}; an integer is wanted")
     if value < at_least:
         raise ValueError(f"{op}: {name} is {value}; at least {at_least} is wanted")
+
+
+def check_given(op: str, **arguments: Tensor | None) -> None:
+    """Check that no argument is None, for those that `check_shapes` and `check_dtypes` would skip; raises TypeError."""
+    for name, tensor in arguments.items():
+        if tensor is None:
+            raise TypeError(f"{op}: {name} is None; a tensor is wanted")

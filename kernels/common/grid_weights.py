@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .checks import REAL, check_dtypes, check_integer, check_shapes
+from .checks import REAL, check_dtypes, check_given, check_integer, check_shapes
 from .random import dropout
 
 INFINITY = float("inf")
@@ -24,6 +24,7 @@ def check_grid_weights(
     seed: Tensor | None,
 ) -> None:
     """The argument errors of `grid_weights`, in the name of the op `op`."""
+    check_given(op, q=q, k=k)
     check_shapes(
         op,
         q=(q, "B T H D_h"),

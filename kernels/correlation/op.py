@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..common.autocast import to_autocast_dtype, without_autocast
-from ..common.checks import REAL, check_dtypes, check_shapes
+from ..common.checks import REAL, check_dtypes, check_given, check_shapes
 from ..common.device import implementation
 from ..common.grid_weights import check_grid_weights
 from ..common.random import new_seed
@@ -52,6 +52,7 @@ def correlation_context(
     op = "correlation_context"
     options = {"grid_mask": grid_mask, "text_mask": text_mask, "dropout_p": dropout_p, "seed": seed}
     check_grid_weights(op, q, k, top_k, **options)
+    check_given(op, v=v)
     check_shapes(op, k=(k, "B G H D_h"), v=(v, "B G D"))
     check_dtypes(op, REAL, v=v)
     if dropout_p > 0 and seed is None:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..common.autocast import to_autocast_dtype, without_autocast
-from ..common.checks import REAL, check_dtypes, check_shapes
+from ..common.checks import REAL, check_dtypes, check_given, check_shapes
 from ..common.device import implementation
 from ..common.grid_weights import check_grid_weights
 from ..common.random import new_seed
@@ -57,6 +57,7 @@ def grounded_film(
     op = "grounded_film"
     options = {"grid_mask": grid_mask, "text_mask": text_mask, "dropout_p": dropout_p, "seed": seed}
     check_grid_weights(op, q, k, top_k, **options)
+    check_given(op, x=x, table=table, bias=bias, gate=gate, ln_weight=ln_weight, ln_bias=ln_bias)
     check_shapes(op, q=(q, "B T H D_h"), k=(k, "B G H D_h"), x=(x, "B T D"), table=(table, "B G two_D"))
     _check_film(op, x.shape[-1], table, bias, gate, ln_weight, ln_bias)
     check_dtypes(op, REAL, x=x)
@@ -102,6 +103,7 @@ def film_residual(
     Source: Firebolt-VL (arXiv 2604.04579), cross-modal modulator; FiLM: Perez et al. 2018 (arXiv 1709.07871).
     """
     op = "film_residual"
+    check_given(op, y=y, x=x, w=w, table=table, bias=bias, gate=gate)
     check_shapes(op, y=(y, "B T D"), x=(x, "B T D"), w=(w, "B T G"), table=(table, "B G two_D"))
     if (ln_weight is None) != (ln_bias is None):
         missing = "ln_weight" if ln_weight is None else "ln_bias"

@@ -276,6 +276,7 @@ def test_no_grids_at_all_weigh_nothing():
         ),
         ({"v": torch.randn(2, 5, 7)}, ValueError, r"v has shape \[2, 5, 7\]; wanted \[B G D\] with B = 2, G = 6"),
         ({"q": [1.0]}, TypeError, "q is a list; a tensor"),
+        ({"v": None}, TypeError, "v is None; a tensor is wanted"),
         ({"q": torch.ones(2, 4, 3, 5, dtype=torch.int64)}, TypeError, "q is int64; wanted one of float32"),
         (
             {"grid_mask": torch.ones(2, 5, dtype=torch.bool)},
