@@ -1,0 +1,61 @@
+# `make` shows what there is to do. Every target makes .venv on first use and installs the tested versions into it.
+# To choose: PYTHON=python3.12, TORCH_INDEX=https://download.pytorch.org/whl/cpu (or .../cu130) for another build of torch.
+
+SHELL := bash
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+MINUTES := 10
+OP :=
+export IMAGE := $(firstword $(sort $(wildcard examples/*.png)))
+export QUESTION := what digit is at the top left?
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench fuzz format lint tiny
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+demo: $(READY) ## ask an example image a question, write out/demo.png (IMAGE=... QUESTION=...)
+	@mkdir -p out
+	$(BIN)/firebolt ask "$$IMAGE" "$$QUESTION" --grounding out/demo.png
+
+test: $(READY) ## run all tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+bench: $(READY) ## measure the kernels
+	$(BIN)/python -m firebolt_vl.bench.crossover
+
+fuzz: $(READY) ## hunt for counterexamples to the property tests (OP=film MINUTES=10)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/support/fuzz.py --minutes $(MINUTES) $(OP)
+
+format: $(READY) ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lint: $(READY) ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+tiny: $(READY) ## train the embedded model again (40 minutes at most on two cores)
+	$(BIN)/python -m firebolt_vl.train.tiny
+
+# torch comes first and alone: an index that offers one build of it (CPU or CUDA) serves torch and nothing else.
+$(READY): setup.py constraints.txt
+	@for python in $(PYTHON) python3.13 python3.12 python3.11 python3 none; do \
+	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; \
+	done; \
+	if [ "$$python" = none ]; then \
+	    echo "Python 3.11 or newer is needed and none was found. Install it (apt install python3 python3-venv;" \
+	         "brew install python; python.org), or say where it is: make PYTHON=/path/to/python3" >&2; \
+	    exit 1; \
+	fi; \
+	if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+	    echo "$$python cannot make virtual environments. On Debian and Ubuntu: apt install" \
+	         "$$("$$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')" >&2; \
+	    exit 1; \
+	fi; \
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || "$$python" -m venv --clear $(VENV)
+	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install -c constraints.txt -e '.[train,test,lint]'
+	@touch $@
