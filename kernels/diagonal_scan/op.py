@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ..common.checks import COMPLEX, REAL, check_dtypes, check_shapes
 from ..common.device import implementation
-from . import reference as pytorch
+from . import pytorch
 
 
 def diagonal_scan(
