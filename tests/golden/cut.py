@@ -28,7 +28,7 @@ SELECTION = {
         "h2_n16_L50_lmax100_rate2.0",
     ],
     "tiles": ["h100_w90", "t64_o16_h150_w170", "h256_w256"],
-    "cmm_upstream_s4_topk4": ["g13_masked"],
+    "cmm_upstream_s4_topk4": ["g5", "g13_masked"],
     "cmm_upstream_s4d_topk2": ["g5"],
     "firebolt_tiny_upstream": None,
 }

@@ -41,8 +41,9 @@ def test_weights_and_context_are_those_of_the_equations_written_out(op, data, si
 
 
 @BOTH
-@pytest.mark.parametrize("name", golden.names("cmm_upstream_"))
-@pytest.mark.parametrize("case", ["g5", "g13", "g13_masked"])
+@pytest.mark.parametrize(
+    ("name", "case"), [(name, case) for name in golden.names("cmm_upstream_") for case in golden.case_names(name)]
+)
 def test_weights_and_context_are_the_originals(op, name, case):
     vectors = golden.load(name)
     x_text, x_vision = vectors[f"{case}.in.x_text"], vectors[f"{case}.in.x_vision"]

@@ -72,8 +72,9 @@ def test_film_residual_is_the_equation_written_out(op, data, size, norm):
     torch.testing.assert_close(r, wanted, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", golden.names("cmm_upstream_"))
-@pytest.mark.parametrize("case", ["g5", "g13", "g13_masked"])
+@pytest.mark.parametrize(
+    ("name", "case"), [(name, case) for name in golden.names("cmm_upstream_") for case in golden.case_names(name)]
+)
 @GROUNDED
 def test_grounded_film_gives_the_originals_ssm_input(op, name, case):
     vectors = golden.load(name)
