@@ -42,7 +42,7 @@ tiny: $(READY) ## train the embedded model again (40 minutes at most on two core
 
 # torch comes first and alone: an index that offers one build of it (CPU or CUDA) serves torch and nothing else.
 $(READY): setup.py constraints.txt
-	@for python in $(PYTHON) python3.13 python3.12 python3.11 python3 none; do \
+	@for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3) none; do \
 	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; \
 	done; \
 	if [ "$$python" = none ]; then \
