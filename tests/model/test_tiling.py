@@ -6,9 +6,10 @@ import golden
 import numpy as np
 import pytest
 import torch
-from firebolt_vl.model import tiling
 from hypothesis import given
 from hypothesis import strategies as st
+
+from firebolt_vl.model import tiling
 
 CASES = {case["case"]: case for case in golden.load("tiles").cases}
 sides = st.one_of(st.integers(1, 600), st.sampled_from([1, 2, 127, 128, 129, 3000, 20000]))
