@@ -88,6 +88,25 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 
+@evaluations.command("tiny")
+def eval_tiny(checkpoint: Checkpoint = None, as_json: AsJson = False) -> None:
+    """Grounded questions over handwritten digits: accuracy per kind beside its baselines, and where the model looks."""
+    from .checkpoint import check_files, locate, quiet
+
+    folder = locate(checkpoint)
+    check_files(folder)
+    try:
+        from .evaluate.tiny import evaluate_tiny, print_report
+    except ModuleNotFoundError as error:
+        raise Failure(f"eval tiny needs {error.name}; pip install 'firebolt-vl[train]'") from None
+    with quiet():
+        report = evaluate_tiny(folder)
+    if as_json:
+        print(json.dumps(report))
+    else:
+        print_report(report)
+
+
 @app.command()
 def info(as_json: AsJson = False) -> None:
     """Versions, devices, and which implementation each op takes on each of them."""

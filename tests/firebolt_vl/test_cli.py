@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -532,6 +533,24 @@ class TestOtherFailures:
         monkeypatch.setenv("FIREBOLT_TRACEBACK", "1")
         with pytest.raises(KeyError):
             ask()
+
+
+class TestEvaluation:
+    def test_the_report_of_the_checkpoint_is_printed(self, firebolt, checkpoint, monkeypatch):
+        measured = types.ModuleType("firebolt_vl.evaluate.tiny")
+        measured.evaluate_tiny = lambda folder: {"checkpoint": str(folder), "accuracy": 0.5}
+        measured.print_report = lambda report: print(f"accuracy {report['accuracy']}")
+        monkeypatch.setitem(sys.modules, "firebolt_vl.evaluate.tiny", measured)
+        assert firebolt("eval", "tiny", "--checkpoint", checkpoint).out == "accuracy 0.5\n"
+        told = firebolt("eval", "tiny", "--checkpoint", checkpoint, "--json")
+        assert json.loads(told.out) == {"checkpoint": str(checkpoint), "accuracy": 0.5}
+
+    def test_a_broken_checkpoint_is_refused_before_any_work(self, firebolt, tmp_path):
+        assert_refused(firebolt("eval", "tiny", "--checkpoint", tmp_path), 1, "no config.json; is it a checkpoint")
+
+    def test_a_missing_package_is_named(self, firebolt, checkpoint, monkeypatch):
+        monkeypatch.setitem(sys.modules, "firebolt_vl.evaluate.tiny", None)
+        assert_refused(firebolt("eval", "tiny", "--checkpoint", checkpoint), 1, "pip install 'firebolt-vl[train]'")
 
 
 class TestProcess:
