@@ -219,6 +219,24 @@ def test_the_state_of_a_prompt_is_the_state_after_its_steps(T):
     assert_close(state.tensors["modes"], stepped.tensors["modes"], 1e-10)
 
 
+def test_rows_of_any_length_continue_a_state_as_by_steps():
+    torch.manual_seed(1)
+    block = S4(3, 8).double().eval()
+    lengths = torch.tensor([0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 3])
+    time = int(lengths.max())
+    mask = torch.arange(time) < lengths[:, None]
+    x = torch.randn(len(lengths), time, 3, dtype=torch.float64)
+    with torch.no_grad():
+        _, before = block.prefill(torch.randn(len(lengths), 10, 3, dtype=torch.float64))
+        y, state = block.prefill(x, mask, before)
+        for row, length in enumerate(lengths):
+            stepped = before.index_select(torch.tensor([row]))
+            for t in range(length):
+                y_t, stepped = block.step(x[row : row + 1, t], stepped)
+                assert_close(y[row : row + 1, t], y_t, 1e-10)
+            assert_close(state.tensors["modes"][row], stepped.tensors["modes"][0], 1e-10)
+
+
 def test_float32_state_and_output_after_a_thousand_steps_stay_within_budget():
     torch.manual_seed(1)
     block = S4(16).eval()
