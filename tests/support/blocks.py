@@ -1,6 +1,7 @@
 """Small state-space blocks that the tests run through the same claims."""
 
 import torch
+
 from firebolt_vl.cmm import S4, S4D, DecodeState, Mamba
 
 WIDTH = 4
