@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ..common.checks import COMPLEX, REAL, check_dtypes, check_shapes
 from ..common.device import implementation
-from . import reference as pytorch
+from . import pytorch, reference
 
 
 def selective_scan(
@@ -45,6 +45,8 @@ def selective_scan(
     """
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
     run = {"pytorch": pytorch.selective_scan}[implementation("selective_scan", u.device).name]
+    if A.is_complex():
+        run = reference.selective_scan
     return run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, initial_state)
 
 
