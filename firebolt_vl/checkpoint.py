@@ -49,7 +49,12 @@ def _from_hub(name: str) -> Path:
 
 def check_files(folder: Path) -> dict:
     """The checkpoint's configuration, once all its files are there and whole; only headers of the weights are read."""
+    from .model import FireboltConfig
+    from .model.original import ORIGINAL_MODEL_TYPE, is_original
+
     config = _read_json(folder / "config.json")
+    if config.get("model_type") not in (FireboltConfig.model_type, ORIGINAL_MODEL_TYPE):
+        raise Failure(f"checkpoint {folder} is of a {config.get('model_type')!r} model; a Firebolt-VL is wanted")
     if (folder / WEIGHTS).is_file():
         _check_tensors(folder / WEIGHTS)
     elif (folder / INDEX).is_file():
@@ -61,7 +66,10 @@ def check_files(folder: Path) -> dict:
         )
     else:
         raise Failure(f"checkpoint {folder} has no weights ({WEIGHTS}); copy or download all of it again")
-    for kind, names in (("tokenizer", TOKENIZERS), ("processor", PROCESSORS)):
+    needed = {"tokenizer": TOKENIZERS, "processor": PROCESSORS}
+    if is_original(config):
+        del needed["processor"]  # its images are cut by a rule that no file has to tell
+    for kind, names in needed.items():
         if not any((folder / name).is_file() for name in names):
             raise Failure(f"checkpoint {folder} has no {kind} ({names[0]}); copy or download all of it again")
     return config
@@ -135,11 +143,10 @@ class Loaded(NamedTuple):
 def load(folder: Path, device: str) -> Loaded:
     """Load a checkpoint's folder. Raises Failure where a file is missing or broken, or they do not belong together."""
     config = check_files(folder)
-    from .model import FireboltConfig, FireboltForConditionalGeneration
-    from .model.original import ORIGINAL_MODEL_TYPE, is_original
+    from .model import FireboltForConditionalGeneration
+    from .model.original import is_original
 
-    if config.get("model_type") not in (FireboltConfig.model_type, ORIGINAL_MODEL_TYPE):
-        raise Failure(f"checkpoint {folder} is of a {config.get('model_type')!r} model; a Firebolt-VL is wanted")
+    original = is_original(config)
     try:
         model, report = FireboltForConditionalGeneration.from_pretrained(
             folder,
@@ -150,7 +157,6 @@ def load(folder: Path, device: str) -> Loaded:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-        original = is_original(config)
         processor = _original_processor(folder) if original else _processor(folder)
     except Exception as error:  # whatever a foreign file may provoke in the libraries that read it
         raise Failure(f"checkpoint {folder} cannot be loaded: {first_line(error)}") from None

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import string
 import subprocess
 import sys
 import types
@@ -11,9 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from originals import write_original
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_models import make_processor, write_checkpoint
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from firebolt_vl import ask as asking
 from firebolt_vl import cli
@@ -185,6 +189,21 @@ class TestAnswers:
         if kind == "rotated":
             assert (reply["image"]["width"], reply["image"]["height"]) == (30, 40)
         assert Image.open(tmp_path / "out.png").size[0] > 1000
+
+
+def test_a_checkpoint_of_the_original_answers_in_its_own_way(ask, tmp_path):
+    """`<image>` and a new line before the question, as ordinary text, and 256 pixels in 2 x 2 tiles that overlap."""
+    folder = tmp_path / "original"
+    write_original(folder)
+    letters = ["<pad>", "<s>", "</s>", "<unk>", *string.ascii_lowercase, *" ?.<>\n"]
+    backend = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate(letters)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>").save_pretrained(folder)
+    result = ask("--json", "--grounding", tmp_path / "out.png", checkpoint=folder)
+    assert (result.code, result.err) == (0, "")
+    reply = json.loads(result.out)
+    assert reply["prompt_tokens"] == len("<image>\n") + len(QUESTION)
+    assert reply["grounding"]["views"][4]["box"] == [48 * 126 / 256, 64 * 126 / 256, 48 * 254 / 256, 64 * 254 / 256]
 
 
 class TestGrounding:

@@ -2,45 +2,24 @@
 
 import json
 
-import golden
 import numpy as np
 import pytest
 import torch
 from numerics import assert_close, relative_error
-from safetensors.torch import save_file
+from originals import DESCRIBED, VECTORS, write_original
 
 from firebolt_vl.model import FireboltForConditionalGeneration
 from firebolt_vl.model.original import convert_config, convert_state_dict
 from firebolt_vl.model.tiling import compatible_boxes, cut, relative_boxes
 
-VECTORS = golden.load("firebolt_tiny_upstream")
-DESCRIBED = json.loads(golden.path("firebolt_tiny_upstream.json").read_text())
 # What float32 costs the original itself, with room for another order of the same operations.
 FLOAT32 = 10 * relative_error(VECTORS["out.logits"], VECTORS["f64.out.logits"])
-
-
-def write_checkpoint(folder, state: dict, shards: int = 1) -> None:
-    """The layout that the original saves: its own keys, and backbones that the configuration only names."""
-    config = {**DESCRIBED["firebolt_config"], "lm_name_or_path": "lm", "vision_ckpt_path": "siglip"}
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    for name, key in (("lm", "lm_config"), ("siglip", "siglip_config")):
-        (folder / name).mkdir(exist_ok=True)
-        (folder / name / "config.json").write_text(json.dumps(DESCRIBED[key]))
-    state = {key: tensor.contiguous() for key, tensor in state.items()}
-    if shards == 1:
-        save_file(state, folder / "model.safetensors")
-        return
-    weight_map = {key: f"model-{i % shards:05d}.safetensors" for i, key in enumerate(sorted(state))}
-    for file in sorted(set(weight_map.values())):
-        save_file({key: state[key] for key in state if weight_map[key] == file}, folder / file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("original")
-    write_checkpoint(folder, VECTORS.under("param"))
+    write_original(folder)
     return folder
 
 
@@ -142,7 +121,7 @@ def test_cached_generation_is_the_originals_uncached_one(model):
 def test_shards_and_a_state_before_the_first_forward_load_too(tmp_path, model):
     """Before its first call the original's C is raw, and its l_kernel says so."""
     state = {**VECTORS.under("param"), **VECTORS.under("param_before_first_forward")}
-    write_checkpoint(tmp_path, state, shards=3)
+    write_original(tmp_path, state, shards=3)
     loaded = FireboltForConditionalGeneration.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         logits = loaded(input_ids=VECTORS["in.input_ids"], **pixels()).logits
@@ -159,17 +138,19 @@ def test_converted_checkpoint_is_saved_as_ours(tmp_path, model):
 
 def test_every_key_of_the_original_is_accounted_for(folder):
     state = VECTORS.under("param")
-    config = convert_config(DESCRIBED["firebolt_config"] | {"lm_name_or_path": "lm", "vision_ckpt_path": "siglip"}, state, folder)
+    config = convert_config(
+        DESCRIBED["firebolt_config"] | {"lm_name_or_path": "lm", "vision_ckpt_path": "siglip"}, state, folder
+    )
     converted, dead = convert_state_dict(state, config)
     ours = FireboltForConditionalGeneration(config).state_dict()
     assert converted.keys() == ours.keys()
     assert all("projector" in key or "importance" in key or "text_model" in key or "logit_" in key for key in dead)
-    with pytest.raises(ValueError, match="unknown keys model.extra"):
+    with pytest.raises(ValueError, match=r"unknown keys model\.extra"):
         convert_state_dict({**state, "model.extra": torch.zeros(1)}, config)
 
 
 def test_unresolvable_backbones_are_named(tmp_path):
-    write_checkpoint(tmp_path, VECTORS.under("param"))
+    write_original(tmp_path, VECTORS.under("param"))
     described = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**described, "lm_name_or_path": "nobody/nothing"}))
     with pytest.raises(ValueError, match=r"lm_name_or_path: 'nobody/nothing' is neither .* pass text_config="):
