@@ -216,6 +216,24 @@ def test_from_backbones_takes_trained_parts_from_local_folders(tmp_path):
     assert model.config.connector_config().heads == 2
 
 
+def test_trainer_trains_it(tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    model, inputs = make_model().train(), batch()
+    rows = [{name: tensor[row] for name, tensor in inputs.items()} for row in range(3)]
+    for row, labels in zip(rows, labelled(inputs)):
+        row["labels"] = labels
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    arguments = TrainingArguments(
+        output_dir=tmp_path, max_steps=2, per_device_train_batch_size=3, report_to=[], use_cpu=True, save_strategy="no"
+    )
+    result = Trainer(model=model, args=arguments, train_dataset=rows).train()
+    assert 0 < result.training_loss < 20
+    moved = [name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])]
+    assert any("connector" in name for name in moved)
+    assert any("vision_tower" in name for name in moved)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
