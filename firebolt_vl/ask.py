@@ -23,7 +23,8 @@ BETWEEN_SPACES = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 
 @dataclass
 class Timing:
-    """Seconds, and the rate of the tokens after the first one (None where there is no second)."""
+    """Seconds: until the model was there, libraries imported; then, from the start of generation, until the first token
+    and the last; and the rate of the tokens after the first one (None where there is no second)."""
 
     load_s: float
     first_token_s: float
@@ -95,6 +96,7 @@ def ask(
     Raises:
         Misuse, Failure: what cannot be done, in one line.
     """
+    start = time.perf_counter()
     question = question.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # bytes of another encoding
     if not question.strip():
         raise Misuse('the question is empty; ask something, such as "what is in the image?"')
@@ -108,7 +110,6 @@ def ask(
     folder = locate(checkpoint)
 
     with quiet():
-        start = time.perf_counter()
         loaded = load(folder, place)
         load_s = time.perf_counter() - start
         text = _prompt(loaded, question)
@@ -202,7 +203,7 @@ def _check_output(path: str, image: str) -> None:
 
 def _beside(path: Path) -> Path:
     """A name in the same directory, so that renaming it to `path` is one step."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return path.with_name(f".firebolt-{os.getpid()}.tmp")
 
 
 def _device(name: str) -> str:

@@ -70,7 +70,7 @@ def _show(reply) -> None:
     console.print(Text(reply.question, "bold"))
     console.print(Text(reply.answer or "(an empty answer)", "bold dark_orange"))
     if not reply.complete:
-        console.print(Text("(cut short: more --max-new-tokens would let it go on)", "dim"))
+        console.print(Text(f"(cut short after {reply.answer_tokens} tokens)", "dim"))
     timing = reply.timing
     facts = [
         f"loaded in {_seconds(timing.load_s)}",

@@ -20,6 +20,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from firebolt_vl import ask as asking
+from firebolt_vl import checkpoint as loading
 from firebolt_vl import cli
 
 QUESTION = "what digit is at the top left?"
@@ -120,6 +121,11 @@ class TestAnswers:
         reply = json.loads(ask("--json").out)
         assert reply["answer"] == processor.decode(tokens, skip_special_tokens=True).strip()
         assert reply["prompt_tokens"] == inputs["input_ids"].shape[1]
+
+    def test_the_embedded_checkpoint_is_the_default(self, firebolt, checkpoint, image, monkeypatch):
+        monkeypatch.setattr(loading, "embedded_checkpoint", lambda: checkpoint)
+        reply = json.loads(firebolt("ask", image, QUESTION, "--json", "--max-new-tokens", 1).out)
+        assert reply["checkpoint"] == str(checkpoint)
 
     def test_a_seed_samples_and_repeats(self, ask):
         answers = [json.loads(ask("--json", *seed).out)["answer"] for seed in (["--seed", 1], ["--seed", 1], [], [])]
@@ -516,8 +522,6 @@ class TestCheckpointFailures:
         assert_refused(ask(checkpoint="nobody/nothing"), 1, "nobody/nothing: no such folder, and the hub does not give")
 
     def test_the_embedded_checkpoint_missing_from_this_copy(self, firebolt, image, monkeypatch):
-        from firebolt_vl import checkpoint as loading
-
         def missing():
             raise FileNotFoundError("the embedded checkpoint is not in this copy of firebolt_vl; `make tiny` trains it")
 
