@@ -21,16 +21,19 @@ MOST_TURNS = 200
 
 
 def fastest_ms(runs: dict, seconds: float) -> dict[str, float]:
-    """Shortest time of each function, taken in turns for about `seconds` each: other work on a machine only adds."""
+    """Shortest processor time of each function, taken in turns for about `seconds` each.
+
+    Both for the sake of busy machines, where other work only ever adds.
+    """
     for run in runs.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in runs}
     end = time.perf_counter() + seconds * len(runs)
     for _ in range(MOST_TURNS):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = time.process_time()
             run()
-            times[name].append(1e3 * (time.perf_counter() - start))
+            times[name].append(1e3 * (time.process_time() - start))
         if time.perf_counter() > end:
             break
     return {name: min(values) for name, values in times.items()}
@@ -57,9 +60,9 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="longest L")
     options = parser.parse_args()
     dtype = getattr(torch, options.dtype)
-    print(
-        f"{options.dtype}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}; shortest time in ms"
-    )
+    torch.set_num_threads(1)
+    capability = torch.backends.cpu.get_cpu_capability()
+    print(f"{options.dtype}, one thread, {capability}; shortest processor time in ms")
     for backward in (False, True):
         print("forward + backward" if backward else "forward")
         print(f"{'D':>5} {'B':>2} {'L':>5} " + " ".join(f"{name:>9}" for name in ALGORITHMS) + "  fastest   chosen")

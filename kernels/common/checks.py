@@ -53,6 +53,13 @@ def check_dtypes(op: str, allowed: tuple[torch.dtype, ...], **arguments: Tensor 
             raise TypeError(f"{op}: {name} is {str(tensor.dtype).removeprefix('torch.')}; wanted one of {wanted}")
 
 
+def check_not_empty(op: str, **arguments: Tensor) -> None:
+    """Check that no axis has size 0; raises ValueError."""
+    for name, tensor in arguments.items():
+        if tensor.numel() == 0:
+            raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}; no axis may be empty")
+
+
 def check_integer(op: str, name: str, value: int, at_least: int) -> None:
     """Check that a size given as a Python number is an integer, and not too small."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..common.checks import COMPLEX, REAL, check_dtypes, check_shapes
+from ..common.checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_shapes
 from ..common.device import implementation
 from . import pytorch
 
@@ -26,6 +26,7 @@ def diagonal_scan(
 
     Source: S4D (Gu et al. 2022, arXiv 2206.11893), section 3.
     """
+    check_given("diagonal_scan", u=u, z=z, b=b, c=c)
     check_shapes(
         "diagonal_scan",
         u=(u, "B D L"),
@@ -37,5 +38,6 @@ def diagonal_scan(
     )
     check_dtypes("diagonal_scan", REAL, u=u, d_skip=d_skip)
     check_dtypes("diagonal_scan", COMPLEX, z=z, b=b, c=c, h0=h0)
+    check_not_empty("diagonal_scan", u=u, z=z)
     run = {"pytorch": pytorch.diagonal_scan}[implementation("diagonal_scan", u.device).name]
     return run(u, z, b, c, d_skip, h0)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..common.checks import COMPLEX, REAL, check_dtypes, check_shapes
+from ..common.checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_shapes
 from ..common.device import implementation
 from . import pytorch
 
@@ -14,6 +14,8 @@ def fft_conv(u: Tensor, k: Tensor, d_skip: Tensor | None = None, *, k_spectrum: 
         u: inputs [B, D, L], real.
         k: kernels [D, K], real, of any number of taps (taps beyond L have no effect).
         d_skip: skip weights [D], real.
+        k_spectrum: `torch.fft.rfft(k, n)` [D, n / 2 + 1] for an even n of at least L + K - 1, complex, kept from an
+            earlier call: it saves a transform of k. The FFT is then used, and gradients go to it instead of to k.
 
     Returns: y [B, D, L] in the dtype of u. Half precision is computed in float32.
 
@@ -21,8 +23,22 @@ def fft_conv(u: Tensor, k: Tensor, d_skip: Tensor | None = None, *, k_spectrum: 
 
     Source: S4 (Gu et al. 2021, arXiv 2111.00396), section 2.4.
     """
+    check_given("fft_conv", u=u, k=k)
     check_shapes("fft_conv", u=(u, "B D L"), k=(k, "D K"), d_skip=(d_skip, "D"))
     check_dtypes("fft_conv", REAL, u=u, k=k, d_skip=d_skip)
     check_dtypes("fft_conv", COMPLEX, k_spectrum=k_spectrum)
+    check_not_empty("fft_conv", u=u, k=k)
+    if k_spectrum is not None:
+        _check_spectrum(u, k, k_spectrum)
     run = {"pytorch": pytorch.fft_conv}[implementation("fft_conv", u.device).name]
     return run(u, k, d_skip, k_spectrum=k_spectrum)
+
+
+def _check_spectrum(u: Tensor, k: Tensor, k_spectrum: Tensor) -> None:
+    check_shapes("fft_conv", k=(k, "D K"), k_spectrum=(k_spectrum, "D F"))
+    size, least = 2 * (k_spectrum.shape[-1] - 1), u.shape[-1] + k.shape[-1] - 1
+    if size < least:
+        raise ValueError(
+            f"fft_conv: k_spectrum has shape {list(k_spectrum.shape)}, for transforms of {size}; wanted one of at least "
+            f"L + K - 1 = {least}, so that nothing wraps around"
+        )

@@ -83,7 +83,7 @@ def _direct(u: Tensor, k: Tensor) -> Tensor:
 
 
 def _chunked(u: Tensor, k: Tensor) -> Tensor:
-    batch, width, L = u.shape
+    batch, _, L = u.shape
     size = min(L, CHUNK)
     chunks = -(-L // size)
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
@@ -96,7 +96,7 @@ def _chunked(u: Tensor, k: Tensor) -> Tensor:
         out = torch.zeros_like(x)
         for m in range(min(chunks, -(-(k.shape[-1] - 1) // size) + 1)):
             # toeplitz[s, t] = k[m size + t - s], with s reversed as in x: lags at m size + s + t.
-            toeplitz = lags[:, m * size : (m + 2) * size - 1].unfold(-1, size, 1)
+            toeplitz = lags[:, m * size : (m + 2) * size - 1].unfold(-1, size, 1).contiguous()
             out[:, m * batch :].baddbmm_(x[:, : (chunks - m) * batch], toeplitz)
         y[:, channels] = out.unflatten(1, (chunks, batch)).permute(2, 0, 1, 3).flatten(2)[..., :L]
     return y
@@ -108,7 +108,7 @@ class _InFrequency(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u: Tensor, k: Tensor) -> Tensor:
         ctx.save_for_backward(u, k)
-        batch, width, L = u.shape
+        batch, _, L = u.shape
         size = fast_size(L + k.shape[-1] - 1)
         y = torch.empty_like(u, memory_format=torch.contiguous_format)
         for channels in _channel_blocks(u, batch * size):
@@ -120,7 +120,7 @@ class _InFrequency(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         u, k = ctx.saved_tensors
-        (batch, width, L), taps = u.shape, k.shape[-1]
+        (batch, _, L), taps = u.shape, k.shape[-1]
         size = fast_size(L + taps - 1)
         grad_u = torch.empty_like(u, memory_format=torch.contiguous_format) if ctx.needs_input_grad[0] else None
         grad_k = torch.empty_like(k, memory_format=torch.contiguous_format) if ctx.needs_input_grad[1] else None

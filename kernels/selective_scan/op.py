@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..common.checks import COMPLEX, REAL, check_dtypes, check_shapes
+from ..common.checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_shapes
 from ..common.device import implementation
 from . import pytorch, reference
 
@@ -52,6 +52,7 @@ def selective_scan(
 
 def _check(u, delta, A, B, C, D, z, delta_bias, initial_state) -> None:
     op = "selective_scan"
+    check_given(op, u=u, delta=delta, A=A, B=B, C=C)
     sizes = check_shapes(
         op,
         u=(u, "batch D L"),
@@ -66,6 +67,7 @@ def _check(u, delta, A, B, C, D, z, delta_bias, initial_state) -> None:
     kind = COMPLEX if A.is_complex() else REAL
     check_dtypes(op, REAL + COMPLEX, A=A)
     check_dtypes(op, kind, initial_state=initial_state)
+    check_not_empty(op, u=u, A=A)
     batch, width, N = str(sizes["batch"]), str(sizes["D"]), str(sizes["N"])
     steps = str(sizes["L"] * (2 if A.is_complex() else 1))
     for name, matrix in (("B", B), ("C", C)):

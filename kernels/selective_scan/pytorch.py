@@ -35,8 +35,8 @@ def selective_scan(
     groups = max(matrix.shape[1] if matrix.ndim == 4 else 1 for matrix in (B, C))
     B, C = (_time_first(matrix.to(dtype), groups) for matrix in (B, C))
     h = x.new_zeros(x.shape[0], *A.shape) if initial_state is None else initial_state.to(dtype)
-    # Modes before channels: what is equal for all channels is then one factor for a whole row.
-    inputs, steps = (t.permute(2, 0, 1).unflatten(-1, (groups, 1, -1)) for t in (x, delta))  # [L, batch, G, 1, D / G]
+    # Time first, and modes before channels: what is equal for all channels is then one factor for a whole row.
+    inputs, steps = (t.permute(2, 0, 1).contiguous().unflatten(-1, (groups, 1, -1)) for t in (x, delta))
     A, h = (t.mT.unflatten(-1, (groups, -1)).transpose(-2, -3) for t in (A, h))  # [(batch,) G, N, D / G]
     if u.shape[-1] == 1:
         h = torch.exp(steps[0] * A) * h + (steps[0] * inputs[0]) * B[0]
@@ -59,7 +59,7 @@ def _time_first(matrix: Tensor, groups: int) -> Tensor:
         return matrix.mT.unflatten(-1, (groups, -1)).transpose(0, 1)[None, None]
     if matrix.ndim == 3:
         matrix = matrix.unsqueeze(1)
-    return matrix.permute(3, 0, 1, 2).unsqueeze(-1)
+    return matrix.permute(3, 0, 1, 2).contiguous().unsqueeze(-1)
 
 
 class _Scan(torch.autograd.Function):
@@ -69,9 +69,11 @@ class _Scan(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, inputs: Tensor, steps: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx, inputs: Tensor, steps: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor
+    ) -> tuple[Tensor, Tensor]:
         L, size = inputs.shape[0], _chunk_size(h, inputs.shape[0])
-        y = torch.empty_like(inputs.squeeze(-2), memory_format=torch.contiguous_format)
+        y = torch.empty_like(inputs.squeeze(-2))
         before = []
         for chunk in _chunks(L, size):
             before.append(h)
@@ -86,9 +88,9 @@ class _Scan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_y: Tensor, grad_h: Tensor) -> tuple[Tensor, ...]:
         inputs, steps, A, B, C, *before = ctx.saved_tensors
-        grad_inputs, grad_steps = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (inputs, steps))
+        grad_inputs, grad_steps = torch.empty_like(inputs), torch.empty_like(steps)
         grad_A, grad_B, grad_C = torch.zeros_like(A), torch.zeros_like(B), torch.zeros_like(C)
-        grad_y = grad_y.unsqueeze(-2)
+        grad_y = grad_y.contiguous().unsqueeze(-2)
         for chunk, h in reversed(list(zip(_chunks(inputs.shape[0], ctx.size), before))):
             u, delta, b, c = inputs[chunk], steps[chunk], _at(B, chunk), _at(C, chunk)
             decay, states = _states(u, delta, A, b, h)

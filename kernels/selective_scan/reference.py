@@ -22,7 +22,7 @@ def selective_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,  y_t = (C_t . h_t + D u_t) silu(z_t)."""
     dtype = compute_dtype(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    batch, width, L = u.shape
+    batch, _, L = u.shape
     x, delta, A = u.to(dtype), delta.to(dtype), A.to(dtype.to_complex() if A.is_complex() else dtype)
     if delta_bias is not None:
         delta = delta + delta_bias.to(dtype).unsqueeze(-1)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..common.checks import COMPLEX, check_dtypes, check_integer, check_shapes
+from ..common.checks import COMPLEX, check_dtypes, check_given, check_integer, check_not_empty, check_shapes
 from ..common.device import implementation
 from . import pytorch
 
@@ -22,9 +22,11 @@ def vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
 
     Source: S4D (Gu et al. 2022, arXiv 2206.11893), section 3.3, equation 9.
     """
+    check_given("vandermonde", c=c, log_z=log_z)
     check_shapes("vandermonde", c=(c, "... N"), log_z=(log_z, "... N"))
     check_dtypes("vandermonde", COMPLEX, c=c, log_z=log_z)
-    check_broadcast("vandermonde", "c", c.shape[:-1], "log_z", log_z.shape[:-1])
+    _check_broadcast("vandermonde", "c", c.shape[:-1], "log_z", log_z.shape[:-1])
+    check_not_empty("vandermonde", c=c, log_z=log_z)
     check_integer("vandermonde", "L", L, at_least=1)
     run = {"pytorch": pytorch.vandermonde}[implementation("vandermonde", c.device).name]
     return run(c, log_z, L)
@@ -34,7 +36,7 @@ def cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
     """Cauchy product over conjugate pairs: sum_n v_n / (z - w_n) + conj(v_n) / (z - conj w_n).
 
     Arguments:
-        v: numerators [..., N], complex. Leading axes of v and w broadcast; several v over one w cost little more than one.
+        v: numerators [..., N], complex; leading axes of v and w broadcast, and several v over one w cost little more.
         z: nodes [Lz], complex.
         w: poles [..., N], complex: one of each conjugate pair.
 
@@ -44,14 +46,16 @@ def cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
 
     Source: S4 (Gu et al. 2021, arXiv 2111.00396), section 3.3 and appendix C.3.
     """
+    check_given("cauchy", v=v, z=z, w=w)
     check_shapes("cauchy", v=(v, "... N"), w=(w, "... N"), z=(z, "Lz"))
     check_dtypes("cauchy", COMPLEX, v=v, z=z, w=w)
-    check_broadcast("cauchy", "v", v.shape[:-1], "w", w.shape[:-1])
+    _check_broadcast("cauchy", "v", v.shape[:-1], "w", w.shape[:-1])
+    check_not_empty("cauchy", v=v, z=z, w=w)
     run = {"pytorch": pytorch.cauchy}[implementation("cauchy", v.device).name]
     return run(v, z, w)
 
 
-def check_broadcast(op: str, name: str, shape: torch.Size, other_name: str, other_shape: torch.Size) -> None:
+def _check_broadcast(op: str, name: str, shape: torch.Size, other_name: str, other_shape: torch.Size) -> None:
     try:
         torch.broadcast_shapes(shape, other_shape)
     except RuntimeError:

@@ -63,7 +63,7 @@ def cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
 
 
 class _Cauchy(torch.autograd.Function):
-    """v [channels, rows, N], z [Lz], w [channels, N] -> [channels, rows, Lz], a block of channels and nodes at a time."""
+    """v [channels, rows, N], z [Lz], w [channels, N] -> [channels, rows, Lz], by blocks of channels and nodes."""
 
     @staticmethod
     def forward(ctx, v: Tensor, z: Tensor, w: Tensor) -> Tensor:
