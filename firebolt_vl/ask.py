@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .checkpoint import Loaded, load, locate, quiet
+from .checkpoint import Loaded, choose_device, load, locate, quiet
 from .errors import Failure, Misuse, first_line
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def ask(
     if grounding is not None:
         _check_output(grounding, image)
     picture = _open(image)
-    place = _device(device)
+    place = choose_device(device)
     folder = locate(checkpoint)
 
     with quiet():
@@ -204,18 +204,6 @@ def _check_output(path: str, image: str) -> None:
 def _beside(path: Path) -> Path:
     """A name in the same directory, so that renaming it to `path` is one step."""
     return path.with_name(f".firebolt-{os.getpid()}.tmp")
-
-
-def _device(name: str) -> str:
-    import torch
-
-    there = torch.cuda.is_available()
-    if name == "auto":
-        return "cuda" if there else "cpu"
-    if name == "cuda" and not there:
-        why = "is built without CUDA" if torch.version.cuda is None else "sees no CUDA device"
-        raise Failure(f"--device cuda: this PyTorch ({torch.__version__}) {why}; use --device cpu, or auto")
-    return name
 
 
 def _prompt(loaded: Loaded, question: str) -> str:

@@ -132,6 +132,19 @@ def quiet():
             logging.enable_progress_bar()
 
 
+def choose_device(name: str) -> str:
+    """ "cpu" or "cuda" for "auto", "cpu" or "cuda"; Failure where there is none."""
+    import torch
+
+    there = torch.cuda.is_available()
+    if name == "auto":
+        return "cuda" if there else "cpu"
+    if name == "cuda" and not there:
+        why = "is built without CUDA" if torch.version.cuda is None else "sees no CUDA device"
+        raise Failure(f"--device cuda: this PyTorch ({torch.__version__}) {why}; use --device cpu, or auto")
+    return name
+
+
 class Loaded(NamedTuple):
     """A model in eval mode on its device, its processor, and whether it is a checkpoint of the original Firebolt-VL."""
 

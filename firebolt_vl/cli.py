@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from .errors import Failure
+from .errors import Failure, first_line
 
 app = typer.Typer(
     help="Firebolt-VL: ask an image a question, and see where the answer comes from.",
@@ -30,6 +30,7 @@ Checkpoint = Annotated[
     str | None,
     typer.Option(metavar="DIR_OR_ID", help="A folder or a hub id. Default: the small model inside the package."),
 ]
+OnDevice = Annotated[Device, typer.Option(help="Where to run; auto takes a GPU if there is one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 
 
@@ -47,7 +48,7 @@ def ask(
         ),
     ] = None,
     as_json: AsJson = False,
-    device: Annotated[Device, typer.Option(help="Where to run; auto takes a GPU if there is one.")] = Device.auto,
+    device: OnDevice = Device.auto,
     seed: Annotated[
         int | None,
         typer.Option(metavar="N", help="Sample the answer, with this seed. Default: the most likely words, no chance."),
@@ -89,18 +90,21 @@ def _seconds(seconds: float) -> str:
 
 
 @evaluations.command("tiny")
-def eval_tiny(checkpoint: Checkpoint = None, as_json: AsJson = False) -> None:
+def eval_tiny(checkpoint: Checkpoint = None, as_json: AsJson = False, device: OnDevice = Device.auto) -> None:
     """Grounded questions over handwritten digits: accuracy per kind beside its baselines, and where the model looks."""
-    from .checkpoint import check_files, locate, quiet
+    from .checkpoint import check_files, choose_device, locate, quiet
 
-    folder = locate(checkpoint)
+    folder, place = locate(checkpoint), choose_device(device.value)
     check_files(folder)
     try:
         from .evaluate.tiny import evaluate_tiny, print_report
     except ModuleNotFoundError as error:
         raise Failure(f"eval tiny needs {error.name}; pip install 'firebolt-vl[train]'") from None
-    with quiet():
-        report = evaluate_tiny(folder)
+    try:
+        with quiet():
+            report = evaluate_tiny(folder, device=place)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise Failure(f"checkpoint {folder} cannot be evaluated: {first_line(error)}") from None
     if as_json:
         print(json.dumps(report))
     else:

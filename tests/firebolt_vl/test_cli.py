@@ -561,15 +561,25 @@ class TestOtherFailures:
 class TestEvaluation:
     def test_the_report_of_the_checkpoint_is_printed(self, firebolt, checkpoint, monkeypatch):
         measured = types.ModuleType("firebolt_vl.evaluate.tiny")
-        measured.evaluate_tiny = lambda folder: {"checkpoint": str(folder), "accuracy": 0.5}
+        measured.evaluate_tiny = lambda folder, device: {"on": [str(folder), device], "accuracy": 0.5}
         measured.print_report = lambda report: print(f"accuracy {report['accuracy']}")
         monkeypatch.setitem(sys.modules, "firebolt_vl.evaluate.tiny", measured)
         assert firebolt("eval", "tiny", "--checkpoint", checkpoint).out == "accuracy 0.5\n"
-        told = firebolt("eval", "tiny", "--checkpoint", checkpoint, "--json")
-        assert json.loads(told.out) == {"checkpoint": str(checkpoint), "accuracy": 0.5}
+        told = firebolt("eval", "tiny", "--checkpoint", checkpoint, "--json", "--device", "cpu")
+        assert json.loads(told.out) == {"on": [str(checkpoint), "cpu"], "accuracy": 0.5}
 
     def test_a_broken_checkpoint_is_refused_before_any_work(self, firebolt, tmp_path):
         assert_refused(firebolt("eval", "tiny", "--checkpoint", tmp_path), 1, "no config.json; is it a checkpoint")
+
+    def test_a_checkpoint_whose_parts_do_not_fit_is_refused(self, firebolt, checkpoint, monkeypatch):
+        def evaluate_tiny(folder, device):
+            raise RuntimeError("size mismatch\nand more")
+
+        measured = types.ModuleType("firebolt_vl.evaluate.tiny")
+        measured.evaluate_tiny, measured.print_report = evaluate_tiny, print
+        monkeypatch.setitem(sys.modules, "firebolt_vl.evaluate.tiny", measured)
+        result = firebolt("eval", "tiny", "--checkpoint", checkpoint)
+        assert_refused(result, 1, "cannot be evaluated: size mismatch")
 
     def test_a_missing_package_is_named(self, firebolt, checkpoint, monkeypatch):
         monkeypatch.setitem(sys.modules, "firebolt_vl.evaluate.tiny", None)
