@@ -1,0 +1,353 @@
+"""How well a model answers questions about digits it was not trained on, and where its answers come from.
+
+firebolt eval tiny                                           measures the model in the package
+python -m firebolt_vl.evaluate.tiny [RESULTS.json]           prints the README's table from what was kept of its
+                                                             training
+"""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from ..model import FireboltForConditionalGeneration, FireboltProcessor
+from .digits import LAYOUTS, draw, sample_scene
+from .questions import GROUNDED_KINDS, KINDS, NOTHING, Question, sample_question
+
+IMAGE_SIDE = 128
+BATCH = 128
+MAX_ANSWER_TOKENS = 8
+HARDER = LAYOUTS[1:]
+BASELINES = ("majority", "another image", "positions off")
+SPLIT = "held-out"
+
+
+@dataclass
+class Asked:
+    """One question of the exam: which scene it is about, and the scene's layout."""
+
+    scene: int
+    layout: str
+    question: Question
+
+
+@dataclass
+class Exam:
+    """Scenes as the model's grids (features [S,G,D_v], mask [S,G], boxes [S,G,4]) and the questions about them."""
+
+    features: Tensor
+    mask: Tensor
+    boxes: Tensor
+    asked: list[Asked]
+
+
+def evaluate_tiny(checkpoint: str | Path, scenes: int = 800, seed: int = 0, *, device: str = "cpu") -> dict:
+    """Accuracy per layout and kind, the three baselines, and grounding in both ways, for a checkpoint folder or id.
+
+    `scenes` is divided among the four layouts; each scene gets a question of every kind in a wording that was trained
+    on and one in a wording that was not. The digits are held-out ones; the same seed asks the same questions.
+
+    Raises ValueError for fewer than one scene of each layout; what `from_pretrained` raises for the checkpoint.
+    """
+    if scenes < len(LAYOUTS):
+        raise ValueError(f"scenes: {scenes} came, at least {len(LAYOUTS)} are wanted, one of each layout")
+    model = FireboltForConditionalGeneration.from_pretrained(checkpoint).to(device)
+    return evaluate_model(model, FireboltProcessor.from_pretrained(checkpoint), scenes, seed)
+
+
+@torch.no_grad()
+def evaluate_model(
+    model: FireboltForConditionalGeneration, processor: FireboltProcessor, scenes: int, seed: int
+) -> dict:
+    """`evaluate_tiny` for a model and its processor."""
+    training = model.training
+    model.eval()
+    exam = make_exam(model, processor, scenes, seed)
+    prompts = [chat_prompt(processor, asked.question.text) for asked in exam.asked]
+    known = [i for i, asked in enumerate(exam.asked) if not asked.question.held_out]
+
+    answers = answer(model, processor, exam, prompts, range(len(prompts)))
+    marks = [given == asked.question.answer for given, asked in zip(answers, exam.asked)]
+    most_common = majority_answers([exam.asked[i].question for i in known])
+    majority = [most_common[exam.asked[i].question.kind] == exam.asked[i].question.answer for i in known]
+    blind = answer(model, processor, exam, prompts, known, scene_of=other_scene(exam))
+    with positions_off(model):
+        unplaced = answer(model, processor, exam, prompts, known)
+
+    results = {
+        "scenes": scenes,
+        "seed": seed,
+        "questions": len(known),
+        "accuracy": accuracy(exam, known, [marks[i] for i in known]),
+        "held_out_wordings": accuracy(
+            exam, *zip(*((i, marks[i]) for i, asked in enumerate(exam.asked) if asked.question.held_out))
+        ),
+        "baselines": {
+            "majority": accuracy(exam, known, majority),
+            "another image": accuracy(exam, known, _right(exam, known, blind)),
+            "positions off": accuracy(exam, known, _right(exam, known, unplaced)),
+        },
+        "grounding": grounding(model, processor, exam, prompts, answers, known),
+    }
+    model.train(training)
+    return results
+
+
+def make_exam(model: FireboltForConditionalGeneration, processor: FireboltProcessor, scenes: int, seed: int) -> Exam:
+    """Draw the scenes, pose the questions and encode the images, through the processor like any other image."""
+    rng = np.random.default_rng(seed)
+    drawn = [sample_scene(rng, LAYOUTS[i % len(LAYOUTS)], SPLIT) for i in range(scenes)]
+    asked = []
+    for i, scene in enumerate(drawn):
+        for held_out in (False, True):
+            for kind in KINDS:
+                question = sample_question(rng, scene, kind, held_out)
+                if question is not None:
+                    asked.append(Asked(i, scene.layout, question))
+    encoded = []
+    for start in range(0, scenes, BATCH):
+        images = [draw(scene, IMAGE_SIDE) for scene in drawn[start : start + BATCH]]
+        encoded.append(model.get_grids(**processor.image_processor(images, return_tensors="pt").to(model.device)))
+    features, mask, boxes = (torch.cat(parts) for parts in list(zip(*encoded))[:3])
+    return Exam(features, mask, boxes, asked)
+
+
+def chat_prompt(processor: FireboltProcessor, question: str) -> str:
+    """The question as the user's turn, up to where the model's turn begins."""
+    messages = [{"role": "user", "content": question}]
+    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def answer(
+    model: FireboltForConditionalGeneration,
+    processor: FireboltProcessor,
+    exam: Exam,
+    prompts: Sequence[str],
+    which: Sequence[int],
+    scene_of: Sequence[int] | None = None,
+) -> list[str]:
+    """The model's greedy answers to some of the exam's questions; `scene_of` maps a scene to the one that is shown."""
+    answers = []
+    for start in range(0, len(which), BATCH):
+        chosen = which[start : start + BATCH]
+        text = processor.tokenizer([prompts[i] for i in chosen], return_tensors="pt", padding=True).to(model.device)
+        scenes = [exam.asked[i].scene for i in chosen]
+        scenes = torch.tensor([scene_of[scene] for scene in scenes] if scene_of is not None else scenes)
+        ids = model.generate(
+            input_ids=text.input_ids,
+            attention_mask=text.attention_mask,
+            grids=exam.features[scenes],
+            grid_mask=exam.mask[scenes],
+            grid_boxes=exam.boxes[scenes],
+            max_new_tokens=MAX_ANSWER_TOKENS,
+            do_sample=False,
+        )
+        texts = processor.batch_decode(ids[:, text.input_ids.shape[1] :], skip_special_tokens=True)
+        answers.extend(text.strip() for text in texts)
+    return answers
+
+
+def majority_answers(questions: Sequence[Question]) -> dict[str, str]:
+    """The commonest answer to each kind among these very questions: the best that one answer for each kind can do."""
+    return {
+        kind: Counter(q.answer for q in questions if q.kind == kind).most_common(1)[0][0]
+        for kind in {q.kind for q in questions}
+    }
+
+
+def other_scene(exam: Exam) -> list[int]:
+    """For each scene the next one of its layout (layouts take turns), the last one's being the first."""
+    scenes = len(exam.features)
+    step = len(LAYOUTS)
+    return [i + step if i + step < scenes else i % step for i in range(scenes)]
+
+
+@contextmanager
+def positions_off(model: FireboltForConditionalGeneration) -> Iterator[None]:
+    """The same weights without the term that says where each grid lies."""
+    connector = model.model.connector
+    positions, connector.positions = connector.positions, None
+    try:
+        yield
+    finally:
+        connector.positions = positions
+
+
+def _right(exam: Exam, which: Sequence[int], answers: Sequence[str]) -> list[bool]:
+    return [given == exam.asked[i].question.answer for i, given in zip(which, answers)]
+
+
+def accuracy(exam: Exam, which: Sequence[int], marks: Sequence[bool]) -> dict[str, dict[str, float]]:
+    """layout -> kind -> share of right answers; kind "all" is all questions, layout "harder" all layouts of HARDER."""
+    counted: dict[str, dict[str, list[bool]]] = {}
+    for i, mark in zip(which, marks):
+        asked = exam.asked[i]
+        layouts = (asked.layout, "harder") if asked.layout in HARDER else (asked.layout,)
+        for layout in layouts:
+            for kind in (asked.question.kind, "all"):
+                counted.setdefault(layout, {}).setdefault(kind, []).append(mark)
+    return {layout: {kind: float(np.mean(m)) for kind, m in kinds.items()} for layout, kinds in counted.items()}
+
+
+def grounding(
+    model: FireboltForConditionalGeneration,
+    processor: FireboltProcessor,
+    exam: Exam,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    which: Sequence[int],
+) -> dict[str, dict[str, float]]:
+    """How often a question that names a quarter, with a digit there, is grounded in that quarter's tile, per layout.
+
+    weights    the grid with the largest mean weight over the tokens of the phrase, the global view counting as a miss
+    occlusion  the grid whose masking lowers the log-probability of the model's own answer most
+    """
+    chosen = [
+        i for i in which if exam.asked[i].question.kind in GROUNDED_KINDS and exam.asked[i].question.answer != NOTHING
+    ]
+    hits: dict[str, dict[str, list[bool]]] = {}
+    for start in range(0, len(chosen), BATCH):
+        part = chosen[start : start + BATCH]
+        text = processor.tokenizer([prompts[i] for i in part], return_tensors="pt", padding=True)
+        scenes = torch.tensor([exam.asked[i].scene for i in part])
+        inputs = {
+            "input_ids": text.input_ids,
+            "attention_mask": text.attention_mask,
+            "grids": exam.features[scenes],
+            "grid_mask": exam.mask[scenes],
+            "grid_boxes": exam.boxes[scenes],
+        }
+        ended = [answers[i] + processor.tokenizer.eos_token for i in part]
+        replies = processor.tokenizer(ended, return_tensors="pt", padding=True, padding_side="right").input_ids
+        seen = model.ground(**inputs, method="weights")
+        effects = model.ground(**inputs, method="occlusion", answer_ids=replies).effects
+        for row, i in enumerate(part):
+            asked = exam.asked[i]
+            first, last = phrase_columns(text, row, prompts[i], asked.question)
+            # Grid 0 is the global view.
+            named = 1 + asked.question.tile
+            found = {
+                "weights": int(seen.phrase(row, first, last).argmax()) == named,
+                "occlusion": int(effects[row].argmax()) == named,
+            }
+            for layout in (asked.layout, "harder") if asked.layout in HARDER else (asked.layout,):
+                for method, hit in found.items():
+                    hits.setdefault(layout, {}).setdefault(method, []).append(hit)
+    return {
+        layout: {"questions": len(found["weights"]), **{method: float(np.mean(h)) for method, h in found.items()}}
+        for layout, found in hits.items()
+    }
+
+
+def phrase_columns(encoding, row: int, prompt: str, question: Question) -> tuple[int, int]:
+    """First and one past the last column of the tokens of the question's phrase."""
+    start, end = (prompt.index(question.text) + offset for offset in question.phrase)
+    return encoding.char_to_token(row, start), encoding.char_to_token(row, end - 1) + 1
+
+
+def print_report(results: dict, console: Console | None = None) -> None:
+    """The report of `evaluate_tiny` as tables."""
+    console = console or Console()
+    console.print(
+        f"{results['questions']} questions on {results['scenes']} scenes of held-out digits (seed {results['seed']}); "
+        "share of right answers in %"
+    )
+    for title, layout in (("digits inside the tiles", "inside"), ("empty tiles, clutter, across borders", "harder")):
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for column in ("kind", "model", *BASELINES, "held-out wordings"):
+            table.add_column(column, justify="left" if column == "kind" else "right")
+        for kind in (*KINDS, "all"):
+            rows = [results["accuracy"], *(results["baselines"][name] for name in BASELINES)]
+            rows.append(results["held_out_wordings"])
+            table.add_row(kind, *(_percent(row[layout].get(kind)) for row in rows), end_section=kind == KINDS[-1])
+        console.print(table)
+    table = Table(title="all kinds, by layout", title_justify="left", title_style="bold")
+    for column in ("layout", "model", "held-out wordings", "grounding by weights", "grounding by occlusion"):
+        table.add_column(column, justify="left" if column == "layout" else "right")
+    for layout in LAYOUTS:
+        found = results["grounding"].get(layout, {})
+        table.add_row(
+            layout,
+            *(_percent(results[name][layout]["all"]) for name in ("accuracy", "held_out_wordings")),
+            *(_percent(found.get(method)) for method in ("weights", "occlusion")),
+        )
+    console.print(table)
+    console.print(
+        "grounding: of the questions that name a quarter with a digit in it, how many are grounded in that tile;\n"
+        "by weights: where the words of the position look; by occlusion: the tile that the answer rests on"
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def markdown(trained: dict) -> str:
+    """The README's tables, from the results.json that training keeps beside the checkpoint."""
+    runs = trained["seeds"]
+    shipped = next(run for run in runs if run["training_seed"] == trained["shipped_seed"])
+    spread = {layout: [run["accuracy"][layout]["all"] for run in runs] for layout in ("inside", "harder")}
+    columns = ["", "inside tiles", "held-out wordings", "harder layouts", "majority", "another image", "positions off"]
+    rows = [
+        [
+            f"**{kind}**" if kind == "all" else kind,
+            _percent(shipped["accuracy"]["inside"][kind]),
+            _percent(shipped["held_out_wordings"]["inside"][kind]),
+            _percent(shipped["accuracy"]["harder"][kind]),
+            *(_percent(shipped["baselines"][name]["inside"][kind]) for name in BASELINES),
+        ]
+        for kind in (*KINDS, "all")
+    ]
+    lines = _markdown_table(columns, rows)
+    lines += [
+        "",
+        f"Right answers in %, {shipped['questions']} questions on {shipped['scenes']} scenes of held-out digits; the "
+        "baselines are inside tiles. "
+        + "; ".join(
+            f"{name}: {len(runs)} seeds from {_percent(min(spread[layout]))} to {_percent(max(spread[layout]))}"
+            for layout, name in (("inside", "inside tiles"), ("harder", "harder layouts"))
+        )
+        + f" (the median, seed {trained['shipped_seed']}, ships).",
+        "",
+    ]
+    grounded = {"with the grounding loss (ships)": shipped}
+    if trained.get("without_grounding_loss"):
+        grounded["without"] = trained["without_grounding_loss"]
+    rows = [
+        [
+            name,
+            _percent(run["accuracy"]["inside"]["all"]),
+            *(_percent(run["grounding"][layout][method]) for layout in LAYOUTS for method in ("weights", "occlusion")),
+        ]
+        for name, run in grounded.items()
+    ]
+    columns = ["grounding, weights / occlusion", "accuracy inside"]
+    columns += [f"{layout}: {method}" for layout in LAYOUTS for method in ("weights", "occlusion")]
+    return "\n".join(lines + _markdown_table(columns, rows))
+
+
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    rule = ["---"] + ["---:"] * (len(columns) - 1)
+    return ["| " + " | ".join(row) + " |" for row in (columns, rule, *rows)]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m firebolt_vl.evaluate.tiny", description="Print the README's tables of the embedded model."
+    )
+    kept = Path(__file__).resolve().parents[1] / "firebolt_vl" / "tiny" / "results.json"
+    parser.add_argument("results", type=Path, nargs="?", default=kept, metavar="RESULTS.json")
+    print(markdown(json.loads(parser.parse_args(arguments).results.read_text(encoding="utf-8"))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Muon for the matrices, AdamW for all else, under one schedule."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+class Optimizers:
+    """One optimiser of two: Muon on 2-D weights, AdamW on embeddings, convolutions, vectors and the SSM's parameters.
+
+    From scratch in minutes this learns in about half the steps of AdamW alone (tried on both stages). Both learning
+    rates rise over `warmup` steps, stay, and fall linearly to nearly nothing over the last `decay` of all steps.
+    Weight decay is for matrices and convolutions: none on norms, biases and SSM parameters.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        steps: int,
+        *,
+        matrix_lr: float,
+        lr: float,
+        weight_decay: float,
+        decay: float,
+        warmup: int = 100,
+        is_matrix: Callable[[str], bool] = lambda name: True,
+    ):
+        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name and is_matrix(name)]
+        taken = {id(p) for p in matrices}
+        rest = [(name, p) for name, p in named if id(p) not in taken]
+        decayed = [p for name, p in rest if p.ndim > 1 and is_matrix(name)]
+        kept = [p for name, p in rest if not (p.ndim > 1 and is_matrix(name))]
+        self.parameters = [p for _, p in named]
+        self.parts = (
+            torch.optim.Muon(matrices, lr=matrix_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(
+                [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}],
+                lr=lr,
+                betas=(0.9, 0.98),
+            ),
+        )
+        self.schedules = [
+            torch.optim.lr_scheduler.LambdaLR(
+                part, lambda step: min(1.0, (step + 1) / warmup, (1 - step / steps) / decay + 0.01)
+            )
+            for part in self.parts
+        ]
+
+    def step(self, loss: torch.Tensor) -> None:
+        """One step down the gradient of the loss, which is clipped at norm 1."""
+        for part in self.parts:
+            part.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for part, schedule in zip(self.parts, self.schedules):
+            part.step()
+            schedule.step()

@@ -1,0 +1,227 @@
+"""Train the model that ships inside the package: one vision tower, then three seeds of all else; the median ships.
+
+    python -m firebolt_vl.train.tiny [--out DIR] [--seeds 0 1 2] [--tower-steps N] [--fusion-steps N] ...
+
+Beside the three, the first seed is trained once more without the grounding loss, to compare.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import GenerationConfig, PreTrainedTokenizerBase, SiglipVisionConfig, SiglipVisionModel
+from transformers.utils import logging
+
+from ...evaluate.tiny import evaluate_model, print_report
+from ...model import FireboltConfig, FireboltForConditionalGeneration, FireboltImageProcessor, FireboltProcessor
+from .fusion import tokenize, train_fusion
+from .pool import make_pool
+from .tokenizer import make_tokenizer
+from .tower import encode, pretrain_tower
+
+IMAGE_SIDE = 64
+VISION = {
+    "hidden_size": 96,
+    "intermediate_size": 192,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": IMAGE_SIDE,
+    "patch_size": 8,
+}
+TEXT = {
+    "hidden_size": 96,
+    "intermediate_size": 192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+    "block_auto_adjust_ff_dim": False,
+    "max_position_embeddings": 128_000,
+}
+CMM = {"heads": 4, "head_dim": 32, "top_k": 4, "ssm": "s4"}
+PACKAGED = Path(__file__).resolve().parents[2] / "firebolt_vl" / "tiny"
+FIRST_SCENES_SEED = 1
+
+
+def new_model(
+    tokenizer: PreTrainedTokenizerBase, tower: SiglipVisionModel, seed: int
+) -> FireboltForConditionalGeneration:
+    """The untrained model of a seed around a trained vision tower."""
+    ends = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    config = FireboltConfig(
+        text_config={**TEXT, "vocab_size": len(tokenizer), **ends}, vision_config=VISION, cmm_config=CMM
+    )
+    torch.manual_seed(seed)
+    model = FireboltForConditionalGeneration(config)
+    model.model.vision_tower.load_state_dict(tower.state_dict())
+    model.generation_config = GenerationConfig(**ends)
+    return model
+
+
+def new_processor(tokenizer: PreTrainedTokenizerBase) -> FireboltProcessor:
+    size = {"height": IMAGE_SIDE, "width": IMAGE_SIDE}
+    return FireboltProcessor(FireboltImageProcessor(size=size, tile_size=IMAGE_SIDE // 2, max_tiles=4), tokenizer)
+
+
+def train_seed(
+    seed: int, weight: float, steps: int, scenes: int, stage: Path, out: Path, report: Callable[[int, float], None]
+) -> dict:
+    """Train one seed from what `main` kept in `stage`, save it in `out`, and return its evaluation."""
+    processor = FireboltProcessor.from_pretrained(stage)
+    tower = SiglipVisionModel(SiglipVisionConfig(**VISION))
+    kept = torch.load(stage / "stage.pt", weights_only=False)
+    tower.load_state_dict(kept["tower"])
+    model = new_model(processor.tokenizer, tower, seed)
+    start = time.monotonic()
+    train_fusion(model, kept["grids"], kept["rows"], steps, weight, report)
+    seconds = time.monotonic() - start
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+    results = evaluate_model(model, processor, scenes, seed=0)
+    return {"training_seed": seed, "grounding_loss_weight": weight, "seconds": round(seconds), **results}
+
+
+def _worker(queue, name: str, *arguments) -> None:
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 4))
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    results = train_seed(*arguments, report=lambda step, loss: queue.put((name, step, loss)))
+    queue.put((name, None, results))
+
+
+def train_seeds(runs: dict[str, tuple], steps: int, progress: Progress) -> dict[str, dict]:
+    """Train several seeds at once, one process and thread each: small matrices leave a second thread idle."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    workers = {name: context.Process(target=_worker, args=(queue, name, *run)) for name, run in runs.items()}
+    bars = {name: progress.add_task(name, total=steps, note="") for name in runs}
+    for worker in workers.values():
+        worker.start()
+    results = {}
+    while len(results) < len(runs):
+        try:
+            name, step, found = queue.get(timeout=5)
+        except multiprocessing.queues.Empty:
+            if failed := [name for name, worker in workers.items() if name not in results and worker.exitcode]:
+                raise RuntimeError(f"{', '.join(failed)}: the training process ended early") from None
+            continue
+        if step is None:
+            results[name] = found
+        else:
+            progress.update(bars[name], completed=step, note=f"loss {found:.3f}")
+    for worker in workers.values():
+        worker.join()
+    return results
+
+
+def overall(results: dict) -> float:
+    """The mean of the accuracies inside the tiles and on the harder layouts."""
+    return (results["accuracy"]["inside"]["all"] + results["accuracy"]["harder"]["all"]) / 2
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m firebolt_vl.train.tiny", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=PACKAGED, help="the folder of the checkpoint that ships")
+    parser.add_argument("--work", type=Path, default=Path("out/tiny"), help="the folder of everything else")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--scenes", type=int, default=40_000, help="scenes to learn from")
+    parser.add_argument("--tower-steps", type=int, default=3000)
+    parser.add_argument("--fusion-steps", type=int, default=2000)
+    parser.add_argument("--grounding-loss-weight", type=float, default=0.3)
+    parser.add_argument("--test-scenes", type=int, default=1200)
+    parser.add_argument("--reuse-tower", action="store_true", help="start from the tower that lies in --work")
+    options = parser.parse_args(arguments)
+    console = Console()
+    start = time.monotonic()
+    options.work.mkdir(parents=True, exist_ok=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as progress:
+        tower_seconds = prepare(options, progress)
+        weight, seeds = options.grounding_loss_weight, options.seeds
+        run = (options.fusion_steps, options.test_scenes, options.work)
+        runs = {f"seed {seed}": (seed, weight, *run, options.work / f"seed-{seed}") for seed in seeds}
+        if weight:
+            runs["without grounding loss"] = (seeds[0], 0.0, *run, options.work / "without-grounding-loss")
+        found = train_seeds(runs, options.fusion_steps, progress)
+    trained = sorted((found[f"seed {seed}"] for seed in seeds), key=overall)
+    shipped = trained[(len(trained) - 1) // 2]
+    results = {
+        "shipped_seed": shipped["training_seed"],
+        "minutes": round((time.monotonic() - start) / 60, 1),
+        "tower_seconds": round(tower_seconds),
+        "cores": os.cpu_count(),
+        "steps": {"tower": options.tower_steps, "fusion": options.fusion_steps},
+        "seeds": sorted(trained, key=lambda one: one["training_seed"]),
+        "without_grounding_loss": found.get("without grounding loss"),
+    }
+    ship(options.work / f"seed-{shipped['training_seed']}", results, options.out)
+    print_report(shipped, console)
+    console.print(f"{results['minutes']} minutes; seed {shipped['training_seed']} is the median: {options.out}")
+
+
+def prepare(options: argparse.Namespace, progress: Progress) -> float:
+    """Draw the scenes, make the tokenizer, train the tower and keep what all seeds start from in `options.work`.
+
+    Returns: the seconds that the tower took.
+    """
+    bar = progress.add_task("scenes", total=1, note="")
+    pool = make_pool(options.scenes, FIRST_SCENES_SEED, IMAGE_SIDE)
+    processor = new_processor(make_tokenizer())
+    processor.save_pretrained(options.work)
+    progress.update(bar, completed=1)
+    bar = progress.add_task("vision tower", total=options.tower_steps, note="")
+    config = SiglipVisionConfig(**VISION)
+    start = time.monotonic()
+    if options.reuse_tower:
+        kept = torch.load(options.work / "stage.pt", weights_only=False)
+        start -= kept["tower_seconds"]
+        tower = SiglipVisionModel(config).eval()
+        tower.load_state_dict(kept["tower"])
+        progress.update(bar, completed=options.tower_steps, note="reused")
+    else:
+        tower = pretrain_tower(
+            config,
+            pool,
+            options.tower_steps,
+            options.seeds[0],
+            lambda step, loss: progress.update(bar, completed=step, note=f"loss {loss:.3f}"),
+        )
+    seconds = time.monotonic() - start
+    bar = progress.add_task("grids", total=1, note="")
+    stage = {
+        "tower_seconds": seconds,
+        "tower": tower.state_dict(),
+        "grids": encode(tower, pool.pixels),
+        "rows": tokenize(processor.tokenizer, pool.questions),
+    }
+    torch.save(stage, options.work / "stage.pt")
+    progress.update(bar, completed=1)
+    return seconds
+
+
+def ship(checkpoint: Path, results: dict, out: Path) -> None:
+    """Put a checkpoint and its results in the place of what lies in `out`."""
+    fresh = out.with_name(out.name + ".tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(checkpoint, fresh)
+    (fresh / "results.json").write_text(json.dumps(rounded(results), indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(out, ignore_errors=True)
+    fresh.rename(out)
+
+
+def rounded(value):
+    """Every number in nested results to four places."""
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
+    return round(value, 4) if isinstance(value, float | np.floating) else value
