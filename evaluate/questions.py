@@ -79,10 +79,10 @@ class Question:
     answer: str
     held_out: bool
     """Whether the wording is one of HELD_OUT."""
-    tile: int | None = None
-    """The quarter that the question names, or that holds the one digit that it names."""
+    tiles: tuple[int, ...] = ()
+    """The quarters that the question names: by position, or by the digit or colour of what they hold."""
     phrase: tuple[int, int] | None = None
-    """Start and end, in characters of the text, of the words that name it."""
+    """Start and end, in characters of the text, of the words that name them."""
 
 
 def _expand(pattern: str) -> list[str]:
@@ -126,7 +126,7 @@ def sample_question(
     asked = _SAMPLERS[kind](rng, scene)
     if asked is None:
         return None
-    words, answer, tile, phrase = asked
+    words, answer, tiles, phrase = asked
     groups = wordings(kind, held_out)
     group = groups[rng.integers(len(groups))]
     text = _put_right(group[rng.integers(len(group))].format(**words))
@@ -137,9 +137,9 @@ def sample_question(
             text = text[:-1]
     span = None
     if phrase is not None:
-        start = re.search(rf"\b{phrase}\b", text, re.IGNORECASE).start()
+        start = re.search(rf"\b{phrase}(?=s?\b)", text, re.IGNORECASE).start()
         span = (start, start + len(phrase))
-    return Question(kind, text, answer, held_out, tile, span)
+    return Question(kind, text, answer, held_out, tiles, span)
 
 
 def _put_right(text: str) -> str:
@@ -171,7 +171,7 @@ def _at_position(rng: np.random.Generator, scene: Scene, property_of):
         tile = scene.digits[rng.integers(len(scene.digits))].tile
     digit = scene.at(tile)
     answer = NOTHING if digit is None else property_of(digit)
-    return {"position": POSITIONS[tile]}, answer, tile, POSITIONS[tile]
+    return {"position": POSITIONS[tile]}, answer, (tile,), POSITIONS[tile]
 
 
 def _digit_at(rng, scene):
@@ -186,7 +186,7 @@ def _colour_of(rng, scene):
     if not (choices := _unique(scene, _label)):
         return None
     digit = choices[rng.integers(len(choices))]
-    return {"digit": _label(digit)}, digit.colour, digit.tile, _label(digit)
+    return {"digit": _label(digit)}, digit.colour, (digit.tile,), _label(digit)
 
 
 def _where_is(rng, scene):
@@ -195,7 +195,7 @@ def _where_is(rng, scene):
         return None
     digit = choices[rng.integers(len(choices))]
     one = f"{digit.colour} {_noun(rng)}" if by_colour else _label(digit)
-    return {"one": one}, POSITIONS[digit.tile], digit.tile, digit.colour if by_colour else _label(digit)
+    return {"one": one}, POSITIONS[digit.tile], (digit.tile,), digit.colour if by_colour else _label(digit)
 
 
 def _things(rng, by_colour: bool, scene: Scene) -> tuple[list[str], list[str]]:
@@ -209,19 +209,23 @@ def _thing(rng, by_colour: bool, name: str) -> str:
     return f"{name} {_noun(rng)}" if by_colour else name
 
 
+def _tiles_of(scene: Scene, name: str) -> tuple[int, ...]:
+    return tuple(sorted(digit.tile for digit in scene.digits if name in (digit.colour, _label(digit))))
+
+
 def _is_there(rng, scene):
     by_colour = rng.random() < 0.3
     there, all_of_them = _things(rng, by_colour, scene)
     yes = rng.random() < 0.5
     choices = sorted(set(there)) if yes else [name for name in all_of_them if name not in there]
     name = choices[rng.integers(len(choices))]
-    return {"any": _thing(rng, by_colour, name)}, "yes" if yes else "no", None, None
+    return {"any": _thing(rng, by_colour, name)}, "yes" if yes else "no", _tiles_of(scene, name), name
 
 
 def _how_many(rng, scene):
     kind = rng.random()
     if kind < 0.1:
-        return {"any": _noun(rng)}, str(len(scene.digits)), None, None
+        return {"any": _noun(rng)}, str(len(scene.digits)), (), None
     by_colour = kind < 0.35
     there, all_of_them = _things(rng, by_colour, scene)
     # Each count that the scene offers is asked for equally often; "0" half as often.
@@ -230,7 +234,7 @@ def _how_many(rng, scene):
     count = counts[rng.choice(len(counts), p=chances / chances.sum())]
     choices = [name for name in all_of_them if there.count(name) == count]
     name = choices[rng.integers(len(choices))]
-    return {"any": _thing(rng, by_colour, name)}, str(count), None, None
+    return {"any": _thing(rng, by_colour, name)}, str(count), _tiles_of(scene, name), name
 
 
 _SAMPLERS = {

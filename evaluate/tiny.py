@@ -234,7 +234,7 @@ def grounding(
             asked = exam.asked[i]
             first, last = phrase_columns(text, row, prompts[i], asked.question)
             # Grid 0 is the global view.
-            named = 1 + asked.question.tile
+            named = 1 + asked.question.tiles[0]
             found = {
                 "weights": int(seen.phrase(row, first, last).argmax()) == named,
                 "occlusion": int(effects[row].argmax()) == named,

@@ -27,15 +27,15 @@ SMALLEST_WEIGHT = 1e-4
 
 @dataclass
 class Rows:
-    """N questions with their answers, padded on the right: ids, masks [N,T] of text, answer and phrase, and the index
-    of the scene and of the quarter that the phrase names (-1: none), both [N]."""
+    """N questions with their answers, padded on the right: ids [N,T], masks [N,T] of text, answer and phrase, the
+    scene's index [N], and which quarters the phrase names [N,4]."""
 
     ids: Tensor
     text: Tensor
     answer: Tensor
     phrase: Tensor
     scene: Tensor
-    tile: Tensor
+    tiles: Tensor
 
     def __getitem__(self, chosen: Tensor) -> "Rows":
         rows = Rows(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
@@ -79,9 +79,9 @@ def tokenize(
         (columns >= asked) & (columns < ended),
         (columns >= named[:, :1]) & (columns < named[:, 1:]),
     )
-    tile = np.array([-1 if question.tile is None else question.tile for _, question in questions])
+    tiles = np.array([[tile in question.tiles for tile in range(4)] for _, question in questions])
     scene = np.array([scene for scene, _ in questions])
-    return Rows(*map(torch.from_numpy, (ids, *masks, scene, tile)))
+    return Rows(*map(torch.from_numpy, (ids, *masks, scene, tiles)))
 
 
 def train_fusion(
@@ -94,10 +94,10 @@ def train_fusion(
 ) -> None:
     """Train the connector and the decoder of `model` in place, on grids [S,5,D_v] and questions about them.
 
-    The loss is the cross-entropy of the answer tokens, and `grounding_loss_weight` times -log of the named tile's mean
-    weight over the words that name it. In a fifth of the rows each grid is hidden with one chance in five, so that
-    grounding by occlusion asks nothing that training did not; noise on the grids makes up for a tower that has
-    seen these very digits. `report(step, loss of the answers)` is called after each step.
+    The loss is the cross-entropy of the answer tokens and `grounding_loss_weight` times `grounding_loss`. In a fifth of
+    the rows each grid is hidden with one chance in five, so that grounding by occlusion asks nothing that training did
+    not; noise on the grids makes up for a tower that has seen these very digits. `report(step, loss of the answers)` is
+    called after each step.
     """
     # Embeddings of the usual size (0.02) make all scores alike: for long every token sees the mean of all grids.
     nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
@@ -140,17 +140,20 @@ def answer_loss(model: FireboltForConditionalGeneration, rows: Rows, grids: Tens
 
 
 def grounding_loss(model: FireboltForConditionalGeneration, rows: Rows, grids: Tensor, grid_mask: Tensor) -> Tensor:
-    """-log of the weight of the named tile, the mean over the phrase's tokens, where a tile is named and seen."""
-    known = rows.tile >= 0
-    known &= grid_mask.gather(1, 1 + rows.tile[:, None].clamp(min=0))[:, 0]
+    """-log of the weight of a named tile, the mean over the tokens of the phrase and the tiles that it names.
+
+    Token by token: of the mean weight over the phrase's tokens it would be as content with "top" on the left tile alone
+    and "right" on the lower one, which names the top right nowhere.
+    """
+    named = rows.tiles & grid_mask[:, 1:]
+    known = named.any(1)
     if not known.any():
         return grids.new_zeros(())
-    connector, mask, phrase = model.model.connector, grid_mask[known], rows.phrase[known]
+    connector, mask, phrase, named = model.model.connector, grid_mask[known], rows.phrase[known], named[known]
     text = model.get_input_embeddings()(rows.ids[known])
     k = connector.encode_grids(grids[known], mask).tensors["grid.k"]
     q = connector.q_proj(text).unflatten(-1, k.shape[2:])
-    _, weights = correlation_context(
-        q, k, k.new_zeros(*mask.shape, 1), connector.config.top_k, grid_mask=mask, text_mask=phrase
-    )
-    mean = weights.sum(1) / phrase.sum(1, keepdim=True)
-    return -(mean.gather(1, 1 + rows.tile[known, None]) + SMALLEST_WEIGHT).log().mean()
+    _, weights = correlation_context(q, k, k.new_zeros(*mask.shape, 1), connector.config.top_k, grid_mask=mask)
+    surprise = -(weights[:, :, 1:] + SMALLEST_WEIGHT).log()  # [n,T,4]
+    shares = phrase[:, :, None] * named[:, None, :] / (phrase.sum(1) * named.sum(1))[:, None, None]
+    return (shares * surprise).sum() / len(shares)

@@ -1,0 +1,241 @@
+"""What the embedded model is trained on, its tokenizer, and the two losses."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numerics import assert_close
+from transformers import AutoTokenizer, SiglipVisionConfig
+
+pytest.importorskip("sklearn")
+
+from firebolt_vl.evaluate.digits import COLOURS, LAYOUTS, POSITIONS, Scene, draw, handwriting, sample_scene, sources
+from firebolt_vl.evaluate.questions import KINDS, NOTHING, sample_question, wordings
+from firebolt_vl.train.tiny import pool as pools
+from firebolt_vl.train.tiny.fusion import answer_loss, grounding_loss, tokenize, train_fusion
+from firebolt_vl.train.tiny.pool import global_views, make_pool, tiles
+from firebolt_vl.train.tiny.recipe import IMAGE_SIDE, VISION, new_model, new_processor
+from firebolt_vl.train.tiny.tokenizer import make_tokenizer
+from firebolt_vl.train.tiny.tower import encode, pretrain_tower
+
+ANY_SCENE = st.builds(
+    lambda seed, layout: sample_scene(np.random.default_rng(seed), layout, "held-out"),
+    st.integers(0, 2**32),
+    st.sampled_from(LAYOUTS),
+)
+
+
+TOKENIZER = make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return TOKENIZER
+
+
+@pytest.fixture(scope="module")
+def pool():
+    return make_pool(24, seed=3, side=IMAGE_SIDE, processes=1)
+
+
+@pytest.fixture(scope="module")
+def tower(pool):
+    return pretrain_tower(SiglipVisionConfig(**VISION), pool, steps=2, seed=0, report=lambda step, loss: None)
+
+
+def test_train_and_held_out_digits_are_disjoint_and_together_all():
+    train, held_out = (np.concatenate(sources(split)) for split in ("train", "held-out"))
+    assert not set(train) & set(held_out)
+    assert sorted([*train, *held_out]) == list(range(1797))
+    _, labels = handwriting()
+    for label in range(10):
+        assert (labels[sources("train")[label]] == label).all()
+        assert len(sources("held-out")[label]) > 20
+
+
+@given(ANY_SCENE)
+def test_a_scene_holds_at_most_one_digit_a_quarter_and_keeps_its_layouts_promise(scene):
+    quarters = [digit.tile for digit in scene.digits]
+    assert len(set(quarters)) == len(quarters) >= 1
+    crossing = [
+        any(centre - digit.size / 2 < 0.5 < centre + digit.size / 2 for centre in (digit.y, digit.x))
+        for digit in scene.digits
+    ]
+    if scene.layout != "across":
+        assert not any(crossing)
+    assert len(scene.digits) == 4 or scene.layout != "inside"
+    assert len(scene.digits) < 4 or scene.layout != "empty"
+    assert bool(scene.strokes) == (scene.layout in ("clutter", "across"))
+
+
+def test_most_scenes_across_have_a_digit_across_a_border():
+    rng = np.random.default_rng(0)
+    scenes = [sample_scene(rng, "across", "train") for _ in range(200)]
+    crossed = [any(min(abs(d.y - 0.5), abs(d.x - 0.5)) < d.size / 2 for d in scene.digits) for scene in scenes]
+    assert np.mean(crossed) > 0.9
+
+
+@given(ANY_SCENE)
+def test_a_digit_is_drawn_where_the_scene_says(scene):
+    for digit in scene.digits:
+        alone = Scene(scene.layout, (digit,), (), scene.background)
+        ground = np.asarray(draw(replace(alone, digits=()), 96), dtype=int)
+        changed = np.abs(np.asarray(draw(alone, 96), dtype=int) - ground).sum(-1)
+        y, x = np.average(np.indices(changed.shape).reshape(2, -1), axis=1, weights=changed.ravel()) / 96
+        assert abs(y - digit.y) < 0.08
+        assert abs(x - digit.x) < 0.08
+
+
+def test_a_scene_of_a_seed_is_the_same_again():
+    first, again = (sample_scene(np.random.default_rng(5), "across", "train") for _ in range(2))
+    assert first == again
+    assert draw(first).tobytes() == draw(again).tobytes()
+
+
+def right_answer(kind: str, text: str, scene: Scene) -> str:
+    """The answer, worked out from the words of the question alone."""
+    words = re.findall(r"[a-z]+|\d", text.lower())
+    colour = next((word for word in words if word in COLOURS), None)
+    digit = next((int(word) for word in words if word.isdigit()), None)
+    asked = [d for d in scene.digits if (digit is None or d.label == digit) and (colour is None or d.colour == colour)]
+    if kind in ("digit at", "colour at"):
+        tile = next(i for i, position in enumerate(POSITIONS) if position in text.lower())
+        found = scene.at(tile)
+        return NOTHING if found is None else str(found.label) if kind == "digit at" else found.colour
+    if kind == "is there":
+        return "yes" if asked else "no"
+    if kind == "how many":
+        return str(len(asked))
+    (only,) = asked
+    return only.colour if kind == "colour of" else POSITIONS[only.tile]
+
+
+@given(ANY_SCENE, st.sampled_from(KINDS), st.booleans(), st.integers(0, 2**32))
+def test_the_answer_is_what_the_words_of_the_question_ask_for(scene, kind, held_out, seed):
+    question = sample_question(np.random.default_rng(seed), scene, kind, held_out)
+    if question is None:
+        assert kind in ("colour of", "where is")
+        return
+    assert question.answer == right_answer(kind, question.text, scene)
+    if question.phrase is not None:
+        phrase = question.text[slice(*question.phrase)].lower()
+        named = [scene.at(tile) for tile in question.tiles]
+        if kind in ("digit at", "colour at"):
+            assert [POSITIONS[tile] for tile in question.tiles] == [phrase]
+        else:
+            assert named == [d for tile in range(4) if (d := scene.at(tile)) and phrase in (d.colour, str(d.label))]
+            assert len(named) == 1 or kind in ("is there", "how many")
+
+
+def test_yes_and_no_are_equally_often_right():
+    rng = np.random.default_rng(0)
+    scenes = [sample_scene(rng, LAYOUTS[i % 4], "train") for i in range(300)]
+    answers = [sample_question(rng, scene, "is there").answer for scene in scenes for _ in range(10)]
+    assert abs(np.mean([answer == "yes" for answer in answers]) - 0.5) < 0.03
+
+
+def test_held_out_wordings_are_new_but_their_words_are_not():
+    for kind in KINDS:
+        trained, held_out = ({text for group in wordings(kind, held) for text in group} for held in (False, True))
+        assert len(trained) >= 5
+        assert held_out
+        assert not trained & held_out
+    known = {word for kind in KINDS for group in wordings(kind, False) for text in group for word in _words(text)}
+    asked = {word for kind in KINDS for group in wordings(kind, True) for text in group for word in _words(text)}
+    assert asked <= known
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z]+|\{[a-z]+\}", text)
+
+
+@given(st.text())
+def test_any_text_has_tokens_and_comes_back(text):
+    assert TOKENIZER.decode(TOKENIZER(text).input_ids) == text
+
+
+def test_no_token_joins_two_position_words(tokenizer):
+    for token in tokenizer.get_vocab():
+        assert len(re.findall("bottom|top|left|right", token.lower())) <= 1
+
+
+def test_words_of_questions_and_answers_are_single_tokens(tokenizer):
+    for answer in ("yes", "no", NOTHING, *COLOURS, *"0123456789"):
+        assert len(tokenizer(answer).input_ids) == 1
+    assert [len(tokenizer(position).input_ids) for position in POSITIONS] == [2, 2, 2, 2]
+
+
+def test_the_tokenizer_is_the_same_each_time_and_after_loading(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    chat = [{"role": "user", "content": "Where is the 7?"}]
+    prompt = loaded.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    assert prompt == tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    assert loaded(prompt).input_ids == tokenizer(prompt).input_ids == make_tokenizer()(prompt).input_ids
+    assert (loaded.pad_token_id, loaded.bos_token_id, loaded.eos_token_id) == (0, 1, 3)
+
+
+def test_a_pool_does_not_depend_on_the_number_of_processes(monkeypatch):
+    monkeypatch.setattr(pools, "CHUNK", 4)
+    one, two = (make_pool(10, seed=1, side=32, processes=processes) for processes in (1, 2))
+    assert torch.equal(one.pixels, two.pixels)
+    assert one.questions == two.questions
+    assert max(scene for scene, _ in one.questions) == 9
+
+
+def test_training_sees_the_pixels_that_the_processor_makes(tokenizer):
+    rng = np.random.default_rng(0)
+    images = [draw(sample_scene(rng, layout, "train"), pools.DRAWN_SIDE) for layout in LAYOUTS]
+    made = new_processor(tokenizer).image_processor(images, return_tensors="pt")
+    resized = [np.asarray(image.resize((IMAGE_SIDE, IMAGE_SIDE), 2)) for image in images]
+    views = global_views(torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2))
+    assert_close(views, made["pixel_values"], relative=1e-6)
+    assert_close(tiles(views).unflatten(0, (-1, 4)), made["pixel_tiles"], relative=1e-6)
+
+
+def test_rows_mark_the_answer_and_the_phrase(tokenizer, pool):
+    rows = tokenize(tokenizer, pool.questions)
+    for row, (scene, question) in enumerate(pool.questions):
+        ids = rows.ids[row]
+        assert tokenizer.decode(ids[rows.answer[row]]) == question.answer + tokenizer.eos_token
+        assert question.text in tokenizer.decode(ids[rows.text[row]])
+        assert not ids[~rows.text[row]].any()
+        assert rows.scene[row] == scene
+        phrase = tokenizer.decode(ids[rows.phrase[row]]).strip()
+        assert phrase == (question.text[slice(*question.phrase)] if question.phrase else "")
+
+
+def test_the_losses_are_those_of_the_model(tokenizer, pool, tower):
+    model = new_model(tokenizer, tower, seed=0).eval()
+    rows = tokenize(tokenizer, pool.questions)[torch.arange(12)]
+    grids = encode(tower, pool.pixels)[rows.scene]
+    mask = torch.ones(grids.shape[:2], dtype=torch.bool)
+    mask[:, 0] = False
+    labels = rows.ids.masked_fill(~rows.answer, -100)
+    whole = model(input_ids=rows.ids, attention_mask=rows.text, grids=grids, grid_mask=mask, labels=labels)
+    assert_close(answer_loss(model, rows, grids, mask), whole.loss, relative=1e-5)
+
+    text = model.get_input_embeddings()(rows.ids)
+    _, weights = model.model.connector(text, grids, rows.text, mask, return_weights=True)
+    expected = [
+        -(weights[row, rows.phrase[row], 1:][:, rows.tiles[row]] + 1e-4).log().mean()
+        for row in range(len(rows.ids))
+        if rows.tiles[row].any()
+    ]
+    assert_close(grounding_loss(model, rows, grids, mask), torch.stack(expected).mean(), relative=1e-5)
+
+
+def test_fusion_leaves_the_tower_alone_and_repeats_itself(tokenizer, pool, tower):
+    grids, rows = encode(tower, pool.pixels), tokenize(tokenizer, pool.questions)
+    losses = []
+    for _ in range(2):
+        model = new_model(tokenizer, tower, seed=0)
+        losses.append([])
+        train_fusion(model, grids, rows, 2, 0.3, lambda step, loss: losses[-1].append(loss))
+    assert losses[0] == losses[1]
+    for name, parameter in model.model.vision_tower.named_parameters():
+        assert torch.equal(parameter, tower.get_parameter(name))
