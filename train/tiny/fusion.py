@@ -23,6 +23,7 @@ GRID_NOISE = 0.1
 GRIDS_HIDDEN_ROWS = 0.2
 GRIDS_HIDDEN = 0.2
 SMALLEST_WEIGHT = 1e-4
+GROUNDING_LOSS_LEFT = 0.1
 
 
 @dataclass
@@ -94,10 +95,11 @@ def train_fusion(
 ) -> None:
     """Train the connector and the decoder of `model` in place, on grids [S,5,D_v] and questions about them.
 
-    The loss is the cross-entropy of the answer tokens and `grounding_loss_weight` times `grounding_loss`. In a fifth of
-    the rows each grid is hidden with one chance in five, so that grounding by occlusion asks nothing that training did
-    not; noise on the grids makes up for a tower that has seen these very digits. `report(step, loss of the answers)` is
-    called after each step.
+    The loss is the cross-entropy of the answer tokens and `grounding_loss_weight` times `grounding_loss`. The latter
+    fades to a tenth: it shows early where to look, and later stands in the way ("top" must look at two tiles at once,
+    and what it reads there is their mean). In a fifth of the rows each grid is hidden with one chance in five, so that
+    grounding by occlusion asks nothing that training did not; noise on the grids makes up for a tower that has seen
+    these very digits. `report(step, loss of the answers)` is called after each step.
     """
     # Embeddings of the usual size (0.02) make all scores alike: for long every token sees the mean of all grids.
     nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
@@ -124,7 +126,8 @@ def train_fusion(
         answers = answer_loss(model, chosen, seen, mask)
         loss = answers
         if grounding_loss_weight:
-            loss = loss + grounding_loss_weight * grounding_loss(model, chosen, seen, mask)
+            fade = max(GROUNDING_LOSS_LEFT, 1 - step / steps)
+            loss = loss + fade * grounding_loss_weight * grounding_loss(model, chosen, seen, mask)
         optimizers.step(loss)
         report(step + 1, answers.item())
     model.eval()

@@ -1,8 +1,6 @@
 """Train the model that ships inside the package: one vision tower, then three seeds of all else; the median ships.
 
-    python -m firebolt_vl.train.tiny [--out DIR] [--seeds 0 1 2] [--tower-steps N] [--fusion-steps N] ...
-
-Beside the three, the first seed is trained once more without the grounding loss, to compare.
+python -m firebolt_vl.train.tiny [--out DIR] [--seeds 0 1 2] [--tower-steps N] [--fusion-steps N] ...
 """
 
 import argparse
@@ -135,21 +133,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--scenes", type=int, default=40_000, help="scenes to learn from")
     parser.add_argument("--tower-steps", type=int, default=3000)
-    parser.add_argument("--fusion-steps", type=int, default=2000)
+    parser.add_argument("--fusion-steps", type=int, default=2500)
     parser.add_argument("--grounding-loss-weight", type=float, default=0.3)
+    parser.add_argument("--compare", action="store_true", help="train the first seed without the grounding loss too")
     parser.add_argument("--test-scenes", type=int, default=800)
-    parser.add_argument("--reuse-tower", action="store_true", help="start from the tower that lies in --work")
+    parser.add_argument("--reuse", action="store_true", help="start from the scenes and the tower kept in --work")
     options = parser.parse_args(arguments)
     console = Console()
     start = time.monotonic()
     options.work.mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as progress:
-        tower_seconds = prepare(options, progress)
+        if not options.reuse:
+            prepare(options, progress)
         weight, seeds = options.grounding_loss_weight, options.seeds
         run = (options.fusion_steps, options.test_scenes, options.work)
         runs = {f"seed {seed}": (seed, weight, *run, options.work / f"seed-{seed}") for seed in seeds}
-        if weight:
+        if options.compare:
             runs["without grounding loss"] = (seeds[0], 0.0, *run, options.work / "without-grounding-loss")
         found = train_seeds(runs, options.fusion_steps, progress)
     trained = sorted((found[f"seed {seed}"] for seed in seeds), key=overall)
@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
     results = {
         "shipped_seed": shipped["training_seed"],
         "minutes": round((time.monotonic() - start) / 60, 1),
-        "tower_seconds": round(tower_seconds),
+        "tower_seconds": round(torch.load(options.work / "stage.pt", weights_only=False)["tower_seconds"]),
         "cores": os.cpu_count(),
         "steps": {"tower": options.tower_steps, "fusion": options.fusion_steps},
         "seeds": sorted(trained, key=lambda one: one["training_seed"]),
@@ -168,33 +168,22 @@ def main(arguments: list[str] | None = None) -> None:
     console.print(f"{results['minutes']} minutes; seed {shipped['training_seed']} is the median: {options.out}")
 
 
-def prepare(options: argparse.Namespace, progress: Progress) -> float:
-    """Draw the scenes, make the tokenizer, train the tower and keep what all seeds start from in `options.work`.
-
-    Returns: the seconds that the tower took.
-    """
+def prepare(options: argparse.Namespace, progress: Progress) -> None:
+    """Draw the scenes, make the tokenizer, train the tower and keep what all seeds start from in `options.work`."""
     bar = progress.add_task("scenes", total=1, note="")
     pool = make_pool(options.scenes, FIRST_SCENES_SEED, IMAGE_SIDE)
     processor = new_processor(make_tokenizer())
     processor.save_pretrained(options.work)
     progress.update(bar, completed=1)
     bar = progress.add_task("vision tower", total=options.tower_steps, note="")
-    config = SiglipVisionConfig(**VISION)
     start = time.monotonic()
-    if options.reuse_tower:
-        kept = torch.load(options.work / "stage.pt", weights_only=False)
-        start -= kept["tower_seconds"]
-        tower = SiglipVisionModel(config).eval()
-        tower.load_state_dict(kept["tower"])
-        progress.update(bar, completed=options.tower_steps, note="reused")
-    else:
-        tower = pretrain_tower(
-            config,
-            pool,
-            options.tower_steps,
-            options.seeds[0],
-            lambda step, loss: progress.update(bar, completed=step, note=f"loss {loss:.3f}"),
-        )
+    tower = pretrain_tower(
+        SiglipVisionConfig(**VISION),
+        pool,
+        options.tower_steps,
+        options.seeds[0],
+        lambda step, loss: progress.update(bar, completed=step, note=f"loss {loss:.3f}"),
+    )
     seconds = time.monotonic() - start
     bar = progress.add_task("grids", total=1, note="")
     # Counting is the hardest to learn: it is practised twice as often.
@@ -207,7 +196,6 @@ def prepare(options: argparse.Namespace, progress: Progress) -> float:
     }
     torch.save(stage, options.work / "stage.pt")
     progress.update(bar, completed=1)
-    return seconds
 
 
 def ship(checkpoint: Path, results: dict, out: Path) -> None:
