@@ -228,22 +228,22 @@ def grounding(
         }
         ended = [answers[i] + processor.tokenizer.eos_token for i in part]
         replies = processor.tokenizer(ended, return_tensors="pt", padding=True, padding_side="right").input_ids
-        seen = model.ground(**inputs, method="weights")
+        # Of the connectors the modulator alone has weights.
+        seen = model.ground(**inputs, method="weights") if model.config.connector == "cmm" else None
         effects = model.ground(**inputs, method="occlusion", answer_ids=replies).effects
         for row, i in enumerate(part):
             asked = exam.asked[i]
-            first, last = phrase_columns(text, row, prompts[i], asked.question)
             # Grid 0 is the global view.
             named = 1 + asked.question.tiles[0]
-            found = {
-                "weights": int(seen.phrase(row, first, last).argmax()) == named,
-                "occlusion": int(effects[row].argmax()) == named,
-            }
+            found = {"occlusion": int(effects[row].argmax()) == named}
+            if seen is not None:
+                phrase = seen.phrase(row, *phrase_columns(text, row, prompts[i], asked.question))
+                found["weights"] = int(phrase.argmax()) == named
             for layout in (asked.layout, "harder") if asked.layout in HARDER else (asked.layout,):
                 for method, hit in found.items():
                     hits.setdefault(layout, {}).setdefault(method, []).append(hit)
     return {
-        layout: {"questions": len(found["weights"]), **{method: float(np.mean(h)) for method, h in found.items()}}
+        layout: {"questions": len(found["occlusion"]), **{method: float(np.mean(h)) for method, h in found.items()}}
         for layout, found in hits.items()
     }
 
