@@ -1,0 +1,50 @@
+"""The folders are layers: an import only ever points down, and the lower ones need little from outside."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = ("kernels", "cmm", "model", "evaluate", "train", "bench", "firebolt_vl")
+OUTSIDE = {
+    "kernels": {"torch"},
+    "cmm": {"torch", "einops", "numpy", "safetensors"},
+}
+
+
+def imports(layer: str):
+    """(file, the layer or package that it imports, whether the import is relative) for every import of a folder."""
+    for file in sorted((ROOT / layer).rglob("*.py")):
+        depth = len(file.relative_to(ROOT).parts) - 1
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from ((file, alias.name.split(".")[0], False) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                yield file, node.module.split(".")[0], False
+            elif isinstance(node, ast.ImportFrom) and node.level > depth:
+                names = [node.module] if node.module else [alias.name for alias in node.names]
+                yield from ((file, name.split(".")[0], True) for name in names)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_imports_point_down(layer):
+    allowed = set(LAYERS) if layer == "firebolt_vl" else set(LAYERS[: LAYERS.index(layer) + 1])
+    for file, name, relative in imports(layer):
+        if relative and layer != "firebolt_vl":
+            assert name in allowed, f"{file.relative_to(ROOT)} imports {name}"
+        assert relative or name not in LAYERS, f"{file.relative_to(ROOT)} imports {name}: not by a relative path"
+
+
+@pytest.mark.parametrize("layer", OUTSIDE)
+def test_lower_layers_need_little(layer):
+    outside = {name for _, name, relative in imports(layer) if not relative} - set(sys.stdlib_module_names)
+    assert outside <= OUTSIDE[layer]
+
+
+@pytest.mark.parametrize("code", ["import transformers, firebolt_vl", "import kernels"])
+def test_the_root_on_the_path_does_no_harm(code):
+    """`python` started in the repository finds ./kernels, and transformers looks for a package of that name."""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
