@@ -39,6 +39,6 @@ def _check_spectrum(u: Tensor, k: Tensor, k_spectrum: Tensor) -> None:
     size, least = 2 * (k_spectrum.shape[-1] - 1), u.shape[-1] + k.shape[-1] - 1
     if size < least:
         raise ValueError(
-            f"fft_conv: k_spectrum has shape {list(k_spectrum.shape)}, for transforms of {size}; wanted one of at least "
-            f"L + K - 1 = {least}, so that nothing wraps around"
+            f"fft_conv: k_spectrum has shape {list(k_spectrum.shape)}, for transforms of {size}; wanted "
+            f"one of at least L + K - 1 = {least}, so that nothing wraps around"
         )

@@ -12,6 +12,9 @@ from ..common.dtypes import compute_dtype
 
 # Phases are split into a multiple of 1 / TURN_STEPS of a turn and a rest, see `_powers`.
 TURN_STEPS = 2**14
+# Cauchy: nodes in a block, and terms of a sum that are added up one by one.
+NODES_AT_ONCE = 64
+SUMMED_AT_ONCE = 16
 
 
 def vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
@@ -21,12 +24,17 @@ def vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
     """
     dtype = compute_dtype(c, log_z).to_complex()
     c, log_z = torch.broadcast_tensors(c.to(dtype), log_z.to(dtype))
+    leading, N = c.shape[:-1], c.shape[-1]
+    c, log_z = c.reshape(-1, N), log_z.reshape(-1, N)  # [D, N]
     width = min(L, 2 ** math.ceil(math.log2(L) / 2))
     c_real, c_imag = 2 * c.real.unsqueeze(-1), 2 * c.imag.unsqueeze(-1)
-    row_real, row_imag = _powers(log_z, width, -(-L // width))  # [..., N, rows]
-    left = torch.cat([c_real * row_real - c_imag * row_imag, -c_real * row_imag - c_imag * row_real], -2)
-    right = torch.cat(_powers(log_z, 1, width), -2)  # [..., 2N, width]
-    return (left.mT @ right).flatten(-2)[..., :L]
+    row_real, row_imag = _powers(log_z, width, -(-L // width))  # [D, N, rows]
+    real, imag = _powers(log_z, 1, width)  # [D, N, width]
+    # Re(a b) = Re a Re b - Im a Im b
+    K = torch.baddbmm(
+        (c_real * row_real - c_imag * row_imag).mT @ real, (-c_real * row_imag - c_imag * row_real).mT, imag
+    )
+    return K.flatten(-2)[:, :L].reshape(*leading, L)
 
 
 def _powers(log_z: Tensor, stride: int, count: int) -> tuple[Tensor, Tensor]:
@@ -70,48 +78,46 @@ class _Cauchy(torch.autograd.Function):
         ctx.save_for_backward(v, z, w)
         sums = z.new_empty(*v.shape[:2], z.shape[0])
         parts = torch.view_as_real(sums)
-        v = torch.cat([v.real, v.imag], -1)
+        v_real, v_imag = v.real.contiguous(), v.imag.contiguous()
         for channels, nodes in _blocks(w, z):
-            real, imag = _product_matrices(*_resolvents(z[nodes], w[channels]))
-            parts[channels, :, nodes, 0] = v[channels] @ real
-            parts[channels, :, nodes, 1] = v[channels] @ imag
+            real, imag = v_real[channels], v_imag[channels]
+            p, q, s, t = _resolvents(z[nodes], w[channels])
+            # v (p + iq) + conj(v) (s + it)
+            parts[channels, :, nodes, 0] = _product(real, p + s) + _product(imag, t - q)
+            parts[channels, :, nodes, 1] = _product(real, q + t) + _product(imag, p - s)
         return sums
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         v, z, w = ctx.saved_tensors
-        v = torch.cat([v.real, v.imag], -1)
-        N = w.shape[-1]
-        grad_v = torch.zeros_like(v)
-        grad_z = torch.view_as_real(torch.zeros_like(z))
-        grad_w = torch.view_as_real(torch.zeros_like(w, memory_format=torch.contiguous_format))
+        v_real, v_imag = v.real.contiguous(), v.imag.contiguous()
+        grad_v, grad_z, grad_w = (
+            torch.view_as_real(torch.zeros_like(t, memory_format=torch.contiguous_format)) for t in (v, z, w)
+        )
         for channels, nodes in _blocks(w, z):
             p, q, s, t = _resolvents(z[nodes], w[channels])
-            real, imag = _product_matrices(p, q, s, t)
-            grad_real, grad_imag = grad[channels, :, nodes].real, grad[channels, :, nodes].imag
-            grad_v[channels] += grad_real @ real.mT + grad_imag @ imag.mT
-            # Back through the two matrices to the resolvents ...
-            sum_real, cross_real = (v[channels].mT @ grad_real).split(N, -2)
-            sum_imag, cross_imag = (v[channels].mT @ grad_imag).split(N, -2)
-            near = _through_reciprocal(p, q, sum_real + cross_imag, sum_imag - cross_real)
-            far = _through_reciprocal(s, t, sum_real - cross_imag, sum_imag + cross_real)
+            grad_real = grad[channels, :, nodes].real.contiguous()
+            grad_imag = grad[channels, :, nodes].imag.contiguous()
+            grad_v[channels, ..., 0] += _product(grad_real, (p + s).mT) + _product(grad_imag, (q + t).mT)
+            grad_v[channels, ..., 1] += _product(grad_real, (t - q).mT) + _product(grad_imag, (p - s).mT)
+            # conj(v) grad and v grad are the gradients of the two resolvents ...
+            real, imag = v_real[channels].mT, v_imag[channels].mT
+            rr, ii, ri, ir = real @ grad_real, imag @ grad_imag, real @ grad_imag, imag @ grad_real
+            near = _through_reciprocal(p, q, rr + ii, ri - ir)
+            far = _through_reciprocal(s, t, rr - ii, ri + ir)
             # ... which hold z - w and z - conj w.
             for part, sign in ((0, 1), (1, -1)):
                 grad_z[nodes, part] += (near[part] + far[part]).sum((0, 1))
                 grad_w[channels, :, part] -= (near[part] + sign * far[part]).sum(-1)
-        return (
-            torch.complex(grad_v[..., :N], grad_v[..., N:]),
-            torch.view_as_complex(grad_z),
-            torch.view_as_complex(grad_w),
-        )
+        return tuple(torch.view_as_complex(gradient) for gradient in (grad_v, grad_z, grad_w))
 
 
 def _blocks(w: Tensor, z: Tensor) -> Iterator[tuple[slice, slice]]:
     """Slices of channels and nodes that cover [channels, Lz]: [channels, N, Lz] is never made as a whole."""
     (channels, N), nodes, numbers = w.shape, z.shape[0], block_numbers(w.device)
-    node_step = max(1, min(nodes, numbers // max(N, 1)))
-    channel_step = max(1, numbers // max(N * node_step, 1))
+    node_step = min(nodes, NODES_AT_ONCE)
+    channel_step = max(1, numbers // (N * node_step))
     for node in range(0, nodes, node_step):
         for channel in range(0, channels, channel_step):
             yield slice(channel, channel + channel_step), slice(node, node + node_step)
@@ -128,15 +134,14 @@ def _resolvents(z: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return across * near, below.mul_(near).neg_(), across.mul_(far), above.mul_(far).neg_()
 
 
-def _product_matrices(p: Tensor, q: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Matrices [channels, 2N, nodes] that [Re v, Im v] is multiplied by for the real and imaginary part of the sum.
-
-    v (p + iq) + conj(v) (s + it) = Re v (p + s) + Im v (t - q) + i (Re v (q + t) + Im v (p - s)).
-    """
-    return torch.cat([p + s, t - q], -2), torch.cat([q + t, p - s], -2)
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b for [channels, V, K] and [channels, K, M] with K summed in pieces: a plain product adds up one by one, and
+    loses twice as much."""
+    pieces = a.shape[-1] // SUMMED_AT_ONCE if a.shape[-1] % SUMMED_AT_ONCE == 0 else 1
+    return (a.unflatten(-1, (pieces, -1)).transpose(1, 2) @ b.unflatten(1, (pieces, -1))).sum(1)
 
 
 def _through_reciprocal(real: Tensor, imag: Tensor, grad_real: Tensor, grad_imag: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient of x, for r = 1 / x = real + i imag with gradient grad: -conj(r^2) grad, as two real parts."""
-    a, b = imag * imag - real * real, 2 * real * imag
+    a, b = (imag - real) * (imag + real), 2 * real * imag
     return a * grad_real - b * grad_imag, a * grad_imag + b * grad_real

@@ -2,9 +2,9 @@
 
 import golden
 import pytest
-import torch
-from firebolt_vl.kernels import reference, selective_scan
 from numerics import assert_close
+
+from firebolt_vl.kernels import reference, selective_scan
 
 CASES = {case["case"]: case for case in golden.load("selective_scan").cases}
 

@@ -30,7 +30,8 @@ def layouts(draw, *shape: int, dtype=torch.float64, integers: bool = False):
     def fresh(*size):
         if integers:
             return torch.randint(-1, 2, size, generator=generator).to(dtype)
-        return torch.randn(*size, generator=generator, dtype=torch.float64).to(dtype)
+        wide = torch.complex128 if dtype.is_complex else torch.float64
+        return torch.randn(*size, generator=generator, dtype=wide).to(dtype)
 
     kind = draw(st.sampled_from(["contiguous", "transposed", "strided", "expanded"]))
     if kind == "transposed":
