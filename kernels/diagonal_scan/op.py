@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ..common.autocast import without_autocast
 from ..common.checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_shapes
 from ..common.device import implementation
 from . import pytorch
@@ -40,4 +41,5 @@ def diagonal_scan(
     check_dtypes("diagonal_scan", COMPLEX, z=z, b=b, c=c, h0=h0)
     check_not_empty("diagonal_scan", u=u, z=z)
     run = {"pytorch": pytorch.diagonal_scan}[implementation("diagonal_scan", u.device).name]
-    return run(u, z, b, c, d_skip, h0)
+    with without_autocast(u.device):
+        return run(u, z, b, c, d_skip, h0)

@@ -8,16 +8,18 @@ import torch
 # direct / chunked / FFT in ms, forward. Forward + backward crosses at the same place.
 #
 #       L    D 64, B 1             D 256, B 8            D 1024, B 1           D 1024, B 8
-#      16    0.08 / 0.08 / 0.05    0.11 / 0.36 / 0.15    0.10 / 0.29 / 0.12    0.67 / 2.6 / 0.91
-#      64    0.07 / 0.11 / 0.05    0.68 / 1.5  / 0.81    0.32 / 1.4  / 0.34    2.4  / 6.5 / 3.1
-#     128    0.13 / 0.25 / 0.09    4.2  / 3.2  / 1.6     0.85 / 4.1  / 1.0     6.2  / 9.6 / 6.0
-#     256    0.35 / 0.86 / 0.23    10   / 9.4  / 4.3     2.5  / 11   / 2.1     41   / 29  / 12
-#    1024    2.8  / 4.9  / 0.95    87   / 62   / 14      32   / 68   / 9.3     380  / 220 / 79
+#      16    0.06 / 0.05 / 0.04    0.11 / 0.34 / 0.15    0.10 / 0.29 / 0.12    0.32 / 1.3 / 0.56
+#      32    0.06 / 0.05 / 0.04    0.18 / 0.44 / 0.22    0.14 / 0.41 / 0.17    0.79 / 2.1 / 1.0
+#      64    0.07 / 0.13 / 0.05    0.36 / 0.66 / 0.47    0.32 / 1.5  / 0.35    1.7  / 3.4 / 2.0
+#     128    0.10 / 0.29 / 0.07    3.1  / 2.4  / 1.1     0.87 / 4.5  / 0.94    5.4  / 8.0 / 4.6
+#     256    0.19 / 0.64 / 0.12    8.4  / 6.3  / 2.3     2.4  / 12   / 1.7     30   / 24  / 8.5
+#    1024    2.2  / 3.9  / 0.71    72   / 63   / 13      31   / 65   / 8.3     310  / 240 / 75
 #
-# Direct wins, or loses less than 0.03 ms, up to 64 whatever D and B are. float64 has no fast grouped convolution: the
-# chunked algorithm stands in (0.2 ms at D 64, B 1, L 64, where the FFT takes 0.06), so that up to the same length a
-# later input does not change one bit of an earlier output. On other devices nothing has been measured yet.
-IN_TIME_UP_TO = 64
+# The times cross between 64 and 128 whatever D and B are. But a sum of 64 terms, one by one, has more than twice the
+# float32 error of the definition, and the FFT has not: the line is where direct meets the error budget as well.
+# float64 has no fast grouped convolution: the chunked algorithm stands in, so that up to the same length a later input
+# does not change one bit of an earlier output. Other devices have not been measured.
+IN_TIME_UP_TO = 32
 
 
 def choose_algorithm(L: int, D: int, B: int, dtype: torch.dtype, device: torch.device | str) -> str:

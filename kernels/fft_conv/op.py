@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ..common.autocast import without_autocast
 from ..common.checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_shapes
 from ..common.device import implementation
 from . import pytorch
@@ -31,7 +32,8 @@ def fft_conv(u: Tensor, k: Tensor, d_skip: Tensor | None = None, *, k_spectrum: 
     if k_spectrum is not None:
         _check_spectrum(u, k, k_spectrum)
     run = {"pytorch": pytorch.fft_conv}[implementation("fft_conv", u.device).name]
-    return run(u, k, d_skip, k_spectrum=k_spectrum)
+    with without_autocast(u.device):
+        return run(u, k, d_skip, k_spectrum=k_spectrum)
 
 
 def _check_spectrum(u: Tensor, k: Tensor, k_spectrum: Tensor) -> None:

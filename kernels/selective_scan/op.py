@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ..common.autocast import without_autocast
 from ..common.checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_shapes
 from ..common.device import implementation
 from . import pytorch, reference
@@ -47,7 +48,8 @@ def selective_scan(
     run = {"pytorch": pytorch.selective_scan}[implementation("selective_scan", u.device).name]
     if A.is_complex():
         run = reference.selective_scan
-    return run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, initial_state)
+    with without_autocast(u.device):
+        return run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, initial_state)
 
 
 def _check(u, delta, A, B, C, D, z, delta_bias, initial_state) -> None:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..common.autocast import without_autocast
 from ..common.checks import COMPLEX, check_dtypes, check_given, check_integer, check_not_empty, check_shapes
 from ..common.device import implementation
 from . import pytorch
@@ -29,7 +30,8 @@ def vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
     check_not_empty("vandermonde", c=c, log_z=log_z)
     check_integer("vandermonde", "L", L, at_least=1)
     run = {"pytorch": pytorch.vandermonde}[implementation("vandermonde", c.device).name]
-    return run(c, log_z, L)
+    with without_autocast(c.device):
+        return run(c, log_z, L)
 
 
 def cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
@@ -52,7 +54,8 @@ def cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
     _check_broadcast("cauchy", "v", v.shape[:-1], "w", w.shape[:-1])
     check_not_empty("cauchy", v=v, z=z, w=w)
     run = {"pytorch": pytorch.cauchy}[implementation("cauchy", v.device).name]
-    return run(v, z, w)
+    with without_autocast(v.device):
+        return run(v, z, w)
 
 
 def _check_broadcast(op: str, name: str, shape: torch.Size, other_name: str, other_shape: torch.Size) -> None:
