@@ -1,5 +1,7 @@
 """Mamba's selective scan for a real A, vectorised over all but time: what runs without a Triton kernel."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,7 +34,7 @@ def selective_scan(
         delta = delta + delta_bias.to(dtype).unsqueeze(-1)
     if delta_softplus:
         delta = F.softplus(delta)
-    groups = max(matrix.shape[1] if matrix.ndim == 4 else 1 for matrix in (B, C))
+    groups = math.lcm(*(matrix.shape[1] for matrix in (B, C) if matrix.ndim == 4))
     B, C = (_time_first(matrix.to(dtype), groups) for matrix in (B, C))
     h = x.new_zeros(x.shape[0], *A.shape) if initial_state is None else initial_state.to(dtype)
     # Time first, and modes before channels: what is equal for all channels is then one factor for a whole row.
@@ -59,6 +61,8 @@ def _time_first(matrix: Tensor, groups: int) -> Tensor:
         return matrix.mT.unflatten(-1, (groups, -1)).transpose(0, 1)[None, None]
     if matrix.ndim == 3:
         matrix = matrix.unsqueeze(1)
+    elif matrix.shape[1] != groups:
+        matrix = matrix.repeat_interleave(groups // matrix.shape[1], dim=1)
     return matrix.permute(3, 0, 1, 2).contiguous().unsqueeze(-1)
 
 

@@ -84,10 +84,10 @@ def test_gradcheck_of_the_reference_with_skip():
     assert torch.autograd.gradcheck(reference.fft_conv, [tensor.requires_grad_() for tensor in (u, k, d)])
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "L"),
-    [(a, L) for a in ("direct", "chunked") for L in (3, 17, 32)] + [("fft", L) for L in (33, 200, 1025)],
-)
+BUDGETED = [("direct", 3), ("direct", 17), ("direct", 32), ("chunked", 3), ("chunked", 17), ("fft", 33), ("fft", 500)]
+
+
+@pytest.mark.parametrize(("algorithm", "L"), BUDGETED)
 def test_float32_error_is_within_the_budget_at_the_lengths_that_take_an_algorithm(algorithm, L):
     u, k, d_skip = torch.randn(2, 32, L), torch.randn(32, L), torch.randn(32)
     with pytest.MonkeyPatch.context() as patch:
