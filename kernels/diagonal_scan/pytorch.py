@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.blocks import block_numbers
-from ..common.dtypes import compute_dtype
+from ..common.dtypes import complex_dtype, compute_dtype
 
 # Steps in a chunk: where the work for tables of one chunk and that for states between chunks balance.
 CHUNK = 32
@@ -18,7 +18,7 @@ def diagonal_scan(
 ) -> tuple[Tensor, Tensor]:
     """h_t = z h_{t-1} + b u_t,  y_t = 2 Re sum_n c_n h_{t,n} + d u_t."""
     dtype = compute_dtype(u, z, b, c, d_skip, h0)
-    z, b, c = (mode.to(dtype.to_complex()) for mode in (z, b, c))
+    z, b, c = (mode.to(complex_dtype(dtype)) for mode in (z, b, c))
     x = u.to(dtype)
     h = z.new_zeros(u.shape[0], *z.shape) if h0 is None else h0.to(z.dtype)
     few = u.shape[0] * u.shape[-1] <= FEW or u.shape[-1] == 1

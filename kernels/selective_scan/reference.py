@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.dtypes import compute_dtype
+from ..common.dtypes import complex_dtype, compute_dtype
 
 
 def selective_scan(
@@ -23,7 +23,7 @@ def selective_scan(
     """h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,  y_t = (C_t . h_t + D u_t) silu(z_t)."""
     dtype = compute_dtype(u, delta, A, B, C, D, z, delta_bias, initial_state)
     batch, _, L = u.shape
-    x, delta, A = u.to(dtype), delta.to(dtype), A.to(dtype.to_complex() if A.is_complex() else dtype)
+    x, delta, A = u.to(dtype), delta.to(dtype), A.to(complex_dtype(dtype) if A.is_complex() else dtype)
     if delta_bias is not None:
         delta = delta + delta_bias.to(dtype).unsqueeze(-1)
     if delta_softplus:
@@ -55,7 +55,7 @@ def _per_step(matrix: Tensor, A: Tensor, batch: int, L: int) -> Tensor:
     if matrix.ndim == 2:
         return matrix.to(A.dtype)[None, :, :, None].expand(batch, width, N, L)
     if A.is_complex():
-        matrix = torch.view_as_complex(matrix.to(A.dtype.to_real()).unflatten(-1, (L, 2)).contiguous())
+        matrix = torch.view_as_complex(matrix.to(A.real.dtype).unflatten(-1, (L, 2)).contiguous())
     matrix = matrix.to(A.dtype)
     if matrix.ndim == 3:
         matrix = matrix.unsqueeze(1)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..common.blocks import block_numbers
-from ..common.dtypes import compute_dtype
+from ..common.dtypes import complex_dtype, compute_dtype
 
 # Phases are split into a multiple of 1 / TURN_STEPS of a turn and a rest, see `_powers`.
 TURN_STEPS = 2**14
@@ -22,7 +22,7 @@ def vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
 
     A product of [L / width, 2N] by [2N, width] real matrices a channel: N (width + L / width) exponentials, not N L.
     """
-    dtype = compute_dtype(c, log_z).to_complex()
+    dtype = complex_dtype(compute_dtype(c, log_z))
     c, log_z = torch.broadcast_tensors(c.to(dtype), log_z.to(dtype))
     leading, N = c.shape[:-1], c.shape[-1]
     c, log_z = c.reshape(-1, N), log_z.reshape(-1, N)  # [D, N]
@@ -58,7 +58,7 @@ def _powers(log_z: Tensor, stride: int, count: int) -> tuple[Tensor, Tensor]:
 
 def cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
     """sum_n v_n / (z - w_n) + conj(v_n) / (z - conj w_n), the sum over n as a real matrix product."""
-    dtype = compute_dtype(v, z, w).to_complex()
+    dtype = complex_dtype(compute_dtype(v, z, w))
     N = w.shape[-1]
     leading = torch.broadcast_shapes(v.shape[:-1], w.shape[:-1])
     # The leading axes that only v has are rows of one product with the poles' channel: [channels, rows, N].

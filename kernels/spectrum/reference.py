@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from ..common.dtypes import compute_dtype
+from ..common.dtypes import complex_dtype, compute_dtype
 
 
 def vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
     """K[l] = 2 Re sum_n c_n z_n^l, for l < L."""
     dtype = compute_dtype(c, log_z)
-    c, log_z = c.to(dtype.to_complex()), log_z.to(dtype.to_complex())
+    c, log_z = c.to(complex_dtype(dtype)), log_z.to(complex_dtype(dtype))
     lags = torch.arange(L, device=log_z.device, dtype=dtype)
     powers = torch.exp(log_z.unsqueeze(-1) * lags)  # [..., N, L]
     return 2 * (c.unsqueeze(-1) * powers).sum(-2).real

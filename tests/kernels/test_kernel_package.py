@@ -1,0 +1,130 @@
+"""The kernels as a package: names, imports from the repository root, which implementation runs where."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from firebolt_vl import kernels
+from firebolt_vl.kernels import reference
+from firebolt_vl.kernels.common.checks import REAL, check_dtypes, check_shapes
+from firebolt_vl.kernels.common.device import OPS, implementation
+from firebolt_vl.kernels.common.dtypes import compute_dtype
+
+ROOT = Path(kernels.__file__).resolve().parents[1]
+
+
+def run_in_root(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_transformers_and_the_package_import_together_in_the_repository_root():
+    """There ./kernels is what `import kernels` finds, a name that transformers probes."""
+    assert run_in_root("import transformers, firebolt_vl, firebolt_vl.kernels; print('fine')") == "fine"
+
+
+def test_the_ops_work_under_both_names_in_one_process():
+    code = """
+import torch, kernels, firebolt_vl.kernels as ours
+u, k = torch.randn(2, 3, 50), torch.randn(3, 50)
+assert kernels is not ours and sorted(kernels.__all__) == sorted(ours.__all__)
+assert torch.equal(kernels.fft_conv(u, k), ours.fft_conv(u, k))
+print("fine")
+"""
+    assert run_in_root(code) == "fine"
+
+
+def test_the_kernels_import_torch_and_nothing_above_it():
+    code = """
+import sys, kernels
+above = {"transformers", "einops", "safetensors", "PIL", "firebolt_vl", "cmm", "model"} & set(sys.modules)
+print(sorted(above))
+"""
+    assert run_in_root(code) == "[]"
+
+
+def test_the_public_names_are_the_ops_and_their_references():
+    assert sorted(kernels.__all__) == sorted([*OPS, "reference"])
+    assert sorted(reference.__all__) == sorted(OPS)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_reference_has_the_signature_of_its_op(op):
+    public, definition = (inspect.signature(getattr(place, op)).parameters for place in (kernels, reference))
+    assert list(public) == list(definition)
+    for name, parameter in public.items():
+        assert (parameter.kind, parameter.default) == (definition[name].kind, definition[name].default)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_op_says_what_runs_on_a_device(op):
+    name, why = implementation(op, torch.device("cpu"))
+    assert name == "pytorch"
+    assert "CPU" in why
+    name, why = implementation(op, "cuda:0")
+    assert name == "pytorch"
+    assert f"Triton kernel of {op} is not built in" in why
+
+
+def test_an_op_that_does_not_exist_runs_nowhere():
+    with pytest.raises(ValueError, match="op is 'fft'; wanted one of correlation_context, grounded_film"):
+        implementation("fft", "cpu")
+
+
+def test_sizes_are_read_off_the_first_argument_that_has_them():
+    x, y = torch.zeros(2, 3), torch.zeros(3, 5, 4)
+    assert check_shapes("op", x=(x, "B D"), none=(None, "D"), y=(y, "D 5 L")) == {"B": 2, "D": 3, "L": 4}
+    assert check_shapes("op", y=(y, "... L")) == {"L": 4}
+    with pytest.raises(ValueError, match=r"op: y has shape \[3, 5, 4\]; wanted \[B 5 L\] with B = 2"):
+        check_shapes("op", x=(x, "B D"), y=(y, "B 5 L"))
+    with pytest.raises(ValueError, match=r"op: x has shape \[2, 3\]; wanted \[N N\]"):
+        check_shapes("op", x=(x, "N N"))
+    with pytest.raises(TypeError, match="op: x is float32; wanted one of float64"):
+        check_dtypes("op", (torch.float64,), x=x)
+
+
+def test_halves_are_computed_in_float32_and_float64_stays():
+    assert compute_dtype(*(torch.zeros(1, dtype=dtype) for dtype in REAL if dtype != torch.float64)) == torch.float32
+    assert compute_dtype(torch.zeros(1), None, torch.zeros(1, dtype=torch.complex128)) == torch.float64
+    assert compute_dtype(torch.zeros(1, dtype=torch.bfloat16)) == torch.float32
+
+
+def sequence_op_results():
+    u, k = torch.randn(2, 8, 40), torch.randn(8, 40)
+    modes, c = torch.polar(torch.rand(8, 4), torch.randn(8, 4)), torch.randn(8, 4, dtype=torch.complex64)
+    delta, A, B = torch.rand(2, 8, 40), -torch.rand(8, 4), torch.randn(2, 4, 40)
+    return {
+        "vandermonde": lambda: kernels.vandermonde(c, modes.log(), 40),
+        "cauchy": lambda: kernels.cauchy(c, torch.randn(9, dtype=torch.complex64), modes).abs(),
+        "fft_conv": lambda: kernels.fft_conv(u, k),
+        "fft_conv in time": lambda: kernels.fft_conv(u[..., :20], k),
+        "diagonal_scan": lambda: kernels.diagonal_scan(u, modes, c, c)[0],
+        "selective_scan": lambda: kernels.selective_scan(u, delta, A, B, B),
+    }
+
+
+@pytest.mark.parametrize("name", sequence_op_results())
+def test_autocast_does_not_round_the_arithmetic_of_a_sequence_op(name):
+    run = sequence_op_results()[name]
+    torch.manual_seed(1)
+    wanted = run()
+    torch.manual_seed(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = run()
+    assert found.dtype == torch.float32
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("name", sequence_op_results())
+def test_a_sequence_op_is_traced_without_a_break(name):
+    run = sequence_op_results()[name]
+    torch.manual_seed(1)
+    wanted = run()
+    torch.manual_seed(1)
+    found = torch.compile(run, fullgraph=True, backend="eager")()
+    assert torch.equal(found, wanted)
