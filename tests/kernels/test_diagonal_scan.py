@@ -80,7 +80,7 @@ def test_gradcheck(op, L):
 def test_gradcheck_by_chunks(monkeypatch):
     monkeypatch.setattr(pytorch, "FEW", 0)
     monkeypatch.setattr(pytorch, "CHUNK", 3)
-    arguments = [tensor.requires_grad_() for tensor in inputs(D=2, N=2, L=8)]
+    arguments = [tensor.requires_grad_() for tensor in inputs(B=1, D=1, N=2, L=8)]
     assert torch.autograd.gradcheck(diagonal_scan, arguments)
     assert torch.autograd.gradgradcheck(diagonal_scan, arguments)
 

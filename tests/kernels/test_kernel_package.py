@@ -1,4 +1,4 @@
-"""The kernels as a package: names, imports from the repository root, which implementation runs where."""
+"""The kernels as a package: names, signatures, checks, which implementation runs where."""
 
 import inspect
 import subprocess
@@ -17,35 +17,15 @@ from firebolt_vl.kernels.common.dtypes import compute_dtype
 ROOT = Path(kernels.__file__).resolve().parents[1]
 
 
-def run_in_root(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-def test_transformers_and_the_package_import_together_in_the_repository_root():
-    """There ./kernels is what `import kernels` finds, a name that transformers probes."""
-    assert run_in_root("import transformers, firebolt_vl, firebolt_vl.kernels; print('fine')") == "fine"
-
-
 def test_the_ops_work_under_both_names_in_one_process():
+    """In the repository root `import kernels` finds ./kernels too."""
     code = """
 import torch, kernels, firebolt_vl.kernels as ours
 u, k = torch.randn(2, 3, 50), torch.randn(3, 50)
 assert kernels is not ours and sorted(kernels.__all__) == sorted(ours.__all__)
 assert torch.equal(kernels.fft_conv(u, k), ours.fft_conv(u, k))
-print("fine")
 """
-    assert run_in_root(code) == "fine"
-
-
-def test_the_kernels_import_torch_and_nothing_above_it():
-    code = """
-import sys, kernels
-above = {"transformers", "einops", "safetensors", "PIL", "firebolt_vl", "cmm", "model"} & set(sys.modules)
-print(sorted(above))
-"""
-    assert run_in_root(code) == "[]"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_the_public_names_are_the_ops_and_their_references():
