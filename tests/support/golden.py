@@ -1,4 +1,4 @@
-"""Vectors computed by the original implementations: the selection kept in tests/golden, or all of them where they are."""
+"""Vectors computed by the original implementations: those kept in tests/golden, or all of them where they are."""
 
 import functools
 import json
@@ -37,7 +37,7 @@ class Vectors:
                     self.metadata[key] = json.loads(value)
                 except json.JSONDecodeError:
                     self.metadata[key] = value
-            for key in file.keys():
+            for key in file.offset_keys():
                 tensor = file.get_tensor(key)
                 if key.endswith(".real_imag"):
                     key, tensor = key.removesuffix(".real_imag"), torch.view_as_complex(tensor.contiguous())
