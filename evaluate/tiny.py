@@ -8,7 +8,7 @@ python -m firebolt_vl.evaluate.tiny [RESULTS.json]           prints the README's
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +77,8 @@ def evaluate_model(
 
     answers = answer(model, processor, exam, prompts, range(len(prompts)))
     marks = [given == asked.question.answer for given, asked in zip(answers, exam.asked)]
-    most_common = majority_answers([exam.asked[i].question for i in known])
-    majority = [most_common[exam.asked[i].question.kind] == exam.asked[i].question.answer for i in known]
+    most_common = majority_answers([exam.asked[i] for i in known])
+    majority = [most_common[exam.asked[i].layout, exam.asked[i].question.kind] for i in known]
     blind = answer(model, processor, exam, prompts, known, scene_of=other_scene(exam))
     with positions_off(model):
         unplaced = answer(model, processor, exam, prompts, known)
@@ -92,7 +92,7 @@ def evaluate_model(
             exam, *zip(*((i, marks[i]) for i, asked in enumerate(exam.asked) if asked.question.held_out))
         ),
         "baselines": {
-            "majority": accuracy(exam, known, majority),
+            "majority": accuracy(exam, known, _right(exam, known, majority)),
             "another image": accuracy(exam, known, _right(exam, known, blind)),
             "positions off": accuracy(exam, known, _right(exam, known, unplaced)),
         },
@@ -156,12 +156,12 @@ def answer(
     return answers
 
 
-def majority_answers(questions: Sequence[Question]) -> dict[str, str]:
-    """The commonest answer to each kind among these very questions: the best that one answer for each kind can do."""
-    return {
-        kind: Counter(q.answer for q in questions if q.kind == kind).most_common(1)[0][0]
-        for kind in {q.kind for q in questions}
-    }
+def majority_answers(asked: Sequence[Asked]) -> dict[tuple[str, str], str]:
+    """(layout, kind) -> its commonest answer among these very questions: the best that one fixed answer can do."""
+    answers: dict[tuple[str, str], Counter] = {}
+    for one in asked:
+        answers.setdefault((one.layout, one.question.kind), Counter())[one.question.answer] += 1
+    return {group: counted.most_common(1)[0][0] for group, counted in answers.items()}
 
 
 def other_scene(exam: Exam) -> list[int]:
@@ -295,7 +295,6 @@ def markdown(trained: dict) -> str:
     """The README's tables, from the results.json that training keeps beside the checkpoint."""
     runs = trained["seeds"]
     shipped = next(run for run in runs if run["training_seed"] == trained["shipped_seed"])
-    spread = {layout: [run["accuracy"][layout]["all"] for run in runs] for layout in ("inside", "harder")}
     columns = ["", "inside tiles", "held-out wordings", "harder layouts", "majority", "another image", "positions off"]
     rows = [
         [
@@ -307,32 +306,44 @@ def markdown(trained: dict) -> str:
         ]
         for kind in (*KINDS, "all")
     ]
-    lines = _markdown_table(columns, rows)
-    lines += [
+    lines = [
+        *_markdown_table(columns, rows),
         "",
-        f"Right answers in %, {shipped['questions']} questions on {shipped['scenes']} scenes of held-out digits; the "
-        "baselines are inside tiles. "
-        + "; ".join(
-            f"{name}: {len(runs)} seeds from {_percent(min(spread[layout]))} to {_percent(max(spread[layout]))}"
-            for layout, name in (("inside", "inside tiles"), ("harder", "harder layouts"))
-        )
-        + f" (the median, seed {trained['shipped_seed']}, ships).",
+        f"Right answers in %: {shipped['questions']} questions on {shipped['scenes']} scenes of held-out digits. The "
+        "harder layouts have empty tiles, clutter and digits across borders; all other columns, the baselines too, are "
+        f"for digits inside the tiles. Seed {trained['shipped_seed']}, the median of {len(runs)}.",
         "",
     ]
-    grounded = {"with the grounding loss (ships)": shipped}
-    if trained.get("without_grounding_loss"):
-        grounded["without"] = trained["without_grounding_loss"]
+    groups = {weight: [] for weight in sorted({run["grounding_loss_weight"] for run in (*runs, *trained["compared"])})}
+    for run in (*runs, *trained["compared"]):
+        groups[run["grounding_loss_weight"]].append(run)
+    columns = ["grounding loss", "inside tiles", "harder layouts"]
+    columns += [f"by {method}, {name}" for name in ("inside", "harder") for method in ("weights", "occlusion")]
     rows = [
         [
-            name,
-            _percent(run["accuracy"]["inside"]["all"]),
-            *(_percent(run["grounding"][layout][method]) for layout in LAYOUTS for method in ("weights", "occlusion")),
+            (f"{weight:g}" if weight else "none") + (" (ships)" if weight == shipped["grounding_loss_weight"] else ""),
+            *(_spread(run["accuracy"][layout]["all"] for run in group) for layout in ("inside", "harder")),
+            *(
+                _spread(run["grounding"][layout][method] for run in group)
+                for layout in ("inside", "harder")
+                for method in ("weights", "occlusion")
+            ),
         ]
-        for name, run in grounded.items()
+        for weight, group in groups.items()
     ]
-    columns = ["grounding, weights / occlusion", "accuracy inside"]
-    columns += [f"{layout}: {method}" for layout in LAYOUTS for method in ("weights", "occlusion")]
-    return "\n".join(lines + _markdown_table(columns, rows))
+    lines += [
+        *_markdown_table(columns, rows),
+        "",
+        "Lowest to highest of the seeds, in %: right answers, and grounding in the tile that a question names (by "
+        "weights: where the words of the position look; by occlusion: what the answer rests on).",
+    ]
+    return "\n".join(lines)
+
+
+def _spread(shares: Iterable[float]) -> str:
+    shares = sorted(shares)
+    low, high = _percent(shares[0]), _percent(shares[-1])
+    return low if low == high else f"{low} to {high}"
 
 
 def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from queue import Empty
 
 import numpy as np
 import torch
@@ -71,20 +72,20 @@ def new_processor(tokenizer: PreTrainedTokenizerBase) -> FireboltProcessor:
 
 
 def train_seed(
-    seed: int, weight: float, steps: int, scenes: int, stage: Path, out: Path, report: Callable[[int, float], None]
+    seed: int, weight: float, out: Path, options: argparse.Namespace, report: Callable[[int, float], None]
 ) -> dict:
-    """Train one seed from what `main` kept in `stage`, save it in `out`, and return its evaluation."""
-    processor = FireboltProcessor.from_pretrained(stage)
+    """Train one seed from what `prepare` kept, save it in `out`, and return its evaluation."""
+    processor = FireboltProcessor.from_pretrained(options.work)
     tower = SiglipVisionModel(SiglipVisionConfig(**VISION))
-    kept = torch.load(stage / "stage.pt", weights_only=False)
+    kept = torch.load(options.work / "stage.pt", weights_only=False)
     tower.load_state_dict(kept["tower"])
     model = new_model(processor.tokenizer, tower, seed)
     start = time.monotonic()
-    train_fusion(model, kept["grids"], kept["rows"], steps, weight, report)
+    train_fusion(model, kept["grids"], kept["rows"], options.fusion_steps, weight, report)
     seconds = time.monotonic() - start
     model.save_pretrained(out)
     processor.save_pretrained(out)
-    results = evaluate_model(model, processor, scenes, seed=0)
+    results = evaluate_model(model, processor, options.test_scenes, seed=0)
     return {"training_seed": seed, "grounding_loss_weight": weight, "seconds": round(seconds), **results}
 
 
@@ -96,19 +97,31 @@ def _worker(queue, name: str, *arguments) -> None:
     queue.put((name, None, results))
 
 
-def train_seeds(runs: dict[str, tuple], steps: int, progress: Progress) -> dict[str, dict]:
-    """Train several seeds at once, one process and thread each: small matrices leave a second thread idle."""
+def checkpoint_of(name: str, options: argparse.Namespace) -> Path:
+    return options.work / name.replace(",", "").replace(" ", "-")
+
+
+def train_seeds(runs: dict[str, tuple[int, float]], options: argparse.Namespace, progress: Progress) -> dict[str, dict]:
+    """Train the runs, name -> (seed, grounding loss weight), all at once, a process for each; returns their results.
+
+    Where cores are few, a process has one thread: of matrices so small a second one gets little.
+    """
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
-    workers = {name: context.Process(target=_worker, args=(queue, name, *run)) for name, run in runs.items()}
-    bars = {name: progress.add_task(name, total=steps, note="") for name in runs}
+    workers = {
+        name: context.Process(
+            target=_worker, args=(queue, name, *run, checkpoint_of(name, options), options), daemon=True
+        )
+        for name, run in runs.items()
+    }
+    bars = {name: progress.add_task(name, total=options.fusion_steps, note="") for name in runs}
     for worker in workers.values():
         worker.start()
     results = {}
     while len(results) < len(runs):
         try:
             name, step, found = queue.get(timeout=5)
-        except multiprocessing.queues.Empty:
+        except Empty:
             if failed := [name for name, worker in workers.items() if name not in results and worker.exitcode]:
                 raise RuntimeError(f"{', '.join(failed)}: the training process ended early") from None
             continue
@@ -116,6 +129,9 @@ def train_seeds(runs: dict[str, tuple], steps: int, progress: Progress) -> dict[
             results[name] = found
         else:
             progress.update(bars[name], completed=step, note=f"loss {found:.3f}")
+            # A log has no bars.
+            if step % 100 == 0 and not progress.console.is_terminal:
+                progress.console.print(f"{name}: step {step} of {options.fusion_steps}, loss {found:.3f}")
     for worker in workers.values():
         worker.join()
     return results
@@ -135,7 +151,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tower-steps", type=int, default=3000)
     parser.add_argument("--fusion-steps", type=int, default=2500)
     parser.add_argument("--grounding-loss-weight", type=float, default=0.3)
-    parser.add_argument("--compare", action="store_true", help="train the first seed without the grounding loss too")
+    parser.add_argument(
+        "--compare", type=float, metavar="WEIGHT", help="train every seed with this weight of the grounding loss too"
+    )
     parser.add_argument("--test-scenes", type=int, default=800)
     parser.add_argument("--reuse", action="store_true", help="start from the scenes and the tower kept in --work")
     options = parser.parse_args(arguments)
@@ -146,24 +164,24 @@ def main(arguments: list[str] | None = None) -> None:
     with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as progress:
         if not options.reuse:
             prepare(options, progress)
-        weight, seeds = options.grounding_loss_weight, options.seeds
-        run = (options.fusion_steps, options.test_scenes, options.work)
-        runs = {f"seed {seed}": (seed, weight, *run, options.work / f"seed-{seed}") for seed in seeds}
-        if options.compare:
-            runs["without grounding loss"] = (seeds[0], 0.0, *run, options.work / "without-grounding-loss")
-        found = train_seeds(runs, options.fusion_steps, progress)
-    trained = sorted((found[f"seed {seed}"] for seed in seeds), key=overall)
-    shipped = trained[(len(trained) - 1) // 2]
+        runs = {f"seed {seed}": (seed, options.grounding_loss_weight) for seed in options.seeds}
+        if options.compare is not None:
+            runs |= {
+                f"seed {seed}, grounding loss {options.compare:g}": (seed, options.compare) for seed in options.seeds
+            }
+        found = train_seeds(runs, options, progress)
+    trained = [found[f"seed {seed}"] for seed in options.seeds]
+    shipped = sorted(trained, key=overall)[(len(trained) - 1) // 2]
     results = {
         "shipped_seed": shipped["training_seed"],
         "minutes": round((time.monotonic() - start) / 60, 1),
         "tower_seconds": round(torch.load(options.work / "stage.pt", weights_only=False)["tower_seconds"]),
         "cores": os.cpu_count(),
         "steps": {"tower": options.tower_steps, "fusion": options.fusion_steps},
-        "seeds": sorted(trained, key=lambda one: one["training_seed"]),
-        "without_grounding_loss": found.get("without grounding loss"),
+        "seeds": trained,
+        "compared": [run for name, run in found.items() if name not in {f"seed {seed}" for seed in options.seeds}],
     }
-    ship(options.work / f"seed-{shipped['training_seed']}", results, options.out)
+    ship(checkpoint_of(f"seed {shipped['training_seed']}", options), results, options.out)
     print_report(shipped, console)
     console.print(f"{results['minutes']} minutes; seed {shipped['training_seed']} is the median: {options.out}")
 

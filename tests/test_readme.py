@@ -1,0 +1,36 @@
+"""The README says what is: its snippets run as they stand, its tables are those of the shipped model's results."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import firebolt_vl
+from firebolt_vl.evaluate.tiny import markdown
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+SNIPPETS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def test_there_are_snippets():
+    assert len(SNIPPETS) >= 3
+
+
+@pytest.mark.parametrize("code", SNIPPETS, ids=[f"snippet{i}" for i in range(len(SNIPPETS))])
+def test_snippet_runs(code, tmp_path, monkeypatch):
+    examples = README.parent / "examples"
+    (tmp_path / "examples").symlink_to(examples, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {"__name__": "__readme__"})
+
+
+def test_tables_are_those_of_the_shipped_results():
+    """They come from `python -m firebolt_vl.evaluate.tiny`."""
+    results = json.loads((firebolt_vl.embedded_checkpoint() / "results.json").read_text(encoding="utf-8"))
+    assert markdown(results) in README.read_text(encoding="utf-8")
+
+
+def test_pictures_and_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README.read_text(encoding="utf-8")):
+        assert (README.parent / target).is_file(), target
