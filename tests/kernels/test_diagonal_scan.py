@@ -52,13 +52,13 @@ def test_outputs_and_last_states_are_the_originals(op, case):
     sizes=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)),
     L=lengths,
     chunk=st.sampled_from([1, 3, 16, 32]),
-    few=st.sampled_from([0, 32]),
+    by_steps=st.booleans(),
     block=st.sampled_from([1, 2**9, 2**17]),
     skip=st.booleans(),
     state=st.booleans(),
     cotangent_layout=cotangent_layouts,
 )
-def test_value_and_gradients_are_the_references(data, sizes, L, chunk, few, block, skip, state, cotangent_layout):
+def test_value_and_gradients_are_the_references(data, sizes, L, chunk, by_steps, block, skip, state, cotangent_layout):
     B, D, N = sizes
     u, d_skip = data.draw(layouts(B, D, L)), data.draw(layouts(D)) if skip else None
     z, b, c = (data.draw(layouts(D, N, dtype=torch.complex128)) for _ in range(3))
@@ -66,7 +66,7 @@ def test_value_and_gradients_are_the_references(data, sizes, L, chunk, few, bloc
     h0 = data.draw(layouts(B, D, N, dtype=torch.complex128)) if state else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pytorch, "CHUNK", chunk if L // chunk < 40 else 32)
-        patch.setattr(pytorch, "FEW", few)
+        patch.setattr(pytorch, "steps_are_faster", lambda h, L: by_steps)
         patch.setattr(pytorch, "block_numbers", lambda device: block)
         assert_same_op(diagonal_scan, reference.diagonal_scan, (u, z, b, c, d_skip, h0), cotangent_layout)
 
@@ -78,7 +78,7 @@ def test_gradcheck(op, L):
 
 
 def test_gradcheck_by_chunks(monkeypatch):
-    monkeypatch.setattr(pytorch, "FEW", 0)
+    monkeypatch.setattr(pytorch, "steps_are_faster", lambda h, L: False)
     monkeypatch.setattr(pytorch, "CHUNK", 3)
     arguments = [tensor.requires_grad_() for tensor in inputs(B=1, D=1, N=2, L=8)]
     assert torch.autograd.gradcheck(diagonal_scan, arguments)
