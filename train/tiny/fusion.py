@@ -96,8 +96,8 @@ def train_fusion(
     """Train the connector and the decoder of `model` in place, on grids [S,5,D_v] and questions about them.
 
     The loss is the cross-entropy of the answer tokens and `grounding_loss_weight` times `grounding_loss`. The latter
-    fades to a tenth: it shows early where to look, and later stands in the way ("top" must look at two tiles at once,
-    and what it reads there is their mean). In a fifth of the rows each grid is hidden with one chance in five, so that
+    fades to a tenth, on the untested guess that it helps early and later stands in the way (it makes "top" look at two
+    tiles at once, whose mean is what it then reads). In a fifth of the rows each grid is hidden with one chance in five, so that
     grounding by occlusion asks nothing that training did not; noise on the grids makes up for a tower that has seen
     these very digits. `report(step, loss of the answers)` is called after each step.
     """
