@@ -97,9 +97,9 @@ def train_fusion(
 
     The loss is the cross-entropy of the answer tokens and `grounding_loss_weight` times `grounding_loss`. The latter
     fades to a tenth, on the untested guess that it helps early and later stands in the way (it makes "top" look at two
-    tiles at once, whose mean is what it then reads). In a fifth of the rows each grid is hidden with one chance in five, so that
-    grounding by occlusion asks nothing that training did not; noise on the grids makes up for a tower that has seen
-    these very digits. `report(step, loss of the answers)` is called after each step.
+    tiles at once, whose mean is what it then reads). In a fifth of the rows each grid is hidden with one chance in
+    five, so that grounding by occlusion asks nothing that training did not; noise on the grids makes up for a tower
+    that has seen these very digits. `report(step, loss of the answers)` is called after each step.
     """
     # Embeddings of the usual size (0.02) make all scores alike: for long every token sees the mean of all grids.
     nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
