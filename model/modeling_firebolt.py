@@ -1,7 +1,5 @@
 """Firebolt-VL: SigLIP grids, a connector that writes what each token sees into that token, and the LFM2 decoder."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -15,9 +13,9 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import can_return_tuple
 
 from ..cmm import CrossAttend, CrossModalModulator, Prepend
 from .cache_firebolt import ConnectorCacheLayer, bind, connector_layer
@@ -31,22 +29,6 @@ CONNECTOR_CLASSES = {"cmm": CrossModalModulator, "prepend": Prepend, "cross_atte
 PIXEL_ARGUMENTS = ("pixel_values", "pixel_tiles", "tile_mask", "image_mask")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 GRID_ARGUMENTS = ("grids", "grid_mask", "grid_boxes", "grid_images")
-
-
-@dataclass
-class FireboltModelOutput(BaseModelOutputWithPast):
-    """The decoder's output, `last_hidden_state` [B,T,D] one column for each text column."""
-
-
-@dataclass
-class FireboltCausalLMOutput(ModelOutput):
-    """`loss` (with labels), `logits` [B,T,V] (column t predicts t + 1) and what the decoder returns beside them."""
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
 
 
 class FireboltPreTrainedModel(PreTrainedModel):
@@ -195,7 +177,7 @@ class FireboltModel(FireboltPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs,
-    ) -> FireboltModelOutput:
+    ) -> BaseModelOutputWithPast:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids, inputs_embeds: exactly one of them is wanted")
         if pixel_values is not None and grids is not None:
@@ -232,7 +214,7 @@ class FireboltModel(FireboltPreTrainedModel):
         hidden = outputs.last_hidden_state
         if decoder.places is not None:
             hidden = hidden.gather(1, decoder.places[..., None].expand(-1, -1, hidden.shape[-1]))
-        return FireboltModelOutput(
+        return BaseModelOutputWithPast(
             last_hidden_state=hidden,
             past_key_values=past_key_values if use_cache else None,
             hidden_states=outputs.hidden_states,
@@ -352,7 +334,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, GenerationMixin)
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs,
-    ) -> FireboltCausalLMOutput:
+    ) -> CausalLMOutputWithPast:
         r"""Logits of the next token at each text column, and the loss where there are labels.
 
         input_ids [B,T] (or inputs_embeds [B,T,D]); attention_mask [B, past + T], True = keep, padded left or right;
@@ -393,7 +375,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, GenerationMixin)
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
             )
-        return FireboltCausalLMOutput(
+        return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
