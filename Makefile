@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 MINUTES := 10
 OP :=
+TRITON := 3.9.0
 export IMAGE := $(firstword $(sort $(wildcard examples/*.png)))
 export QUESTION := what digit is at the top left?
 
@@ -40,7 +41,8 @@ lint: $(READY) ## check style and formatting
 tiny: $(READY) ## train the embedded model again (40 minutes at most on two cores)
 	$(BIN)/python -m firebolt_vl.train.tiny
 
-# torch comes first and alone: an index that offers one build of it (CPU or CUDA) serves torch and nothing else.
+# torch comes first and alone: an index that offers one build of it (CPU or CUDA) serves torch and nothing else. A build
+# for GPUs brings the Triton that it was made with; beside a build for CPUs the tested one is installed.
 $(READY): setup.py constraints.txt
 	@for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3) none; do \
 	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; \
@@ -57,5 +59,6 @@ $(READY): setup.py constraints.txt
 	fi; \
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || "$$python" -m venv --clear $(VENV)
 	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -c 'import triton' 2>/dev/null || [ "$$(uname)" != Linux ] || $(BIN)/python -m pip install "triton==$(TRITON)"
 	$(BIN)/python -m pip install -c constraints.txt -e '.[train,test,lint]'
 	@touch $@

@@ -38,6 +38,8 @@ setup(
     package_data={FACE: ["tiny/*"]},
     install_requires=[
         "torch>=2.11",
+        # A torch for GPUs pins the Triton that it was built with; Triton's wheels are for Linux.
+        "triton>=3.6; platform_system == 'Linux'",
         "einops>=0.8",
         "numpy>=1.26",
         "transformers>=5.23,<6",

@@ -1,8 +1,12 @@
 """Which implementation of an op runs on a device: the one place that decides it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 OPS = (
     "correlation_context",
@@ -14,13 +18,40 @@ OPS = (
     "diagonal_scan",
     "selective_scan",
 )
+IN_TRITON: tuple[str, ...] = ()
+NAMES = ("reference", "pytorch", "triton")
+WIDE = (torch.float64, torch.complex128)
+TRITON_INSTALLED = find_spec("triton") is not None
 
 
 class Implementation(NamedTuple):
     name: str
-    """`"pytorch"` or `"triton"`."""
+    """One of `NAMES`."""
     why: str
     """One sentence for people (`firebolt info` prints it)."""
+
+
+_chosen: str | None = None
+
+
+@contextmanager
+def use_implementation(name: str) -> Iterator[None]:
+    """A region in which every op runs by the implementation `name`, whatever the device; for tests and comparisons.
+
+    "reference" is the definition, "pytorch" the exact form for CPUs, "triton" the kernels (on a CPU: in Triton's
+    interpreter, so TRITON_INTERPRET=1 has to be set before they are imported). Where an op has no Triton kernel, or
+    gets float64 or an empty tensor, "triton" means "pytorch".
+
+    Raises ValueError for another name.
+    """
+    global _chosen
+    if name not in NAMES:
+        raise ValueError(f"use_implementation: name is {name!r}; wanted one of {', '.join(NAMES)}")
+    before, _chosen = _chosen, name
+    try:
+        yield
+    finally:
+        _chosen = before
 
 
 def implementation(op: str, device: torch.device | str) -> Implementation:
@@ -28,6 +59,25 @@ def implementation(op: str, device: torch.device | str) -> Implementation:
     if op not in OPS:
         raise ValueError(f"op is {op!r}; wanted one of {', '.join(OPS)}")
     kind = torch.device(device).type
+    if _chosen == "reference":
+        return Implementation("reference", "the definition was asked for")
+    if _chosen == "triton" and op in IN_TRITON:
+        return Implementation("triton", "the Triton kernel was asked for")
+    if _chosen is not None:
+        return Implementation("pytorch", "the exact PyTorch form was asked for")
     if kind == "cpu":
         return Implementation("pytorch", "on a CPU the exact PyTorch form runs; Triton kernels are for GPUs")
-    return Implementation("pytorch", f"the Triton kernel of {op} is not built in: the PyTorch form runs on {kind}")
+    if op not in IN_TRITON:
+        return Implementation("pytorch", f"the Triton kernel of {op} is not built in: the PyTorch form runs on {kind}")
+    if kind != "cuda" or not TRITON_INSTALLED:
+        missing = f"Triton has no {kind} devices" if kind != "cuda" else "Triton is not installed"
+        return Implementation("pytorch", f"{missing}: the PyTorch form runs on {kind}")
+    return Implementation("triton", "the Triton kernel; the PyTorch form for float64 and for empty tensors")
+
+
+def choose(op: str, *tensors: Tensor | None) -> str:
+    """The name of what runs for `op` on these tensors (None is skipped), the first of which says on which device."""
+    name = implementation(op, tensors[0].device).name
+    if name == "triton" and any(t is not None and (t.numel() == 0 or t.dtype in WIDE) for t in tensors):
+        return "pytorch"
+    return name

@@ -4,10 +4,12 @@ from torch import Tensor
 
 from ..common.autocast import to_autocast_dtype, without_autocast
 from ..common.checks import REAL, check_dtypes, check_given, check_shapes
-from ..common.device import implementation
+from ..common.device import choose
 from ..common.grid_weights import check_grid_weights
 from ..common.random import new_seed
-from . import pytorch
+from . import pytorch, reference
+
+IMPLEMENTATIONS = {"reference": reference, "pytorch": pytorch}
 
 
 def correlation_context(
@@ -57,7 +59,7 @@ def correlation_context(
     check_dtypes(op, REAL, v=v)
     if dropout_p > 0 and seed is None:
         options["seed"] = new_seed(q.device)
-    run = {"pytorch": pytorch.correlation_context}[implementation(op, q.device).name]
+    run = IMPLEMENTATIONS[choose(op, q)].correlation_context
     q, k, v = to_autocast_dtype(q, k, v)
     with without_autocast(q.device):
         return run(q, k, v, top_k, renormalize=renormalize, **options)

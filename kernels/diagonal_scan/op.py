@@ -4,8 +4,10 @@ from torch import Tensor
 
 from ..common.autocast import without_autocast
 from ..common.checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_shapes
-from ..common.device import implementation
-from . import pytorch
+from ..common.device import choose
+from . import pytorch, reference
+
+IMPLEMENTATIONS = {"reference": reference, "pytorch": pytorch}
 
 
 def diagonal_scan(
@@ -40,6 +42,6 @@ def diagonal_scan(
     check_dtypes("diagonal_scan", REAL, u=u, d_skip=d_skip)
     check_dtypes("diagonal_scan", COMPLEX, z=z, b=b, c=c, h0=h0)
     check_not_empty("diagonal_scan", u=u, z=z)
-    run = {"pytorch": pytorch.diagonal_scan}[implementation("diagonal_scan", u.device).name]
+    run = IMPLEMENTATIONS[choose("diagonal_scan", u)].diagonal_scan
     with without_autocast(u.device):
         return run(u, z, b, c, d_skip, h0)

@@ -4,8 +4,10 @@ from torch import Tensor
 
 from ..common.autocast import without_autocast
 from ..common.checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_shapes
-from ..common.device import implementation
-from . import pytorch
+from ..common.device import choose
+from . import pytorch, reference
+
+IMPLEMENTATIONS = {"reference": reference, "pytorch": pytorch}
 
 
 def fft_conv(u: Tensor, k: Tensor, d_skip: Tensor | None = None, *, k_spectrum: Tensor | None = None) -> Tensor:
@@ -31,7 +33,7 @@ def fft_conv(u: Tensor, k: Tensor, d_skip: Tensor | None = None, *, k_spectrum: 
     check_not_empty("fft_conv", u=u, k=k)
     if k_spectrum is not None:
         _check_spectrum(u, k, k_spectrum)
-    run = {"pytorch": pytorch.fft_conv}[implementation("fft_conv", u.device).name]
+    run = IMPLEMENTATIONS[choose("fft_conv", u)].fft_conv
     with without_autocast(u.device):
         return run(u, k, d_skip, k_spectrum=k_spectrum)
 

@@ -4,10 +4,12 @@ from torch import Tensor
 
 from ..common.autocast import to_autocast_dtype, without_autocast
 from ..common.checks import REAL, check_dtypes, check_given, check_shapes
-from ..common.device import implementation
+from ..common.device import choose
 from ..common.grid_weights import check_grid_weights
 from ..common.random import new_seed
-from . import pytorch
+from . import pytorch, reference
+
+IMPLEMENTATIONS = {"reference": reference, "pytorch": pytorch}
 
 
 def grounded_film(
@@ -63,7 +65,7 @@ def grounded_film(
     check_dtypes(op, REAL, x=x)
     if dropout_p > 0 and seed is None:
         options["seed"] = new_seed(x.device)
-    run = {"pytorch": pytorch.grounded_film}[implementation(op, x.device).name]
+    run = IMPLEMENTATIONS[choose(op, x)].grounded_film
     x, q, k, table = to_autocast_dtype(x, q, k, table)
     with without_autocast(x.device):
         return run(
@@ -110,7 +112,7 @@ def film_residual(
         raise ValueError(f"{op}: {missing} is None; wanted both ln_weight and ln_bias, or neither")
     _check_film(op, x.shape[-1], table, bias, gate, ln_weight, ln_bias)
     check_dtypes(op, REAL, y=y, x=x, w=w)
-    run = {"pytorch": pytorch.film_residual}[implementation(op, x.device).name]
+    run = IMPLEMENTATIONS[choose(op, x)].film_residual
     y, w, table = to_autocast_dtype(y, w, table)
     with without_autocast(x.device):
         return run(y, x, w, table, bias, gate, ln_weight, ln_bias, eps=eps)

@@ -4,8 +4,10 @@ from torch import Tensor
 
 from ..common.autocast import without_autocast
 from ..common.checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_shapes
-from ..common.device import implementation
+from ..common.device import choose
 from . import pytorch, reference
+
+IMPLEMENTATIONS = {"reference": reference, "pytorch": pytorch}
 
 
 def selective_scan(
@@ -45,7 +47,7 @@ def selective_scan(
     Source: Mamba (Gu and Dao 2023, arXiv 2312.00752), section 3.2, algorithm 2.
     """
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    run = {"pytorch": pytorch.selective_scan}[implementation("selective_scan", u.device).name]
+    run = IMPLEMENTATIONS[choose("selective_scan", u)].selective_scan
     if A.is_complex():
         run = reference.selective_scan
     with without_autocast(u.device):

@@ -5,8 +5,10 @@ from torch import Tensor
 
 from ..common.autocast import without_autocast
 from ..common.checks import COMPLEX, check_dtypes, check_given, check_integer, check_not_empty, check_shapes
-from ..common.device import implementation
-from . import pytorch
+from ..common.device import choose
+from . import pytorch, reference
+
+IMPLEMENTATIONS = {"reference": reference, "pytorch": pytorch}
 
 
 def vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
@@ -29,7 +31,7 @@ def vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
     _check_broadcast("vandermonde", "c", c.shape[:-1], "log_z", log_z.shape[:-1])
     check_not_empty("vandermonde", c=c, log_z=log_z)
     check_integer("vandermonde", "L", L, at_least=1)
-    run = {"pytorch": pytorch.vandermonde}[implementation("vandermonde", c.device).name]
+    run = IMPLEMENTATIONS[choose("vandermonde", c)].vandermonde
     with without_autocast(c.device):
         return run(c, log_z, L)
 
@@ -53,7 +55,7 @@ def cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
     check_dtypes("cauchy", COMPLEX, v=v, z=z, w=w)
     _check_broadcast("cauchy", "v", v.shape[:-1], "w", w.shape[:-1])
     check_not_empty("cauchy", v=v, z=z, w=w)
-    run = {"pytorch": pytorch.cauchy}[implementation("cauchy", v.device).name]
+    run = IMPLEMENTATIONS[choose("cauchy", v)].cauchy
     with without_autocast(v.device):
         return run(v, z, w)
 

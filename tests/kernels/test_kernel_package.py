@@ -11,7 +11,7 @@ import torch
 from firebolt_vl import kernels
 from firebolt_vl.kernels import reference
 from firebolt_vl.kernels.common.checks import REAL, check_dtypes, check_shapes
-from firebolt_vl.kernels.common.device import OPS, implementation
+from firebolt_vl.kernels.common.device import IN_TRITON, OPS, implementation, use_implementation
 from firebolt_vl.kernels.common.dtypes import compute_dtype
 
 ROOT = Path(kernels.__file__).resolve().parents[1]
@@ -47,8 +47,26 @@ def test_every_op_says_what_runs_on_a_device(op):
     assert name == "pytorch"
     assert "CPU" in why
     name, why = implementation(op, "cuda:0")
-    assert name == "pytorch"
-    assert f"Triton kernel of {op} is not built in" in why
+    if op in IN_TRITON:
+        assert (name, "the Triton kernel" in why) == ("triton", True)
+    else:
+        assert (name, f"Triton kernel of {op} is not built in" in why) == ("pytorch", True)
+
+
+def test_an_implementation_can_be_chosen_for_a_region():
+    u, k = torch.randn(2, 3, 50), torch.randn(3, 50)
+    with use_implementation("reference"):
+        assert implementation("fft_conv", "cpu").name == "reference"
+        assert torch.equal(kernels.fft_conv(u, k), reference.fft_conv(u, k))
+        with use_implementation("pytorch"):
+            assert implementation("fft_conv", "cuda").name == "pytorch"
+        assert implementation("fft_conv", "cuda").name == "reference"
+    assert implementation("fft_conv", "cpu").name == "pytorch"
+    with (
+        pytest.raises(ValueError, match="name is 'cuda'; wanted one of reference, pytorch, triton"),
+        use_implementation("cuda"),
+    ):
+        pass
 
 
 def test_an_op_that_does_not_exist_runs_nowhere():

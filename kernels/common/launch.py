@@ -1,0 +1,66 @@
+"""Starting Triton kernels: the one place that does it, so that a tool can see what would be started."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
+
+# Multiplications and additions may fuse: said outright, since the default changes between Triton's versions.
+FP_FUSION = True
+
+
+class Launch(NamedTuple):
+    """A kernel as it would have been started."""
+
+    kernel: triton.runtime.KernelInterface
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    """Every parameter of the kernel by name: tensors, numbers, tuples of numbers, None, and constexprs."""
+    options: dict[str, Any]
+    """num_warps, num_stages, enable_fp_fusion."""
+
+
+_recorded: list[Launch] | None = None
+
+
+@contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """A region in which kernels are noted in the list that it yields and not started.
+
+    Outputs are then as they were allocated. With tensors on a CPU and `use_implementation("triton")` this shows what a
+    GPU would be given, where there is none.
+    """
+    global _recorded
+    before, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
+
+
+def interpreting(kernel: triton.runtime.KernelInterface) -> bool:
+    """Whether the kernel runs in Triton's interpreter: TRITON_INTERPRET=1 was set when it was defined."""
+    return isinstance(kernel, InterpretedFunction)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, num_stages: int = 2, **named: Any) -> None:
+    """Start `kernel` on the device of its first tensor; `named` are further parameters, constexprs among them."""
+    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": FP_FUSION}
+    if _recorded is not None:
+        bound = inspect.signature(kernel.fn).bind(*args, **named)
+        bound.apply_defaults()
+        _recorded.append(Launch(kernel, grid, dict(bound.arguments), options))
+        return
+    device = next(arg.device for arg in args if isinstance(arg, Tensor))
+    if device.type == "cpu" and not interpreting(kernel):
+        raise RuntimeError(
+            f"{kernel.fn.__name__} is a Triton kernel: it runs on a GPU, or on a CPU where TRITON_INTERPRET=1 was set "
+            "before firebolt_vl.kernels was imported"
+        )
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[grid](*args, **named, **options)
