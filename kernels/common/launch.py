@@ -22,7 +22,7 @@ class Launch(NamedTuple):
     arguments: dict[str, Any]
     """Every parameter of the kernel by name: tensors, numbers, tuples of numbers, None, and constexprs."""
     options: dict[str, Any]
-    """num_warps, num_stages, enable_fp_fusion."""
+    """num_warps, num_stages, enable_fp_fusion and perhaps maxnreg."""
 
 
 _recorded: list[Launch] | None = None
@@ -48,15 +48,29 @@ def interpreting(kernel: triton.runtime.KernelInterface) -> bool:
     return isinstance(kernel, InterpretedFunction)
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, num_stages: int = 2, **named: Any) -> None:
-    """Start `kernel` on the device of its first tensor; `named` are further parameters, constexprs among them."""
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    *args: Any,
+    num_warps: int,
+    num_stages: int = 2,
+    maxnreg: int | None = None,
+    **named: Any,
+) -> None:
+    """Start `kernel` on the device of its first tensor; `named` are further parameters, constexprs among them.
+
+    `maxnreg` (NVIDIA): how many registers a thread may take. Without it ptxas aims at a number of warps on a processor
+    and now and then spills a few bytes to reach it.
+    """
     options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": FP_FUSION}
+    if maxnreg is not None and torch.version.hip is None:
+        options["maxnreg"] = maxnreg
     if _recorded is not None:
         bound = inspect.signature(kernel.fn).bind(*args, **named)
         bound.apply_defaults()
         _recorded.append(Launch(kernel, grid, dict(bound.arguments), options))
         return
-    device = next(arg.device for arg in args if isinstance(arg, Tensor))
+    device = next(arg.device for arg in (*args, *named.values()) if isinstance(arg, Tensor))
     if device.type == "cpu" and not interpreting(kernel):
         raise RuntimeError(
             f"{kernel.fn.__name__} is a Triton kernel: it runs on a GPU, or on a CPU where TRITON_INTERPRET=1 was set "

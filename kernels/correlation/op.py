@@ -1,5 +1,6 @@
-"""Token-grid correlation: the public function."""
+"""Token-grid correlation: the public function, and its Triton kernels as a registered op."""
 
+import torch
 from torch import Tensor
 
 from ..common.autocast import to_autocast_dtype, without_autocast
@@ -59,7 +60,75 @@ def correlation_context(
     check_dtypes(op, REAL, v=v)
     if dropout_p > 0 and seed is None:
         options["seed"] = new_seed(q.device)
-    run = IMPLEMENTATIONS[choose(op, q)].correlation_context
+    chosen = choose(op, q, k, v)
     q, k, v = to_autocast_dtype(q, k, v)
     with without_autocast(q.device):
-        return run(q, k, v, top_k, renormalize=renormalize, **options)
+        if chosen == "triton":
+            return _correlation_context(q, k, v, top_k or 0, renormalize=renormalize, **options)
+        return IMPLEMENTATIONS[chosen].correlation_context(q, k, v, top_k, renormalize=renormalize, **options)
+
+
+@torch.library.custom_op("firebolt_vl::correlation_context", mutates_args=())
+def _correlation_context(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    top_k: int,
+    grid_mask: Tensor | None,
+    text_mask: Tensor | None,
+    renormalize: bool,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    from . import triton
+
+    return triton.correlation_context(q, k, v, top_k, grid_mask, text_mask, renormalize, dropout_p, seed)
+
+
+@_correlation_context.register_fake
+def _(q, k, v, *options):
+    return v.new_empty(*q.shape[:2], v.shape[2]), q.new_empty(*q.shape[:2], k.shape[1])
+
+
+@torch.library.custom_op("firebolt_vl::correlation_context_backward", mutates_args=())
+def _correlation_context_backward(
+    dc: Tensor,
+    dw: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    top_k: int,
+    grid_mask: Tensor | None,
+    text_mask: Tensor | None,
+    renormalize: bool,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from . import triton
+
+    options = (top_k, grid_mask, text_mask, renormalize, dropout_p, seed)
+    return triton.correlation_context_backward(dc, dw, q, k, v, *options)
+
+
+@_correlation_context_backward.register_fake
+def _(dc, dw, q, k, v, *options):
+    return tuple(tensor.new_empty(tensor.shape) for tensor in (q, k, v))
+
+
+def _save(ctx, inputs, output) -> None:
+    q, k, v, top_k, grid_mask, text_mask, renormalize, dropout_p, seed = inputs
+    ctx.save_for_backward(q, k, v, grid_mask, text_mask, seed)
+    ctx.options = top_k, renormalize, dropout_p
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, dc, dw):
+    q, k, v, grid_mask, text_mask, seed = ctx.saved_tensors
+    top_k, renormalize, dropout_p = ctx.options
+    if dc is None:
+        dc = v.new_zeros(*q.shape[:2], v.shape[2])
+    options = (top_k, grid_mask, text_mask, renormalize, dropout_p, seed)
+    return *_correlation_context_backward(dc, dw, q, k, v, *options), *[None] * len(options)
+
+
+_correlation_context.register_autograd(_backward, setup_context=_save)

@@ -1,0 +1,88 @@
+"""What Triton kernels share: products at a stated precision, tile sizes, the bits of `random.py`.
+
+Strides come as tuples, one number for each axis of the tensor before them. Offsets are 64-bit: a batch can hold more
+than 2^31 numbers.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import interpreting
+from .random import DRAW_BITS, GOLDEN_RATIO, MIX_1, MIX_2
+
+HALF = (torch.float16, torch.bfloat16)
+# Unsigned, as Triton computes them.
+_GOLDEN_RATIO, _MIX_1, _MIX_2 = (tl.constexpr(value % 2**64) for value in (GOLDEN_RATIO, MIX_1, MIX_2))
+_DRAW_SHIFT = tl.constexpr(64 - DRAW_BITS)
+
+
+@triton.jit
+def dot(a, b, PRECISION: tl.constexpr):
+    """a b in float32: of equal 16-bit operands as they are (products are exact), else of float32 at PRECISION."""
+    if a.dtype == b.dtype and a.dtype.primitive_bitwidth == 16:
+        return tl.dot(a, b, out_dtype=tl.float32)
+    return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision=PRECISION)
+
+
+def dot_precision(kernel: triton.runtime.KernelInterface, *tensors: Tensor) -> str:
+    """How float32 operands enter a product: as two or three bfloat16 terms each, both on tensor cores everywhere.
+
+    bf16x6 is float32-grade (rms error 1e-7 of the output). Where all tensors have 16 bits, an operand made from them
+    needs no more than bf16x3 (6e-6 against their own rounding of 4e-3 or 5e-4). The interpreter knows float32 alone.
+    """
+    if interpreting(kernel):
+        return "ieee"
+    return "bf16x3" if all(tensor.dtype in HALF for tensor in tensors) else "bf16x6"
+
+
+def pipeline_stages(*tensors: Tensor) -> int:
+    """num_stages: where products are of three terms, registers do not hold the next tiles too."""
+    return 2 if all(tensor.dtype in HALF for tensor in tensors) else 1
+
+
+def block_of(size: int, smallest: int = 16) -> int:
+    """The power of two that holds `size`, at least `smallest` (a product's operands have 16 rows and columns)."""
+    return max(smallest, triton.next_power_of_2(size))
+
+
+def block_of_tokens(T: int) -> int:
+    """BLOCK_T: a product has at least 16 rows; a step of decoding has one."""
+    return 16 if T <= 16 else 32
+
+
+@triton.jit
+def _mix(bits):
+    bits = (bits ^ (bits >> 30)) * _MIX_1
+    bits = (bits ^ (bits >> 27)) * _MIX_2
+    return bits ^ (bits >> 31)
+
+
+@triton.jit
+def random_bits(seed, index):
+    """`random.random_bits`: 24 uniform bits for each element index (int64) of the stream `seed` (int64)."""
+    return (_mix(_mix(seed.to(tl.uint64)) + (index + 1).to(tl.uint64) * _GOLDEN_RATIO) >> _DRAW_SHIFT).to(tl.int32)
+
+
+@triton.jit
+def kept_tokens(text_mask_ptr, text_mask_strides, b, t, T):
+    """Which tokens t [BLOCK_T] of row b exist."""
+    kept = t < T
+    if text_mask_ptr is not None:
+        kept &= tl.load(text_mask_ptr + b * text_mask_strides[0] + t * text_mask_strides[1], mask=kept, other=0) != 0
+    return kept
+
+
+@triton.jit
+def kept_grids(grid_mask_ptr, grid_mask_strides, b, grid, G):
+    """Which grids [BLOCK_G] of row b exist."""
+    kept = grid < G
+    if grid_mask_ptr is not None:
+        kept &= tl.load(grid_mask_ptr + b * grid_mask_strides[0] + grid * grid_mask_strides[1], mask=kept, other=0) != 0
+    return kept
+
+
+def strides(tensor: Tensor | None) -> tuple[int, ...] | None:
+    """What a kernel gets beside the tensor; None beside None."""
+    return None if tensor is None else tensor.stride()

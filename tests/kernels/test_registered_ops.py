@@ -1,0 +1,100 @@
+"""The Triton ops as PyTorch sees them: schemas, fake tensors, autograd, torch.compile, autocast."""
+
+import pytest
+import torch
+from triton_kernels import DEVICE, MARKS
+
+from firebolt_vl.cmm import CMMConfig, CrossModalModulator
+from firebolt_vl.kernels import correlation_context, film_residual, grounded_film
+from firebolt_vl.kernels.common.device import use_implementation
+
+pytestmark = MARKS
+
+
+def tensors(*shapes, dtype=torch.float32):
+    return [torch.randn(shape, device=DEVICE, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+def calls(G=5, dtype=torch.float32):
+    """name -> (registered op, its arguments)."""
+    B, T, H, D_h, D = 2, 6, 2, 4, 8
+    q, k, v = tensors((B, T, H, D_h), (B, G, H, D_h), (B, G, D), dtype=dtype)
+    x, y, table = tensors((B, T, D), (B, T, D), (B, G, 2 * D), dtype=dtype)
+    (w,) = tensors((B, T, G), dtype=dtype)
+    bias, gate, ln_weight, ln_bias = tensors((2 * D,), (1,), (D,), (D,))
+    options = (3, torch.rand(B, G, device=DEVICE) < 0.8, torch.rand(B, T, device=DEVICE) < 0.8, True, 0.2)
+    seed = torch.tensor(3, device=DEVICE)
+    ops = torch.ops.firebolt_vl
+    return {
+        "correlation_context": (ops.correlation_context, (q, k, v, *options, seed)),
+        "grounded_film": (ops.grounded_film, (x, q, k, table, bias, gate, ln_weight, ln_bias, 1e-5, *options, seed)),
+        "film_residual": (ops.film_residual, (y, x, w, table, bias, gate)),
+        "film_residual_norm": (ops.film_residual_norm, (y, x, w, table, bias, gate, ln_weight, ln_bias, 1e-5)),
+    }
+
+
+@pytest.mark.parametrize("name", ["correlation_context", "grounded_film", "film_residual", "film_residual_norm"])
+def test_opcheck_passes(name):
+    op, arguments = calls()[name]
+    torch.library.opcheck(op, arguments)
+
+
+def layer(**options):
+    torch.manual_seed(0)
+    config = CMMConfig(text_width=16, grid_width=12, heads=2, head_dim=4, top_k=3, state_size=4, dropout=0.0, **options)
+    return CrossModalModulator(config).to(DEVICE)
+
+
+@pytest.mark.parametrize("G", [5, 17])  # from the table, and, with 6 tokens, from the context
+def test_the_modulator_compiles_into_one_graph(G):
+    cmm = layer(ssm="s4d")
+    boxes = torch.rand(2, G, 4, device=DEVICE).sort(-1).values
+    text, grids = tensors((2, 6, 16), (2, G, 12))
+    with use_implementation("triton"):
+        wanted = cmm(text, grids, grid_boxes=boxes)
+        compiled = torch.compile(cmm, fullgraph=True, backend="aot_eager")
+        found = compiled(text, grids, grid_boxes=boxes)
+        torch.testing.assert_close(found, wanted)
+        leaves = [text, grids, *cmm.parameters()]
+        cotangent = torch.randn_like(wanted)
+        for ours, theirs in zip(
+            torch.autograd.grad(found, leaves, cotangent, allow_unused=True),
+            torch.autograd.grad(wanted, leaves, cotangent, allow_unused=True),
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_autocast_gives_its_dtype_and_keeps_statistics_and_the_residual_stream_in_float32():
+    *_, q, k, v = (x.detach() for x in calls()["correlation_context"][1][:3])
+    x, y, table = tensors((2, 6, 8), (2, 6, 8), (2, 5, 16))
+    w, bias, gate, ln_weight, ln_bias = tensors((2, 6, 5), (16,), (1,), (8,), (8,))
+    with use_implementation("triton"), torch.autocast(DEVICE, torch.float16):
+        c, weights = correlation_context(q, k, v, 3)
+        x_f, _ = grounded_film(x, q, k, table, bias, gate, ln_weight, ln_bias, top_k=3)
+        r, normed = film_residual(y, x, w, table, bias, gate, ln_weight, ln_bias)
+        statistics = torch.ops.firebolt_vl.grounded_film(
+            *(t.half() for t in (x, q, k, table)), bias, gate, ln_weight, ln_bias, 1e-5, 3, None, None, True, 0.0, None
+        )[2]
+    assert {t.dtype for t in (c, weights, x_f, normed)} == {torch.float16}
+    assert (r.dtype, statistics.dtype) == (torch.float32, torch.float32)
+    (x_f.float().sum() + normed.float().sum()).backward()
+    assert all(t.grad.dtype == torch.float32 for t in (x, y, table, bias, gate, ln_weight, ln_bias))
+
+
+def test_a_second_derivative_is_refused_in_words():
+    q, k, v = calls()["correlation_context"][1][:3]
+    with use_implementation("triton"):
+        c, _ = correlation_context(q, k, v, 3)
+    (dq,) = torch.autograd.grad(c.sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="correlation_context_backward"):
+        torch.autograd.grad(dq.sum(), q)
+
+
+def test_float64_and_empty_tensors_go_by_pytorch():
+    q, k, v = (x.detach() for x in calls()["correlation_context"][1][:3])
+    with use_implementation("triton"):
+        c, _ = correlation_context(q.double(), k.double(), v.double(), 3)
+        empty, _ = correlation_context(q[:, :0], k, v, 3)
+        none, w = correlation_context(q, k[:, :0], v[:, :0], 3)
+    assert c.dtype == torch.float64
+    assert (empty.shape, none.shape, w.shape) == ((2, 0, 8), (2, 6, 8), (2, 6, 0))

@@ -1,0 +1,150 @@
+"""grounded_film and film_residual by their Triton kernels: in the interpreter, or on a GPU (`make test-gpu`)."""
+
+import math
+
+import pytest
+import torch
+from correlations import decided, layouts, masks, reorderings
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from triton_kernels import DEVICE, DTYPES, MARKS, by_triton, check_against_definition, dtypes
+
+from firebolt_vl.kernels import film_residual, grounded_film
+
+pytestmark = MARKS
+GROUNDED_AXES = "BTD BTHd BGHd BGE E 1 D D"
+
+
+def grounded_inputs(B=2, T=4, G=6, H=3, D_h=5, D=7, dtype=torch.float32):
+    """x, q, k, table, bias, gate, ln_weight, ln_bias; then the gradients of x_f and w."""
+    shapes = [(B, T, D), (B, T, H, D_h), (B, G, H, D_h), (B, G, 2 * D), (2 * D,), (1,), (D,), (D,)]
+    return [torch.randn(shape).to(dtype) for shape in shapes], [torch.randn(B, T, D), torch.randn(B, T, G)]
+
+
+def residual_inputs(B=2, T=4, G=6, D=7, dtype=torch.float32, norm=True):
+    """y, x, w, table, bias, gate and, with `norm`, ln_weight, ln_bias; then the gradients of what comes out."""
+    shapes = [(B, T, D), (B, T, D), (B, T, G), (B, G, 2 * D), (2 * D,), (1,)] + [(D,), (D,)] * norm
+    return [torch.randn(shape).to(dtype) for shape in shapes], [torch.randn(B, T, D)] * (1 + norm)
+
+
+@st.composite
+def sizes(draw):
+    """B, T, G, D: one block of tokens, grids and columns and several; powers of two and their neighbours."""
+    T, G = draw(st.sampled_from([1, 2, 5, 16, 17, 33])), draw(st.sampled_from([1, 2, 5, 16, 17, 33, 65]))
+    return draw(st.integers(1, 2)), T, G, draw(st.sampled_from([1, 2, 7, 31, 33, 64, 70]))
+
+
+@given(data=st.data(), size=sizes(), dtype=dtypes(), renormalize=st.booleans(), ties=st.booleans())
+def test_value_and_gradients_of_grounded_film_are_the_definitions(data, size, dtype, renormalize, ties):
+    B, T, G, D = size
+    H, D_h = data.draw(st.integers(1, 2)), data.draw(st.sampled_from([1, 5]))
+    q = data.draw(layouts(B, T, H, D_h, dtype=dtype, integers=ties))
+    k = data.draw(layouts(B, G, H, D_h, dtype=dtype, integers=ties))
+    x, table = data.draw(layouts(B, T, D, dtype=dtype)), data.draw(layouts(B, G, 2 * D, dtype=dtype))
+    bias, ln_weight, ln_bias, gate = (data.draw(layouts(n, dtype=dtype)) for n in (2 * D, D, D, 1))
+    top_k = data.draw(st.none() | st.integers(0, G + 1))
+    options = {"grid_mask": data.draw(masks(B, G)), "text_mask": data.draw(masks(B, T)), "renormalize": renormalize}
+    dropped = data.draw(st.sampled_from([0.0, 0.3]))
+    assume(decided(q, k, top_k, options["grid_mask"]))
+    assume(D > 2 or dtype == torch.float32)  # of two numbers LayerNorm is a sign, which half precision may turn
+    gradients = [data.draw(layouts(B, T, D, dtype=dtype)), data.draw(layouts(B, T, G, dtype=dtype))]
+    letters = "dD" + ("" if dropped else "TH") + ("" if dropped or ties else "G")
+    shapes = {"B": B, "T": T, "G": G, "H": H, "d": D_h, "D": D}
+    check_against_definition(
+        grounded_film,
+        [x, q, k, table, bias, gate, ln_weight, ln_bias],
+        gradients,
+        reorderings(GROUNDED_AXES, "BTD BTG", shapes, letters, ties),
+        top_k=top_k,
+        dropout_p=dropped,
+        seed=torch.tensor(5),
+        **options,
+    )
+
+
+@given(data=st.data(), size=sizes(), dtype=dtypes(), norm=st.booleans())
+def test_value_and_gradients_of_film_residual_are_the_definitions(data, size, dtype, norm):
+    B, T, G, D = size
+    y, x, w = (data.draw(layouts(B, T, width, dtype=dtype)) for width in (D, D, G))
+    table, bias = data.draw(layouts(B, G, 2 * D, dtype=dtype)), data.draw(layouts(2 * D, dtype=dtype))
+    gate, *parameters = (data.draw(layouts(n, dtype=dtype)) for n in (1, D, D))
+    assume(D > 2 or not norm)
+    gradients = [data.draw(layouts(B, T, D, dtype=dtype)) for _ in range(1 + norm)]
+    check_against_definition(
+        film_residual,
+        [y, x, w, table, bias, gate, *(parameters if norm else [])],
+        gradients,
+        reorderings(
+            "BTD BTD BTG BGE E 1" + " D D" * norm,
+            "BTD" + " BTD" * norm,
+            {"T": T, "G": G, "D": D},
+            "TGD",
+            ties=False,
+        ),
+    )
+
+
+@pytest.mark.parametrize("G", [6, 20, 70])
+def test_nothing_under_a_mask_is_read(G):
+    grid_mask, text_mask = torch.rand(2, G) < 0.5, torch.tensor([[True, False, True, True], [True, True, True, False]])
+    grid_mask[1] = False
+
+    def run(fill):
+        torch.manual_seed(1)
+        tensors, gradients = grounded_inputs(G=G)
+        for tensor, mask in zip((*tensors[:4], *gradients), (*[text_mask] * 2, *[grid_mask] * 2, *[text_mask] * 2)):
+            tensor[~mask] = fill
+        masks = {"grid_mask": grid_mask.to(DEVICE), "text_mask": text_mask.to(DEVICE)}
+        return by_triton(grounded_film, tensors, gradients, top_k=2, **masks)
+
+    for poisoned, clean in zip(run(math.nan), run(0.0)):
+        assert torch.equal(poisoned, clean)
+    x_f, w, dx, dq, dk, dtable, *_ = run(math.nan)
+    assert (x_f[~text_mask] == 0).all()
+    assert (x_f[1, :3] != 0).all(), "a token that sees no grid is still modulated by the bias"
+    for zero in (dx[~text_mask], w[1], dq[1], dk[1], dtable[1]):
+        assert (zero == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("G", [5, 20])
+def test_results_repeat_bit_for_bit(dtype, G):
+    def twice(op, tensors, gradients, **options):
+        for first, second in zip(*(by_triton(op, tensors, gradients, **options) for _ in range(2))):
+            assert torch.equal(first, second)
+
+    twice(grounded_film, *grounded_inputs(T=40, G=G, dtype=dtype), top_k=3)
+    twice(film_residual, *residual_inputs(T=40, G=G, dtype=dtype))
+
+
+def test_parameters_may_be_wider_than_the_tokens():
+    """As under autocast: tokens, queries, keys and table in half precision, the layers' vectors in float32."""
+    tensors, gradients = grounded_inputs(T=20, dtype=torch.float16)
+    tensors[4:] = [tensor.float() for tensor in tensors[4:]]
+    found = check_against_definition(grounded_film, tensors, gradients, top_k=4)
+    assert [tensor.dtype for tensor in found[2:]] == [tensor.dtype for tensor in tensors]
+    tensors, gradients = residual_inputs(T=20, dtype=torch.float16)
+    tensors[1], tensors[4:] = tensors[1].float(), [tensor.float() for tensor in tensors[4:]]
+    found = check_against_definition(film_residual, tensors, gradients)
+    assert [tensor.dtype for tensor in found] == [torch.float32, torch.float16, *(tensor.dtype for tensor in tensors)]
+
+
+def test_a_gradient_may_be_missing():
+    """What is not used has no gradient: w alone, r alone, LN(r) alone."""
+    tensors, gradients = grounded_inputs()
+    zeros = [torch.zeros_like(gradient) for gradient in gradients]
+    tensors_out, gradients_out = residual_inputs()
+    zeros_out = [torch.zeros_like(gradient) for gradient in gradients_out]
+    for op, given_tensors, given_gradients, none in (
+        (grounded_film, tensors, gradients, zeros),
+        (film_residual, tensors_out, gradients_out, zeros_out),
+    ):
+        for which in range(2):
+            wanted = by_triton(op, given_tensors, [(given_gradients if i == which else none)[i] for i in range(2)])
+
+            def one(*leaves, op=op, which=which):
+                return op(*leaves)[which]
+
+            found = by_triton(one, given_tensors, [given_gradients[which]])
+            for ours, theirs in zip(found[1:], wanted[2:]):
+                torch.testing.assert_close(ours, theirs)
