@@ -18,6 +18,8 @@ app = typer.Typer(
 )
 evaluations = typer.Typer(help="Measure a model on a benchmark.")
 app.add_typer(evaluations, name="eval")
+benchmarks = typer.Typer(help="Measure the kernels, and compile them for GPUs that need not be there.")
+app.add_typer(benchmarks, name="bench")
 
 
 class Device(StrEnum):
@@ -109,6 +111,33 @@ def eval_tiny(checkpoint: Checkpoint = None, as_json: AsJson = False, device: On
         print(json.dumps(report))
     else:
         print_report(report)
+
+
+@benchmarks.command("compile")
+def bench_compile(
+    op: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this op; may be repeated.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(metavar="CHIP", help="Only sm_80, sm_90, sm_100 or gfx942; may be repeated.")
+    ] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(metavar="DTYPE", help="Only float32, float16 or bfloat16; may be repeated.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few sizes, float32 and bfloat16: minutes.")] = False,
+    processes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="How many at a time. Default: one for each core.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Also write the report: FILE.md as tables, FILE.json as data.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compile every kernel for sm_80, sm_90, sm_100 and gfx942, without a GPU: registers, spills, shared memory.
+
+    Exit code 1 where something does not compile, spills, needs too much or has a dot without tensor cores.
+    """
+    from .bench_commands import compile_report
+
+    compile_report(op, target, dtype, quick, processes, out, as_json)
 
 
 @app.command()
