@@ -27,7 +27,7 @@ test: $(READY) ## run all tests
 bench: $(READY) ## measure the kernels
 	$(BIN)/python -m firebolt_vl.bench.crossover
 
-fuzz: $(READY) ## hunt for counterexamples to the property tests (OP=film MINUTES=10)
+fuzz: $(READY) ## hunt for counterexamples to the property tests (OP=film MINUTES=10); keeps what it finds
 	OMP_NUM_THREADS=1 $(BIN)/python tests/support/fuzz.py --minutes $(MINUTES) $(OP)
 
 format: $(READY) ## format the code
