@@ -25,8 +25,9 @@ def markdown(points: Sequence[Point]) -> str:
         [
             markdown_table(["", "equations", "grid-side table", "times faster"], rows),
             "",
-            f"Medians, {first.dtype}, B={sizes}; one core of a shared {first.device} server ({first.clock}), torch",
-            f"{first.torch}. The film part is the layer with an SSM and an FFN that do nothing.",
+            f"Medians in {first.dtype}, B={sizes}.",
+            f"Measured on a shared server, {first.device}, {first.clock}, torch {first.torch}.",
+            "The film part is the layer with an SSM and an FFN that do nothing.",
         ]
     )
 
