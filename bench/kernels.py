@@ -13,13 +13,14 @@ import platform
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import __version__, kernels
+from .. import kernels
 from ..kernels import reference
 from . import modulator
 from .cases import OPS, Case, Inputs, inputs
@@ -306,7 +307,7 @@ def commit() -> str:
             ["git", "describe", "--always", "--dirty=+"], cwd=root, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
-        return __version__
+        return version("firebolt-vl")
     return described.stdout.strip()
 
 
