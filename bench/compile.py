@@ -115,11 +115,13 @@ def specialise(launch: Launch, op: str, case: str, dtype: str, target: str) -> J
     kernel, chip = launch.kernel, CHIPS[target]
     backend = make_backend(GPUTarget(*chip[:3]))
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialization, options = bind(**launch.arguments, **launch.options)
+    known = backend.parse_options({"enable_fp_fusion": True}).__dict__  # `launch` gives maxnreg to NVIDIA alone
+    options = {name: value for name, value in launch.options.items() if name in known}
+    bound, specialization, _ = bind(**launch.arguments)
     _, signature, constexprs, attrs = kernel._pack_args(backend, dict(options), bound, specialization, options)
     function = kernel.fn
     names = function.__module__, function.__qualname__
-    return Job(op, case, dtype, target, *names, signature, constexprs, attrs, dict(launch.options))
+    return Job(op, case, dtype, target, *names, signature, constexprs, attrs, options)
 
 
 def plan(
