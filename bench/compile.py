@@ -27,7 +27,7 @@ from triton.runtime.jit import create_function_from_signature
 
 from .. import kernels
 from ..kernels.common.device import IN_TRITON, use_implementation
-from ..kernels.common.launch import Launch, interpreting, recording
+from ..kernels.common.launch import FP_FUSION, Launch, interpreting, recording
 from .cases import OPS, Case, inputs
 from .files import markdown_table
 
@@ -115,7 +115,7 @@ def specialise(launch: Launch, op: str, case: str, dtype: str, target: str) -> J
     kernel, chip = launch.kernel, CHIPS[target]
     backend = make_backend(GPUTarget(*chip[:3]))
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    known = backend.parse_options({"enable_fp_fusion": True}).__dict__  # `launch` gives maxnreg to NVIDIA alone
+    known = backend.parse_options({"enable_fp_fusion": FP_FUSION}).__dict__  # `launch` gives maxnreg to NVIDIA alone
     options = {name: value for name, value in launch.options.items() if name in known}
     bound, specialization, _ = bind(**launch.arguments)
     _, signature, constexprs, attrs = kernel._pack_args(backend, dict(options), bound, specialization, options)
@@ -264,7 +264,8 @@ def prepare_process(cache: str) -> None:
     os.environ["TRITON_CACHE_DIR"] = cache
     triton.knobs.nvidia.dump_ptxas_log = True
     with contextlib.redirect_stdout(io.StringIO()):  # the first compilation in a process takes seconds longer
-        triton.compile(ASTSource(_probe, {}), target=GPUTarget(*CHIPS["sm_90"][:3]))
+        target = GPUTarget(*CHIPS["sm_90"][:3])
+        triton.compile(ASTSource(_probe, {}), target=target, options={"enable_fp_fusion": FP_FUSION})
 
 
 def is_interpreting() -> bool:
