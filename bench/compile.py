@@ -92,7 +92,7 @@ class Row:
     problem: str | None = None
 
     def described(self) -> str:
-        return f"{self.kernel}, {self.case}, {self.dtype}, {self.target}"
+        return f"{self.op}: {self.kernel}, {self.case}, {self.dtype}, {self.target}"
 
 
 def record(op: str, case: Case, dtype: str) -> list[Launch]:

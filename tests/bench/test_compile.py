@@ -91,7 +91,7 @@ def test_the_table_has_the_worst_of_each_kernel():
     assert [(row.target, row.case) for row in worst(rows)] == [("sm_80", "B=1"), ("sm_90", "B=2")]
     text = markdown([*rows, replace(ROW, case="B=9", problem="spills")], "firebolt bench compile")
     assert "5 distinct compilations, 1 of them with a problem" in text
-    assert "- kernel, B=9, bfloat16, sm_90: spills" in text
+    assert "- op: kernel, B=9, bfloat16, sm_90: spills" in text
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -184,6 +184,6 @@ class TestCommand:
         assert code == 1
         assert "distinct compilations" in out
         assert err.splitlines() == [
-            "kernel, B=1, bfloat16, sm_90: spills 8 bytes a thread",
+            "op: kernel, B=1, bfloat16, sm_90: spills 8 bytes a thread",
             "firebolt: 1 of 3 compilations have a problem",
         ]
