@@ -126,7 +126,7 @@ def hunt(tests: Path, op: str, minutes: float, processes: int) -> int:
             for run in running.values():
                 run.process.kill()
                 run.process.wait()
-    if not examples and not code:
+    if not files:
         print(f"no property test has {op!r} in its name", file=sys.stderr)
         return 2
     print_examples(examples)
