@@ -12,10 +12,10 @@ export IMAGE := $(firstword $(sort $(wildcard examples/*.png)))
 export QUESTION := what digit is at the top left?
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench fuzz format lint tiny
+.PHONY: help demo test bench compile-report fuzz format lint tiny
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 demo: $(READY) ## ask an example image a question, write out/demo.png (IMAGE=... QUESTION=...)
 	@mkdir -p out
@@ -24,10 +24,13 @@ demo: $(READY) ## ask an example image a question, write out/demo.png (IMAGE=...
 test: $(READY) ## run all tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-bench: $(READY) ## measure the kernels
-	$(BIN)/python -m firebolt_vl.bench.crossover
+bench: $(READY) ## measure the kernels at a few sizes (all of them: firebolt bench kernels)
+	OMP_NUM_THREADS=1 $(BIN)/firebolt bench kernels --quick
 
-fuzz: $(READY) ## hunt for counterexamples to the property tests (OP=film MINUTES=10)
+compile-report: $(READY) ## compile every kernel for GPUs that need not be there, at a few sizes
+	env -u TRITON_INTERPRET $(BIN)/firebolt bench compile --quick
+
+fuzz: $(READY) ## hunt for counterexamples to the property tests (OP=film MINUTES=10); keeps what it finds
 	OMP_NUM_THREADS=1 $(BIN)/python tests/support/fuzz.py --minutes $(MINUTES) $(OP)
 
 format: $(READY) ## format the code

@@ -1,10 +1,9 @@
-"""Time the three convolution algorithms against each other: `python -m firebolt_vl.bench.crossover`.
+"""Time the three convolution algorithms against each other: `firebolt bench crossover`.
 
 Prints, for each width D and batch B, milliseconds of each algorithm over L, forward and forward + backward, the fastest
 of them and the one that `choose_algorithm` takes. The table in kernels/fft_conv/choice.py comes from here.
 """
 
-import argparse
 import time
 
 import torch
@@ -53,30 +52,22 @@ def time_algorithms(names: list[str], B: int, D: int, L: int, dtype: torch.dtype
     return fastest_ms({name: lambda name=name: run(name) for name in names}, seconds)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
-    parser.add_argument("--seconds", type=float, default=0.1, help="time for each algorithm and size")
-    parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="longest L")
-    options = parser.parse_args()
-    dtype = getattr(torch, options.dtype)
+def print_crossover(dtype_name: str, seconds: float, longest: int) -> None:
+    """The table, as it comes: `seconds` for each algorithm and size, lengths up to `longest`."""
+    dtype = getattr(torch, dtype_name)
     torch.set_num_threads(1)
     capability = torch.backends.cpu.get_cpu_capability()
-    print(f"{options.dtype}, one thread, {capability}; shortest processor time in ms")
+    print(f"{dtype_name}, one thread, {capability}; shortest processor time in ms")
     for backward in (False, True):
         print("forward + backward" if backward else "forward")
         print(f"{'D':>5} {'B':>2} {'L':>5} " + " ".join(f"{name:>9}" for name in ALGORITHMS) + "  fastest   chosen")
         for D in WIDTHS:
             for B in BATCHES:
                 names = list(ALGORITHMS)
-                for L in (length for length in LENGTHS if length <= options.longest):
-                    ms = time_algorithms(names, B, D, L, dtype, backward, options.seconds)
+                for L in (length for length in LENGTHS if length <= longest):
+                    ms = time_algorithms(names, B, D, L, dtype, backward, seconds)
                     fastest = min(ms, key=ms.get)
                     columns = " ".join(f"{ms[name]:9.3f}" if name in ms else " " * 9 for name in ALGORITHMS)
                     chosen = choose_algorithm(L, D, B, dtype, "cpu")
                     print(f"{D:5} {B:2} {L:5} {columns}  {fastest:9} {chosen}", flush=True)
                     names = [name for name in names if ms[name] < HOPELESS * ms[fastest]]
-
-
-if __name__ == "__main__":
-    main()

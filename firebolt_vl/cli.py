@@ -18,6 +18,8 @@ app = typer.Typer(
 )
 evaluations = typer.Typer(help="Measure a model on a benchmark.")
 app.add_typer(evaluations, name="eval")
+benchmarks = typer.Typer(help="Measure the kernels, and compile them for GPUs that need not be there.")
+app.add_typer(benchmarks, name="bench")
 
 
 class Device(StrEnum):
@@ -109,6 +111,71 @@ def eval_tiny(checkpoint: Checkpoint = None, as_json: AsJson = False, device: On
         print(json.dumps(report))
     else:
         print_report(report)
+
+
+@benchmarks.command("compile")
+def bench_compile(
+    op: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this op; may be repeated.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(metavar="CHIP", help="Only sm_80, sm_90, sm_100 or gfx942; may be repeated.")
+    ] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(metavar="DTYPE", help="Only float32, float16 or bfloat16; may be repeated.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few sizes, float32 and bfloat16: minutes.")] = False,
+    processes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="How many at a time. Default: one for each core.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Also write the report: FILE.md as tables, FILE.json as data.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compile every kernel for sm_80, sm_90, sm_100 and gfx942, without a GPU: registers, spills, shared memory.
+
+    Exit code 1 where something does not compile, spills, needs too much or has a dot without tensor cores.
+    """
+    from .bench_commands import compile_report
+
+    compile_report(op, target, dtype, quick, processes, out, as_json)
+
+
+@benchmarks.command("kernels")
+def bench_kernels(
+    op: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this op, or cmm, the whole layer; may be repeated.")
+    ] = None,
+    device: OnDevice = Device.auto,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="DTYPE", help="Default: float32 on a CPU, bfloat16 on a GPU.")
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option(metavar="MODE", help="forward, backward or both together. Default: each of the three.")
+    ] = None,
+    out: Annotated[str, typer.Option(metavar="DIR", help="Where kernels.csv and the plots go.")] = "out/bench",
+    quick: Annotated[bool, typer.Option("--quick", help="Few sizes, each of them for a short time.")] = False,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads on a CPU.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Time the ops: the definition, torch.compile of it and ours; GB/s, share of a copy, peak memory.
+
+    Exit code 1 where an op is not within its error budget: then no speed-up is told.
+    """
+    from .bench_commands import kernel_benchmarks
+
+    kernel_benchmarks(op, device.value, dtype, mode, out, quick, threads, as_json)
+
+
+@benchmarks.command("crossover")
+def bench_crossover(
+    dtype: Annotated[str, typer.Option(metavar="DTYPE", help="float32 or float64.")] = "float32",
+    seconds: Annotated[float, typer.Option(metavar="S", help="Time for each algorithm and size.")] = 0.1,
+    longest: Annotated[int, typer.Option(metavar="L", min=16, help="The longest convolution.")] = 8192,
+) -> None:
+    """Time the three convolution algorithms of the CPU path: where each of them is the fastest."""
+    from .bench_commands import crossover
+
+    crossover(dtype, seconds, longest)
 
 
 @app.command()

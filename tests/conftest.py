@@ -19,10 +19,7 @@ settings.register_profile(
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-settings.register_profile(
-    "fuzz", max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+settings.load_profile("ci")  # `make fuzz` puts its own in the place of this one (support/fuzzing.py)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The README says what is: its snippets run as they stand, its tables are those of the shipped model's results."""
+"""The README says what is: its snippets run as they stand, its tables are those of kept results."""
 
 import json
 import re
@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 import firebolt_vl
+from firebolt_vl.bench import measured
+from firebolt_vl.bench.kernels import from_csv
 from firebolt_vl.evaluate.tiny import markdown
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -29,6 +31,11 @@ def test_tables_are_those_of_the_shipped_results():
     """They come from `python -m firebolt_vl.evaluate.tiny`."""
     results = json.loads((firebolt_vl.embedded_checkpoint() / "results.json").read_text(encoding="utf-8"))
     assert markdown(results) in README.read_text(encoding="utf-8")
+
+
+def test_measured_times_are_the_kept_ones():
+    """They come from `firebolt bench kernels --op cmm --out docs` and `python -m firebolt_vl.bench.measured`."""
+    assert measured.markdown(from_csv(measured.KEPT.read_text(encoding="utf-8"))) in README.read_text(encoding="utf-8")
 
 
 def test_pictures_and_links_lead_somewhere():

@@ -4,7 +4,7 @@ import torch
 
 # Longest L for an algorithm that works in time; beyond it the FFT.
 #
-# Measured by `python -m firebolt_vl.bench.crossover` on an AMD EPYC with AVX-512: float32, one thread, shortest time of
+# Measured by `firebolt bench crossover` on an AMD EPYC with AVX-512: float32, one thread, shortest time of
 # direct / chunked / FFT in ms, forward. Forward + backward crosses at the same place.
 #
 #       L    D 64, B 1             D 256, B 8            D 1024, B 1           D 1024, B 8

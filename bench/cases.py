@@ -1,0 +1,253 @@
+"""The sizes at which every op is compiled and measured, and inputs for them: adding an op is adding one entry."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+HALVES_AND_FLOAT32 = ("float32", "float16", "bfloat16")
+
+
+class Case(NamedTuple):
+    """One size of an op."""
+
+    sizes: dict[str, int]
+    options: tuple[str, ...] = ()
+    """What else varies: "masks", "dropout", "truncate", "no norm", "float32 parameters"."""
+    quick: bool = False
+    """Whether the short selections (`--quick`, CI) have it."""
+
+    def __str__(self) -> str:
+        return " ".join([*(f"{name}={size}" for name, size in self.sizes.items()), *self.options])
+
+
+class Inputs(NamedTuple):
+    """What an op is called with."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def tensors(self) -> list[Tensor]:
+        return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor)]
+
+    def leaves(self) -> list[Tensor]:
+        """The tensors that gradients are taken of: all with fractions."""
+        return [tensor for tensor in self.tensors() if tensor.is_floating_point() or tensor.is_complex()]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
+        args = tuple(change(value) if isinstance(value, Tensor) else value for value in self.args)
+        named = {name: change(value) if isinstance(value, Tensor) else value for name, value in self.kwargs.items()}
+        return Inputs(args, named)
+
+
+class Maker:
+    """Makes the tensors of a case: random ones, or, with `fill=False`, memory as it comes, which costs nothing."""
+
+    def __init__(self, dtype: str, device: str = "cpu", fill: bool = True, seed: int = 0):
+        self.dtype, self.device, self.fill = getattr(torch, dtype), device, fill
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def real(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        dtype = dtype or self.dtype
+        if not self.fill:
+            return torch.empty(shape, dtype=dtype, device=self.device)
+        return torch.randn(shape, generator=self.generator, device=self.device).to(dtype)
+
+    def complex(self, *shape: int) -> Tensor:
+        return torch.complex(self.real(*shape, dtype=torch.float32), self.real(*shape, dtype=torch.float32))
+
+    def kept(self, *shape: int) -> Tensor:
+        """A mask that keeps four of five."""
+        return torch.rand(shape, generator=self.generator, device=self.device) < 0.8
+
+    def log_modes(self, *shape: int) -> Tensor:
+        """Logarithms of modes such as S4D's: a decay of 0.001 to 1 a step, any angle."""
+        uniform = torch.rand(2, *shape, generator=self.generator, device=self.device)
+        return torch.complex(-(0.001 ** uniform[0]), 6.3 * uniform[1])
+
+    def parameter(self, case: Case, *shape: int) -> Tensor:
+        """Weights of a layer, which autocast leaves in float32."""
+        return self.real(*shape, dtype=torch.float32 if "float32 parameters" in case.options else None)
+
+
+class Op(NamedTuple):
+    """An op's cases, and how its arguments are made."""
+
+    make: Callable[[Maker, Case], Inputs]
+    cases: tuple[Case, ...]
+    dtypes: tuple[str, ...] = HALVES_AND_FLOAT32
+    loops: bool = False
+    """Whether the definition is a Python loop over time, which torch.compile would unroll for minutes."""
+
+
+def inputs(op: str, case: Case, dtype: str, device: str = "cpu", *, fill: bool = True, seed: int = 0) -> Inputs:
+    """Arguments of the public function `op` at a size; a dtype by its name. Complex arguments are complex64."""
+    return OPS[op].make(Maker(dtype, device, fill, seed), case)
+
+
+def _weights_options(make: Maker, case: Case) -> dict[str, Any]:
+    sizes, options = case.sizes, {"renormalize": "truncate" not in case.options}
+    if "masks" in case.options:
+        options |= {"grid_mask": make.kept(sizes["B"], sizes["G"]), "text_mask": make.kept(sizes["B"], sizes["T"])}
+    if "dropout" in case.options:
+        options |= {"dropout_p": 0.1, "seed": torch.tensor(7, device=make.device)}
+    return options
+
+
+def _queries_and_keys(make: Maker, case: Case) -> tuple[Tensor, Tensor]:
+    B, T, G, H, D_h = (case.sizes[name] for name in ("B", "T", "G", "H", "D_h"))
+    return make.real(B, T, H, D_h), make.real(B, G, H, D_h)
+
+
+def _correlation_context(make: Maker, case: Case) -> Inputs:
+    v = make.real(*(case.sizes[name] for name in ("B", "G", "D")))
+    return Inputs((*_queries_and_keys(make, case), v, case.sizes["K"]), _weights_options(make, case))
+
+
+def _film_parameters(make: Maker, case: Case) -> tuple[Tensor, Tensor]:
+    return make.parameter(case, 2 * case.sizes["D"]), make.parameter(case, 1)
+
+
+def _norm(make: Maker, case: Case) -> tuple[Tensor, Tensor]:
+    return make.parameter(case, case.sizes["D"]), make.parameter(case, case.sizes["D"])
+
+
+def _grounded_film(make: Maker, case: Case) -> Inputs:
+    B, T, G, D = (case.sizes[name] for name in ("B", "T", "G", "D"))
+    x, table = make.real(B, T, D), make.real(B, G, 2 * D)
+    args = (x, *_queries_and_keys(make, case), table, *_film_parameters(make, case), *_norm(make, case))
+    return Inputs(args, {"top_k": case.sizes["K"], **_weights_options(make, case)})
+
+
+def _film_residual(make: Maker, case: Case) -> Inputs:
+    B, T, G, D = (case.sizes[name] for name in ("B", "T", "G", "D"))
+    args = (make.real(B, T, D), make.real(B, T, D), make.real(B, T, G), make.real(B, G, 2 * D))
+    norm = () if "no norm" in case.options else _norm(make, case)
+    return Inputs((*args, *_film_parameters(make, case), *norm), {})
+
+
+def _vandermonde(make: Maker, case: Case) -> Inputs:
+    D, N, L = (case.sizes[name] for name in ("D", "N", "L"))
+    return Inputs((make.complex(D, N), make.log_modes(D, N), L), {})
+
+
+def _cauchy(make: Maker, case: Case) -> Inputs:
+    D, N, L = (case.sizes[name] for name in ("D", "N", "L"))
+    nodes = torch.arange(L // 2 + 1, device=make.device) * (6.2831853 / L)
+    z = torch.complex(0.1 + 0 * nodes, 2 * torch.tan(nodes / 2.1))  # the bilinear map's nodes, kept off the poles
+    return Inputs((make.complex(D, N), z, make.log_modes(D, N)), {})
+
+
+def _fft_conv(make: Maker, case: Case) -> Inputs:
+    B, D, L = (case.sizes[name] for name in ("B", "D", "L"))
+    # SSM parameters and the kernels made of them are float32 in models of any dtype.
+    return Inputs((make.real(B, D, L), make.real(D, L, dtype=torch.float32), make.real(D, dtype=torch.float32)), {})
+
+
+def _diagonal_scan(make: Maker, case: Case) -> Inputs:
+    B, D, L, N = (case.sizes[name] for name in ("B", "D", "L", "N"))
+    d_skip = make.real(D, dtype=torch.float32)
+    h0 = make.complex(B, D, N) if "state" in case.options else None
+    modes = make.log_modes(D, N).exp()
+    return Inputs((make.real(B, D, L), modes, make.complex(D, N), make.complex(D, N), d_skip, h0), {})
+
+
+def _selective_scan(make: Maker, case: Case) -> Inputs:
+    B, D, L, N = (case.sizes[name] for name in ("B", "D", "L", "N"))
+    A = -torch.arange(1.0, N + 1, device=make.device).expand(D, N).contiguous()
+    rest = {
+        "D": make.real(D, dtype=torch.float32),
+        "z": make.real(B, D, L),
+        "delta_bias": make.real(D, dtype=torch.float32),
+        "delta_softplus": True,
+    }
+    if "state" in case.options:
+        rest |= {"return_last_state": True, "initial_state": make.real(B, D, N, dtype=torch.float32)}
+    return Inputs((make.real(B, D, L), make.real(B, D, L), A, make.real(B, N, L), make.real(B, N, L)), rest)
+
+
+def _correlation(B: int, T: int, G: int, K: int, *options: str, D=1024, H=4, D_h=32, quick=False) -> Case:
+    return Case({"B": B, "T": T, "G": G, "K": K, "D": D, "H": H, "D_h": D_h}, options, quick)
+
+
+CORRELATION_CASES = (
+    _correlation(8, 512, 5, 4, quick=True),
+    _correlation(8, 512, 5, 4, "masks", "dropout", quick=True),
+    _correlation(8, 512, 5, 4, "truncate", "masks", D=768),
+    _correlation(8, 512, 5, 4, "float32 parameters", D=768),
+    _correlation(4, 333, 5, 2, "masks", D=768, H=3, D_h=24),
+    _correlation(32, 1, 5, 4),
+    _correlation(8, 64, 1, 1),
+    _correlation(8, 512, 16, 8, "dropout"),
+    _correlation(8, 512, 17, 4, "masks"),
+    _correlation(8, 512, 64, 32, "truncate", quick=True),
+    _correlation(2, 2048, 256, 4),
+    _correlation(2, 2048, 256, 128, "masks", "dropout"),
+    _correlation(1, 4096, 5, 5),
+    _correlation(1, 1024, 1024, 4),
+    _correlation(1, 1024, 1024, 512, "masks", "truncate", quick=True),
+)
+
+
+def _residual(B: int, T: int, G: int, *options: str, D=1024, quick=False) -> Case:
+    return Case({"B": B, "T": T, "G": G, "D": D}, options, quick)
+
+
+RESIDUAL_CASES = (
+    _residual(8, 512, 5, quick=True),
+    _residual(8, 512, 5, "no norm"),
+    _residual(8, 512, 5, "float32 parameters", D=768),
+    _residual(4, 333, 5, D=768),
+    _residual(32, 1, 5),
+    _residual(8, 64, 1),
+    _residual(8, 512, 16),
+    _residual(8, 512, 17, "no norm"),
+    _residual(8, 512, 64, quick=True),
+    _residual(2, 2048, 256),
+    _residual(1, 4096, 5, "no norm"),
+    _residual(1, 1024, 1024, quick=True),
+)
+
+
+def _modes(D: int, N: int, L: int, quick: bool = False) -> Case:
+    return Case({"D": D, "N": N, "L": L}, (), quick)
+
+
+MODE_CASES = (*(_modes(1024, 32, L, quick=L == 512) for L in (64, 512, 2048, 8192)), _modes(768, 24, 777))
+
+
+def _sequence(B: int, D: int, L: int, N: int, *options: str, quick: bool = False) -> Case:
+    return Case({"B": B, "D": D, "L": L, "N": N}, options, quick)
+
+
+OPS = {
+    "correlation_context": Op(_correlation_context, CORRELATION_CASES),
+    "grounded_film": Op(_grounded_film, CORRELATION_CASES),
+    "film_residual": Op(_film_residual, RESIDUAL_CASES),
+    "vandermonde": Op(_vandermonde, MODE_CASES, ("float32",)),
+    "cauchy": Op(_cauchy, MODE_CASES, ("float32",)),
+    "fft_conv": Op(
+        _fft_conv,
+        (
+            *(Case({"B": 8, "D": 1024, "L": L}, (), L == 512) for L in (1, 64, 512, 1000, 2048, 4096)),
+            Case({"B": 1, "D": 768, "L": 8192}),
+        ),
+    ),
+    "diagonal_scan": Op(
+        _diagonal_scan,
+        (
+            *(_sequence(8, 1024, L, 32, quick=L == 512) for L in (1, 64, 512, 2048)),
+            _sequence(2, 768, 777, 24, "state"),
+        ),
+        loops=True,
+    ),
+    "selective_scan": Op(
+        _selective_scan,
+        (
+            *(_sequence(8, 1024, L, 16, quick=L == 512) for L in (1, 64, 512, 2048)),
+            _sequence(2, 768, 777, 16, "state"),
+        ),
+        loops=True,
+    ),
+}

@@ -1,0 +1,368 @@
+"""The compile report: every kernel that the ops would start, compiled for GPUs that need not be there.
+
+Each op is called on tensors of a CPU while `recording()` notes what a GPU would be given (kernel, arguments, options);
+each launch is specialised by Triton's own rules and compiled. So a kernel that is added to an op is covered by itself.
+"""
+
+import contextlib
+import importlib
+import io
+import multiprocessing
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
+
+from .. import kernels
+from ..kernels.common.device import IN_TRITON, use_implementation
+from ..kernels.common.launch import FP_FUSION, Launch, interpreting, recording
+from .cases import OPS, Case, inputs
+from .files import markdown_table
+
+
+class Chip(NamedTuple):
+    backend: str
+    arch: int | str
+    warp_size: int
+    shared_limit: int
+    """Bytes of shared memory that one program can have."""
+
+
+CHIPS = {
+    "sm_80": Chip("cuda", 80, 32, 163 * 1024),
+    "sm_90": Chip("cuda", 90, 32, 227 * 1024),
+    "sm_100": Chip("cuda", 100, 32, 227 * 1024),
+    "gfx942": Chip("hip", "gfx942", 64, 64 * 1024),
+}
+TENSOR_CORE_INSTRUCTION = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_s?mfmac?_)")
+QUICK_DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One compilation: a kernel specialised for a target, and the op, size and dtype where it was first needed."""
+
+    op: str
+    case: str
+    dtype: str
+    target: str
+    module: str
+    kernel: str
+    signature: dict[str, Any]
+    constexprs: dict[tuple[int, ...], Any]
+    attrs: dict[tuple[int, ...], Any]
+    options: dict[str, Any]
+
+    def key(self) -> str:
+        """What makes two compilations the same."""
+        return repr((self.target, self.module, self.kernel, self.signature, self.constexprs, self.attrs, self.options))
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of it. The numbers are None where it did not compile."""
+
+    op: str
+    kernel: str
+    case: str
+    dtype: str
+    target: str
+    registers: int | None = None
+    """Per thread."""
+    spilled: int | None = None
+    """Bytes per thread stored to memory for want of registers."""
+    shared: int | None = None
+    """Bytes per program."""
+    tensor_core_instructions: int | None = None
+    wants_tensor_cores: bool | None = None
+    """Whether the kernel has a dot that is not of float32 operands in full IEEE arithmetic."""
+    seconds: float | None = None
+    problem: str | None = None
+
+    def described(self) -> str:
+        return f"{self.op}: {self.kernel}, {self.case}, {self.dtype}, {self.target}"
+
+
+def record(op: str, case: Case, dtype: str) -> list[Launch]:
+    """The launches of an op at a size: without gradients, and with them, forward and backward."""
+    call = inputs(op, case, dtype, fill=False)
+    function = getattr(kernels, op)
+    with recording() as launches, use_implementation("triton"):
+        with torch.no_grad():
+            function(*call.args, **call.kwargs)
+        call = call.map(lambda tensor: tensor.requires_grad_(tensor.is_floating_point() or tensor.is_complex()))
+        outputs = function(*call.args, **call.kwargs)
+        outputs = [output for output in ([outputs] if isinstance(outputs, Tensor) else outputs) if output.requires_grad]
+        gradients = [torch.empty_like(output) for output in outputs]
+        torch.autograd.grad(outputs, call.leaves(), gradients, allow_unused=True)
+    return launches
+
+
+def specialise(launch: Launch, op: str, case: str, dtype: str, target: str) -> Job:
+    """The compilation that Triton's JIT would start for a launch on a GPU of the target."""
+    kernel, chip = launch.kernel, CHIPS[target]
+    backend = make_backend(GPUTarget(*chip[:3]))
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    known = backend.parse_options({"enable_fp_fusion": FP_FUSION}).__dict__  # `launch` gives maxnreg to NVIDIA alone
+    options = {name: value for name, value in launch.options.items() if name in known}
+    bound, specialization, _ = bind(**launch.arguments)
+    _, signature, constexprs, attrs = kernel._pack_args(backend, dict(options), bound, specialization, options)
+    function = kernel.fn
+    names = function.__module__, function.__qualname__
+    return Job(op, case, dtype, target, *names, signature, constexprs, attrs, options)
+
+
+def plan(
+    ops: Sequence[str], dtypes: Sequence[str], targets: Sequence[str], quick: bool = False
+) -> tuple[list[Job], list[Row]]:
+    """The distinct compilations, and a row for each case in which an op failed before it started a kernel."""
+    jobs: dict[str, Job] = {}
+    failed = []
+    for op in ops:
+        started = False
+        cases = [case for case in OPS[op].cases if case.quick or not quick]
+        for case in cases:
+            for dtype in (dtype for dtype in OPS[op].dtypes if dtype in dtypes):
+                try:
+                    launches = record(op, case, dtype)
+                except Exception as error:
+                    failed.append(Row(op, op, str(case), dtype, "every target", problem=f"raises {_one_line(error)}"))
+                    continue
+                started |= bool(launches)
+                for launch in launches:
+                    for target in targets:
+                        job = specialise(launch, op, str(case), dtype, target)
+                        jobs.setdefault(job.key(), job)
+        if not started and any(dtype in dtypes for dtype in OPS[op].dtypes):
+            failed.append(Row(op, op, "every size", "every dtype", "every target", problem="started no kernel"))
+    return list(jobs.values()), failed
+
+
+def compile_job(job: Job) -> Row:
+    """Compile in this process; whatever goes wrong is the row's problem."""
+    names = job.op, job.kernel, job.case, job.dtype, job.target
+    kernel = importlib.import_module(job.module)
+    for name in job.kernel.split("."):
+        kernel = getattr(kernel, name)
+    chip, log = CHIPS[job.target], io.StringIO()
+    source = ASTSource(kernel, job.signature, job.constexprs, job.attrs)
+    start = time.perf_counter()
+    try:
+        # ptxas' own log has the spills, and Triton prints it; without it Triton prints pages about what failed.
+        with contextlib.redirect_stdout(log):
+            compiled = triton.compile(source, target=GPUTarget(*chip[:3]), options=job.options)
+    except Exception as error:
+        return Row(*names, problem=f"does not compile: {_one_line(error)}")
+    seconds = time.perf_counter() - start
+    if chip.backend == "cuda":
+        assembly, registers, spilled = compiled.asm["ptx"], *read_ptxas_log(log.getvalue())
+    else:
+        assembly = compiled.asm["amdgcn"]
+        registers, spilled = read_amdgcn(assembly)
+    row = Row(
+        *names,
+        registers=registers,
+        spilled=spilled,
+        shared=compiled.metadata.shared,
+        tensor_core_instructions=len(TENSOR_CORE_INSTRUCTION.findall(assembly)),
+        wants_tensor_cores=wants_tensor_cores(compiled.asm["ttir"]),
+        seconds=round(seconds, 2),
+    )
+    return Row(**asdict(row) | {"problem": find_problem(row)})
+
+
+def find_problem(row: Row) -> str | None:
+    limit = CHIPS[row.target].shared_limit
+    if row.spilled:
+        return f"spills {row.spilled} bytes a thread"
+    if row.shared > limit:
+        return f"needs {row.shared} bytes of shared memory of {limit}"
+    if row.wants_tensor_cores and not row.tensor_core_instructions:
+        return "has a dot without tensor-core instructions"
+    return None
+
+
+def read_ptxas_log(log: str) -> tuple[int, int]:
+    """Registers, and bytes of spill stores; the most of all functions in the log of `ptxas -v`."""
+    registers = [int(number) for number in re.findall(r"Used (\d+) registers", log)]
+    spilled = [int(number) for number in re.findall(r"(\d+) bytes spill stores", log)]
+    if not registers or not spilled:
+        raise RuntimeError("ptxas wrote no log with registers and spill stores: this Triton cannot be read")
+    return max(registers), max(spilled)
+
+
+def read_amdgcn(assembly: str) -> tuple[int, int]:
+    """Vector registers, and bytes of scratch memory: spilled registers and what else lies in the private segment."""
+
+    def most(name: str) -> int:
+        found = [int(number) for number in re.findall(rf"^\s*\.{name}:\s*(\d+)", assembly, flags=re.MULTILINE)]
+        if not found:
+            raise RuntimeError(f"the assembly has no .{name}: this Triton cannot be read")
+        return max(found)
+
+    return most("vgpr_count"), max(4 * most("vgpr_spill_count"), most("private_segment_fixed_size"))
+
+
+def wants_tensor_cores(ttir: str) -> bool:
+    """Whether a dot is other than one of float32 operands in IEEE arithmetic, which is Triton's plain `tt.dot`."""
+    dots = [line for line in ttir.splitlines() if re.search(r"\btt\.dot(_scaled)?\b", line)]
+    return any("inputPrecision" in dot or "xf32> *" not in dot for dot in dots)
+
+
+def compile_all(jobs: Sequence[Job], processes: int) -> Iterator[Row]:
+    """The rows as they are done. A compiler that dies takes its process along, and only its own row fails."""
+    with tempfile.TemporaryDirectory(prefix="firebolt-compile-") as folder:
+        waiting = list(jobs)
+        while waiting:
+            done, crashed = [], False
+            with _pool(processes, folder) as pool:
+                futures = {pool.submit(compile_job, job): job for job in waiting}
+                for future in as_completed(futures):
+                    try:
+                        row = future.result()
+                    except BrokenProcessPool:
+                        crashed = True
+                    else:
+                        done.append(futures[future])
+                        yield row
+            if not crashed:
+                return
+            waiting = [job for job in waiting if job not in done]
+            for job in waiting[: 2 * processes]:  # those that were under way, each alone
+                yield _compile_alone(job, folder)
+            waiting = waiting[2 * processes :]
+
+
+def _compile_alone(job: Job, folder: str) -> Row:
+    with _pool(1, folder) as pool:
+        try:
+            return pool.submit(compile_job, job).result()
+        except BrokenProcessPool:
+            problem = "does not compile: the compiler crashed"
+            return Row(job.op, job.kernel, job.case, job.dtype, job.target, problem=problem)
+
+
+def _pool(processes: int, cache: str) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(processes, context, initializer=prepare_process, initargs=(cache,))
+
+
+def prepare_process(cache: str) -> None:
+    """Triton's disk cache in a folder of our own, so that times are those of compiling; ptxas' log on stdout."""
+    os.environ["TRITON_CACHE_DIR"] = cache
+    triton.knobs.nvidia.dump_ptxas_log = True
+    with contextlib.redirect_stdout(io.StringIO()):  # the first compilation in a process takes seconds longer
+        target = GPUTarget(*CHIPS["sm_90"][:3])
+        triton.compile(ASTSource(_probe, {}), target=target, options={"enable_fp_fusion": FP_FUSION})
+
+
+def is_interpreting() -> bool:
+    """Whether kernels are made for Triton's interpreter here: then there is nothing to compile."""
+    return interpreting(_probe)
+
+
+@triton.jit
+def _probe():
+    pass
+
+
+def ops_with_kernels() -> tuple[str, ...]:
+    return tuple(op for op in OPS if op in IN_TRITON)
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # Triton's compilation errors quote the source first and end with the reason.
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
+
+
+COLUMNS = ("op", "kernel", "dtype", "target", "registers", "spilled", "shared", "limit", "tensor cores", "seconds")
+
+
+def worst(rows: Sequence[Row]) -> list[Row]:
+    """For each op, kernel, dtype and target the row that is nearest to a limit."""
+
+    def badness(row: Row) -> tuple:
+        return row.problem is not None, row.spilled or 0, row.registers or 0, row.shared or 0
+
+    found: dict[tuple, Row] = {}
+    for row in rows:
+        name = row.op, row.kernel, row.dtype, row.target
+        if name not in found or badness(row) > badness(found[name]):
+            found[name] = row
+    order = list(OPS), list(CHIPS)
+    return sorted(
+        found.values(),
+        key=lambda row: (
+            order[0].index(row.op) if row.op in OPS else 0,
+            row.kernel,
+            row.dtype,
+            order[1].index(row.target) if row.target in CHIPS else 0,
+        ),
+    )
+
+
+def cells(row: Row) -> list[str]:
+    """A row as the tables show it."""
+    if row.registers is None:
+        return [row.op, row.kernel, row.dtype, row.target, *["-"] * 6]
+    if row.tensor_core_instructions:
+        used = f"yes ({row.tensor_core_instructions})"
+    else:
+        used = "NO" if row.wants_tensor_cores else "-"
+    numbers = row.registers, row.spilled, row.shared, CHIPS[row.target].shared_limit, used, f"{row.seconds:.1f}"
+    return [row.op, row.kernel, row.dtype, row.target, *(str(number) for number in numbers)]
+
+
+def markdown(rows: Sequence[Row], command: str) -> str:
+    """The report as a file of docs/."""
+    bad = [row for row in rows if row.problem]
+    shown = worst(rows)
+    verdict = f"{len(bad)} of them with a problem" if bad else "all of them without a spill and within the limits"
+    if not rows:
+        verdict = "for no op has a kernel yet"
+    lines = [
+        "# Compile report",
+        "",
+        f"Written by `{command}` with Triton {triton.__version__}: {len(rows)} distinct compilations, {verdict}.",
+        "",
+        "Every launch of every op at the sizes of `bench/cases.py`, forward and backward, compiled without a GPU. Of",
+        "each kernel, dtype and target the size with the most spilled bytes, then registers, is shown. Registers and",
+        "spilled bytes are per thread (`ptxas -v`, spill stores; gfx942: vector registers and scratch memory), shared",
+        "memory and its limit are bytes per program. Tensor cores: how many such instructions the kernel has (`-`: it",
+        "has no dot). Seconds are those of one compilation, on a shared machine.",
+        "",
+        markdown_table((*COLUMNS, "size"), [[*cells(row), row.case] for row in shown], left=4),
+    ]
+    if bad:
+        lines += ["", "## Problems", "", *(f"- {row.described()}: {row.problem}" for row in bad)]
+    return "\n".join(lines) + "\n"
+
+
+def report(
+    ops: Sequence[str],
+    dtypes: Sequence[str],
+    targets: Sequence[str],
+    quick: bool,
+    processes: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Row]:
+    """Plan and compile; `progress(done, total)` is called after each compilation."""
+    jobs, rows = plan(ops, dtypes, targets, quick)
+    progress(0, len(jobs))
+    for row in compile_all(jobs, processes):
+        rows.append(row)
+        progress(len(rows), len(jobs))
+    return rows

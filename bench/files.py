@@ -1,0 +1,29 @@
+"""Results in files: whole, or not there."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """`write` to a temporary name beside `path`, then rename: nobody sees half a file, and a failure leaves the old."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays the last part: it is what tells matplotlib the format.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def markdown_table(columns: Iterable[str], rows: Iterable[Iterable[Any]], left: int = 1) -> str:
+    """A table whose first `left` columns are aligned to the left, the others to the right."""
+    columns = list(columns)
+    rule = ["---"] * left + ["---:"] * (len(columns) - left)
+    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in (columns, rule, *rows))

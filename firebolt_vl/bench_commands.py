@@ -1,0 +1,178 @@
+"""`firebolt bench`: what was asked for, checked; the work done under a progress bar; what came of it, shown."""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .errors import Failure, Misuse
+
+
+def chosen(option: str, wanted: Sequence[str] | None, there: Sequence[str]) -> list[str]:
+    """The wanted ones in the order of `there`, all of them for None; Misuse for an unknown one."""
+    for name in wanted or ():
+        if name not in there:
+            raise Misuse(f"{option} {name}: there is no such; choose from {', '.join(there)}")
+    return [name for name in there if not wanted or name in wanted]
+
+
+def writable(option: str, path: str | None, suffixes: Sequence[str]) -> Path | None:
+    """A path that a file with one of the suffixes can be written to, checked before the work."""
+    if path is None:
+        return None
+    file = Path(path)
+    if file.suffix not in suffixes:
+        raise Misuse(f"{option} {path}: the name has to end in {' or '.join(suffixes)}")
+    if not file.parent.is_dir():
+        raise Misuse(f"{option} {path}: there is no folder {file.parent}")
+    return file
+
+
+@contextmanager
+def progress_bar(what: str):
+    """A function (done, total) that moves a bar on stderr, where there is a terminal."""
+    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def command_line() -> str:
+    return shlex.join(["firebolt", *sys.argv[1:]])
+
+
+def compile_report(ops, targets, dtypes, quick: bool, processes: int | None, out: str | None, as_json: bool) -> None:
+    file = writable("--out", out, (".md", ".json"))
+    try:
+        from .bench import compile as compiling
+        from .bench.cases import HALVES_AND_FLOAT32, OPS
+    except ModuleNotFoundError as error:
+        raise Failure(f"bench compile needs {error.name}, which is not installed") from None
+    from .bench.files import write_text
+
+    targets = chosen("--target", targets, tuple(compiling.CHIPS))
+    dtypes = chosen("--dtype", dtypes, compiling.QUICK_DTYPES if quick else HALVES_AND_FLOAT32)
+    known = chosen("--op", ops, tuple(OPS))
+    there = [op for op in known if op in compiling.ops_with_kernels()]
+    if ops and (without := [op for op in known if op not in there]):
+        raise Misuse(f"--op {without[0]}: it has no Triton kernel in this version")
+    if compiling.is_interpreting():
+        raise Misuse("TRITON_INTERPRET is set: kernels are interpreted and cannot be compiled; unset it")
+    with progress_bar("compiling") as progress:
+        rows = compiling.report(there, dtypes, targets, quick, processes or os.cpu_count() or 1, progress)
+    data = json.dumps({"rows": [asdict(row) for row in rows]}, indent=1)
+    if file:
+        write_text(file, compiling.markdown(rows, command_line()) if file.suffix == ".md" else data)
+    if as_json:
+        print(data)
+    else:
+        _show_compilations(rows, compiling)
+    if bad := [row for row in rows if row.problem]:
+        for row in bad:
+            print(f"{row.described()}: {row.problem}", file=sys.stderr)
+        raise Failure(f"{len(bad)} of {len(rows)} compilations have a problem")
+
+
+def _show_compilations(rows, compiling) -> None:
+    if not rows:
+        print("no op has a Triton kernel in this version: nothing to compile")
+        return
+    table = Table(title="the size nearest to a limit, of each kernel, dtype and target", title_justify="left")
+    for column in compiling.COLUMNS:
+        table.add_column(column, justify="left" if column in compiling.COLUMNS[:4] else "right", no_wrap=True)
+    for row in compiling.worst(rows):
+        table.add_row(*compiling.cells(row), style="red" if row.problem else None)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    seconds = sum(row.seconds or 0 for row in rows)
+    print(f"{len(rows)} distinct compilations, {seconds:.0f} s of compiling")
+
+
+def crossover(dtype: str, seconds: float, longest: int) -> None:
+    from .bench.crossover import print_crossover
+
+    chosen("--dtype", [dtype], ("float32", "float64"))
+    print_crossover(dtype, seconds, longest)
+
+
+def kernel_benchmarks(
+    ops, device: str, dtype: str | None, mode: str | None, out: str, quick: bool, threads: int, as_json: bool
+) -> None:
+    # The profiler, which counts memory, writes to stderr otherwise.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    import torch
+
+    from .bench import kernels as measuring
+    from .bench.cases import HALVES_AND_FLOAT32
+    from .bench.files import write_text, write_whole
+    from .checkpoint import choose_device
+
+    ops = chosen("--op", ops, measuring.SUBJECTS)
+    modes = chosen("--mode", [mode] if mode else None, measuring.MODES)
+    device = choose_device(device)
+    [dtype] = chosen("--dtype", [dtype or ("bfloat16" if device == "cuda" else "float32")], HALVES_AND_FLOAT32)
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise Misuse(f"--out {out}: it is a file; name a folder")
+    torch.set_num_threads(threads)
+    points, notes = [], []
+    seconds = measuring.QUICK_SECONDS if quick else measuring.SECONDS
+    for op in ops:
+        of_op = []
+        with progress_bar(op) as progress:
+            total = measuring.count_subjects(op, dtype, quick)
+            progress(0, total)
+            for number, subject in enumerate(measuring.subjects(op, dtype, device, quick)):
+                of_op += measuring.measure(subject, modes, device, seconds, notes.append)
+                progress(number + 1, total)
+        points += of_op
+        if not of_op:
+            continue
+        try:
+            write_text(folder / "kernels.csv", measuring.to_csv(points))
+            write_whole(folder / f"{op}.png", lambda path, of_op=of_op: measuring.plot(of_op, path))
+        except OSError as error:
+            raise Failure(f"--out {out}: {error.strerror or error}") from None
+        if not as_json:
+            _show_times(measuring.speed_ups(of_op))
+    if as_json:
+        print(json.dumps({"points": measuring.to_dict(points)}, indent=1))
+    elif points:
+        print(f"{points[0].device}, {points[0].clock}; {folder / 'kernels.csv'} and a plot for each op")
+    for note in notes:
+        print(note, file=sys.stderr)
+    if not points:
+        raise Misuse(f"--dtype {dtype}: none of {', '.join(ops)} is measured in it")
+    if red := measuring.red_checks(points):
+        for line in red:
+            print(line, file=sys.stderr)
+        raise Failure(f"{len(red)} sizes have a red check: no speed-up is told for them")
+
+
+def _show_times(rows) -> None:
+    table = Table(title=f"{rows[0]['op']}, {rows[0]['dtype']}", title_justify="left")
+    table.add_column("size")
+    table.add_column("mode")
+    others = list(dict.fromkeys(name for row in rows for name in row["points"] if name != "ours"))
+    for name in (*(f"{name} ms" for name in others), "ours ms", "GB/s", "of a copy", "peak MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in others:
+        table.add_column(f"x {name}", justify="right", no_wrap=True)
+    for row in rows:
+        found, ratios, ours = row["points"], row["speed_ups"], row["points"].get("ours")
+        times = [f"{found[name].median_ms:.3f}" if name in found else "-" for name in (*others, "ours")]
+        roof = (
+            [f"{ours.gb_per_s:.1f}", f"{100 * ours.share_of_copy:.0f} %", f"{ours.peak_mb:.1f}"] if ours else ["-"] * 3
+        )
+        faster = ["red" if ratios is None else f"{ratios[name]:.2f}" if name in ratios else "-" for name in others]
+        table.add_row(row["sizes"], row["mode"], *times, *roof, *faster)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
