@@ -12,6 +12,9 @@ from triton.runtime.interpreter import InterpretedFunction
 
 # Multiplications and additions may fuse: said outright, since the default changes between Triton's versions.
 FP_FUSION = True
+# A thread may take what one block leaves it. Left alone, ptxas aims at a number of blocks on a processor, and now and
+# then spills a few bytes to reach it.
+REGISTERS_OF_A_PROCESSOR = 65536
 
 
 class Launch(NamedTuple):
@@ -22,7 +25,7 @@ class Launch(NamedTuple):
     arguments: dict[str, Any]
     """Every parameter of the kernel by name: tensors, numbers, tuples of numbers, None, and constexprs."""
     options: dict[str, Any]
-    """num_warps, num_stages, enable_fp_fusion and perhaps maxnreg."""
+    """num_warps, num_stages, enable_fp_fusion and, for NVIDIA, maxnreg."""
 
 
 _recorded: list[Launch] | None = None
@@ -48,23 +51,11 @@ def interpreting(kernel: triton.runtime.KernelInterface) -> bool:
     return isinstance(kernel, InterpretedFunction)
 
 
-def launch(
-    kernel: Any,
-    grid: tuple[int, ...],
-    *args: Any,
-    num_warps: int,
-    num_stages: int = 2,
-    maxnreg: int | None = None,
-    **named: Any,
-) -> None:
-    """Start `kernel` on the device of its first tensor; `named` are further parameters, constexprs among them.
-
-    `maxnreg` (NVIDIA): how many registers a thread may take. Without it ptxas aims at a number of warps on a processor
-    and now and then spills a few bytes to reach it.
-    """
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, num_stages: int = 2, **named: Any) -> None:
+    """Start `kernel` on the device of its first tensor; `named` are further parameters, constexprs among them."""
     options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": FP_FUSION}
-    if maxnreg is not None and torch.version.hip is None:
-        options["maxnreg"] = maxnreg
+    if torch.version.hip is None:
+        options["maxnreg"] = min(255, REGISTERS_OF_A_PROCESSOR // (32 * num_warps))
     if _recorded is not None:
         bound = inspect.signature(kernel.fn).bind(*args, **named)
         bound.apply_defaults()

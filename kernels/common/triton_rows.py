@@ -205,6 +205,10 @@ def _film_arguments(film: tuple | None) -> dict:
     }
 
 
+def _block_t(T: int, film: tuple | None) -> int:
+    return block_of_tokens(T) if film is None else 16
+
+
 def rows_from_table(w: Tensor, table: Tensor, grid_mask: Tensor | None, out: Tensor) -> None:
     """out [B,T,D] = w [B,T,G] table [B,G,D]; `out` may have any strides."""
     (B, T, G), D = w.shape, table.shape[2]
@@ -244,10 +248,10 @@ def weights_from_rows(
     the gradients [e u, e] of a FiLM."""
     (B, T, D), G = e.shape, table.shape[1]
     out = torch.empty(B, T, G, dtype=torch.float32, device=e.device)
-    block_g = 16 if G <= 16 else BLOCK_G
+    block_t, block_g = _block_t(T, film), 16 if G <= 16 else BLOCK_G
     launch(
         weights_from_rows_kernel,
-        (B * triton.cdiv(T, block_of_tokens(T)), triton.cdiv(G, block_g)),
+        (B * triton.cdiv(T, block_t), triton.cdiv(G, block_g)),
         e_ptr=e,
         e_strides=e.stride(),
         **_film_arguments(film),
@@ -264,13 +268,12 @@ def weights_from_rows(
         T=T,
         G=G,
         D=D,
-        BLOCK_T=block_of_tokens(T),
+        BLOCK_T=block_t,
         BLOCK_G=block_g,
         BLOCK_D=BLOCK_D,
         PRECISION=dot_precision(weights_from_rows_kernel, e, table),
         num_warps=4,
         num_stages=pipeline_stages(e, table),
-        maxnreg=255,
     )
     return out
 
@@ -278,7 +281,7 @@ def weights_from_rows(
 def table_from_rows(w: Tensor, e: Tensor, text_mask: Tensor | None, film: tuple | None = None) -> Tensor:
     """w^T e, [B,G,D] float32, or with `film` (as in `weights_from_rows`) w^T [e u, e], [B,G,2D]."""
     (B, T, D), G = e.shape, w.shape[2]
-    block_t, block_g = block_of_tokens(T) if film is None else 16, 16 if G <= 16 else BLOCK_G
+    block_t, block_g = _block_t(T, film), 16 if G <= 16 else BLOCK_G
     blocks, tiles = triton.cdiv(T, block_t), (triton.cdiv(G, block_g), triton.cdiv(D, BLOCK_D))
     blocks_per_slot = triton.cdiv(blocks, min(blocks, triton.cdiv(PROGRAMS, B * tiles[0] * tiles[1])))
     slots = triton.cdiv(blocks, blocks_per_slot)

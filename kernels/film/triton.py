@@ -498,7 +498,6 @@ def _tiles(T: int, G: int, most_grids: int, *tensors: Tensor, backward: bool = F
         "BLOCK_D": (32 if half or not few else 16) if backward else (64 if half else 32),
         "num_warps": 4,
         "num_stages": 1 if backward else pipeline_stages(*tensors),
-        "maxnreg": None if half and not backward else 255,
     }
 
 
