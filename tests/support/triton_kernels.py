@@ -20,7 +20,11 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.float32, torch.float16, torch.bfloat16)
 # What a test file of kernels carries: `make test-gpu` runs everything marked `triton`.
-MARKS = [pytest.mark.triton, pytest.mark.skipif(not TRITON_INSTALLED, reason="Triton's wheels are for Linux")]
+MARKS = [
+    pytest.mark.triton,
+    pytest.mark.skipif(not TRITON_INSTALLED, reason="Triton's wheels are for Linux"),
+    pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason="neither the interpreter nor a GPU"),
+]
 
 
 @contextmanager
@@ -40,7 +44,7 @@ def results(op, leaves, cotangents, **options):
     """Outputs and gradients of all leaves."""
     outputs = op(*leaves, **options)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    cotangents = [c.to(o.dtype) for c, o in zip(cotangents, outputs)]
+    cotangents = [c.to(o) for c, o in zip(cotangents, outputs)]
     return [*outputs, *torch.autograd.grad(outputs, leaves, cotangents)]
 
 
@@ -51,7 +55,7 @@ def fresh_leaves(tensors, dtype=None):
 
 def by_triton(op, tensors, cotangents, **options):
     with use_implementation("triton"), poisoned_memory():
-        return results(op, fresh_leaves(tensors), [c.to(DEVICE) for c in cotangents], **options)
+        return results(op, fresh_leaves(tensors), cotangents, **options)
 
 
 def check_against_definition(op, tensors, cotangents, alike=(), **options):
@@ -63,7 +67,7 @@ def check_against_definition(op, tensors, cotangents, alike=(), **options):
     definition = getattr(reference, op.__name__)
     options = {name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
     found = by_triton(op, tensors, cotangents, **options)
-    exact = results(definition, fresh_leaves(tensors, torch.float64), [c.double() for c in cotangents], **options)
+    exact = results(definition, fresh_leaves(tensors, torch.float64), cotangents, **options)
     runs = [results(definition, fresh_leaves(tensors), cotangents, **options)]
     for change, restore in alike if tensors[0].dtype == torch.float32 else ():
         changed, changed_cotangents, changed_options = change(tensors, cotangents, options)

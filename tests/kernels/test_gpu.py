@@ -1,0 +1,117 @@
+"""What only a GPU can show of the kernels (`make test-gpu`): capture into a graph, inductor, memory and races."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from triton_kernels import by_triton, check_against_definition
+
+from firebolt_vl.cmm import CMMConfig, CrossModalModulator
+from firebolt_vl.kernels import correlation_context, film_residual, grounded_film
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1", reason="make test-gpu, on a GPU"
+    ),
+]
+SIZES = {"B": 2, "T": 130, "G": 5, "H": 4, "DH": 32, "D": 256}
+
+
+def cases(G=5, dtype=torch.bfloat16):
+    B, T, H, DH, D = (SIZES[name] for name in ("B", "T", "H", "DH", "D"))
+
+    def made(*shapes):
+        return [torch.randn(shape).to(dtype) for shape in shapes]
+
+    q, k, v = made((B, T, H, DH), (B, G, H, DH), (B, G, D))
+    x, y, w, table = made((B, T, D), (B, T, D), (B, T, G), (B, G, 2 * D))
+    vectors = made((2 * D,), (1,), (D,), (D,))
+    dx, dw = torch.randn(B, T, D), torch.randn(B, T, G)
+    return {
+        "correlation_context": (correlation_context, [q, k, v], [dx, dw]),
+        "grounded_film": (grounded_film, [x, q, k, table, *vectors], [dx, dw]),
+        "film_residual": (film_residual, [y, x, w, table, *vectors], [dx, dx]),
+    }
+
+
+@pytest.mark.parametrize("name", ["correlation_context", "grounded_film", "film_residual"])
+@pytest.mark.parametrize("G", [1, 5, 17, 64, 256, 1024])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_sizes_of_real_models_are_within_the_budget(name, G, dtype):
+    torch.manual_seed(0)
+    op, tensors, cotangents = cases(G, dtype)[name]
+    check_against_definition(op, tensors, cotangents)
+
+
+@pytest.mark.parametrize("name", ["correlation_context", "grounded_film", "film_residual"])
+def test_ten_runs_are_equal_bit_for_bit(name):
+    op, tensors, cotangents = cases()[name]
+    first = by_triton(op, tensors, cotangents)
+    for _ in range(9):
+        for again, once in zip(by_triton(op, tensors, cotangents), first):
+            assert torch.equal(again, once)
+
+
+def layer():
+    config = CMMConfig(text_width=256, grid_width=192, heads=4, head_dim=32, top_k=4, ssm="s4d", dropout=0.1)
+    return CrossModalModulator(config).cuda()
+
+
+def test_the_modulator_is_captured_into_a_graph():
+    """No kernel waits for the host: training with dropout, forward and backward, replayed on new inputs."""
+    torch.manual_seed(0)
+    cmm, text, grids = layer(), torch.randn(2, 64, 256, device="cuda"), torch.randn(2, 5, 192, device="cuda")
+    cmm.eval()
+    text.requires_grad_()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            torch.autograd.grad(cmm(text, grids).sum(), text)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = cmm(text, grids)
+        (dx,) = torch.autograd.grad(y.sum(), text)
+    with torch.no_grad():
+        text.copy_(torch.randn_like(text))
+    graph.replay()
+    wanted = cmm(text, grids)
+    torch.testing.assert_close(y, wanted)
+    torch.testing.assert_close(dx, torch.autograd.grad(wanted.sum(), text)[0])
+
+
+def test_the_modulator_compiles_by_inductor_into_one_graph():
+    torch.manual_seed(0)
+    cmm, text, grids = layer().eval(), torch.randn(2, 64, 256, device="cuda"), torch.randn(2, 5, 192, device="cuda")
+    torch.testing.assert_close(torch.compile(cmm, fullgraph=True)(text, grids), cmm(text, grids), rtol=1e-3, atol=1e-4)
+
+
+SANITIZED = """
+import torch
+from firebolt_vl.kernels import correlation_context, film_residual, grounded_film
+B, T, G, H, DH, D = 2, 70, {G}, 2, 32, 96
+def made(*shape): return torch.randn(shape, device="cuda", dtype=torch.bfloat16).requires_grad_()
+q, k, v = made(B, T, H, DH), made(B, G, H, DH), made(B, G, D)
+x, y, table = made(B, T, D), made(B, T, D), made(B, G, 2 * D)
+bias, gate, ln_weight, ln_bias = made(2 * D), made(1), made(D), made(D)
+c, _ = correlation_context(q, k, v, 3)
+x_f, w = grounded_film(x, q, k, table, bias, gate, ln_weight, ln_bias, top_k=3)
+r, normed = film_residual(y, x_f, w, table, bias, gate, ln_weight, ln_bias)
+(c.sum() + r.sum() + normed.square().sum()).backward()
+torch.cuda.synchronize()
+"""
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+@pytest.mark.parametrize("G", [5, 20, 70])
+def test_the_sanitizer_finds_nothing(tool, G):
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("compute-sanitizer is not on the path")
+    command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", SANITIZED.format(G=G)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
