@@ -7,9 +7,10 @@ import torch
 from correlations import decided, layouts, masks, reorderings
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from triton_kernels import DEVICE, DTYPES, MARKS, by_triton, check_against_definition, dtypes
+from triton_kernels import DEVICE, DTYPES, MARKS, by_triton, check_against_definition, dtypes, results
 
 from firebolt_vl.kernels import film_residual, grounded_film
+from firebolt_vl.kernels.common.device import use_implementation
 
 pytestmark = MARKS
 GROUNDED_AXES = "BTD BTHd BGHd BGE E 1 D D"
@@ -148,3 +149,19 @@ def test_a_gradient_may_be_missing():
             found = by_triton(one, given_tensors, [given_gradients[which]])
             for ours, theirs in zip(found[1:], wanted[2:]):
                 torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("G", [5, 20])
+def test_offsets_pass_2_to_the_31(G):
+    """Rows 2^28 numbers apart, of tokens and of a gradient: the last lie beyond what 32 bits can say."""
+    tensors, gradients = grounded_inputs(B=1, T=20, G=G, H=1, D_h=4, D=6, dtype=torch.float16)
+
+    def far(tensor):
+        memory = torch.empty(20 * 2**28, dtype=torch.float16, device=DEVICE)
+        return memory.as_strided((1, 20, 6), (0, 2**28, 1)).copy_(tensor)
+
+    with use_implementation("triton"):
+        leaves = [far(tensors[0]), *(tensor.to(DEVICE) for tensor in tensors[1:])]
+        found = results(grounded_film, [leaf.requires_grad_() for leaf in leaves], [far(gradients[0]), gradients[1]])
+    for ours, near in zip(found, by_triton(grounded_film, tensors, gradients)):
+        assert torch.equal(ours, near)
