@@ -37,6 +37,8 @@ from ..common.triton_weights import (
 
 # Up to so many grids the sums over a block of tokens that make the table's gradient are kept block by block.
 MOST_GRIDS_IN_PARTS = 16
+# What a program asks of memory at once where nothing else takes its registers.
+NUMBERS_OF_A_TILE = 4096
 
 
 @triton.jit
@@ -154,6 +156,7 @@ def grounded_film_kernel(
     BLOCK_G: tl.constexpr,
     BLOCK_DH: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_LN: tl.constexpr,  # columns at a time for the statistics: the pass that waits for memory
     RENORMALIZE: tl.constexpr,
     SELECT: tl.constexpr,
     IN_REGISTERS: tl.constexpr,
@@ -177,8 +180,8 @@ def grounded_film_kernel(
     w_strides = (T * G, G, 1)
     mean = tl.zeros([BLOCK_T], tl.float32)
     m2 = tl.zeros([BLOCK_T], tl.float32)
-    for start in range(0, D, BLOCK_D):
-        d = start + tl.arange(0, BLOCK_D)
+    for start in range(0, D, BLOCK_LN):
+        d = start + tl.arange(0, BLOCK_LN)
         x = _row_block(x_ptr, x_strides, b, t, d, token_kept, D)
         mean, m2 = _merge_statistics(x, mean, m2, start, d, D)
     rstd = 1 / tl.sqrt(m2 / D + eps)
@@ -541,6 +544,7 @@ def grounded_film(
         rstd_ptr=statistics[1],
         eps=eps,
         D=D,
+        BLOCK_LN=min(block_of(D), NUMBERS_OF_A_TILE // tiles["BLOCK_T"]),
         IN_REGISTERS=in_registers,
         PRECISION=dot_precision(grounded_film_kernel, q, k, table),
         **tiles,
