@@ -44,7 +44,7 @@ def processor():
 
 @pytest.fixture(scope="module")
 def exam(model, processor):
-    return make_exam(model, processor, scenes=12, seed=1)
+    return make_exam(model, processor, scenes=12, seed=1, split="held-out")
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +61,11 @@ def test_an_exam_asks_every_kind_in_known_and_held_out_wordings_on_every_layout(
 
 
 def test_the_same_seed_asks_the_same(exam, model, processor):
-    again = make_exam(model, processor, scenes=12, seed=1)
+    again = make_exam(model, processor, scenes=12, seed=1, split="held-out")
     assert again.asked == exam.asked
     assert torch.equal(again.features, exam.features)
-    assert make_exam(model, processor, scenes=12, seed=3).asked != exam.asked
+    assert make_exam(model, processor, scenes=12, seed=3, split="held-out").asked != exam.asked
+    assert not torch.equal(make_exam(model, processor, scenes=12, seed=1, split="validation").features, exam.features)
 
 
 def test_blind_means_another_image_of_the_same_layout(exam):

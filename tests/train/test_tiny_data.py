@@ -13,7 +13,17 @@ from transformers import AutoTokenizer, SiglipVisionConfig
 
 pytest.importorskip("sklearn")
 
-from firebolt_vl.evaluate.digits import COLOURS, LAYOUTS, POSITIONS, Scene, draw, handwriting, sample_scene, sources
+from firebolt_vl.evaluate.digits import (
+    COLOURS,
+    LAYOUTS,
+    POSITIONS,
+    SPLITS,
+    Scene,
+    draw,
+    handwriting,
+    sample_scene,
+    sources,
+)
 from firebolt_vl.evaluate.questions import KINDS, NOTHING, sample_question, wordings
 from firebolt_vl.train.tiny import pool as pools
 from firebolt_vl.train.tiny.fusion import answer_loss, grounding_loss, tokenize, train_fusion
@@ -47,14 +57,25 @@ def tower(pool):
     return pretrain_tower(SiglipVisionConfig(**VISION), pool, steps=2, seed=0, report=lambda step, loss: None)
 
 
-def test_train_and_held_out_digits_are_disjoint_and_together_all():
-    train, held_out = (np.concatenate(sources(split)) for split in ("train", "held-out"))
-    assert not set(train) & set(held_out)
-    assert sorted([*train, *held_out]) == list(range(1797))
+def test_the_splits_are_disjoint_and_together_all_digits():
+    assert sorted(np.concatenate([np.concatenate(sources(split)) for split in SPLITS])) == list(range(1797))
     _, labels = handwriting()
-    for label in range(10):
-        assert (labels[sources("train")[label]] == label).all()
-        assert len(sources("held-out")[label]) > 20
+    for split, size in SPLITS.items():
+        assert sum(map(len, sources(split))) == size
+        for label in range(10):
+            assert (labels[sources(split)[label]] == label).all()
+            assert len(sources(split)[label]) > 15
+
+
+def test_an_unknown_split_is_refused():
+    with pytest.raises(ValueError, match="split: 'test' came, one of held-out, validation, train is wanted"):
+        sources("test")
+
+
+def test_training_draws_from_training_digits_alone(pool):
+    used = set(pool.sources.flatten().tolist()) - {-1}
+    assert len(used) > 30
+    assert used <= set(np.concatenate(sources("train")))
 
 
 @given(ANY_SCENE)

@@ -85,7 +85,7 @@ def train_seed(
     seconds = time.monotonic() - start
     model.save_pretrained(out)
     processor.save_pretrained(out)
-    results = evaluate_model(model, processor, options.test_scenes, seed=0)
+    results = evaluate_model(model, processor, options.test_scenes, seed=0, split="held-out")
     return {"training_seed": seed, "grounding_loss_weight": weight, "seconds": round(seconds), **results}
 
 
