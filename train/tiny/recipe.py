@@ -95,11 +95,20 @@ def train_seed(
 
 
 def _worker(queue, seed: int, *arguments) -> None:
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 4))
+    use_some_cores()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     results = train_seed(seed, *arguments, report=lambda step, loss: queue.put((seed, step, loss)))
     queue.put((seed, None, results))
+
+
+def use_some_cores() -> None:
+    """A thread for every four cores.
+
+    Of matrices so small a second thread gets little, three seeds train at once, and threads that wait for one another
+    on a machine with other work wait for that too: two on two busy cores made a step of the tower twenty times slower.
+    """
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 4))
 
 
 def checkpoint_of(seed: int, weight: float, options: argparse.Namespace) -> Path:
@@ -107,10 +116,7 @@ def checkpoint_of(seed: int, weight: float, options: argparse.Namespace) -> Path
 
 
 def train_seeds(weight: float, options: argparse.Namespace, progress: Progress) -> list[dict]:
-    """Train all seeds at once, a process for each, with a weight of the grounding loss; returns their results.
-
-    Where cores are few, a process has one thread: of matrices so small a second one gets little.
-    """
+    """Train all seeds at once, a process for each, with a weight of the grounding loss; returns their results."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     workers = {
@@ -172,6 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
     console = Console()
     start = time.monotonic()
     options.work.mkdir(parents=True, exist_ok=True)
+    use_some_cores()
     weight = options.grounding_loss_weight if options.compare is None else options.compare
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as progress:
