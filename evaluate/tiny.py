@@ -315,7 +315,7 @@ def markdown(trained: dict) -> str:
     lines = [
         *_markdown_table(columns, rows),
         "",
-        f"Right answers in %: {shipped['questions']} questions on {shipped['scenes']} scenes of held-out "
+        f"Right answers in %: {shipped['questions']} questions on {shipped['scenes']} scenes of {shipped['split']} "
         "digits. The harder layouts have empty tiles, clutter and digits across borders; all other columns, the "
         f"baselines too, are for digits inside the tiles. Seed {trained['shipped_seed']}, the median of {len(runs)}.",
         "",
