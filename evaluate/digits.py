@@ -34,7 +34,8 @@ DIGITS_PER_SCENE = {
     "across": {1: 0.15, 2: 0.3, 3: 0.3, 4: 0.25},
 }
 
-HELD_OUT_DIGITS = 360
+# How many digits each split has: recipes are chosen by "validation", and "held-out" is for what they give.
+SPLITS = {"held-out": 360, "validation": 200, "train": 1237}
 HANDWRITING_SIDE = 8
 HANDWRITING_MARGIN = 2
 
@@ -98,12 +99,13 @@ def handwriting() -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def sources(split: str) -> tuple[np.ndarray, ...]:
-    """The indices of the digits of a split, "train" or "held-out", one array for each label; the two are disjoint."""
-    if split not in ("train", "held-out"):
-        raise ValueError(f"split: {split!r} came, 'train' or 'held-out' is wanted")
+    """The indices of the digits of one of SPLITS, one array for each label; the splits are disjoint."""
+    if split not in SPLITS:
+        raise ValueError(f"split: {split!r} came, one of {', '.join(SPLITS)} is wanted")
     _, labels = handwriting()
     order = np.random.default_rng(0).permutation(len(labels))
-    chosen = np.sort(order[:HELD_OUT_DIGITS] if split == "held-out" else order[HELD_OUT_DIGITS:])
+    parts = np.split(order, np.cumsum(list(SPLITS.values())))
+    chosen = np.sort(parts[list(SPLITS).index(split)])
     return tuple(chosen[labels[chosen] == label] for label in range(10))
 
 

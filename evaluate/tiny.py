@@ -28,7 +28,6 @@ BATCH = 128
 MAX_ANSWER_TOKENS = 8
 HARDER = LAYOUTS[1:]
 BASELINES = ("majority", "another image", "positions off")
-SPLIT = "held-out"
 
 
 @dataclass
@@ -50,28 +49,32 @@ class Exam:
     asked: list[Asked]
 
 
-def evaluate_tiny(checkpoint: str | Path, scenes: int = 800, seed: int = 0, *, device: str = "cpu") -> dict:
+def evaluate_tiny(
+    checkpoint: str | Path, scenes: int = 800, seed: int = 0, *, split: str = "held-out", device: str = "cpu"
+) -> dict:
     """Accuracy per layout and kind, the three baselines, and grounding in both ways, for a checkpoint folder or id.
 
     `scenes` is divided among the four layouts; each scene gets a question of every kind in a wording that was trained
-    on and one in a wording that was not. The digits are held-out ones; the same seed asks the same questions.
+    on and one in a wording that was not. The digits are those of a split (`digits.SPLITS`), by default the one that no
+    choice was made by; the same seed asks the same questions.
 
-    Raises ValueError for fewer than one scene of each layout; what `from_pretrained` raises for the checkpoint.
+    Raises ValueError for fewer than one scene of each layout and for an unknown split; what `from_pretrained` raises
+    for the checkpoint.
     """
     if scenes < len(LAYOUTS):
         raise ValueError(f"scenes: {scenes} came, at least {len(LAYOUTS)} are wanted, one of each layout")
     model = FireboltForConditionalGeneration.from_pretrained(checkpoint).to(device)
-    return evaluate_model(model, FireboltProcessor.from_pretrained(checkpoint), scenes, seed)
+    return evaluate_model(model, FireboltProcessor.from_pretrained(checkpoint), scenes, seed, split)
 
 
 @torch.no_grad()
 def evaluate_model(
-    model: FireboltForConditionalGeneration, processor: FireboltProcessor, scenes: int, seed: int
+    model: FireboltForConditionalGeneration, processor: FireboltProcessor, scenes: int, seed: int, split: str
 ) -> dict:
     """`evaluate_tiny` for a model and its processor."""
     training = model.training
     model.eval()
-    exam = make_exam(model, processor, scenes, seed)
+    exam = make_exam(model, processor, scenes, seed, split)
     prompts = [chat_prompt(processor, asked.question.text) for asked in exam.asked]
     known = [i for i, asked in enumerate(exam.asked) if not asked.question.held_out]
 
@@ -86,6 +89,7 @@ def evaluate_model(
     results = {
         "scenes": scenes,
         "seed": seed,
+        "split": split,
         "questions": len(known),
         "accuracy": accuracy(exam, known, [marks[i] for i in known]),
         "held_out_wordings": accuracy(
@@ -102,10 +106,12 @@ def evaluate_model(
     return results
 
 
-def make_exam(model: FireboltForConditionalGeneration, processor: FireboltProcessor, scenes: int, seed: int) -> Exam:
+def make_exam(
+    model: FireboltForConditionalGeneration, processor: FireboltProcessor, scenes: int, seed: int, split: str
+) -> Exam:
     """Draw the scenes, pose the questions and encode the images, through the processor like any other image."""
     rng = np.random.default_rng(seed)
-    drawn = [sample_scene(rng, LAYOUTS[i % len(LAYOUTS)], SPLIT) for i in range(scenes)]
+    drawn = [sample_scene(rng, LAYOUTS[i % len(LAYOUTS)], split) for i in range(scenes)]
     asked = []
     for i, scene in enumerate(drawn):
         for held_out in (False, True):
@@ -258,8 +264,8 @@ def print_report(results: dict, console: Console | None = None) -> None:
     """The report of `evaluate_tiny` as tables."""
     console = console or Console()
     console.print(
-        f"{results['questions']} questions on {results['scenes']} scenes of held-out digits (seed {results['seed']}); "
-        "share of right answers in %"
+        f"{results['questions']} questions on {results['scenes']} scenes of {results['split']} digits "
+        f"(seed {results['seed']}); share of right answers in %"
     )
     for title, layout in (("digits inside the tiles", "inside"), ("empty tiles, clutter, across borders", "harder")):
         table = Table(title=title, title_justify="left", title_style="bold")
@@ -309,9 +315,9 @@ def markdown(trained: dict) -> str:
     lines = [
         *_markdown_table(columns, rows),
         "",
-        f"Right answers in %: {shipped['questions']} questions on {shipped['scenes']} scenes of held-out digits. The "
-        "harder layouts have empty tiles, clutter and digits across borders; all other columns, the baselines too, are "
-        f"for digits inside the tiles. Seed {trained['shipped_seed']}, the median of {len(runs)}.",
+        f"Right answers in %: {shipped['questions']} questions on {shipped['scenes']} scenes of {shipped['split']} "
+        "digits. The harder layouts have empty tiles, clutter and digits across borders; all other columns, the "
+        f"baselines too, are for digits inside the tiles. Seed {trained['shipped_seed']}, the median of {len(runs)}.",
         "",
     ]
     groups = {weight: [] for weight in sorted({run["grounding_loss_weight"] for run in (*runs, *trained["compared"])})}

@@ -44,7 +44,7 @@ def processor():
 
 @pytest.fixture(scope="module")
 def exam(model, processor):
-    return make_exam(model, processor, scenes=12, seed=1)
+    return make_exam(model, processor, scenes=12, seed=1, split="held-out")
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +61,11 @@ def test_an_exam_asks_every_kind_in_known_and_held_out_wordings_on_every_layout(
 
 
 def test_the_same_seed_asks_the_same(exam, model, processor):
-    again = make_exam(model, processor, scenes=12, seed=1)
+    again = make_exam(model, processor, scenes=12, seed=1, split="held-out")
     assert again.asked == exam.asked
     assert torch.equal(again.features, exam.features)
-    assert make_exam(model, processor, scenes=12, seed=3).asked != exam.asked
+    assert make_exam(model, processor, scenes=12, seed=3, split="held-out").asked != exam.asked
+    assert not torch.equal(make_exam(model, processor, scenes=12, seed=1, split="validation").features, exam.features)
 
 
 def test_blind_means_another_image_of_the_same_layout(exam):
@@ -122,9 +123,9 @@ def test_the_answers_are_those_of_generate_with_the_image_itself(exam, model, pr
 
 
 def test_the_shipped_model_answers_questions_about_digits_it_was_not_trained_on(results):
-    assert results["accuracy"]["inside"]["all"] >= 0.95
-    assert results["accuracy"]["harder"]["all"] >= 0.94
-    assert results["held_out_wordings"]["inside"]["all"] >= 0.9
+    assert results["accuracy"]["inside"]["all"] >= 0.97
+    assert results["accuracy"]["harder"]["all"] >= 0.96
+    assert results["held_out_wordings"]["inside"]["all"] >= 0.95
 
 
 def test_it_needs_the_image_and_the_places_of_the_grids(results):
@@ -137,8 +138,8 @@ def test_it_needs_the_image_and_the_places_of_the_grids(results):
 
 
 def test_its_answers_rest_on_the_tile_that_the_question_names(results):
-    assert results["grounding"]["inside"]["occlusion"] >= 0.85
-    assert results["grounding"]["harder"]["occlusion"] >= 0.9
+    for layout in ("inside", "harder"):
+        assert results["grounding"][layout]["occlusion"] >= 0.97
 
 
 def test_the_words_of_a_position_look_at_the_tile_that_they_name(results):
@@ -188,7 +189,7 @@ def test_the_example_images_are_their_scenes(name):
 
 
 def test_the_model_answers_nearly_all_questions_about_the_example_images(model, processor):
-    """All but two of the 24 at most: one in thirty is what it gets wrong of the exam."""
+    """All but one of the 24 at most: one in fifty is what it gets wrong of the exam."""
     wrong = []
     for name in examples.SCENES:
         image = Image.open(examples.FOLDER / f"{name}.png").convert("RGB")
@@ -197,4 +198,4 @@ def test_the_model_answers_nearly_all_questions_about_the_example_images(model, 
             ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
             if processor.decode(ids, skip_special_tokens=True).strip() != question.answer:
                 wrong.append((name, question.text))
-    assert len(wrong) <= 2, wrong
+    assert len(wrong) <= 1, wrong

@@ -13,10 +13,20 @@ from transformers import AutoTokenizer, SiglipVisionConfig
 
 pytest.importorskip("sklearn")
 
-from firebolt_vl.evaluate.digits import COLOURS, LAYOUTS, POSITIONS, Scene, draw, handwriting, sample_scene, sources
+from firebolt_vl.evaluate.digits import (
+    COLOURS,
+    LAYOUTS,
+    POSITIONS,
+    SPLITS,
+    Scene,
+    draw,
+    handwriting,
+    sample_scene,
+    sources,
+)
 from firebolt_vl.evaluate.questions import KINDS, NOTHING, sample_question, wordings
 from firebolt_vl.train.tiny import pool as pools
-from firebolt_vl.train.tiny.fusion import answer_loss, grounding_loss, tokenize, train_fusion
+from firebolt_vl.train.tiny.fusion import MARGIN, answer_loss, grounding_loss, hide, tokenize, train_fusion
 from firebolt_vl.train.tiny.pool import global_views, make_pool, tiles
 from firebolt_vl.train.tiny.recipe import IMAGE_SIDE, VISION, new_model, new_processor
 from firebolt_vl.train.tiny.tokenizer import make_tokenizer
@@ -47,14 +57,25 @@ def tower(pool):
     return pretrain_tower(SiglipVisionConfig(**VISION), pool, steps=2, seed=0, report=lambda step, loss: None)
 
 
-def test_train_and_held_out_digits_are_disjoint_and_together_all():
-    train, held_out = (np.concatenate(sources(split)) for split in ("train", "held-out"))
-    assert not set(train) & set(held_out)
-    assert sorted([*train, *held_out]) == list(range(1797))
+def test_the_splits_are_disjoint_and_together_all_digits():
+    assert sorted(np.concatenate([np.concatenate(sources(split)) for split in SPLITS])) == list(range(1797))
     _, labels = handwriting()
-    for label in range(10):
-        assert (labels[sources("train")[label]] == label).all()
-        assert len(sources("held-out")[label]) > 20
+    for split, size in SPLITS.items():
+        assert sum(map(len, sources(split))) == size
+        for label in range(10):
+            assert (labels[sources(split)[label]] == label).all()
+            assert len(sources(split)[label]) > 15
+
+
+def test_an_unknown_split_is_refused():
+    with pytest.raises(ValueError, match="split: 'test' came, one of held-out, validation, train is wanted"):
+        sources("test")
+
+
+def test_training_draws_from_training_digits_alone(pool):
+    used = set(pool.sources.flatten().tolist()) - {-1}
+    assert len(used) > 30
+    assert used <= set(np.concatenate(sources("train")))
 
 
 @given(ANY_SCENE)
@@ -184,6 +205,7 @@ def test_a_pool_does_not_depend_on_the_number_of_processes(monkeypatch):
     one, two = (make_pool(10, seed=1, side=32, processes=processes) for processes in (1, 2))
     assert torch.equal(one.pixels, two.pixels)
     assert one.questions == two.questions
+    assert one.captions == two.captions
     assert max(scene for scene, _ in one.questions) == 9
 
 
@@ -195,6 +217,17 @@ def test_training_sees_the_pixels_that_the_processor_makes(tokenizer):
     views = global_views(torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2))
     assert_close(views, made["pixel_values"], relative=1e-6)
     assert_close(tiles(views).unflatten(0, (-1, 4)), made["pixel_tiles"], relative=1e-6)
+
+
+def test_a_caption_says_all_that_is_in_the_scene(pool):
+    assert [scene for scene, _ in pool.captions] == list(range(24))
+    for scene, caption in pool.captions:
+        said = re.findall(r"(\w+ \w+) (\w+) (\d)", caption.answer)
+        assert " ".join(" ".join(one) for one in said) == caption.answer
+        there = [tile for tile in range(4) if pool.labels[scene, tile] != pools.NO_DIGIT]
+        assert sorted((POSITIONS.index(place), COLOURS.index(colour), int(label)) for place, colour, label in said) == [
+            (tile, pool.colours[scene, tile], pool.labels[scene, tile]) for tile in there
+        ]
 
 
 def test_rows_mark_the_answer_and_the_phrase(tokenizer, pool):
@@ -221,21 +254,44 @@ def test_the_losses_are_those_of_the_model(tokenizer, pool, tower):
 
     text = model.get_input_embeddings()(rows.ids)
     _, weights = model.model.connector(text, grids, rows.text, mask, return_weights=True)
-    expected = [
-        -(weights[row, rows.phrase[row], 1:][:, rows.tiles[row]] + 1e-4).log().mean()
-        for row in range(len(rows.ids))
-        if rows.tiles[row].any()
-    ]
+    expected = []
+    for row in range(len(rows.ids)):
+        if rows.tiles[row].any():
+            phrase = weights[row, rows.phrase[row], 1:].mean(0)
+            named, others = phrase[rows.tiles[row]], phrase[~rows.tiles[row]]
+            expected.append((MARGIN - named.min() + max(others.tolist(), default=0.0)).clamp(min=0))
     assert_close(grounding_loss(model, rows, grids, mask), torch.stack(expected).mean(), relative=1e-5)
+
+
+def test_answers_are_right_under_the_grids_that_are_hidden(tokenizer, pool):
+    rows = tokenize(tokenizer, pool.questions + pool.captions)
+    nothing = tokenizer.convert_tokens_to_ids(NOTHING)
+    torch.manual_seed(0)
+    named = torch.nn.functional.pad(rows.tiles, (1, 0))
+    away, hidden = torch.zeros(len(rows.ids)), torch.zeros(len(rows.ids), 5)
+    for _ in range(50):
+        shown, mask = hide(rows, nothing)
+        assert mask.any(1).all()
+        unseen = (named & ~mask).any(1)
+        assert rows.by_place[unseen].all()
+        assert mask[~rows.phrase.any(1)].all()
+        assert torch.equal(shown.ids[~unseen], rows.ids[~unseen])
+        for row in unseen.nonzero()[:, 0]:
+            assert tokenizer.decode(shown.ids[row][rows.answer[row]]) == NOTHING + tokenizer.eos_token
+        away += unseen
+        hidden += ~mask
+    assert away[rows.by_place].mean() / 50 == pytest.approx(0.15, abs=0.02)
+    assert 0.05 < hidden[~named & rows.phrase.any(1, keepdim=True)].mean() / 50 < 0.15
 
 
 def test_fusion_leaves_the_tower_alone_and_repeats_itself(tokenizer, pool, tower):
     grids, rows = encode(tower, pool.pixels), tokenize(tokenizer, pool.questions)
+    captions, nothing = tokenize(tokenizer, pool.captions), tokenizer.convert_tokens_to_ids(NOTHING)
     losses = []
     for _ in range(2):
         model = new_model(tokenizer, tower, seed=0)
         losses.append([])
-        train_fusion(model, grids, rows, 2, 0.3, lambda step, loss: losses[-1].append(loss))
+        train_fusion(model, grids, rows, captions, nothing, 2, 1.0, lambda step, loss: losses[-1].append(loss))
     assert losses[0] == losses[1]
     for name, parameter in model.model.vision_tower.named_parameters():
         assert torch.equal(parameter, tower.get_parameter(name))

@@ -3,8 +3,8 @@
 As in the recipe of the paper's first stage the vision tower is frozen; so the grids of the whole pool are made once.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,24 +12,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ...evaluate.questions import Question
+from ...evaluate.questions import GROUNDED_KINDS, Question
 from ...kernels import correlation_context
 from ...model import FireboltForConditionalGeneration
 from .optimizers import Optimizers
 
 BATCH = 128
+CAPTIONS_EVERY, CAPTIONS_UNTIL, CAPTION_BATCH = 3, 0.6, 64
 EMBEDDING_STD = 0.3
+QUERY_SCALE = 10.0
 GRID_NOISE = 0.1
-GRIDS_HIDDEN_ROWS = 0.2
-GRIDS_HIDDEN = 0.2
-SMALLEST_WEIGHT = 1e-4
-GROUNDING_LOSS_LEFT = 0.1
+GRIDS_HIDDEN_ROWS = 0.3
+GRIDS_HIDDEN = 0.3
+PLACES_HIDDEN = 0.15
+MARGIN = 0.1
 
 
 @dataclass
 class Rows:
     """N questions with their answers, padded on the right: ids [N,T], masks [N,T] of text, answer and phrase, the
-    scene's index [N], and which quarters the phrase names [N,4]."""
+    scene's index [N], which quarters the phrase names [N,4], and whether by their place [N]."""
 
     ids: Tensor
     text: Tensor
@@ -37,6 +39,7 @@ class Rows:
     phrase: Tensor
     scene: Tensor
     tiles: Tensor
+    by_place: Tensor
 
     def __getitem__(self, chosen: Tensor) -> "Rows":
         rows = Rows(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
@@ -82,27 +85,34 @@ def tokenize(
     )
     tiles = np.array([[tile in question.tiles for tile in range(4)] for _, question in questions])
     scene = np.array([scene for scene, _ in questions])
-    return Rows(*map(torch.from_numpy, (ids, *masks, scene, tiles)))
+    by_place = np.array([question.kind in GROUNDED_KINDS for _, question in questions])
+    return Rows(*map(torch.from_numpy, (ids, *masks, scene, tiles, by_place)))
 
 
 def train_fusion(
     model: FireboltForConditionalGeneration,
     grids: Tensor,
     rows: Rows,
+    captions: Rows,
+    nothing: int,
     steps: int,
     grounding_loss_weight: float,
     report: Callable[[int, float], None],
 ) -> None:
-    """Train the connector and the decoder of `model` in place, on grids [S,5,D_v] and questions about them.
+    """Train the connector and the decoder of `model` in place, on grids [S,5,D_v], questions about them and captions.
 
-    The loss is the cross-entropy of the answer tokens and `grounding_loss_weight` times `grounding_loss`. The latter
-    fades to a tenth, on the untested guess that it helps early and later stands in the way (it makes "top" look at two
-    tiles at once, whose mean is what it then reads). In a fifth of the rows each grid is hidden with one chance in
-    five, so that grounding by occlusion asks nothing that training did not; noise on the grids makes up for a tower
-    that has seen these very digits. `report(step, loss of the answers)` is called after each step.
+    In the first part of the steps every third batch is one of captions. They say what lies where of all quarters at
+    once, and so teach it in fewer steps than one answer at a time does.
+
+    The loss is the cross-entropy of the answer tokens and `grounding_loss_weight` times `grounding_loss`. Grids are
+    hidden as `hide` says, `nothing` being the token that answers for an empty quarter; noise on them makes up for a
+    tower that has seen these very digits. `report(step, loss of the answers)` is called after each step.
     """
-    # Embeddings of the usual size (0.02) make all scores alike: for long every token sees the mean of all grids.
+    # Embeddings of the usual size (0.02) and queries of the usual scale make all scores alike: for long every token
+    # sees the mean of all grids. These make each token of the vocabulary prefer some grids from the start.
     nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
+    with torch.no_grad():
+        model.model.connector.q_proj.weight.mul_(QUERY_SCALE)
     model.model.vision_tower.requires_grad_(False)
     optimizers = Optimizers(
         model,
@@ -115,22 +125,45 @@ def train_fusion(
     )
     model.train()
     spread = grids.std()
-    order = torch.empty(0, dtype=torch.long)
+    questions, described = batches(rows, BATCH), batches(captions, CAPTION_BATCH)
     for step in range(steps):
-        if len(order) < BATCH:
-            order = torch.randperm(len(rows.ids))
-        chosen, order = rows[order[:BATCH]], order[BATCH:]
+        captioned = step % CAPTIONS_EVERY == 0 and step < CAPTIONS_UNTIL * steps
+        chosen = next(described if captioned else questions)
+        chosen, mask = hide(chosen, nothing)
         seen = grids[chosen.scene]
         seen = seen + GRID_NOISE * spread * torch.randn_like(seen)
-        mask = torch.rand(seen.shape[:2]) >= GRIDS_HIDDEN * (torch.rand(len(seen), 1) < GRIDS_HIDDEN_ROWS)
         answers = answer_loss(model, chosen, seen, mask)
         loss = answers
         if grounding_loss_weight:
-            fade = max(GROUNDING_LOSS_LEFT, 1 - step / steps)
-            loss = loss + fade * grounding_loss_weight * grounding_loss(model, chosen, seen, mask)
+            loss = loss + grounding_loss_weight * grounding_loss(model, chosen, seen, mask)
         optimizers.step(loss)
         report(step + 1, answers.item())
     model.eval()
+
+
+def batches(rows: Rows, size: int) -> Iterator[Rows]:
+    """Batches without end, each row once before any comes again."""
+    while True:
+        for part in torch.randperm(len(rows.ids)).split(size):
+            yield rows[part]
+
+
+def hide(rows: Rows, nothing: int) -> tuple[Rows, Tensor]:
+    """A random grid mask [N,5], and the rows with the answers that are right under it.
+
+    In some rows each grid is hidden with some chance, the global view and the tiles that the question does not name:
+    the answer stays and rests on what is left. Counting all digits names no tile and needs them all. Of the questions
+    that name a quarter by its place some have that very tile hidden, and the answer, one token, becomes `nothing`.
+    """
+    named = F.pad(rows.tiles, (1, 0))
+    hidden = torch.rand(named.shape) < GRIDS_HIDDEN * (torch.rand(len(named), 1) < GRIDS_HIDDEN_ROWS)
+    hidden &= ~named & rows.phrase.any(1, keepdim=True)
+    unseen = rows.by_place & (torch.rand(len(named)) < PLACES_HIDDEN)
+    mask = ~(hidden | named & unseen[:, None])
+    mask[:, 0] |= ~mask.any(1)
+    ids = rows.ids.clone()
+    ids[unseen, rows.answer[unseen].int().argmax(1)] = nothing
+    return replace(rows, ids=ids), mask
 
 
 def answer_loss(model: FireboltForConditionalGeneration, rows: Rows, grids: Tensor, grid_mask: Tensor) -> Tensor:
@@ -143,12 +176,14 @@ def answer_loss(model: FireboltForConditionalGeneration, rows: Rows, grids: Tens
 
 
 def grounding_loss(model: FireboltForConditionalGeneration, rows: Rows, grids: Tensor, grid_mask: Tensor) -> Tensor:
-    """-log of the weight of a named tile, the mean over the tokens of the phrase and the tiles that it names.
+    """By how much the least weight of a named tile fails to exceed all other grids' by MARGIN; the mean over the rows.
 
-    Token by token: of the mean weight over the phrase's tokens it would be as content with "top" on the left tile alone
-    and "right" on the lower one, which names the top right nowhere.
+        relu(MARGIN - min over named w + max over others w)         w: the mean over the tokens of the phrase
+
+    Of the phrase and not of each token: "top" has to do with two tiles, and told to look at both alike it cannot say
+    which of two digits lies where.
     """
-    named = rows.tiles & grid_mask[:, 1:]
+    named = F.pad(rows.tiles, (1, 0)) & grid_mask
     known = named.any(1)
     if not known.any():
         return grids.new_zeros(())
@@ -157,6 +192,6 @@ def grounding_loss(model: FireboltForConditionalGeneration, rows: Rows, grids: T
     k = connector.encode_grids(grids[known], mask).tensors["grid.k"]
     q = connector.q_proj(text).unflatten(-1, k.shape[2:])
     _, weights = correlation_context(q, k, k.new_zeros(*mask.shape, 1), connector.config.top_k, grid_mask=mask)
-    surprise = -(weights[:, :, 1:] + SMALLEST_WEIGHT).log()  # [n,T,4]
-    shares = phrase[:, :, None] * named[:, None, :] / (phrase.sum(1) * named.sum(1))[:, None, None]
-    return (shares * surprise).sum() / len(shares)
+    w = (weights * phrase[:, :, None]).sum(1) / phrase.sum(1, keepdim=True)  # [n,5]
+    least = w.masked_fill(~named, torch.inf).amin(1)
+    return F.relu(MARGIN - least + w.masked_fill(named, 0).amax(1)).mean()

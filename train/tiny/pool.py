@@ -9,29 +9,31 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...evaluate.digits import COLOURS, LAYOUTS, Scene, draw, handwriting, sample_scene
+from ...evaluate.digits import COLOURS, LAYOUTS, POSITIONS, Scene, draw, handwriting, sample_scene
 from ...evaluate.questions import KINDS, Question, sample_question
 
 DRAWN_SIDE = 128
 LAYOUT_SHARES = {"inside": 0.3, "empty": 0.15, "clutter": 0.15, "across": 0.4}
 CHUNK = 500
 NO_DIGIT, NO_COLOUR = 10, len(COLOURS)
+ALL_OF_IT = ("what do you see?", "what is in the image?", "what is in the picture?", "tell me what is in the image.")
 
 
 @dataclass
 class Pool:
     """N scenes: `pixels` [N,3,S,S] uint8; of each quarter `labels`, `colours` and `sources` [N,4] (NO_DIGIT, NO_COLOUR
-    and -1 where it is empty); and the questions, each with its scene's index."""
+    and -1 where it is empty); the questions, and a caption of each scene, each with its scene's index."""
 
     pixels: Tensor
     labels: Tensor
     colours: Tensor
     sources: Tensor
     questions: list[tuple[int, Question]]
+    captions: list[tuple[int, Question]]
 
 
 def make_pool(scenes: int, seed: int, side: int, processes: int | None = None) -> Pool:
-    """Scenes of training digits, of all layouts, with a question of each kind where a scene allows it.
+    """Scenes of training digits, of all layouts, each with a caption and, where it allows one, a question of each kind.
 
     The same pool for the same seed, whatever the number of processes.
     """
@@ -39,18 +41,19 @@ def make_pool(scenes: int, seed: int, side: int, processes: int | None = None) -
     seeds = np.random.SeedSequence(seed).spawn(len(sizes))
     with ProcessPoolExecutor(processes or os.cpu_count()) as workers:
         chunks = list(workers.map(_make_chunk, seeds, sizes, [side] * len(sizes)))
-    drawn = [scene for found, _, _ in chunks for scene in found]
-    questions = [
-        (CHUNK * chunk + scene, question) for chunk, (_, _, asked) in enumerate(chunks) for scene, question in asked
-    ]
-    pixels = torch.from_numpy(np.concatenate([pixels for _, pixels, _ in chunks]))
-    return Pool(pixels.permute(0, 3, 1, 2).contiguous(), *_quarters(drawn), questions)
+    drawn = [scene for found, *_ in chunks for scene in found]
+    questions, captions = (
+        [(CHUNK * chunk + scene, question) for chunk, part in enumerate(parts) for scene, question in part]
+        for parts in list(zip(*chunks))[2:]
+    )
+    pixels = torch.from_numpy(np.concatenate([pixels for _, pixels, *_ in chunks]))
+    return Pool(pixels.permute(0, 3, 1, 2).contiguous(), *_quarters(drawn), questions, captions)
 
 
 def _make_chunk(seed: np.random.SeedSequence, size: int, side: int):
     rng = np.random.default_rng(seed)
     pixels = np.empty((size, side, side, 3), dtype=np.uint8)
-    scenes, questions = [], []
+    scenes, questions, captions = [], [], []
     for i in range(size):
         scene = sample_scene(rng, str(rng.choice(LAYOUTS, p=[LAYOUT_SHARES[layout] for layout in LAYOUTS])), "train")
         scenes.append(scene)
@@ -58,7 +61,15 @@ def _make_chunk(seed: np.random.SeedSequence, size: int, side: int):
         pixels[i] = np.asarray(draw(scene, DRAWN_SIDE).resize((side, side), Image.Resampling.BILINEAR))
         asked = (sample_question(rng, scene, kind) for kind in KINDS)
         questions.extend((i, question) for question in asked if question is not None)
-    return scenes, pixels, questions
+        captions.append((i, caption(rng, scene)))
+    return scenes, pixels, questions, captions
+
+
+def caption(rng: np.random.Generator, scene: Scene) -> Question:
+    """Asks for all of a scene: "top right red 7 bottom left blue 0", its digits in any order."""
+    said = [f"{POSITIONS[digit.tile]} {digit.colour} {digit.label}" for digit in scene.digits]
+    answer = " ".join(said[i] for i in rng.permutation(len(said)))
+    return Question("caption", ALL_OF_IT[rng.integers(len(ALL_OF_IT))], answer, held_out=False)
 
 
 def _quarters(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,6 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import GenerationConfig, PreTrainedTokenizerBase, SiglipVisionConfig, SiglipVisionModel
 from transformers.utils import logging
 
+from ...evaluate.digits import SPLITS
+from ...evaluate.questions import GROUNDED_KINDS, NOTHING
 from ...evaluate.tiny import evaluate_model, print_report
 from ...model import FireboltConfig, FireboltForConditionalGeneration, FireboltImageProcessor, FireboltProcessor
 from .fusion import tokenize, train_fusion
@@ -46,7 +48,8 @@ TEXT = {
     "block_auto_adjust_ff_dim": False,
     "max_position_embeddings": 128_000,
 }
-CMM = {"heads": 4, "head_dim": 32, "top_k": 4, "ssm": "s4"}
+# Without dropout: it is shares of a weight that say which of two quarters a word means.
+CMM = {"heads": 4, "head_dim": 32, "top_k": 4, "ssm": "s4", "dropout": 0.0}
 PACKAGED = Path(__file__).resolve().parents[2] / "firebolt_vl" / "tiny"
 FIRST_SCENES_SEED = 1
 
@@ -80,61 +83,69 @@ def train_seed(
     kept = torch.load(options.work / "stage.pt", weights_only=False)
     tower.load_state_dict(kept["tower"])
     model = new_model(processor.tokenizer, tower, seed)
-    start = time.monotonic()
-    train_fusion(model, kept["grids"], kept["rows"], options.fusion_steps, weight, report)
-    seconds = time.monotonic() - start
+    start = time.process_time()
+    nothing = processor.tokenizer.convert_tokens_to_ids(NOTHING)
+    stage = kept["grids"], kept["questions"], kept["captions"], nothing
+    train_fusion(model, *stage, options.fusion_steps, weight, report)
+    seconds = time.process_time() - start
     model.save_pretrained(out)
     processor.save_pretrained(out)
-    results = evaluate_model(model, processor, options.test_scenes, seed=0)
-    return {"training_seed": seed, "grounding_loss_weight": weight, "seconds": round(seconds), **results}
+    results = evaluate_model(model, processor, options.test_scenes, seed=0, split=options.split)
+    return {"training_seed": seed, "grounding_loss_weight": weight, "cpu_seconds": round(seconds), **results}
 
 
-def _worker(queue, name: str, *arguments) -> None:
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 4))
+def _worker(queue, seed: int, *arguments) -> None:
+    use_some_cores()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    results = train_seed(*arguments, report=lambda step, loss: queue.put((name, step, loss)))
-    queue.put((name, None, results))
+    results = train_seed(seed, *arguments, report=lambda step, loss: queue.put((seed, step, loss)))
+    queue.put((seed, None, results))
 
 
-def checkpoint_of(name: str, options: argparse.Namespace) -> Path:
-    return options.work / name.replace(",", "").replace(" ", "-")
+def use_some_cores() -> None:
+    """A thread for every four cores.
 
-
-def train_seeds(runs: dict[str, tuple[int, float]], options: argparse.Namespace, progress: Progress) -> dict[str, dict]:
-    """Train the runs, name -> (seed, grounding loss weight), all at once, a process for each; returns their results.
-
-    Where cores are few, a process has one thread: of matrices so small a second one gets little.
+    Of matrices so small a second thread gets little, three seeds train at once, and threads that wait for one another
+    on a machine with other work wait for that too: two on two busy cores made a step of the tower twenty times slower.
     """
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 4))
+
+
+def checkpoint_of(seed: int, weight: float, options: argparse.Namespace) -> Path:
+    return options.work / f"seed-{seed}-grounding-loss-{weight:g}"
+
+
+def train_seeds(weight: float, options: argparse.Namespace, progress: Progress) -> list[dict]:
+    """Train all seeds at once, a process for each, with a weight of the grounding loss; returns their results."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     workers = {
-        name: context.Process(
-            target=_worker, args=(queue, name, *run, checkpoint_of(name, options), options), daemon=True
+        seed: context.Process(
+            target=_worker, args=(queue, seed, weight, checkpoint_of(seed, weight, options), options), daemon=True
         )
-        for name, run in runs.items()
+        for seed in options.seeds
     }
-    bars = {name: progress.add_task(name, total=options.fusion_steps, note="") for name in runs}
+    bars = {seed: progress.add_task(f"seed {seed}", total=options.fusion_steps, note="") for seed in options.seeds}
     for worker in workers.values():
         worker.start()
     results = {}
-    while len(results) < len(runs):
+    while len(results) < len(workers):
         try:
-            name, step, found = queue.get(timeout=5)
+            seed, step, found = queue.get(timeout=5)
         except Empty:
-            if failed := [name for name, worker in workers.items() if name not in results and worker.exitcode]:
-                raise RuntimeError(f"{', '.join(failed)}: the training process ended early") from None
+            if failed := [seed for seed, worker in workers.items() if seed not in results and worker.exitcode]:
+                raise RuntimeError(f"seed {', '.join(map(str, failed))}: the training process ended early") from None
             continue
         if step is None:
-            results[name] = found
+            results[seed] = found
         else:
-            progress.update(bars[name], completed=step, note=f"loss {found:.3f}")
+            progress.update(bars[seed], completed=step, note=f"loss {found:.3f}")
             # A log has no bars.
             if step % 100 == 0 and not progress.console.is_terminal:
-                progress.console.print(f"{name}: step {step} of {options.fusion_steps}, loss {found:.3f}")
+                progress.console.print(f"seed {seed}: step {step} of {options.fusion_steps}, loss {found:.3f}")
     for worker in workers.values():
         worker.join()
-    return results
+    return [results[seed] for seed in options.seeds]
 
 
 def overall(results: dict) -> float:
@@ -148,42 +159,56 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("out/tiny"), help="the folder of everything else")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--scenes", type=int, default=40_000, help="scenes to learn from")
-    parser.add_argument("--tower-steps", type=int, default=3000)
-    parser.add_argument("--fusion-steps", type=int, default=2500)
-    parser.add_argument("--grounding-loss-weight", type=float, default=0.3)
+    parser.add_argument("--tower-steps", type=int, default=2500)
+    parser.add_argument("--fusion-steps", type=int, default=2800)
+    parser.add_argument("--grounding-loss-weight", type=float, default=1.0)
     parser.add_argument(
-        "--compare", type=float, metavar="WEIGHT", help="train every seed with this weight of the grounding loss too"
+        "--compare",
+        type=float,
+        metavar="WEIGHT",
+        help="train the seeds with this weight of the grounding loss, from the scenes and the tower kept in --work, "
+        "and note what they reach beside the results of the model that ships",
     )
     parser.add_argument("--test-scenes", type=int, default=800)
+    parser.add_argument(
+        "--split", choices=SPLITS, default="held-out", help="digits to test with: validation, to choose a recipe by"
+    )
     parser.add_argument("--reuse", action="store_true", help="start from the scenes and the tower kept in --work")
     options = parser.parse_args(arguments)
     console = Console()
     start = time.monotonic()
     options.work.mkdir(parents=True, exist_ok=True)
+    use_some_cores()
+    weight = options.grounding_loss_weight if options.compare is None else options.compare
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as progress:
-        if not options.reuse:
+        if not options.reuse and options.compare is None:
             prepare(options, progress)
-        runs = {f"seed {seed}": (seed, options.grounding_loss_weight) for seed in options.seeds}
-        if options.compare is not None:
-            runs |= {
-                f"seed {seed}, grounding loss {options.compare:g}": (seed, options.compare) for seed in options.seeds
-            }
-        found = train_seeds(runs, options, progress)
-    trained = [found[f"seed {seed}"] for seed in options.seeds]
+        trained = train_seeds(weight, options, progress)
+    if options.compare is not None:
+        note_comparison(trained, options.out)
+        return
     shipped = sorted(trained, key=overall)[(len(trained) - 1) // 2]
     results = {
         "shipped_seed": shipped["training_seed"],
-        "minutes": round((time.monotonic() - start) / 60, 1),
-        "tower_seconds": round(torch.load(options.work / "stage.pt", weights_only=False)["tower_seconds"]),
+        "minutes": (time.monotonic() - start) / 60,
+        "cpu_minutes": cpu_seconds() / 60,
         "cores": os.cpu_count(),
         "steps": {"tower": options.tower_steps, "fusion": options.fusion_steps},
         "seeds": trained,
-        "compared": [run for name, run in found.items() if name not in {f"seed {seed}" for seed in options.seeds}],
+        "compared": [],
     }
-    ship(checkpoint_of(f"seed {shipped['training_seed']}", options), results, options.out)
+    ship(checkpoint_of(shipped["training_seed"], weight, options), results, options.out)
     print_report(shipped, console)
-    console.print(f"{results['minutes']} minutes; seed {shipped['training_seed']} is the median: {options.out}")
+    console.print(
+        f"{results['minutes']:.0f} minutes, {results['cpu_minutes']:.0f} of a core's; "
+        f"seed {shipped['training_seed']} is the median: {options.out}"
+    )
+
+
+def cpu_seconds() -> float:
+    """What this process and those that it has waited for took of all cores."""
+    return sum(os.times()[:4])
 
 
 def prepare(options: argparse.Namespace, progress: Progress) -> None:
@@ -194,7 +219,6 @@ def prepare(options: argparse.Namespace, progress: Progress) -> None:
     processor.save_pretrained(options.work)
     progress.update(bar, completed=1)
     bar = progress.add_task("vision tower", total=options.tower_steps, note="")
-    start = time.monotonic()
     tower = pretrain_tower(
         SiglipVisionConfig(**VISION),
         pool,
@@ -202,15 +226,14 @@ def prepare(options: argparse.Namespace, progress: Progress) -> None:
         options.seeds[0],
         lambda step, loss: progress.update(bar, completed=step, note=f"loss {loss:.3f}"),
     )
-    seconds = time.monotonic() - start
     bar = progress.add_task("grids", total=1, note="")
-    # Counting is the hardest to learn: it is practised twice as often.
-    questions = pool.questions + [asked for asked in pool.questions if asked[1].kind == "how many"]
+    # The hardest to learn are practised twice as often: counting, and to say what lies in a quarter.
+    harder = [asked for asked in pool.questions if asked[1].kind in ("how many", *GROUNDED_KINDS)]
     stage = {
-        "tower_seconds": seconds,
         "tower": tower.state_dict(),
         "grids": encode(tower, pool.pixels),
-        "rows": tokenize(processor.tokenizer, questions),
+        "questions": tokenize(processor.tokenizer, pool.questions + harder),
+        "captions": tokenize(processor.tokenizer, pool.captions),
     }
     torch.save(stage, options.work / "stage.pt")
     progress.update(bar, completed=1)
@@ -221,9 +244,21 @@ def ship(checkpoint: Path, results: dict, out: Path) -> None:
     fresh = out.with_name(out.name + ".tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(checkpoint, fresh)
-    (fresh / "results.json").write_text(json.dumps(rounded(results), indent=1) + "\n", encoding="utf-8")
+    write_results(results, fresh)
     shutil.rmtree(out, ignore_errors=True)
     fresh.rename(out)
+
+
+def note_comparison(trained: list[dict], out: Path) -> None:
+    """Put the results of other weights of the grounding loss beside those of the checkpoint in `out`."""
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    weights = {run["grounding_loss_weight"] for run in trained}
+    kept = [run for run in results["compared"] if run["grounding_loss_weight"] not in weights]
+    write_results({**results, "compared": kept + trained}, out)
+
+
+def write_results(results: dict, folder: Path) -> None:
+    (folder / "results.json").write_text(json.dumps(rounded(results), indent=1) + "\n", encoding="utf-8")
 
 
 def rounded(value):
