@@ -124,7 +124,7 @@ def _softmax(
     highest = tl.max(scores, 1)
     p = tl.exp(scores - tl.where(highest == -INFINITY, 0.0, highest)[:, None])
     total = tl.sum(p, 1)
-    p *= (1 / tl.where(total == 0, 1.0, total))[:, None]
+    p /= tl.where(total == 0, 1.0, total)[:, None]
     if seed_ptr is not None:
         index = (((b * H + h) * T + t) * G)[:, None] + grid[None, :]
         chosen &= random_bits(tl.load(seed_ptr), index) >= drop_threshold
@@ -187,7 +187,7 @@ def token_weights(
     K,
     scale,
     drop_threshold,
-    keep_scale,
+    shares,
     H: tl.constexpr,
     DH: tl.constexpr,
     BLOCK_DH: tl.constexpr,
@@ -203,7 +203,7 @@ def token_weights(
             drop_threshold, H, DH, BLOCK_DH, RENORMALIZE, SELECT, PRECISION,
         )  # fmt: skip
         w += tl.where(counts, p, 0.0)
-    return w * (keep_scale / H)
+    return w / shares
 
 
 @triton.jit
@@ -223,7 +223,7 @@ def grid_weights_kernel(
     K,
     scale,  # of the scores
     drop_threshold,  # an element is dropped when its 24 bits are below
-    keep_scale,  # 1 / (1 - p)
+    shares,  # what the sum over heads is divided by: H (1 - p)
     H: tl.constexpr,
     DH: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -242,15 +242,15 @@ def grid_weights_kernel(
     grid_kept = kept_grids(grid_mask_ptr, grid_mask_strides, b, grid, G)
     w = token_weights(
         q_ptr, q_strides, k_ptr, k_strides, seed_ptr, b, t, grid, token_kept, grid_kept, T, G, K, scale,
-        drop_threshold, keep_scale, H, DH, BLOCK_DH, RENORMALIZE, SELECT, PRECISION,
+        drop_threshold, shares, H, DH, BLOCK_DH, RENORMALIZE, SELECT, PRECISION,
     )  # fmt: skip
     tl.store(w_ptr + (b * T + t[:, None]) * G + grid[None, :], w, mask=(t < T)[:, None] & (grid < G)[None, :])
 
 
 @triton.jit
-def _score_gradients(p, counts, dw_ptr, b, t, grid, T, G, scale, keep_scale, H: tl.constexpr):
-    """ds = p (da - sum p da) scale, with da = dw keep_scale / H where an entry counts and 0 where not."""
-    da = tl.load(dw_ptr + (b * T + t[:, None]) * G + grid[None, :], mask=counts, other=0.0) * (keep_scale / H)
+def _score_gradients(p, counts, dw_ptr, b, t, grid, T, G, scale, shares):
+    """ds = p (da - sum p da) scale, with da = dw / shares where an entry counts and 0 where not."""
+    da = tl.load(dw_ptr + (b * T + t[:, None]) * G + grid[None, :], mask=counts, other=0.0) / shares
     return p * (da - tl.sum(p * da, 1)[:, None]) * scale
 
 
@@ -274,7 +274,7 @@ def grid_weights_backward_kernel(
     K,
     scale,
     drop_threshold,
-    keep_scale,
+    shares,
     blocks_per_slot,  # how many blocks of tokens a program walks through
     H: tl.constexpr,
     DH: tl.constexpr,
@@ -300,7 +300,7 @@ def grid_weights_backward_kernel(
             q_ptr, q_strides, k_ptr, k_strides, seed_ptr, b, h, t, grid, token_kept, grid_kept, T, G, K, scale,
             drop_threshold, H, DH, BLOCK_DH, RENORMALIZE, SELECT, PRECISION,
         )  # fmt: skip
-        ds = _score_gradients(p, counts, dw_ptr, b, t, grid, T, G, scale, keep_scale, H)
+        ds = _score_gradients(p, counts, dw_ptr, b, t, grid, T, G, scale, shares)
         dq_rows = dq_ptr + ((b * T + t[:, None]) * H + h) * DH + d[None, :]
         tl.store(dq_rows, dot(ds, k, PRECISION), mask=(t < T)[:, None] & (d < DH)[None, :])
         dk += dot(tl.trans(ds), q, PRECISION)
@@ -324,7 +324,7 @@ def many_grids_kernel(
     K,
     scale,
     drop_threshold,
-    keep_scale,
+    shares,
     H: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_G: tl.constexpr,
@@ -345,12 +345,12 @@ def many_grids_kernel(
         scores, seed_ptr, b, h, t, grid, token_kept, grid_kept, T, G, K, scale, drop_threshold, H, RENORMALIZE, SELECT
     )
     if dw_ptr is None:
-        w = tl.where(counts, p, 0.0) * (keep_scale / H)
+        w = tl.where(counts, p, 0.0) / shares
         if h > 0:
             w += tl.load(w_ptr + tile, mask=inside, other=0.0)
         tl.store(w_ptr + tile, w, mask=inside)
     else:
-        ds = _score_gradients(p, counts, dw_ptr, b, t, grid, T, G, scale, keep_scale, H)
+        ds = _score_gradients(p, counts, dw_ptr, b, t, grid, T, G, scale, shares)
         tl.store(scores_ptr + tile, ds, mask=inside)
 
 
@@ -390,7 +390,7 @@ def weight_arguments(
         "K": top_k,
         "scale": 1 / math.sqrt(DH),
         "drop_threshold": round(dropout_p * 2**DRAW_BITS),
-        "keep_scale": 1 / (1 - dropout_p),
+        "shares": H * (1 - dropout_p),
         "H": H,
         "DH": DH,
         "BLOCK_DH": block_of(DH),

@@ -39,7 +39,7 @@ def correlation_context_kernel(
     K,
     scale,
     drop_threshold,
-    keep_scale,
+    shares,
     H: tl.constexpr,
     DH: tl.constexpr,
     D: tl.constexpr,
@@ -60,7 +60,7 @@ def correlation_context_kernel(
     grid_kept = kept_grids(grid_mask_ptr, grid_mask_strides, b, grid, G)
     w = token_weights(
         q_ptr, q_strides, k_ptr, k_strides, seed_ptr, b, t, grid, token_kept, grid_kept, T, G, K, scale,
-        drop_threshold, keep_scale, H, DH, BLOCK_DH, RENORMALIZE, SELECT, PRECISION,
+        drop_threshold, shares, H, DH, BLOCK_DH, RENORMALIZE, SELECT, PRECISION,
     )  # fmt: skip
     tl.store(w_ptr + (b * T + t[:, None]) * G + grid[None, :], w, mask=(t < T)[:, None] & (grid < G)[None, :])
     v_rows = v_ptr + b * v_strides[0] + grid.to(tl.int64)[:, None] * v_strides[1]

@@ -147,7 +147,7 @@ def grounded_film_kernel(
     K,
     scale,
     drop_threshold,
-    keep_scale,
+    shares,
     eps,
     H: tl.constexpr,
     DH: tl.constexpr,
@@ -173,7 +173,7 @@ def grounded_film_kernel(
         grid_kept = kept_grids(grid_mask_ptr, grid_mask_strides, b, grid, G)
         w = token_weights(
             q_ptr, q_strides, k_ptr, k_strides, seed_ptr, b, t, grid, token_kept, grid_kept, T, G, K, scale,
-            drop_threshold, keep_scale, H, DH, BLOCK_DH, RENORMALIZE, SELECT, PRECISION,
+            drop_threshold, shares, H, DH, BLOCK_DH, RENORMALIZE, SELECT, PRECISION,
         )  # fmt: skip
         tl.store(w_ptr + (b * T + t[:, None]) * G + grid[None, :], w, mask=(t < T)[:, None] & (grid < G)[None, :])
 

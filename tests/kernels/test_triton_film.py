@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from correlations import decided, layouts, masks, reorderings
+from correlations import decided, layouts, masks
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from triton_kernels import DEVICE, DTYPES, MARKS, by_triton, check_against_definition, dtypes, results
@@ -13,7 +13,6 @@ from firebolt_vl.kernels import film_residual, grounded_film
 from firebolt_vl.kernels.common.device import use_implementation
 
 pytestmark = MARKS
-GROUNDED_AXES = "BTD BTHd BGHd BGE E 1 D D"
 
 
 def grounded_inputs(B=2, T=4, G=6, H=3, D_h=5, D=7, dtype=torch.float32):
@@ -49,13 +48,11 @@ def test_value_and_gradients_of_grounded_film_are_the_definitions(data, size, dt
     assume(decided(q, k, top_k, options["grid_mask"]))
     assume(D > 2 or dtype == torch.float32)  # of two numbers LayerNorm is a sign, which half precision may turn
     gradients = [data.draw(layouts(B, T, D, dtype=dtype)), data.draw(layouts(B, T, G, dtype=dtype))]
-    letters = "dD" + ("" if dropped else "TH") + ("" if dropped or ties else "G")
-    shapes = {"B": B, "T": T, "G": G, "H": H, "d": D_h, "D": D}
     check_against_definition(
         grounded_film,
         [x, q, k, table, bias, gate, ln_weight, ln_bias],
         gradients,
-        reorderings(GROUNDED_AXES, "BTD BTG", shapes, letters, ties),
+        tied=(1, 2) if ties else (),
         top_k=top_k,
         dropout_p=dropped,
         seed=torch.tensor(5),
@@ -71,18 +68,7 @@ def test_value_and_gradients_of_film_residual_are_the_definitions(data, size, dt
     gate, *parameters = (data.draw(layouts(n, dtype=dtype)) for n in (1, D, D))
     assume(D > 2 or not norm)
     gradients = [data.draw(layouts(B, T, D, dtype=dtype)) for _ in range(1 + norm)]
-    check_against_definition(
-        film_residual,
-        [y, x, w, table, bias, gate, *(parameters if norm else [])],
-        gradients,
-        reorderings(
-            "BTD BTD BTG BGE E 1" + " D D" * norm,
-            "BTD" + " BTD" * norm,
-            {"T": T, "G": G, "D": D},
-            "TGD",
-            ties=False,
-        ),
-    )
+    check_against_definition(film_residual, [y, x, w, table, bias, gate, *(parameters if norm else [])], gradients)
 
 
 @pytest.mark.parametrize("G", [6, 20, 70])

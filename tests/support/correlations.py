@@ -64,52 +64,6 @@ def loop_weights(q, k, top_k, grid_mask, text_mask, renormalize):
     return a
 
 
-def reorderings(tensors: str, outputs: str, shapes: dict[str, int], letters: str, ties: bool, count: int = 12):
-    """The same sums in other orders, of inputs that differ by a rounding, for `check_against_definition`.
-
-    `tensors` and `outputs` name the axes of each, such as "BTHd BGHd BGD"; E is an axis of two halves of D. `shapes`
-    has the size of each letter; those in `letters` are permuted at random, and the results put back. Masks are [B,T]
-    and [B,G]. Where scores tie, queries and keys (they have an axis d) stay exact.
-    """
-
-    def rounded_otherwise(tensor):
-        return tensor * (1 + torch.finfo(tensor.dtype).eps * (torch.rand(tensor.shape) - 0.5)).to(tensor.dtype)
-
-    for _ in range(count):
-        order = {letter: torch.randperm(shapes[letter]) for letter in letters}
-        if "D" in order:
-            order["E"] = torch.cat([order["D"], shapes["D"] + order["D"]])
-        back = {letter: permutation.argsort() for letter, permutation in order.items()}
-
-        def arrange(found, names, order):
-            arranged = []
-            for tensor, axes in zip(found, names.split()):
-                for axis, letter in enumerate(axes):
-                    if letter in order:
-                        tensor = tensor.index_select(axis, order[letter].to(tensor.device))
-                arranged.append(tensor)
-            return arranged
-
-        def change(given, cotangents, options, order=order):
-            masks = {"grid_mask": "BG", "text_mask": "BT"}
-            named = {
-                name: arrange([options[name]], axes, order)[0]
-                for name, axes in masks.items()
-                if options.get(name) is not None
-            }
-            given = [
-                tensor if ties and "d" in axes else rounded_otherwise(tensor)
-                for tensor, axes in zip(given, tensors.split())
-            ]
-            cotangents = [rounded_otherwise(cotangent) for cotangent in cotangents]
-            return arrange(given, tensors, order), arrange(cotangents, outputs, order), {**options, **named}
-
-        def restore(results, back=back):
-            return arrange(results, f"{outputs} {tensors}", back)
-
-        yield change, restore
-
-
 def decided(q, k, top_k, grid_mask) -> bool:
     """Whether rounding cannot change which grids are the top k: no two scores at the border are all but equal.
 

@@ -29,17 +29,21 @@ def assert_close(found: torch.Tensor, wanted: torch.Tensor, relative: float = 1e
 
 
 def assert_within_budget(
-    found: torch.Tensor, reference: torch.Tensor, exact: torch.Tensor, ratio: float = 2.0, roundings: float = 1.0
+    found: torch.Tensor,
+    reference: torch.Tensor | float,
+    exact: torch.Tensor,
+    ratio: float = 2.0,
+    roundings: float = 1.0,
 ) -> None:
     """The error of `found` against float64 is at most `ratio` times the reference's own in the same dtype.
 
-    Both as the maximum over the tensor; `roundings` units of max|exact| in the dtype of `found` are the floor, since
-    the reference's own error can be 0.
+    Both as the maximum over the tensor; `reference` is what it gave, or its error. `roundings` units of max|exact| in
+    the dtype of `found` are the floor, since the reference's own error can be 0.
     """
-    assert found.shape == exact.shape == reference.shape
     exact = exact.detach().double()
+    assert found.shape == exact.shape, f"shape {tuple(found.shape)} found, {tuple(exact.shape)} wanted"
     ours = largest(found.detach().double() - exact)
-    theirs = largest(reference.detach().double() - exact)
+    theirs = reference if isinstance(reference, float) else largest(reference.detach().double() - exact)
     floor = roundings * torch.finfo(found.dtype).eps * largest(exact)
     assert torch.isfinite(found).all(), "not finite"
     assert ours <= max(ratio * theirs, floor), f"error {ours:.3e}; reference {theirs:.3e} x {ratio}, floor {floor:.3e}"

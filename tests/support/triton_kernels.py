@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import torch
 from hypothesis import strategies as st
-from numerics import assert_within_budget, largest
+from numerics import assert_within_budget, largest, relative_error
 
 from firebolt_vl.kernels import reference
 from firebolt_vl.kernels.common.device import TRITON_INSTALLED, use_implementation
@@ -19,6 +19,7 @@ from firebolt_vl.kernels.common.device import TRITON_INSTALLED, use_implementati
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.float32, torch.float16, torch.bfloat16)
+VARIATIONS = 12
 # What a test file of kernels carries: `make test-gpu` runs everything marked `triton`.
 MARKS = [
     pytest.mark.triton,
@@ -58,25 +59,37 @@ def by_triton(op, tensors, cotangents, **options):
         return results(op, fresh_leaves(tensors), cotangents, **options)
 
 
-def check_against_definition(op, tensors, cotangents, alike=(), **options):
+def check_against_definition(op, tensors, cotangents, tied=(), **options):
     """Value and every gradient within the budget; returns what the kernels gave.
 
-    A maximum can be lucky, so the reference's own error is the largest of several runs: on the inputs as they are, and
-    in other orders and roundings that are as good (`alike`: pairs of functions, there and back, see `reorderings`).
+    A maximum can be lucky, so the definition's own error is the largest of several runs, on these inputs and on some
+    that differ by a thousandth. The tensors whose numbers are `tied` differ by one factor, so that equals stay equal.
     """
     definition = getattr(reference, op.__name__)
     options = {name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
-    found = by_triton(op, tensors, cotangents, **options)
-    exact = results(definition, fresh_leaves(tensors, torch.float64), cotangents, **options)
-    runs = [results(definition, fresh_leaves(tensors), cotangents, **options)]
-    for change, restore in alike if tensors[0].dtype == torch.float32 else ():
-        changed, changed_cotangents, changed_options = change(tensors, cotangents, options)
-        runs.append(restore(results(definition, fresh_leaves(changed), changed_cotangents, **changed_options)))
-    for number, ours in enumerate(found):
-        assert ours.dtype == runs[0][number].dtype
-        worst = max((run[number] for run in runs), key=lambda theirs: largest(theirs.detach().double() - exact[number]))
-        assert_within_budget(ours, worst, exact[number])
+
+    def defined(tensors, dtype=None):
+        return results(definition, fresh_leaves(tensors, dtype), cotangents, **options)
+
+    found, exact = by_triton(op, tensors, cotangents, **options), defined(tensors, torch.float64)
+    runs = [defined(tensors)]
+    own = [largest(theirs.detach().double() - truth) for theirs, truth in zip(runs[0], exact)]
+    for _ in range(VARIATIONS):
+        varied = [varied_a_little(tensor, as_a_whole=number in tied) for number, tensor in enumerate(tensors)]
+        for number, (theirs, truth) in enumerate(zip(defined(varied), defined(varied, torch.float64))):
+            error = relative_error(theirs, truth) * largest(exact[number])
+            own[number] = max(own[number], error)
+    for ours, theirs, truth, error in zip(found, runs[0], exact, own):
+        assert ours.dtype == theirs.dtype
+        assert_within_budget(ours, error, truth)
     return found
+
+
+def varied_a_little(tensor, as_a_whole: bool):
+    """The tensor with every number changed by a thousandth at most, or all of them by a factor of few bits."""
+    if as_a_whole:
+        return tensor * (1 + torch.randint(-8, 9, ()).item() / 1024)
+    return (tensor.double() * (1 + 1e-3 * (2 * torch.rand(tensor.shape) - 1))).to(tensor.dtype)
 
 
 def dtypes():
