@@ -327,7 +327,9 @@ def markdown(trained: dict) -> str:
     columns += [f"by {method}, {name}" for name in ("inside", "harder") for method in ("weights", "occlusion")]
     rows = [
         [
-            (f"{weight:g}" if weight else "none") + (" (ships)" if weight == shipped["grounding_loss_weight"] else ""),
+            (f"{weight:g}" if weight else "none")
+            + (" (ships)" if weight == shipped["grounding_loss_weight"] else "")
+            + f", {len(group)} seed{'s' if len(group) > 1 else ''}",
             *(_spread(run["accuracy"][layout]["all"] for run in group) for layout in ("inside", "harder")),
             *(
                 _spread(run["grounding"][layout][method] for run in group)

@@ -62,8 +62,9 @@ def by_triton(op, tensors, cotangents, **options):
 def check_against_definition(op, tensors, cotangents, tied=(), **options):
     """Value and every gradient within the budget; returns what the kernels gave.
 
-    A maximum can be lucky, so the definition's own error is the largest of several runs, on these inputs and on some
-    that differ by a thousandth. The tensors whose numbers are `tied` differ by one factor, so that equals stay equal.
+    A maximum can be lucky. Where the definition's own error on these inputs does not make room for the kernel's, it is
+    measured on more that differ by a thousandth, and the largest counts. The tensors whose numbers are `tied` differ by
+    one factor, so that equals stay equal.
     """
     definition = getattr(reference, op.__name__)
     options = {name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
@@ -72,16 +73,19 @@ def check_against_definition(op, tensors, cotangents, tied=(), **options):
         return results(definition, fresh_leaves(tensors, dtype), cotangents, **options)
 
     found, exact = by_triton(op, tensors, cotangents, **options), defined(tensors, torch.float64)
-    runs = [defined(tensors)]
-    own = [largest(theirs.detach().double() - truth) for theirs, truth in zip(runs[0], exact)]
-    for _ in range(VARIATIONS):
-        varied = [varied_a_little(tensor, as_a_whole=number in tied) for number, tensor in enumerate(tensors)]
-        for number, (theirs, truth) in enumerate(zip(defined(varied), defined(varied, torch.float64))):
-            error = relative_error(theirs, truth) * largest(exact[number])
-            own[number] = max(own[number], error)
-    for ours, theirs, truth, error in zip(found, runs[0], exact, own):
-        assert ours.dtype == theirs.dtype
-        assert_within_budget(ours, error, truth)
+    wanted = defined(tensors)
+    assert [ours.dtype for ours in found] == [theirs.dtype for theirs in wanted]
+    try:
+        for ours, theirs, truth in zip(found, wanted, exact):
+            assert_within_budget(ours, theirs, truth)
+    except AssertionError:
+        own = [relative_error(theirs, truth) for theirs, truth in zip(wanted, exact)]
+        for _ in range(VARIATIONS):
+            varied = [varied_a_little(tensor, as_a_whole=number in tied) for number, tensor in enumerate(tensors)]
+            errors = map(relative_error, defined(varied), defined(varied, torch.float64))
+            own = [max(known, error) for known, error in zip(own, errors)]
+        for ours, error, truth in zip(found, own, exact):
+            assert_within_budget(ours, error * largest(truth), truth)
     return found
 
 
