@@ -27,7 +27,7 @@ def cotangents(q, k, v):
 @st.composite
 def sizes(draw):
     """B, T, G, H, D_h, D: one block and several, powers of two and their neighbours."""
-    T = draw(st.sampled_from([1, 2, 5, 16, 17, 33]))
+    T = draw(st.sampled_from([1, 2, 3, 5, 9, 16, 17, 33]))
     G = draw(st.sampled_from([1, 2, 5, 7, 16, 17, 31, 65]))
     return (
         draw(st.integers(1, 2)),
@@ -35,7 +35,7 @@ def sizes(draw):
         G,
         draw(st.integers(1, 3)),
         draw(st.sampled_from([1, 4, 17])),
-        draw(st.sampled_from([1, 7, 32, 70])),
+        draw(st.sampled_from([1, 7, 32, 40])),
     )
 
 
