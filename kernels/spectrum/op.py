@@ -1,4 +1,4 @@
-"""Vandermonde and Cauchy products: the public functions."""
+"""Vandermonde and Cauchy products: the public functions, and their Triton kernels as registered ops."""
 
 import torch
 from torch import Tensor
@@ -31,9 +31,12 @@ def vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
     _check_broadcast("vandermonde", "c", c.shape[:-1], "log_z", log_z.shape[:-1])
     check_not_empty("vandermonde", c=c, log_z=log_z)
     check_integer("vandermonde", "L", L, at_least=1)
-    run = IMPLEMENTATIONS[choose("vandermonde", c)].vandermonde
+    chosen = choose("vandermonde", c, log_z)
     with without_autocast(c.device):
-        return run(c, log_z, L)
+        if chosen == "triton":
+            c, log_z = torch.broadcast_tensors(c, log_z)
+            return _vandermonde(*(x.reshape(-1, x.shape[-1]) for x in (c, log_z)), L).reshape(*c.shape[:-1], L)
+        return IMPLEMENTATIONS[chosen].vandermonde(c, log_z, L)
 
 
 def cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
@@ -67,3 +70,39 @@ def _check_broadcast(op: str, name: str, shape: torch.Size, other_name: str, oth
         raise ValueError(
             f"{op}: leading axes {list(shape)} of {name} do not broadcast with {list(other_shape)} of {other_name}"
         ) from None
+
+
+@torch.library.custom_op("firebolt_vl::vandermonde", mutates_args=())
+def _vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
+    from . import triton
+
+    return triton.vandermonde(c, log_z, L)
+
+
+@_vandermonde.register_fake
+def _(c, log_z, L):
+    return c.new_empty(c.shape[0], L, dtype=torch.float32)
+
+
+@torch.library.custom_op("firebolt_vl::vandermonde_backward", mutates_args=())
+def _vandermonde_backward(dK: Tensor, c: Tensor, log_z: Tensor) -> tuple[Tensor, Tensor]:
+    from . import triton
+
+    return triton.vandermonde_backward(dK, c, log_z)
+
+
+@_vandermonde_backward.register_fake
+def _(dK, c, log_z):
+    return c.new_empty(c.shape), log_z.new_empty(log_z.shape)
+
+
+def _save_modes(ctx, inputs, output) -> None:
+    c, log_z, _ = inputs
+    ctx.save_for_backward(c, log_z)
+
+
+def _backward_modes(ctx, dK):
+    return *_vandermonde_backward(dK, *ctx.saved_tensors), None
+
+
+_vandermonde.register_autograd(_backward_modes, setup_context=_save_modes)

@@ -42,16 +42,22 @@ def poisoned_memory():
 
 
 def results(op, leaves, cotangents, **options):
-    """Outputs and gradients of all leaves."""
+    """Outputs and gradients of all leaves; complex ones as real and imaginary parts in a last axis."""
     outputs = op(*leaves, **options)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     cotangents = [c.to(o) for c, o in zip(cotangents, outputs)]
-    return [*outputs, *torch.autograd.grad(outputs, leaves, cotangents)]
+    found = [*outputs, *torch.autograd.grad(outputs, leaves, cotangents)]
+    return [torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor for tensor in found]
 
 
-def fresh_leaves(tensors, dtype=None):
-    """Leaves on the device that keep their strides, in their own dtypes or another."""
-    return [tensor.detach().to(DEVICE, dtype or tensor.dtype).requires_grad_() for tensor in tensors]
+def fresh_leaves(tensors):
+    """Leaves on the device that keep their strides."""
+    return [tensor.detach().to(DEVICE).requires_grad_() for tensor in tensors]
+
+
+def widened(tensor):
+    """In float64 or complex128."""
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
 
 
 def by_triton(op, tensors, cotangents, **options):
@@ -59,29 +65,30 @@ def by_triton(op, tensors, cotangents, **options):
         return results(op, fresh_leaves(tensors), cotangents, **options)
 
 
-def check_against_definition(op, tensors, cotangents, tied=(), **options):
+def check_against_definition(op, tensors, cotangents, tied=(), roundings=1.0, **options):
     """Value and every gradient within the budget; returns what the kernels gave.
 
     A maximum can be lucky, so the definition's own error is the largest of several runs, on these inputs and on some
     that differ by a thousandth. The tensors whose numbers are `tied` differ by one factor, so that equals stay equal.
+    `roundings` are the floor of the budget.
     """
     definition = getattr(reference, op.__name__)
     options = {name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
 
-    def defined(tensors, dtype=None):
-        return results(definition, fresh_leaves(tensors, dtype), cotangents, **options)
+    def defined(tensors):
+        return results(definition, fresh_leaves(tensors), cotangents, **options)
 
-    found, exact = by_triton(op, tensors, cotangents, **options), defined(tensors, torch.float64)
+    found, exact = by_triton(op, tensors, cotangents, **options), defined(map(widened, tensors))
     runs = [defined(tensors)]
     own = [largest(theirs.detach().double() - truth) for theirs, truth in zip(runs[0], exact)]
     for _ in range(VARIATIONS):
         varied = [varied_a_little(tensor, as_a_whole=number in tied) for number, tensor in enumerate(tensors)]
-        for number, (theirs, truth) in enumerate(zip(defined(varied), defined(varied, torch.float64))):
+        for number, (theirs, truth) in enumerate(zip(defined(varied), defined(map(widened, varied)))):
             error = relative_error(theirs, truth) * largest(exact[number])
             own[number] = max(own[number], error)
     for ours, theirs, truth, error in zip(found, runs[0], exact, own):
         assert ours.dtype == theirs.dtype
-        assert_within_budget(ours, error, truth)
+        assert_within_budget(ours, error, truth, roundings=roundings)
     return found
 
 
@@ -89,7 +96,7 @@ def varied_a_little(tensor, as_a_whole: bool):
     """The tensor with every number changed by a thousandth at most, or all of them by a factor of few bits."""
     if as_a_whole:
         return tensor * (1 + torch.randint(-8, 9, ()).item() / 1024)
-    return (tensor.double() * (1 + 1e-3 * (2 * torch.rand(tensor.shape) - 1))).to(tensor.dtype)
+    return (widened(tensor) * (1 + 1e-3 * (2 * torch.rand(tensor.shape) - 1))).to(tensor.dtype)
 
 
 def dtypes():

@@ -1,0 +1,119 @@
+"""vandermonde by its Triton kernels: in the interpreter, or on a GPU where `make test-gpu` runs them."""
+
+import pytest
+import torch
+from correlations import layouts
+from hypothesis import given
+from hypothesis import strategies as st
+from numerics import relative_error
+from sequences import random_modes
+from triton_kernels import DEVICE, MARKS, by_triton, check_against_definition
+
+from firebolt_vl.kernels import reference, vandermonde
+from firebolt_vl.kernels.common.device import use_implementation
+from firebolt_vl.kernels.spectrum import triton as kernels
+
+pytestmark = MARKS
+# One block of taps and several, powers of two and their neighbours, primes.
+LENGTHS = (1, 2, 3, 7, 15, 16, 17, 31, 97, 127, 128, 129, 255, 256, 257, 511, 512, 513, 521, 1025)
+MODES = (1, 2, 3, 5, 16, 17, 33)
+# Of up to 10 radians a step: many turns, as S4D's higher modes make; few; none, where the definition is at its best.
+ANGLES = (1.0, 0.1, 1e-3, 0.0)
+# Roundings that the split of z^l into z^(width i) z^j adds: they show where angles are so small that no other error is.
+SPLIT = 3
+
+
+@st.composite
+def modes(draw, *shape: int):
+    """Logarithms of stable modes: contiguous, transposed in memory, every second, expanded, or conjugates."""
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    kind = draw(st.sampled_from(["contiguous", "transposed", "strided", "expanded", "conjugated"]))
+    sizes = {
+        "transposed": tuple(reversed(shape)),
+        "strided": (*shape[:-1], 2 * shape[-1]),
+        "expanded": (1, *shape[1:]),
+    }
+    log_z = random_modes(*sizes.get(kind, shape), dtype=torch.complex64)
+    log_z.imag *= draw(st.sampled_from(ANGLES))
+    change = {
+        "transposed": lambda: log_z.permute(*reversed(range(len(shape)))),
+        "strided": lambda: log_z[..., ::2],
+        "expanded": lambda: log_z.expand(shape),
+        "conjugated": log_z.conj,
+    }
+    return change.get(kind, lambda: log_z)()
+
+
+def inputs(D=2, N=5, L=40):
+    return [torch.randn(D, N, dtype=torch.complex64), random_modes(D, N, dtype=torch.complex64)], [torch.randn(D, L)]
+
+
+# Of fewer channels the maximum of an error is that of a few numbers, and luck.
+@given(data=st.data(), D=st.integers(3, 5), N=st.sampled_from(MODES), L=st.sampled_from(LENGTHS))
+def test_vandermonde_and_its_gradients_are_the_definitions(data, D, N, L):
+    c = data.draw(layouts(D, N, dtype=torch.complex64))
+    log_z = data.draw(modes(D, N))
+    dK = data.draw(layouts(D, L, dtype=torch.float32))
+    check_against_definition(vandermonde, [c, log_z], [dK], roundings=SPLIT, L=L)
+
+
+def test_taps_beyond_a_block_are_added_up_in_a_program(monkeypatch):
+    monkeypatch.setattr(kernels, "PROGRAMS", 4)
+    (c, log_z), cotangents = inputs(D=2, N=5, L=2100)
+    check_against_definition(vandermonde, [c, log_z], cotangents, roundings=SPLIT, L=2100)
+
+
+@pytest.mark.parametrize(
+    ("of_c", "of_modes"),
+    [((4,), (4,)), ((1, 4), (1, 4)), ((2, 3, 4), (3, 4)), ((3, 4), (2, 3, 4)), ((4,), (2, 4)), ((2, 1, 4), (3, 4))],
+)
+def test_leading_axes_broadcast(of_c, of_modes):
+    c, log_z = torch.randn(of_c, dtype=torch.complex64), random_modes(*of_modes, dtype=torch.complex64)
+    leading = torch.broadcast_shapes(of_c[:-1], of_modes[:-1])
+    K = check_against_definition(vandermonde, [c, log_z], [torch.randn(*leading, 37)], roundings=SPLIT, L=37)[0]
+    assert K.shape == (*leading, 37)
+
+
+@pytest.mark.parametrize("L", [1, 64, 8192, 100_000])
+def test_phases_stay_exact_over_any_length(L):
+    """The plain formula rounds l times an angle: 1e-5 of it and more lost at 8192 taps."""
+    c = torch.randn(1, 32, dtype=torch.complex64)
+    log_z = torch.complex(torch.full((1, 32), -1e-5), 9 + torch.rand(1, 32))
+    exact = reference.vandermonde(c.to(torch.complex128), log_z.to(torch.complex128), L)
+    with use_implementation("triton"):
+        assert relative_error(vandermonde(c.to(DEVICE), log_z.to(DEVICE), L).cpu(), exact) < 1e-6
+
+
+def test_extreme_modes_stay_finite():
+    log_z = torch.tensor([[-1e4 + 1j, 0j, -0.1 + 1e5j, -200.0 + 0j]], dtype=torch.complex64)
+    c = torch.ones(1, 4, dtype=torch.complex64)
+    for tensor in by_triton(vandermonde, [c, log_z], [torch.randn(1, 300)], L=300):
+        assert torch.isfinite(tensor).all()
+    assert by_triton(vandermonde, [c, log_z], [torch.ones(1, 1)], L=1)[0].item() == 8
+
+
+@pytest.mark.parametrize("L", [3, 19])
+def test_growing_modes_that_overflow_beyond_the_last_tap_leave_no_trace(L):
+    c, log_z = torch.randn(4, 3, dtype=torch.complex64), torch.full((4, 3), 84 / L + 1j)
+    for tensor in check_against_definition(vandermonde, [c, log_z], [torch.randn(4, L)], roundings=SPLIT, L=L):
+        assert torch.isfinite(tensor).all()
+
+
+def test_vandermonde_repeats_bit_for_bit():
+    tensors, cotangents = inputs(D=2, N=33, L=1100)
+    for first, second in zip(*(by_triton(vandermonde, tensors, cotangents, L=1100) for _ in range(2))):
+        assert torch.equal(first, second)
+
+
+def test_offsets_pass_2_to_the_31():
+    """Channels 2^30 numbers apart, backward too. Memory that nothing touches costs nothing."""
+    (c, log_z), (dK,) = inputs(D=3, N=4, L=6)
+    far = torch.empty(3 * 2**30, device=DEVICE).as_strided((3, 6), (2**30, 1)).copy_(dK)
+    for ours, near in zip(*(by_triton(vandermonde, [c, log_z], [gradient], L=6) for gradient in (far, dK))):
+        assert torch.equal(ours, near)
+
+
+def test_float64_goes_by_pytorch():
+    c, log_z = torch.randn(2, 3, dtype=torch.complex64), random_modes(2, 3)
+    with use_implementation("triton"):
+        assert vandermonde(c.to(DEVICE), log_z.to(DEVICE), 5).dtype == torch.float64
