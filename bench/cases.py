@@ -215,7 +215,12 @@ def _modes(D: int, N: int, L: int, quick: bool = False) -> Case:
     return Case({"D": D, "N": N, "L": L}, (), quick)
 
 
-MODE_CASES = (*(_modes(1024, 32, L, quick=L == 512) for L in (64, 512, 2048, 8192)), _modes(768, 24, 777))
+MODE_CASES = (
+    *(_modes(1024, 32, L, quick=L == 512) for L in (64, 512, 2048, 8192)),
+    _modes(768, 24, 777),
+    _modes(1024, 64, 2048),
+    _modes(64, 70, 1000),
+)
 
 
 def _sequence(B: int, D: int, L: int, N: int, *options: str, quick: bool = False) -> Case:

@@ -352,7 +352,7 @@ def _parts(tensor: Tensor) -> Tensor:
 
 
 def _split(L: int, most_rows: int = 16) -> tuple[int, int]:
-    """ROWS and WIDTH of a block of taps. What fits without spilling: backward, which holds four sums, has 16 rows."""
+    """ROWS and WIDTH of a block of taps. What fits without spilling: 16 rows with four sums, or a loop over modes."""
     if L <= 256:
         return 16, 16
     return (16 if L <= 512 else most_rows), 32
@@ -363,7 +363,7 @@ def vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
     D, N = c.shape
     c, log_z = _parts(c), _parts(log_z)
     K = torch.empty(D, L, dtype=torch.float32, device=c.device)
-    rows, width = _split(L, most_rows=32)
+    rows, width = _split(L, most_rows=32 if N <= MOST_MODES else 16)
     launch(
         vandermonde_kernel,
         (D * triton.cdiv(L, rows * width),),
