@@ -136,7 +136,8 @@ def _cauchy(make: Maker, case: Case) -> Inputs:
     D, N, L = (case.sizes[name] for name in ("D", "N", "L"))
     nodes = torch.arange(L // 2 + 1, device=make.device) * (6.2831853 / L)
     z = torch.complex(0.1 + 0 * nodes, 2 * torch.tan(nodes / 2.1))  # the bilinear map's nodes, kept off the poles
-    return Inputs((make.complex(D, N), z, make.log_modes(D, N)), {})
+    rows = [case.sizes["R"]] if "R" in case.sizes else []
+    return Inputs((make.complex(*rows, D, N), z, make.log_modes(D, N)), {})
 
 
 def _fft_conv(make: Maker, case: Case) -> Inputs:
@@ -214,7 +215,12 @@ def _modes(D: int, N: int, L: int, quick: bool = False) -> Case:
     return Case({"D": D, "N": N, "L": L}, (), quick)
 
 
-MODE_CASES = (*(_modes(1024, 32, L, quick=L == 512) for L in (64, 512, 2048, 8192)), _modes(768, 24, 777))
+MODE_CASES = (
+    *(_modes(1024, 32, L, quick=L == 512) for L in (64, 512, 2048, 8192)),
+    _modes(768, 24, 777),
+    _modes(1024, 64, 2048),
+    _modes(64, 70, 1000),
+)
 
 
 def _sequence(B: int, D: int, L: int, N: int, *options: str, quick: bool = False) -> Case:
@@ -226,7 +232,7 @@ OPS = {
     "grounded_film": Op(_grounded_film, CORRELATION_CASES),
     "film_residual": Op(_film_residual, RESIDUAL_CASES),
     "vandermonde": Op(_vandermonde, MODE_CASES, ("float32",)),
-    "cauchy": Op(_cauchy, MODE_CASES, ("float32",)),
+    "cauchy": Op(_cauchy, (*MODE_CASES, Case({"R": 4, "D": 1024, "N": 32, "L": 512})), ("float32",)),
     "fft_conv": Op(
         _fft_conv,
         (

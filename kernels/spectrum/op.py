@@ -1,4 +1,4 @@
-"""Vandermonde and Cauchy products: the public functions."""
+"""Vandermonde and Cauchy products: the public functions, and their Triton kernels as registered ops."""
 
 import torch
 from torch import Tensor
@@ -7,6 +7,7 @@ from ..common.autocast import without_autocast
 from ..common.checks import COMPLEX, check_dtypes, check_given, check_integer, check_not_empty, check_shapes
 from ..common.device import choose
 from . import pytorch, reference
+from .shapes import by_channel
 
 IMPLEMENTATIONS = {"reference": reference, "pytorch": pytorch}
 
@@ -31,9 +32,12 @@ def vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
     _check_broadcast("vandermonde", "c", c.shape[:-1], "log_z", log_z.shape[:-1])
     check_not_empty("vandermonde", c=c, log_z=log_z)
     check_integer("vandermonde", "L", L, at_least=1)
-    run = IMPLEMENTATIONS[choose("vandermonde", c)].vandermonde
+    chosen = choose("vandermonde", c, log_z)
     with without_autocast(c.device):
-        return run(c, log_z, L)
+        if chosen == "triton":
+            c, log_z = torch.broadcast_tensors(c, log_z)
+            return _vandermonde(*(x.reshape(-1, x.shape[-1]) for x in (c, log_z)), L).reshape(*c.shape[:-1], L)
+        return IMPLEMENTATIONS[chosen].vandermonde(c, log_z, L)
 
 
 def cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
@@ -55,9 +59,13 @@ def cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
     check_dtypes("cauchy", COMPLEX, v=v, z=z, w=w)
     _check_broadcast("cauchy", "v", v.shape[:-1], "w", w.shape[:-1])
     check_not_empty("cauchy", v=v, z=z, w=w)
-    run = IMPLEMENTATIONS[choose("cauchy", v)].cauchy
+    chosen = choose("cauchy", v, z, w)
     with without_autocast(v.device):
-        return run(v, z, w)
+        if chosen == "triton":
+            leading = torch.broadcast_shapes(v.shape[:-1], w.shape[:-1])
+            v, w = by_channel(v, w)
+            return _cauchy(v, z, w).transpose(0, 1).reshape(*leading, z.shape[0])
+        return IMPLEMENTATIONS[chosen].cauchy(v, z, w)
 
 
 def _check_broadcast(op: str, name: str, shape: torch.Size, other_name: str, other_shape: torch.Size) -> None:
@@ -67,3 +75,91 @@ def _check_broadcast(op: str, name: str, shape: torch.Size, other_name: str, oth
         raise ValueError(
             f"{op}: leading axes {list(shape)} of {name} do not broadcast with {list(other_shape)} of {other_name}"
         ) from None
+
+
+@torch.library.custom_op("firebolt_vl::vandermonde", mutates_args=())
+def _vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
+    from . import triton
+
+    return triton.vandermonde(c, log_z, L)
+
+
+@_vandermonde.register_fake
+def _(c, log_z, L):
+    return c.new_empty(c.shape[0], L, dtype=torch.float32)
+
+
+@torch.library.custom_op("firebolt_vl::vandermonde_backward", mutates_args=())
+def _vandermonde_backward(dK: Tensor, c: Tensor, log_z: Tensor) -> tuple[Tensor, Tensor]:
+    from . import triton
+
+    return triton.vandermonde_backward(dK, c, log_z)
+
+
+@_vandermonde_backward.register_fake
+def _(dK, c, log_z):
+    return c.new_empty(c.shape), log_z.new_empty(log_z.shape)
+
+
+def _save_modes(ctx, inputs, output) -> None:
+    c, log_z, _ = inputs
+    ctx.save_for_backward(c, log_z)
+
+
+def _backward_modes(ctx, dK):
+    return *_vandermonde_backward(dK, *ctx.saved_tensors), None
+
+
+_vandermonde.register_autograd(_backward_modes, setup_context=_save_modes)
+
+
+@torch.library.custom_op("firebolt_vl::cauchy", mutates_args=())
+def _cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
+    """v [channels, rows, N], z [Lz], w [channels, N] -> [channels, rows, Lz]."""
+    from . import triton
+
+    return triton.cauchy(v, z, w)
+
+
+@_cauchy.register_fake
+def _(v, z, w):
+    return v.new_empty(*v.shape[:2], z.shape[0])
+
+
+@torch.library.custom_op("firebolt_vl::cauchy_backward", mutates_args=())
+def _cauchy_backward(grad: Tensor, v: Tensor, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Of v and w."""
+    from . import triton
+
+    return triton.cauchy_backward(grad, v, z, w)
+
+
+@_cauchy_backward.register_fake
+def _(grad, v, z, w):
+    return v.new_empty(v.shape), w.new_empty(w.shape)
+
+
+@torch.library.custom_op("firebolt_vl::cauchy_backward_nodes", mutates_args=())
+def _cauchy_backward_nodes(grad: Tensor, v: Tensor, z: Tensor, w: Tensor) -> Tensor:
+    """Of z, which is seldom asked for."""
+    from . import triton
+
+    return triton.cauchy_backward_nodes(grad, v, z, w)
+
+
+@_cauchy_backward_nodes.register_fake
+def _(grad, v, z, w):
+    return z.new_empty(z.shape)
+
+
+def _save_poles(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_poles(ctx, grad):
+    of_v, of_z, of_w = ctx.needs_input_grad
+    dv, dw = _cauchy_backward(grad, *ctx.saved_tensors) if of_v or of_w else (None, None)
+    return dv, _cauchy_backward_nodes(grad, *ctx.saved_tensors) if of_z else None, dw
+
+
+_cauchy.register_autograd(_backward_poles, setup_context=_save_poles)

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from ..common.blocks import block_numbers
 from ..common.dtypes import complex_dtype, compute_dtype
+from .shapes import by_channel
 
 # Phases are split into a multiple of 1 / TURN_STEPS of a turn and a rest, see `_powers`.
 TURN_STEPS = 2**14
@@ -59,13 +60,9 @@ def _powers(log_z: Tensor, stride: int, count: int) -> tuple[Tensor, Tensor]:
 def cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
     """sum_n v_n / (z - w_n) + conj(v_n) / (z - conj w_n), the sum over n as a real matrix product."""
     dtype = complex_dtype(compute_dtype(v, z, w))
-    N = w.shape[-1]
     leading = torch.broadcast_shapes(v.shape[:-1], w.shape[:-1])
-    # The leading axes that only v has are rows of one product with the poles' channel: [channels, rows, N].
-    rows = leading[: len(leading) - (w.ndim - 1)]
-    channels = leading[len(rows) :]
-    v = v.to(dtype).expand(*leading, N).reshape(math.prod(rows), math.prod(channels), N).transpose(0, 1)
-    w = w.to(dtype).expand(*channels, N).reshape(math.prod(channels), N)
+    # The rows of a channel are those of one product with its poles.
+    v, w = by_channel(v.to(dtype), w.to(dtype))
     sums = _Cauchy.apply(v, z.to(dtype), w)  # [channels, rows, Lz]
     return sums.transpose(0, 1).reshape(*leading, z.shape[0])
 

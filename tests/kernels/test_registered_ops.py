@@ -5,7 +5,7 @@ import torch
 from triton_kernels import DEVICE, MARKS
 
 from firebolt_vl.cmm import CMMConfig, CrossModalModulator
-from firebolt_vl.kernels import correlation_context, film_residual, grounded_film
+from firebolt_vl.kernels import cauchy, correlation_context, film_residual, grounded_film, vandermonde
 from firebolt_vl.kernels.common.device import use_implementation
 
 pytestmark = MARKS
@@ -24,19 +24,41 @@ def calls(G=5, dtype=torch.float32):
     bias, gate, ln_weight, ln_bias = tensors((2 * D,), (1,), (D,), (D,))
     options = (3, torch.rand(B, G, device=DEVICE) < 0.8, torch.rand(B, T, device=DEVICE) < 0.8, True, 0.2)
     seed = torch.tensor(3, device=DEVICE)
+    (c,) = tensors((3, 5), dtype=torch.complex64)
+    log_z = torch.complex(-torch.rand(3, 5, device=DEVICE), torch.randn(3, 5, device=DEVICE)).requires_grad_()
     ops = torch.ops.firebolt_vl
     return {
         "correlation_context": (ops.correlation_context, (q, k, v, *options, seed)),
         "grounded_film": (ops.grounded_film, (x, q, k, table, bias, gate, ln_weight, ln_bias, 1e-5, *options, seed)),
         "film_residual": (ops.film_residual, (y, x, w, table, bias, gate)),
         "film_residual_norm": (ops.film_residual_norm, (y, x, w, table, bias, gate, ln_weight, ln_bias, 1e-5)),
+        "vandermonde": (ops.vandermonde, (c, log_z, 37)),
+        "cauchy": (ops.cauchy, (*tensors((3, 2, 5), (7,), dtype=torch.complex64), log_z)),
     }
 
 
-@pytest.mark.parametrize("name", ["correlation_context", "grounded_film", "film_residual", "film_residual_norm"])
+@pytest.mark.parametrize(
+    "name", ["correlation_context", "grounded_film", "film_residual", "film_residual_norm", "vandermonde", "cauchy"]
+)
 def test_opcheck_passes(name):
     op, arguments = calls()[name]
     torch.library.opcheck(op, arguments)
+
+
+@pytest.mark.parametrize("name", ["vandermonde", "cauchy"])
+def test_an_op_of_complex_numbers_compiles_into_one_graph(name):
+    op, (first, *rest) = {"vandermonde": vandermonde, "cauchy": cauchy}[name], calls()[name][1]
+    leaves = [x for x in (first, *rest) if isinstance(x, torch.Tensor)]
+
+    def run(first, *rest):
+        return op(2 * first.transpose(0, -2), *rest[:-1], rest[-1].conj() if name == "cauchy" else rest[-1])
+
+    with use_implementation("triton"):
+        found, wanted = torch.compile(run, fullgraph=True, backend="aot_eager")(first, *rest), run(first, *rest)
+        torch.testing.assert_close(found, wanted)
+        cotangent = torch.randn_like(wanted)
+        for ours, theirs in zip(*(torch.autograd.grad(outputs, leaves, cotangent) for outputs in (found, wanted))):
+            torch.testing.assert_close(ours, theirs)
 
 
 def layer(**options):

@@ -20,6 +20,10 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.float32, torch.float16, torch.bfloat16)
 VARIATIONS = 12
+# The floor of the budget. In float32 a few numbers, each a sum, are now and then up to three roundings off, in whatever
+# order, while the definition happens to be within half a one on all draws: with a floor of one rounding an example in
+# some hundreds fails.
+ROUNDINGS = {torch.float32: 3}
 # What a test file of kernels carries: `make test-gpu` runs everything marked `triton`.
 MARKS = [
     pytest.mark.triton,
@@ -65,16 +69,22 @@ def poisoned_memory():
 
 
 def results(op, leaves, cotangents, **options):
-    """Outputs and gradients of all leaves."""
+    """Outputs and gradients of all leaves; complex ones as real and imaginary parts in a last axis."""
     outputs = op(*leaves, **options)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     cotangents = [c.to(o) for c, o in zip(cotangents, outputs)]
-    return [*outputs, *torch.autograd.grad(outputs, leaves, cotangents)]
+    found = [*outputs, *torch.autograd.grad(outputs, leaves, cotangents)]
+    return [torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor for tensor in found]
 
 
-def fresh_leaves(tensors, dtype=None):
-    """Leaves on the device that keep their strides, in their own dtypes or another."""
-    return [tensor.detach().to(DEVICE, dtype or tensor.dtype).requires_grad_() for tensor in tensors]
+def fresh_leaves(tensors):
+    """Leaves on the device that keep their strides."""
+    return [tensor.detach().to(DEVICE).requires_grad_() for tensor in tensors]
+
+
+def widened(tensor):
+    """In float64 or complex128."""
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
 
 
 def by_triton(op, tensors, cotangents, **options):
@@ -92,23 +102,23 @@ def check_against_definition(op, tensors, cotangents, tied=(), **options):
     definition = getattr(reference, op.__name__)
     options = {name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
 
-    def defined(tensors, dtype=None):
-        return results(definition, fresh_leaves(tensors, dtype), cotangents, **options)
+    def defined(tensors):
+        return results(definition, fresh_leaves(tensors), cotangents, **options)
 
-    found, exact = by_triton(op, tensors, cotangents, **options), defined(tensors, torch.float64)
+    found, exact = by_triton(op, tensors, cotangents, **options), defined(map(widened, tensors))
     wanted = defined(tensors)
     assert [ours.dtype for ours in found] == [theirs.dtype for theirs in wanted]
     try:
         for ours, theirs, truth in zip(found, wanted, exact):
-            assert_within_budget(ours, theirs, truth)
+            assert_within_budget(ours, theirs, truth, roundings=ROUNDINGS.get(ours.dtype, 1))
     except AssertionError:
         own = [relative_error(theirs, truth) for theirs, truth in zip(wanted, exact)]
         for _ in range(VARIATIONS):
             varied = [varied_a_little(tensor, as_a_whole=number in tied) for number, tensor in enumerate(tensors)]
-            errors = map(relative_error, defined(varied), defined(varied, torch.float64))
+            errors = map(relative_error, defined(varied), defined(map(widened, varied)))
             own = [max(known, error) for known, error in zip(own, errors)]
         for ours, error, truth in zip(found, own, exact):
-            assert_within_budget(ours, error * largest(truth), truth)
+            assert_within_budget(ours, error * largest(truth), truth, roundings=ROUNDINGS.get(ours.dtype, 1))
     return found
 
 
@@ -116,7 +126,7 @@ def varied_a_little(tensor, as_a_whole: bool):
     """The tensor with every number changed by a thousandth at most, or all of them by a factor of few bits."""
     if as_a_whole:
         return tensor * (1 + torch.randint(-8, 9, ()).item() / 1024)
-    return (tensor.double() * (1 + 1e-3 * (2 * torch.rand(tensor.shape) - 1))).to(tensor.dtype)
+    return (widened(tensor) * (1 + 1e-3 * (2 * torch.rand(tensor.shape) - 1))).to(tensor.dtype)
 
 
 def dtypes():
