@@ -19,7 +19,7 @@ from firebolt_vl.kernels.common.device import TRITON_INSTALLED, use_implementati
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.float32, torch.float16, torch.bfloat16)
-VARIATIONS = 12
+VARIATIONS = 100
 # The floor of the budget. In float32 a few numbers, each a sum, are now and then up to three roundings off, in whatever
 # order, while the definition happens to be within half a one on all draws: with a floor of one rounding an example in
 # some hundreds fails.
@@ -112,14 +112,18 @@ def check_against_definition(op, tensors, cotangents, tied=(), **options):
         for ours, theirs, truth in zip(found, wanted, exact):
             assert_within_budget(ours, theirs, truth, roundings=ROUNDINGS.get(ours.dtype, 1))
     except AssertionError:
-        own = [relative_error(theirs, truth) for theirs, truth in zip(wanted, exact)]
+        own = own_errors(wanted, exact)
         for _ in range(VARIATIONS):
             varied = [varied_a_little(tensor, as_a_whole=number in tied) for number, tensor in enumerate(tensors)]
-            errors = map(relative_error, defined(varied), defined(map(widened, varied)))
-            own = [max(known, error) for known, error in zip(own, errors)]
+            own = map(max, own, own_errors(defined(varied), defined(map(widened, varied))))
         for ours, error, truth in zip(found, own, exact):
             assert_within_budget(ours, error * largest(truth), truth, roundings=ROUNDINGS.get(ours.dtype, 1))
     return found
+
+
+def own_errors(found, exact):
+    """Relative errors; of what is zero, such as the gradient through LayerNorm of one number, none."""
+    return [relative_error(theirs, truth) if truth.any() else 0.0 for theirs, truth in zip(found, exact)]
 
 
 def varied_a_little(tensor, as_a_whole: bool):
