@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..model import FireboltForConditionalGeneration, FireboltProcessor
 from .digits import LAYOUTS, draw, sample_scene
+from .files import markdown_table
 from .questions import GROUNDED_KINDS, KINDS, NOTHING, Question, sample_question
 
 IMAGE_SIDE = 128
@@ -313,7 +314,7 @@ def markdown(trained: dict) -> str:
         for kind in (*KINDS, "all")
     ]
     lines = [
-        *_markdown_table(columns, rows),
+        markdown_table(columns, rows),
         "",
         f"Right answers in %: {shipped['questions']} questions on {shipped['scenes']} scenes of {shipped['split']} "
         "digits. The harder layouts have empty tiles, clutter and digits across borders; all other columns, the "
@@ -340,7 +341,7 @@ def markdown(trained: dict) -> str:
         for weight, group in groups.items()
     ]
     lines += [
-        *_markdown_table(columns, rows),
+        markdown_table(columns, rows),
         "",
         "Lowest to highest of the seeds, in %: right answers, and grounding in the tile that a question names (by "
         "weights: where the words of the position look; by occlusion: what the answer rests on).",
@@ -352,11 +353,6 @@ def _spread(shares: Iterable[float]) -> str:
     shares = sorted(shares)
     low, high = _percent(shares[0]), _percent(shares[-1])
     return low if low == high else f"{low} to {high}"
-
-
-def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    rule = ["---"] + ["---:"] * (len(columns) - 1)
-    return ["| " + " | ".join(row) + " |" for row in (columns, rule, *rows)]
 
 
 def main(arguments: list[str] | None = None) -> None:

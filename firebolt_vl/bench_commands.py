@@ -57,7 +57,7 @@ def compile_report(ops, targets, dtypes, quick: bool, processes: int | None, out
         from .bench.cases import HALVES_AND_FLOAT32, OPS
     except ModuleNotFoundError as error:
         raise Failure(f"bench compile needs {error.name}, which is not installed") from None
-    from .bench.files import write_text
+    from .evaluate.files import write_text
 
     targets = chosen("--target", targets, tuple(compiling.CHIPS))
     dtypes = chosen("--dtype", dtypes, compiling.QUICK_DTYPES if quick else HALVES_AND_FLOAT32)
@@ -113,8 +113,8 @@ def kernel_benchmarks(
 
     from .bench import kernels as measuring
     from .bench.cases import HALVES_AND_FLOAT32
-    from .bench.files import write_text, write_whole
     from .checkpoint import choose_device
+    from .evaluate.files import write_text, write_whole
 
     ops = chosen("--op", ops, measuring.SUBJECTS)
     modes = chosen("--mode", [mode] if mode else None, measuring.MODES)

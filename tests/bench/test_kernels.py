@@ -10,9 +10,9 @@ from firebolt_vl.bench import kernels as measuring
 from firebolt_vl.bench import modulator
 from firebolt_vl.bench.cases import OPS as CASES
 from firebolt_vl.bench.cases import Case, inputs
-from firebolt_vl.bench.files import write_whole
 from firebolt_vl.bench.kernels import check, cmm_subject, from_csv, measure, op_subject, runs_of, to_csv
 from firebolt_vl.bench.timing import Run, peak_bytes
+from firebolt_vl.evaluate.files import write_whole
 from firebolt_vl.kernels import reference
 
 SMALL = Case({"B": 1, "T": 8, "G": 3, "D": 16}, (), True)

@@ -21,6 +21,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, SiglipVision
 from transformers.utils import logging
 
 from ...evaluate.digits import SPLITS
+from ...evaluate.files import write_text
 from ...evaluate.questions import GROUNDED_KINDS, NOTHING
 from ...evaluate.tiny import evaluate_model, print_report
 from ...model import FireboltConfig, FireboltForConditionalGeneration, FireboltImageProcessor, FireboltProcessor
@@ -258,7 +259,7 @@ def note_comparison(trained: list[dict], out: Path) -> None:
 
 
 def write_results(results: dict, folder: Path) -> None:
-    (folder / "results.json").write_text(json.dumps(rounded(results), indent=1) + "\n", encoding="utf-8")
+    write_text(folder / "results.json", json.dumps(rounded(results), indent=1) + "\n")
 
 
 def rounded(value):
