@@ -4,41 +4,23 @@ Prints, for each width D and batch B, milliseconds of each algorithm over L, for
 of them and the one that `choose_algorithm` takes. The table in kernels/fft_conv/choice.py comes from here.
 """
 
-import time
-
 import torch
 
 from ..kernels.fft_conv.choice import choose_algorithm
 from ..kernels.fft_conv.pytorch import ALGORITHMS
+from .timing import Run, time_in_turns
 
 WIDTHS = (64, 256, 1024)
 BATCHES = (1, 8)
 LENGTHS = tuple(2**p for p in range(4, 14))
 # An algorithm this many times slower than the fastest is not timed at greater lengths.
 HOPELESS = 8.0
-MOST_TURNS = 200
 
 
-def fastest_ms(runs: dict, seconds: float) -> dict[str, float]:
-    """Shortest processor time of each function, taken in turns for about `seconds` each.
-
-    Both for the sake of busy machines, where other work only ever adds.
-    """
-    for run in runs.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    end = time.perf_counter() + seconds * len(runs)
-    for _ in range(MOST_TURNS):
-        for name, run in runs.items():
-            start = time.process_time()
-            run()
-            times[name].append(1e3 * (time.process_time() - start))
-        if time.perf_counter() > end:
-            break
-    return {name: min(values) for name, values in times.items()}
-
-
-def time_algorithms(names: list[str], B: int, D: int, L: int, dtype: torch.dtype, backward: bool, seconds: float):
+def time_algorithms(
+    names: list[str], B: int, D: int, L: int, dtype: torch.dtype, backward: bool, seconds: float
+) -> dict[str, float]:
+    """Shortest processor time of each, in ms: other work on the machine only ever adds."""
     generator = torch.Generator().manual_seed(0)
     u, k, grad = (torch.randn(shape, generator=generator, dtype=dtype) for shape in ((B, D, L), (D, L), (B, D, L)))
     u.requires_grad_(backward)
@@ -49,7 +31,8 @@ def time_algorithms(names: list[str], B: int, D: int, L: int, dtype: torch.dtype
         if backward:
             torch.autograd.grad(y, (u, k), grad)
 
-    return fastest_ms({name: lambda name=name: run(name) for name in names}, seconds)
+    times = time_in_turns({name: Run(lambda _, name=name: run(name)) for name in names}, "cpu", seconds)
+    return {name: min(ms) for name, ms in times.items()}
 
 
 def print_crossover(dtype_name: str, seconds: float, longest: int) -> None:
