@@ -1,5 +1,7 @@
 """What every state-space block has in common: three ways to run it, masks, the state and its history."""
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,7 +10,7 @@ from .compaction import Packing
 from .state import DecodeState
 
 
-class SSMBlock(nn.Module):
+class SSMBlock(nn.Module, ABC):
     """A causal map of [B, T, D] to [B, T, D] with three modes that agree to rounding.
 
     `forward` runs a whole sequence, `prefill` also returns the state after it (and can continue one), `step` takes one
@@ -27,24 +29,24 @@ class SSMBlock(nn.Module):
         self.width = width
         self.dropout = dropout
 
+    @abstractmethod
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of one row, of the tensors in a state."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def dtype(self) -> torch.dtype:
         """What the recurrence is computed and its state kept in: float32, or float64."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _run(
         self, x: Tensor, packing: Packing, state: dict[str, Tensor] | None, need_state: bool
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
         """x [B, T, D], kept positions packed to the left -> (y [B, T, D] packed alike, the state after each row)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _run_step(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """x [B, D] -> (y [B, D], the state after it)."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [B, T, D], mask [B, T] bool -> y [B, T, D]. Raises ValueError or TypeError where they do not fit."""
