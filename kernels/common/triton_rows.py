@@ -12,20 +12,28 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import launch
-from .triton_tiles import block_of_tokens, dot, dot_precision, kept_grids, kept_tokens, pipeline_stages, strides
+from .triton_tiles import (
+    block_of_tokens,
+    dot,
+    dot_precision,
+    kept_grids,
+    kept_tokens,
+    pipeline_stages,
+    slots_of,
+    strides,
+    token_block,
+)
 
 BLOCK_G, BLOCK_D = 32, 32
-# Programs that fill a GPU; the tokens of a row are divided among so many.
-PROGRAMS = 256
 
 
 @triton.jit
 def normalised(u, mean, rstd, ln_weight_ptr, ln_bias_ptr, d, d_inside):
-    """LayerNorm of u [BLOCK_T, BLOCK_D] from its statistics: (n, n weight + bias) with n = (u - mean) rstd."""
+    """LayerNorm of u [BLOCK_T, BLOCK_D] from its statistics: (n, weight, n weight + bias), n = (u - mean) rstd."""
     n = (u - mean[:, None]) * rstd[:, None]
     weight = tl.load(ln_weight_ptr + d, mask=d_inside, other=0.0).to(tl.float32)
     bias = tl.load(ln_bias_ptr + d, mask=d_inside, other=0.0).to(tl.float32)
-    return n, n * weight[None, :] + bias[None, :]
+    return n, weight, n * weight[None, :] + bias[None, :]
 
 
 @triton.jit
@@ -44,7 +52,7 @@ def _film_rows(
         if mean_ptr is not None:
             mean = tl.load(mean_ptr + b * T + t, mask=token_kept, other=0.0)
             rstd = tl.load(rstd_ptr + b * T + t, mask=token_kept, other=0.0)
-            _, u = normalised(u, mean, rstd, ln_weight_ptr, ln_bias_ptr, d, d < D)
+            _, _, u = normalised(u, mean, rstd, ln_weight_ptr, ln_bias_ptr, d, d < D)
         eu = e.to(tl.float32) * u
     return e, eu
 
@@ -68,9 +76,7 @@ def rows_from_table_kernel(
     PRECISION: tl.constexpr,
 ):
     """A program a block of tokens of a row and a block of columns; it walks through the grids."""
-    blocks = tl.cdiv(T, BLOCK_T)
-    b = (tl.program_id(0) // blocks).to(tl.int64)
-    t = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    b, t = token_block(T, BLOCK_T)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     acc = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
     for start in range(0, G, BLOCK_G):
@@ -113,9 +119,7 @@ def weights_from_rows_kernel(
     PRECISION: tl.constexpr,
 ):
     """A program a block of tokens of a row and a block of grids; it walks through the columns."""
-    blocks = tl.cdiv(T, BLOCK_T)
-    b = (tl.program_id(0) // blocks).to(tl.int64)
-    t = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    b, t = token_block(T, BLOCK_T)
     grid = tl.program_id(1).to(tl.int64) * BLOCK_G + tl.arange(0, BLOCK_G)
     token_kept = kept_tokens(text_mask_ptr, text_mask_strides, b, t, T)
     grid_kept = kept_grids(grid_mask_ptr, grid_mask_strides, b, grid, G)
@@ -283,8 +287,7 @@ def table_from_rows(w: Tensor, e: Tensor, text_mask: Tensor | None, film: tuple 
     (B, T, D), G = e.shape, w.shape[2]
     block_t, block_g = _block_t(T, film), 16 if G <= 16 else BLOCK_G
     blocks, tiles = triton.cdiv(T, block_t), (triton.cdiv(G, block_g), triton.cdiv(D, BLOCK_D))
-    blocks_per_slot = triton.cdiv(blocks, min(blocks, triton.cdiv(PROGRAMS, B * tiles[0] * tiles[1])))
-    slots = triton.cdiv(blocks, blocks_per_slot)
+    slots, blocks_per_slot = slots_of(blocks, B * tiles[0] * tiles[1])
     out = torch.empty(slots, B, G, D if film is None else 2 * D, dtype=torch.float32, device=e.device)
     launch(
         table_from_rows_kernel,

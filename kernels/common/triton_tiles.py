@@ -13,6 +13,8 @@ from .launch import interpreting
 from .random import DRAW_BITS, GOLDEN_RATIO, MIX_1, MIX_2
 
 HALF = (torch.float16, torch.bfloat16)
+# Programs that fill a GPU.
+PROGRAMS = 256
 # Unsigned, as Triton computes them.
 _GOLDEN_RATIO, _MIX_1, _MIX_2 = (tl.constexpr(value % 2**64) for value in (GOLDEN_RATIO, MIX_1, MIX_2))
 _DRAW_SHIFT = tl.constexpr(64 - DRAW_BITS)
@@ -50,6 +52,21 @@ def block_of(size: int, smallest: int = 16) -> int:
 def block_of_tokens(T: int) -> int:
     """BLOCK_T: a product has at least 16 rows; a step of decoding has one."""
     return 16 if T <= 16 else 32
+
+
+def slots_of(blocks: int, programs: int, fillings: int = 1) -> tuple[int, int]:
+    """(slots, blocks_per_slot): blocks that a program takes one after the other, divided among slots so that `programs`
+    in each fill a GPU about `fillings` times. What the slots sum up is added afterwards, in one order."""
+    blocks_per_slot = triton.cdiv(blocks, min(blocks, triton.cdiv(fillings * PROGRAMS, programs)))
+    return triton.cdiv(blocks, blocks_per_slot), blocks_per_slot
+
+
+@triton.jit
+def token_block(T, BLOCK_T: tl.constexpr):
+    """The row b and the tokens t [BLOCK_T], both int64, of a program: as many programs a row as it has blocks."""
+    blocks = tl.cdiv(T, BLOCK_T)
+    t = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    return (tl.program_id(0) // blocks).to(tl.int64), t
 
 
 @triton.jit

@@ -24,14 +24,14 @@ from .triton_tiles import (
     kept_grids,
     kept_tokens,
     random_bits,
+    slots_of,
     strides,
+    token_block,
 )
 
 # How the K largest of a row are found: not at all, by K passes, by removing the G - K smallest, or by bisection.
 ALL, LARGEST, SMALLEST, BISECTION = (tl.constexpr(value) for value in range(4))
 MOST_PASSES = 24
-# Programs that share one dk: enough to fill a GPU, few enough that their sums are soon added.
-PROGRAMS = 256
 # With more grids the scores of a head go through memory: their tile no longer fits in registers, or not beside dk.
 MOST_GRIDS_IN_REGISTERS = 64
 MOST_GRIDS_BESIDE_DK = 32
@@ -234,9 +234,7 @@ def grid_weights_kernel(
     PRECISION: tl.constexpr,
 ):
     """A program a block of tokens of a row."""
-    blocks = tl.cdiv(T, BLOCK_T)
-    b = (tl.program_id(0) // blocks).to(tl.int64)
-    t = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    b, t = token_block(T, BLOCK_T)
     grid = tl.arange(0, BLOCK_G)
     token_kept = kept_tokens(text_mask_ptr, text_mask_strides, b, t, T)
     grid_kept = kept_grids(grid_mask_ptr, grid_mask_strides, b, grid, G)
@@ -332,9 +330,7 @@ def many_grids_kernel(
     SELECT: tl.constexpr,
 ):
     """What follows the scores of a head, a program a few tokens of a row: w += its weights, or scores = ds."""
-    blocks = tl.cdiv(T, BLOCK_T)
-    b = (tl.program_id(0) // blocks).to(tl.int64)
-    t = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    b, t = token_block(T, BLOCK_T)
     grid = tl.arange(0, BLOCK_G)
     token_kept = kept_tokens(text_mask_ptr, text_mask_strides, b, t, T)
     grid_kept = kept_grids(grid_mask_ptr, grid_mask_strides, b, grid, G)
@@ -462,9 +458,7 @@ def grid_weights_backward(dw: Tensor, q: Tensor, k: Tensor, *options) -> tuple[T
             dk[:, :, h] = table_from_rows(ds, q[:, :, h], arguments["text_mask_ptr"])
         return dq, dk
     block_t = block_of_tokens(T) if q.dtype in HALF and k.dtype in HALF else 16
-    blocks = triton.cdiv(T, block_t)
-    blocks_per_slot = triton.cdiv(blocks, min(blocks, triton.cdiv(PROGRAMS, B * H)))
-    slots = triton.cdiv(blocks, blocks_per_slot)
+    slots, blocks_per_slot = slots_of(triton.cdiv(T, block_t), B * H)
     dk = torch.empty(slots, *k.shape, dtype=torch.float32, device=k.device)
     launch(
         grid_weights_backward_kernel,

@@ -7,7 +7,15 @@ from torch import Tensor
 
 from ..common.launch import launch
 from ..common.triton_rows import rows_from_table, table_from_rows, weights_from_rows
-from ..common.triton_tiles import block_of, block_of_tokens, dot, dot_precision, kept_grids, kept_tokens
+from ..common.triton_tiles import (
+    block_of,
+    block_of_tokens,
+    dot,
+    dot_precision,
+    kept_grids,
+    kept_tokens,
+    token_block,
+)
 from ..common.triton_weights import (
     MOST_GRIDS_IN_REGISTERS,
     grid_weights,
@@ -52,9 +60,7 @@ def correlation_context_kernel(
     PRECISION: tl.constexpr,
 ):
     """A program a block of tokens of a row: w in registers, then c = w v a block of columns at a time."""
-    blocks = tl.cdiv(T, BLOCK_T)
-    b = (tl.program_id(0) // blocks).to(tl.int64)
-    t = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    b, t = token_block(T, BLOCK_T)
     grid = tl.arange(0, BLOCK_G)
     token_kept = kept_tokens(text_mask_ptr, text_mask_strides, b, t, T)
     grid_kept = kept_grids(grid_mask_ptr, grid_mask_strides, b, grid, G)

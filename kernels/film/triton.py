@@ -26,6 +26,7 @@ from ..common.triton_tiles import (
     kept_tokens,
     pipeline_stages,
     strides,
+    token_block,
 )
 from ..common.triton_weights import (
     MOST_GRIDS_IN_REGISTERS,
@@ -163,9 +164,7 @@ def grounded_film_kernel(
     PRECISION: tl.constexpr,
 ):
     """A program a block of tokens of a row: w, the statistics of x, then x_f a block of columns at a time."""
-    blocks = tl.cdiv(T, BLOCK_T)
-    b = (tl.program_id(0) // blocks).to(tl.int64)
-    t = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    b, t = token_block(T, BLOCK_T)
     token_kept = kept_tokens(text_mask_ptr, text_mask_strides, b, t, T)
     w = None
     if IN_REGISTERS:
@@ -196,7 +195,7 @@ def grounded_film_kernel(
             D, BLOCK_G, PRECISION,
         )  # fmt: skip
         x = _row_block(x_ptr, x_strides, b, t, d, token_kept, D)
-        _, normed = normalised(x, mean, rstd, ln_weight_ptr, ln_bias_ptr, d, d < D)
+        _, _, normed = normalised(x, mean, rstd, ln_weight_ptr, ln_bias_ptr, d, d < D)
         x_f = tl.where(token_kept[:, None], normed * (1 + gate * gamma) + gate * beta, 0.0)
         tl.store(x_f_ptr + (b * T + t[:, None]) * D + d[None, :], x_f, mask=(t < T)[:, None] & (d < D)[None, :])
 
@@ -230,9 +229,7 @@ def film_residual_kernel(
     PRECISION: tl.constexpr,
 ):
     """A program a block of tokens of a row: r and its statistics, then r again for LN(r), which sees it unrounded."""
-    blocks = tl.cdiv(T, BLOCK_T)
-    b = (tl.program_id(0) // blocks).to(tl.int64)
-    t = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    b, t = token_block(T, BLOCK_T)
     inside = t < T
     w = None
     if IN_REGISTERS:
@@ -258,7 +255,7 @@ def film_residual_kernel(
                 y_ptr, y_strides, x_ptr, x_strides, w, w_ptr, w_strides, table_ptr, table_strides, bias_ptr, gate, b, t,
                 d, T, G, D, BLOCK_G, PRECISION,
             )  # fmt: skip
-            _, normed = normalised(r, mean, rstd, ln_weight_ptr, ln_bias_ptr, d, d < D)
+            _, _, normed = normalised(r, mean, rstd, ln_weight_ptr, ln_bias_ptr, d, d < D)
             rows = normed_ptr + (b * T + t[:, None]) * D + d[None, :]
             tl.store(rows, normed, mask=inside[:, None] & (d < D)[None, :])
 
@@ -331,9 +328,7 @@ def grounded_film_backward_kernel(
     PRECISION: tl.constexpr,
 ):
     """A program a block of tokens of a row: the sums over columns, dw among them, then dx and sums over tokens."""
-    blocks = tl.cdiv(T, BLOCK_T)
-    b = (tl.program_id(0) // blocks).to(tl.int64)
-    t = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    b, t = token_block(T, BLOCK_T)
     grid = tl.arange(0, BLOCK_G)
     token_kept = kept_tokens(text_mask_ptr, text_mask_strides, b, t, T)
     mean = tl.load(mean_ptr + b * T + t, mask=t < T, other=0.0)
@@ -355,8 +350,7 @@ def grounded_film_backward_kernel(
         )  # fmt: skip
         e = _row_block(dx_f_ptr, dx_f_strides, b, t, d, token_kept, D)
         x = _row_block(x_ptr, x_strides, b, t, d, token_kept, D)
-        n, normed = normalised(x, mean, rstd, ln_weight_ptr, ln_bias_ptr, d, d < D)
-        ln_weight = tl.load(ln_weight_ptr + d, mask=d < D, other=0.0).to(tl.float32)
+        n, ln_weight, normed = normalised(x, mean, rstd, ln_weight_ptr, ln_bias_ptr, d, d < D)
         dn = e * (1 + gate * gamma) * ln_weight[None, :]
         sum_dn += tl.sum(dn, 1)
         sum_dn_n += tl.sum(dn * n, 1)
@@ -379,8 +373,7 @@ def grounded_film_backward_kernel(
         )  # fmt: skip
         e = _row_block(dx_f_ptr, dx_f_strides, b, t, d, token_kept, D)
         x = _row_block(x_ptr, x_strides, b, t, d, token_kept, D)
-        n, normed = normalised(x, mean, rstd, ln_weight_ptr, ln_bias_ptr, d, d < D)
-        ln_weight = tl.load(ln_weight_ptr + d, mask=d < D, other=0.0).to(tl.float32)
+        n, ln_weight, normed = normalised(x, mean, rstd, ln_weight_ptr, ln_bias_ptr, d, d < D)
         dnormed = e * (1 + gate * gamma)
         dx = (dnormed * ln_weight[None, :] - (sum_dn / D)[:, None] - n * (sum_dn_n / D)[:, None]) * rstd[:, None]
         dx = tl.where(token_kept[:, None], dx, 0.0)
@@ -425,9 +418,7 @@ def film_residual_backward_kernel(
     PRECISION: tl.constexpr,
 ):
     """A program a block of tokens of a row: the norm's sums over columns, if there is one, then all gradients."""
-    blocks = tl.cdiv(T, BLOCK_T)
-    b = (tl.program_id(0) // blocks).to(tl.int64)
-    t = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    b, t = token_block(T, BLOCK_T)
     inside = t < T
     grid = tl.arange(0, BLOCK_G)
     gate = tl.load(gate_ptr).to(tl.float32)

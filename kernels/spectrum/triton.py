@@ -8,12 +8,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.launch import launch
-from ..common.triton_tiles import block_of, dot, dot_precision
+from ..common.triton_tiles import block_of, dot, dot_precision, slots_of
 
 # Modes or poles at a time.
 MOST_MODES = 32
-# Programs that fill a GPU: in backward, the taps, nodes or channels that are summed are divided among so many.
-PROGRAMS = 256
 # Cauchy: rows over the same poles that are summed together, and terms that are added up one by one.
 MOST_ROWS = 4
 SUMMED_AT_ONCE = 8
@@ -389,8 +387,7 @@ def vandermonde_backward(dK: Tensor, c: Tensor, log_z: Tensor) -> tuple[Tensor, 
     c, log_z = _parts(c), _parts(log_z)
     block_n, (rows, width) = min(MOST_MODES, block_of(N)), _split(L)
     blocks, tiles = triton.cdiv(L, rows * width), triton.cdiv(N, block_n)
-    blocks_per_slot = triton.cdiv(blocks, min(blocks, triton.cdiv(PROGRAMS, D * tiles)))
-    slots = triton.cdiv(blocks, blocks_per_slot)
+    slots, blocks_per_slot = slots_of(blocks, D * tiles)
     partials = torch.empty(2, slots, D, N, 2, dtype=torch.float32, device=c.device)
     launch(
         vandermonde_backward_kernel,
@@ -448,8 +445,7 @@ def cauchy_backward(grad: Tensor, v: Tensor, z: Tensor, w: Tensor) -> tuple[Tens
     (C, R, N), L, grad = v.shape, z.shape[0], _parts(grad)
     block_n, block_l = min(MOST_MODES, triton.next_power_of_2(N)), 32
     blocks, tiles = triton.cdiv(L, block_l), triton.cdiv(N, block_n)
-    blocks_per_slot = triton.cdiv(blocks, min(blocks, triton.cdiv(PROGRAMS, C * R * tiles)))
-    slots = triton.cdiv(blocks, blocks_per_slot)
+    slots, blocks_per_slot = slots_of(blocks, C * R * tiles)
     partials = torch.empty(2, slots, C, R, N, 2, dtype=torch.float32, device=v.device)
     launch(
         cauchy_backward_kernel,
@@ -473,8 +469,7 @@ def cauchy_backward_nodes(grad: Tensor, v: Tensor, z: Tensor, w: Tensor) -> Tens
     (C, R, _), L, grad = v.shape, z.shape[0], _parts(grad)
     block_l = 128
     blocks = triton.cdiv(L, block_l)
-    rows_per_slot = triton.cdiv(C * R, min(C * R, triton.cdiv(4 * PROGRAMS, blocks)))
-    slots = triton.cdiv(C * R, rows_per_slot)
+    slots, rows_per_slot = slots_of(C * R, blocks, fillings=4)
     partials = torch.empty(slots, L, 2, dtype=torch.float32, device=v.device)
     launch(
         cauchy_backward_nodes_kernel,

@@ -10,8 +10,8 @@ from sequences import random_modes
 from triton_kernels import DEVICE, MARKS, by_triton, check_against_definition
 
 from firebolt_vl.kernels import cauchy, reference, vandermonde
+from firebolt_vl.kernels.common import triton_tiles
 from firebolt_vl.kernels.common.device import use_implementation
-from firebolt_vl.kernels.spectrum import triton as kernels
 
 pytestmark = MARKS
 # One block of taps and several, powers of two and their neighbours, primes.
@@ -64,7 +64,7 @@ def test_vandermonde_and_its_gradients_are_the_definitions(data, D, N, L):
 
 
 def test_taps_beyond_a_block_are_added_up_in_a_program(monkeypatch):
-    monkeypatch.setattr(kernels, "PROGRAMS", 4)
+    monkeypatch.setattr(triton_tiles, "PROGRAMS", 4)
     (c, log_z), cotangents = inputs(D=2, N=5, L=2100)
     check_against_definition(vandermonde, [c, log_z], cotangents, L=2100)
 
@@ -152,7 +152,7 @@ def test_leading_axes_of_a_cauchy_product_broadcast(of_v, of_w):
 
 
 def test_channels_and_nodes_beyond_a_block_are_added_up_in_a_program(monkeypatch):
-    monkeypatch.setattr(kernels, "PROGRAMS", 2)
+    monkeypatch.setattr(triton_tiles, "PROGRAMS", 2)
     v, z, w = torch.randn(2, 10, 3, dtype=torch.complex64), nodes(100), poles(10, 3)
     check_against_definition(cauchy, [v, z, w], [torch.randn(2, 10, 100, dtype=torch.complex64)])
 
