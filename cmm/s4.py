@@ -1,7 +1,6 @@
 """S4: a state-space model with a diagonal-plus-rank-one state matrix, LegS-initialised and bilinearly discretised."""
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,118 +10,20 @@ from ..kernels import fft_conv
 from ..kernels.common.autocast import without_autocast
 from .block import GatedOutput, SSMBlock, check_present
 from .compaction import Packing, window_before
+from .dplr import (
+    Chunk,
+    Discrete,
+    chunked,
+    column,
+    discretise,
+    kernel,
+    readout,
+    response_to_inputs,
+    response_to_state,
+    unfold,
+)
 from .hippo import clip_imaginary, nplr
 from .precision import WideParameters
-
-# Tokens that a prompt's state is advanced by at once: one [N, N] and one [N, CHUNK] product a channel.
-CHUNK = 64
-
-
-class Discrete(NamedTuple):
-    """One time step on the stored half of the modes: s' = dA s + dB u with dA s = diagonal s - g 2 Re(h . s).
-
-    All complex [D, N/2].
-    """
-
-    diagonal: Tensor
-    g: Tensor
-    h: Tensor
-    dB: Tensor
-
-    def advance(self, s: Tensor) -> Tensor:
-        """dA s for s [B, D, N/2]: a diagonal plus a rank-one matrix, so O(N)."""
-        return self.diagonal * s - self.g * both_halves(self.h * s)
-
-    def matrix(self) -> Tensor:
-        """dA [D, N, N] on states as real vectors (Re s_0, Im s_0, Re s_1, ...)."""
-        re, im = self.diagonal.real, self.diagonal.imag
-        blocks = torch.stack([torch.stack([re, -im], -1), torch.stack([im, re], -1)], -2)  # [D, N/2, 2, 2]
-        identity = torch.eye(re.shape[-1], dtype=re.dtype, device=re.device)
-        diagonal = torch.einsum("dnij,nm->dnimj", blocks, identity).flatten(3, 4).flatten(1, 2)
-        return diagonal - 2 * column(self.g).unsqueeze(-1) * column(self.h.conj()).unsqueeze(-2)
-
-
-def discretise(w: Tensor, P: Tensor, B: Tensor, dt: Tensor) -> Discrete:
-    """The bilinear rule for A = diag(w) - P P^H over both halves of the modes; w, P, B [D, N/2] complex, dt [D] real.
-
-        dA = (2/dt - A)^-1 (2/dt + A),   dB = (2/dt - A)^-1 2 B
-
-    By Woodbury (2/dt - A)^-1 = E - r E P P^H E with E = 1 / (2/dt - w) and r = 1 / (1 + P^H E P), whence
-    diagonal = E (2/dt + w), g = r E P, h = conj(P) (1 + diagonal) and dB = 2 E B - g P^H 2 E B.
-    S4 (arXiv 2111.00396), appendix C.
-    """
-    rate = (2 / dt).unsqueeze(-1)
-    E = 1 / (rate - w)
-    EP, EB = E * P, 2 * E * B
-    g = EP / (1 + both_halves(P.conj() * EP))
-    h = P.conj() * (2 * rate * E)  # 1 + diagonal without the cancellation
-    return Discrete(E * (rate + w), g, h, EB - g * both_halves(P.conj() * EB))
-
-
-def both_halves(x: Tensor) -> Tensor:
-    """The sum over all N modes, of which x [..., N/2] holds one of each conjugate pair: 2 Re sum x."""
-    return 2 * x.sum(-1, keepdim=True).real
-
-
-def column(x: Tensor) -> Tensor:
-    """Complex [..., N/2] as a real vector [..., N]."""
-    return torch.view_as_real(x.resolve_conj()).flatten(-2)
-
-
-def readout(C: Tensor) -> Tensor:
-    """The row [..., 1, N] whose product with a state's `column` is 2 Re(C . s)."""
-    return 2 * column(C.conj()).unsqueeze(-2)
-
-
-class Chunk(NamedTuple):
-    """What CHUNK tokens do at once, on states as rows [D, B, N]: a row times a matrix is what a CPU does fastest."""
-
-    inputs: Tensor
-    """(dA^(CHUNK-1-j) dB)^T [D, CHUNK, N]: inputs [D, B, CHUNK] -> the state they leave."""
-    outputs: Tensor
-    """(C dA^(j+1))^T [D, N, CHUNK]: a state -> the outputs it leaves."""
-    power: Tensor
-    """(dA^CHUNK)^T [D, N, N]: a state -> the state it leaves."""
-
-
-def chunked(step: Discrete, C: Tensor, size: int = CHUNK) -> Chunk:
-    """By doubling (size is a power of two): log2(size) squarings of dA, the rest follows in as many products.
-
-    dA never expands a state (A + A^H is negative definite), so its powers lose nothing in float32.
-    """
-    power = step.matrix().mT
-    inputs, outputs = column(step.dB).unsqueeze(-2), (readout(C) @ power.mT).mT
-    while inputs.shape[-2] < size:
-        inputs = torch.cat([inputs @ power, inputs], -2)
-        outputs = torch.cat([outputs, power @ outputs], -1)
-        power = power @ power
-    return Chunk(inputs, outputs, power.contiguous())
-
-
-def kernel(step: Discrete, C: Tensor, length: int) -> Tensor:
-    """K_l = 2 Re(C dA^l dB), l < length -> [D, length].
-
-    With l = b i + j the product of the rows C dA^(b i) and the columns dA^j dB, b about sqrt(length). Exact for every
-    length and without the generating function, whose correction (I - dA^length) needs such powers anyway: at D = 1024,
-    N = 64 on one core 70 ms against 1 s (length 512) and 0.15 s against 6 s (2048), and in float32 two to forty times
-    closer to float64 than the original's (7e-7 against 3e-5 at N = 64, length 512).
-    """
-    A, columns = step.matrix(), column(step.dB).unsqueeze(-1)
-    for _ in range(round(math.log2(length) / 2)):
-        columns = torch.cat([columns, A @ columns], -1)
-        A = A @ A
-    rows = [readout(C)]
-    while len(rows) * columns.shape[-1] < length:
-        rows.append(rows[-1] @ A)
-    return (torch.cat(rows, -2) @ columns).flatten(-2)[:, :length]
-
-
-def unfold(C: Tensor, step: Discrete, length: int) -> Tensor:
-    """The original stores C (I - dA^length): the C it stands for. C [D, N/2] complex, in its own precision."""
-    A = step.matrix()
-    folding = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) - torch.linalg.matrix_power(A, length)
-    row = torch.linalg.solve(folding, readout(C), left=False) / 2
-    return torch.view_as_complex(row.squeeze(-2).unflatten(-1, (-1, 2)).contiguous()).conj().resolve_conj()
 
 
 class S4Kernel(WideParameters):
@@ -331,42 +232,3 @@ class S4(SSMBlock):
             "output.weight": weight[..., 0],
             "output.bias": bias,
         }
-
-
-def response_to_inputs(u: Tensor, chunk: Chunk) -> Tensor:
-    """The state after u [B, T, D] from nothing, T tokens a row (leading zeros do nothing) -> complex [B, D, N/2]."""
-    u = u.permute(2, 0, 1).contiguous()  # [D, B, T]
-    first = (u.shape[-1] - 1) % CHUNK + 1
-    s = u[..., :first].contiguous() @ chunk.inputs[:, CHUNK - first :]
-    whole = u[..., first:].unflatten(-1, (-1, CHUNK))  # [D, B, chunks, CHUNK]
-    left = (whole.flatten(1, 2) @ chunk.inputs).unflatten(1, whole.shape[1:3])
-    for left_by_chunk in left.unbind(2):
-        s = s @ chunk.power + left_by_chunk
-    return as_modes(s)
-
-
-def response_to_state(
-    s: Tensor, time: int, lengths: Tensor | None, step: Discrete, chunk: Chunk
-) -> tuple[Tensor, Tensor]:
-    """What a state s [B, D, N/2] does when nothing else comes in.
-
-    Returns y_l = 2 Re(C dA^(l+1) s), l < time [B, D, time], and the state after `time` tokens, or after each row's
-    `lengths` [B]: whole chunks by dA^CHUNK, what remains by single steps.
-    """
-    s = column(s).transpose(0, 1)  # [D, B, N]
-    outputs, after = [], s
-    for start in range(0, time, CHUNK):
-        outputs.append(s @ chunk.outputs[..., : time - start])
-        if start + CHUNK <= time:
-            s = s @ chunk.power
-            after = s if lengths is None else torch.where((lengths >= start + CHUNK).unsqueeze(-1), s, after)
-    after = as_modes(after)
-    for t in range(time % CHUNK if lengths is None else min(time, CHUNK - 1)):
-        stepped = step.advance(after)
-        after = stepped if lengths is None else torch.where((lengths % CHUNK > t)[:, None, None], stepped, after)
-    return torch.cat(outputs, -1).transpose(0, 1), after
-
-
-def as_modes(s: Tensor) -> Tensor:
-    """Real rows [D, B, N] -> complex [B, D, N/2], what `column` undoes."""
-    return torch.view_as_complex(s.transpose(0, 1).unflatten(-1, (-1, 2)).contiguous())

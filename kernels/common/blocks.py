@@ -1,6 +1,11 @@
 """How much of a large computation to hold at a time."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 CPU_BLOCK = 2**17
 GPU_BLOCK = 2**26
@@ -13,3 +18,23 @@ def block_numbers(device: torch.device) -> int:
     every call. On a GPU only memory is a limit.
     """
     return CPU_BLOCK if device.type == "cpu" else GPU_BLOCK
+
+
+def by_blocks(function: Callable[..., Tensor], tensors: Sequence[Tensor], size: int) -> Tensor:
+    """function(*tensors), `size` entries of the first axis at a time: beyond the result one block's work is held.
+
+    What the backward pass needs of a block is made again there.
+    """
+    count = tensors[0].shape[0]
+    if size >= count:
+        return function(*tensors)
+    blocks = list(zip(*(tensor.split(size) for tensor in tensors)))
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        run = partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([run(*block) for block in blocks])
+    first = function(*blocks[0])
+    result = first.new_empty(count, *first.shape[1:])
+    result[:size] = first
+    for block, part in zip(blocks[1:], result[size:].split(size)):
+        part.copy_(function(*block))
+    return result

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..common.blocks import block_numbers
+from ..common.blocks import block_numbers, by_blocks
 from ..common.dtypes import complex_dtype, compute_dtype
 from .shapes import by_channel
 
@@ -28,6 +29,12 @@ def vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
     leading, N = c.shape[:-1], c.shape[-1]
     c, log_z = c.reshape(-1, N), log_z.reshape(-1, N)  # [D, N]
     width = min(L, 2 ** math.ceil(math.log2(L) / 2))
+    size = max(1, block_numbers(c.device) // (N * width))
+    return by_blocks(partial(_vandermonde, L, width), (c, log_z), size).reshape(*leading, L)
+
+
+def _vandermonde(L: int, width: int, c: Tensor, log_z: Tensor) -> Tensor:
+    """`vandermonde` of a block of channels [D, N]."""
     c_real, c_imag = 2 * c.real.unsqueeze(-1), 2 * c.imag.unsqueeze(-1)
     row_real, row_imag = _powers(log_z, width, -(-L // width))  # [D, N, rows]
     real, imag = _powers(log_z, 1, width)  # [D, N, width]
@@ -35,7 +42,7 @@ def vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
     K = torch.baddbmm(
         (c_real * row_real - c_imag * row_imag).mT @ real, (-c_real * row_imag - c_imag * row_real).mT, imag
     )
-    return K.flatten(-2)[:, :L].reshape(*leading, L)
+    return K.flatten(-2)[:, :L]
 
 
 def _powers(log_z: Tensor, stride: int, count: int) -> tuple[Tensor, Tensor]:

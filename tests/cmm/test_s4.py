@@ -8,8 +8,10 @@ import torch
 from golden import case_names, load
 from numerics import assert_close, assert_within_budget, relative_error
 
-from firebolt_vl.cmm import S4
-from firebolt_vl.cmm.s4 import CHUNK, S4Kernel, chunked, discretise, kernel, readout, unfold
+from firebolt_vl.bench.timing import Run, peak_bytes
+from firebolt_vl.cmm import S4, S4D, dplr
+from firebolt_vl.cmm.dplr import CHUNK, chunked, discretise, kernel, readout, unfold
+from firebolt_vl.cmm.s4 import S4Kernel
 from firebolt_vl.kernels import cauchy
 
 CASES = case_names("s4_nplr_kernel")
@@ -289,3 +291,32 @@ def test_kernel_of_one_tap_and_of_every_short_length_is_a_prefix():
         assert_close(parameters.taps(length), longest[:, :length], 1e-12)
         with torch.no_grad():
             assert_close(parameters.taps(length), longest[:, :length], 1e-12)
+
+
+@pytest.mark.parametrize("length", [1, 5, 40, 300])
+def test_a_kernel_by_blocks_of_channels_is_the_whole_with_its_gradients(length, monkeypatch):
+    block = S4(7, 8).double()
+
+    def results():
+        K = block.kernel.taps(length)
+        return [
+            K,
+            *torch.autograd.grad(K.square().sum(), [p for p in block.kernel.parameters() if p is not block.kernel.D]),
+        ]
+
+    whole = results()
+    monkeypatch.setattr(dplr, "FEW", 2)
+    monkeypatch.setattr(dplr, "block_numbers", lambda device: 2)
+    for ours, wanted in zip(results(), whole):
+        assert_close(ours, wanted, 1e-12)
+    with torch.no_grad():
+        assert_close(block.kernel.taps(length), whole[0], 1e-12)
+
+
+@pytest.mark.parametrize("with_gradients", [False, True])
+@pytest.mark.parametrize("model", [S4, S4D])
+def test_generating_a_long_kernel_holds_at_most_three_times_its_size(model, with_gradients):
+    length, kernel = 2048, model(1024, 64).kernel
+    with torch.set_grad_enabled(with_gradients):
+        peak = peak_bytes(Run(lambda _: kernel.taps(length)), "cpu")
+    assert peak <= 3 * 4 * 1024 * length

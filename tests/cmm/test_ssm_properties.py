@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numerics import assert_close, assert_within_budget, largest
 
 from firebolt_vl.cmm import S4, DecodeState, Mamba
-from firebolt_vl.cmm.s4 import CHUNK
+from firebolt_vl.cmm.dplr import CHUNK
 
 # By its name: as an attribute of the package, `fft_conv` is the function.
 convolution = importlib.import_module("firebolt_vl.kernels.fft_conv.pytorch")

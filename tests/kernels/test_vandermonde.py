@@ -17,6 +17,7 @@ from sequences import (
 )
 
 from firebolt_vl.kernels import reference, vandermonde
+from firebolt_vl.kernels.spectrum import pytorch
 
 BOTH = pytest.mark.parametrize("op", [vandermonde, reference.vandermonde], ids=["public", "reference"])
 CASES = golden.case_names("s4d_kernel")
@@ -103,6 +104,17 @@ def test_float32_phases_stay_exact_over_many_turns():
     exact = reference.vandermonde(c.to(torch.complex128), log_z.to(torch.complex128), L)
     assert relative_error(reference.vandermonde(c, log_z, L), exact) > 2e-5
     assert relative_error(vandermonde(c, log_z, L), exact) < 1e-6
+
+
+@pytest.mark.parametrize("L", [1, 9, 100])
+def test_by_blocks_of_channels_it_is_the_whole_with_its_gradients(L, monkeypatch):
+    c, log_z = torch.randn(7, 3, dtype=torch.complex128), random_modes(7, 3)
+    whole = outputs_and_gradients(lambda c, log_z: vandermonde(c, log_z, L), (c, log_z))
+    monkeypatch.setattr(pytorch, "block_numbers", lambda device: 60)
+    blocks = outputs_and_gradients(lambda c, log_z: vandermonde(c, log_z, L), (c, log_z))
+    for ours, wanted in zip(blocks, whole):
+        assert_close(ours, wanted, relative=1e-12)
+    assert_close(vandermonde(c, log_z, L), whole[0], relative=1e-12)
 
 
 @given(L=lengths, shorter=st.integers(1, 129))
