@@ -103,17 +103,20 @@ def _chunked(u: Tensor, k: Tensor) -> Tensor:
 
 
 class _InFrequency(torch.autograd.Function):
-    """Spectra are made again in the backward pass: that costs less than keeping them."""
+    """Spectra are made again in the backward pass: that costs less than keeping them.
+
+    What comes out lies in memory as what went in: channels last, if the model has them there.
+    """
 
     @staticmethod
     def forward(ctx, u: Tensor, k: Tensor) -> Tensor:
         ctx.save_for_backward(u, k)
         batch, _, L = u.shape
         size = fast_size(L + k.shape[-1] - 1)
-        y = torch.empty_like(u, memory_format=torch.contiguous_format)
+        y = torch.empty_like(u)
         for channels in _channel_blocks(u, batch * size):
-            spectrum = torch.fft.rfft(u[:, channels], n=size).mul_(torch.fft.rfft(k[channels], n=size))
-            y[:, channels] = torch.fft.irfft(spectrum, n=size)[..., :L]
+            spectrum = torch.fft.rfft(_read(u, channels), n=size).mul_(torch.fft.rfft(k[channels], n=size))
+            _write(y, channels, torch.fft.irfft(spectrum, n=size)[..., :L])
         return y
 
     @staticmethod
@@ -122,18 +125,29 @@ class _InFrequency(torch.autograd.Function):
         u, k = ctx.saved_tensors
         (batch, _, L), taps = u.shape, k.shape[-1]
         size = fast_size(L + taps - 1)
-        grad_u = torch.empty_like(u, memory_format=torch.contiguous_format) if ctx.needs_input_grad[0] else None
+        grad_u = torch.empty_like(u) if ctx.needs_input_grad[0] else None
         grad_k = torch.empty_like(k, memory_format=torch.contiguous_format) if ctx.needs_input_grad[1] else None
         for channels in _channel_blocks(u, batch * size):
             # Correlations with k and u: the conjugates of their spectra.
-            spectrum = torch.fft.rfft(grad[:, channels], n=size)
+            spectrum = torch.fft.rfft(_read(grad, channels), n=size)
             if grad_k is not None:
-                product = (spectrum * torch.fft.rfft(u[:, channels], n=size).conj()).sum(0)
+                product = (spectrum * torch.fft.rfft(_read(u, channels), n=size).conj()).sum(0)
                 grad_k[channels] = torch.fft.irfft(product, n=size)[..., :taps]
             if grad_u is not None:
                 product = spectrum.mul_(torch.fft.rfft(k[channels], n=size).conj())
-                grad_u[:, channels] = torch.fft.irfft(product, n=size)[..., :L]
+                _write(grad_u, channels, torch.fft.irfft(product, n=size)[..., :L])
         return grad_u, grad_k
+
+
+def _read(u: Tensor, channels: slice) -> Tensor:
+    """u[:, channels]. Where channels are last in memory, by way of a small copy: a transform reads along time, whose
+    strides, powers of two, would meet in the same few lines of a cache."""
+    return u[:, channels].mT.contiguous().mT if u.stride(1) == 1 else u[:, channels]
+
+
+def _write(y: Tensor, channels: slice, part: Tensor) -> None:
+    """y[:, channels] = part, likewise."""
+    y[:, channels] = part.mT.contiguous().mT if y.stride(1) == 1 else part
 
 
 def fast_size(at_least: int) -> int:
