@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Angular frequencies. Centres lie in 0..1: half a period of the highest is one 32nd of the image, a patch's side.
@@ -30,12 +31,13 @@ def default_boxes(grids: int, device: torch.device | None = None) -> Tensor:
     starts = torch.arange(n, dtype=torch.float32, device=device) / max(n, 1)
     y0, x0 = torch.meshgrid(starts, starts, indexing="ij")
     tiles = torch.stack([y0, x0, y0 + 1 / max(n, 1), x0 + 1 / max(n, 1)], -1).reshape(-1, 4)
-    return torch.cat([tiles.new_tensor([[0.0, 0.0, 1.0, 1.0]]), tiles])
+    # Made on the device, here and below: a copy from the host cannot be captured into a CUDA graph.
+    return torch.cat([F.pad(tiles.new_zeros(1, 2), (0, 2), value=1.0), tiles])
 
 
 def _waves(values: Tensor, frequencies: tuple[float, ...]) -> Tensor:
     """[..., C] -> sin and cos of every frequency times every channel, [..., 2 C len(frequencies)]."""
-    angles = values.unsqueeze(-1) * values.new_tensor(frequencies)
+    angles = torch.stack([values * frequency for frequency in frequencies], -1)
     return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)
 
 
@@ -76,9 +78,11 @@ class GridPositions(nn.Module):
         """grids [B,G,D_v], boxes [B,G,4], images [B,G] (all image 0 if None) -> [B,G,D_v]."""
         # Angles are taken in float32 or wider: a half-precision coordinate times the highest frequency is off by 2 %.
         wide = torch.promote_types(grids.dtype, torch.float32)
-        # Image 0 adds nothing, but is not left out: a parameter without a gradient stops distributed training.
-        images = torch.zeros_like(boxes[..., 0]) if images is None else images
-        box, image = box_features(boxes.to(wide)), image_features(images.to(wide))
-        position = self.box(box.to(self.box.weight.dtype)) + self.image(image.to(self.image.weight.dtype))
+        position = self.box(box_features(boxes.to(wide)).to(self.box.weight.dtype))
+        # Image 0 adds nothing, but in training is not left out: a parameter without a gradient stops distributed runs.
+        if images is None and torch.is_grad_enabled():
+            images = torch.zeros_like(boxes[..., 0])
+        if images is not None:
+            position = position + self.image(image_features(images.to(wide)).to(self.image.weight.dtype))
         scale = (grids.to(wide).square().mean(-1, keepdim=True) + SMALLEST_SQUARE).sqrt()
         return grids + (scale * position).to(grids.dtype)
