@@ -80,7 +80,7 @@ class Point:
 
 def subjects(op: str, dtype: str, device: str, quick: bool) -> Iterator[Subject]:
     if op == "cmm":
-        yield from (cmm_subject(part, modulator.SIZES, dtype, device) for part in modulator.PARTS)
+        yield from (cmm_subject(part, sizes, dtype, device) for part, sizes in modulator.CASES)
         return
     if dtype in OPS[op].dtypes:
         yield from (op_subject(op, case, dtype, device) for case in OPS[op].cases if case.quick or not quick)
@@ -88,7 +88,7 @@ def subjects(op: str, dtype: str, device: str, quick: bool) -> Iterator[Subject]
 
 def count_subjects(op: str, dtype: str, quick: bool) -> int:
     if op == "cmm":
-        return len(modulator.PARTS)
+        return len(modulator.CASES)
     return sum(case.quick or not quick for case in OPS[op].cases) if dtype in OPS[op].dtypes else 0
 
 
@@ -111,27 +111,28 @@ def op_subject(op: str, case: Case, dtype: str, device: str) -> Subject:
 
 
 def cmm_subject(part: str, sizes: dict[str, int], dtype: str, device: str) -> Subject:
-    """The modulator with the grid-side table against the same written from its equations, same parameters."""
+    """The modulator or a part of it against the same written from its equations, same parameters; the whole layer also
+    against its linear maps alone."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     layer = modulator.make_layer(part, sizes, getattr(torch, dtype)).to(device)
-    shapes = (sizes["B"], sizes["T"], sizes["D"]), (sizes["B"], sizes["G"], sizes["D_v"])
-    text, grids = (
-        _as_leaf(torch.randn(shape, generator=generator).to(device, getattr(torch, dtype))) for shape in shapes
-    )
-    plain = modulator.by_equations(layer)
+    shapes = [(sizes["B"], sizes["T"], sizes["D"])] + ([(sizes["B"], sizes["G"], sizes["D_v"])] if "G" in sizes else [])
+    given = [_as_leaf(torch.randn(shape, generator=generator).to(device, getattr(torch, dtype))) for shape in shapes]
+    plain = modulator.by_equations(layer, sizes["T"])
     parameters = [parameter for parameter in layer.parameters() if parameter.requires_grad]
-    leaves = [text, grids, *parameters]
     label = " ".join([part, *(f"{name}={size}" for name, size in sizes.items())])
 
     def right() -> str | None:
         exact_layer = modulator.make_layer(part, sizes, torch.float64).to(device)
         exact_layer.load_state_dict(layer.state_dict())
-        exact = modulator.by_equations(exact_layer)(text.double(), grids.double())
-        return over_budget("y", layer(text, grids), plain(text, grids), exact)
+        exact = modulator.by_equations(exact_layer, sizes["T"])(*(x.double() for x in given))
+        return over_budget("y", layer(*given), plain(*given), exact)
 
-    providers = {"eager": lambda: plain(text, grids), "ours": lambda: layer(text, grids)}
-    return Subject("cmm", label, dtype, providers, leaves, leaves, right)
+    providers = {"eager": lambda: plain(*given), "ours": lambda: layer(*given)}
+    if part == "whole layer":
+        linear = modulator.linear_maps(layer)
+        providers["linear maps"] = lambda: linear(*given)
+    return Subject("cmm", label, dtype, providers, [*given, *parameters], [*given, *parameters], right)
 
 
 def _as_leaf(tensor: Tensor) -> Tensor:
@@ -366,7 +367,12 @@ def plot(points: Sequence[Point], path: Path) -> None:
     height = 1.6 + 0.42 * len(sizes)
     figure = Figure(figsize=(3.2 + 3.4 * len(modes), height), layout="constrained")
     axes = figure.subplots(1, len(modes), sharey=True, squeeze=False)[0]
-    styles = {"eager": ("C7", "o", -0.2), "compiled": ("C0", "s", 0.0), "ours": ("C1", "D", 0.2)}
+    styles = {
+        "eager": ("C7", "o", -0.2),
+        "compiled": ("C0", "s", 0.0),
+        "ours": ("C1", "D", 0.2),
+        "linear maps": ("C2", "^", 0.0),
+    }
     for axis, mode in zip(axes, modes):
         for provider, (color, marker, shift) in styles.items():
             there = [point for point in points if point.mode == mode and point.provider == provider]

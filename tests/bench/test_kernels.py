@@ -17,6 +17,7 @@ from firebolt_vl.kernels import reference
 
 SMALL = Case({"B": 1, "T": 8, "G": 3, "D": 16}, (), True)
 TINY = {"B": 2, "T": 6, "G": 5, "K": 2, "D": 16, "D_v": 12, "H": 2, "D_h": 4}
+TINY_CASES = (("film part", TINY), ("whole layer", TINY), ("S4 block", {"B": 2, "T": 6, "D": 16, "N": 8}))
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def small(monkeypatch):
     """The benchmarks with one small size, and torch.compile by its quick backend."""
     op = CASES["film_residual"]._replace(cases=(SMALL,))
     monkeypatch.setitem(measuring.OPS, "film_residual", op)
-    monkeypatch.setattr(measuring.modulator, "SIZES", TINY)
+    monkeypatch.setattr(measuring.modulator, "CASES", TINY_CASES)
     monkeypatch.setattr(measuring, "QUICK_SECONDS", 0.001)
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **options: compiler(function, backend="eager", **options))
@@ -84,13 +85,15 @@ def test_peak_memory_is_what_was_held_at_once():
     assert 12000 <= peak_bytes(Run(work), "cpu") < 13000
 
 
-@pytest.mark.parametrize("part", modulator.PARTS)
-def test_the_layer_from_its_equations_is_the_layer(part):
+@pytest.mark.parametrize(("part", "sizes"), TINY_CASES, ids=[part for part, _ in TINY_CASES])
+def test_a_layer_from_its_equations_is_the_layer(part, sizes):
     torch.manual_seed(0)
-    layer = modulator.make_layer(part, TINY, torch.float64)
-    text, grids = torch.randn(2, 6, 16, dtype=torch.float64), torch.randn(2, 5, 12, dtype=torch.float64)
-    torch.testing.assert_close(modulator.by_equations(layer)(text, grids), layer(text, grids), rtol=1e-9, atol=1e-11)
-    assert cmm_subject(part, TINY, "float32", "cpu").check() is None
+    layer = modulator.make_layer(part, sizes, torch.float64)
+    given = [torch.randn(2, 6, 16, dtype=torch.float64), torch.randn(2, 5, 12, dtype=torch.float64)]
+    given = given if "G" in sizes else given[:1]
+    by_equations = modulator.by_equations(layer, 6)
+    torch.testing.assert_close(by_equations(*given), layer(*given), rtol=1e-9, atol=1e-11)
+    assert cmm_subject(part, sizes, "float32", "cpu").check() is None
 
 
 def test_points_come_back_from_their_file(small):
@@ -138,7 +141,7 @@ class TestCommand:
             "kernels.csv",
         ]
         points = from_csv((tmp_path / "figures" / "kernels.csv").read_text())
-        assert len(points) == 3 * (3 + 2 * 2)
+        assert len(points) == 3 * (3 + 2 + 3 + 2)
         assert {point.check for point in points} == {"green"}
 
     def test_json(self, bench, small):
