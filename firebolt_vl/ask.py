@@ -208,12 +208,10 @@ def _beside(path: Path) -> Path:
 
 def _prompt(loaded: Loaded, question: str) -> str:
     """The prompt as the checkpoint wants it: in its chat template, or the question as it stands where it has none."""
-    # The original was trained with a word for the image in front of the question.
-    content = f"<image>\n{question}" if loaded.original else [{"type": "image"}, {"type": "text", "text": question}]
-    if loaded.processor.chat_template is not None:
-        message = {"role": "user", "content": content}
-        return loaded.processor.apply_chat_template([message], add_generation_prompt=True)
-    return content if loaded.original else question
+    if loaded.processor.chat_template is None:
+        return question
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+    return loaded.processor.apply_chat_template([message], add_generation_prompt=True)
 
 
 def _inputs(loaded: Loaded, picture: "Image.Image", text: str):

@@ -91,6 +91,37 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint of the original Firebolt-VL.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A new folder for the converted one.")],
+    kernel_taps: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="512 truncates S4's kernel as the original does. Default: as long as the text."),
+    ] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option(metavar="DIR_OR_ID", help="Where the decoder's configuration is, if DIR is wrong there."),
+    ] = None,
+    vision: Annotated[
+        str | None,
+        typer.Option(metavar="DIR_OR_ID", help="Where the encoder's configuration is, if DIR is wrong there."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a checkpoint of the original Firebolt-VL anew as one of ours: safetensors, every key accounted for."""
+    from .convert import convert as write_anew
+
+    done = write_anew(source, out, kernel_taps, decoder, vision)
+    if as_json:
+        print(json.dumps(done.to_dict()))
+        return
+    print(f"{done.out}: {done.parameters:,} parameters, {done.dtype}, {done.ssm}, kernel taps {done.kernel_taps}")
+    print(f"{done.keys} keys: {done.used} used, {len(done.dead)} without influence and left out")
+    for key in done.dead:
+        print(f"  {key}")
+
+
 @evaluations.command("tiny")
 def eval_tiny(checkpoint: Checkpoint = None, as_json: AsJson = False, device: OnDevice = Device.auto) -> None:
     """Grounded questions over handwritten digits: accuracy per kind beside its baselines, and where the model looks."""

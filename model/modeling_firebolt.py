@@ -395,8 +395,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, GenerationMixin)
             hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
             described, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
             if is_original(described):
-                config, state = load_original(pretrained_model_name_or_path, described, **backbones, **hub)
-                return super().from_pretrained(None, *args, config=config, state_dict=state, **kwargs)
+                found = load_original(pretrained_model_name_or_path, described, **backbones, **hub)
+                return super().from_pretrained(None, *args, config=found.config, state_dict=found.state, **kwargs)
         if given := sorted(name for name, value in backbones.items() if value is not None):
             raise ValueError(
                 f"{', '.join(given)}: only for checkpoints of the original Firebolt-VL, this is another one"
