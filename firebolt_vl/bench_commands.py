@@ -5,15 +5,14 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from .errors import Failure, Misuse
+from .progress import progress_bar
 
 
 def chosen(option: str, wanted: Sequence[str] | None, there: Sequence[str]) -> list[str]:
@@ -34,16 +33,6 @@ def writable(option: str, path: str | None, suffixes: Sequence[str]) -> Path | N
     if not file.parent.is_dir():
         raise Misuse(f"{option} {path}: there is no folder {file.parent}")
     return file
-
-
-@contextmanager
-def progress_bar(what: str):
-    """A function (done, total) that moves a bar on stderr, where there is a terminal."""
-    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def command_line() -> str:
