@@ -24,6 +24,7 @@ from .fusion import DecoderInputs, Fusion, Grids, Text, summarize_prompt
 from .grounding import Grounding, answer_mask, occlusion_effects, to_pixels, unit_boxes
 from .original import is_original, load_original
 from .packing import has_hole
+from .short_convolution import step_by_products
 
 CONNECTOR_CLASSES = {"cmm": CrossModalModulator, "prepend": Prepend, "cross_attend": CrossAttend}
 PIXEL_ARGUMENTS = ("pixel_values", "pixel_tiles", "tile_mask", "image_mask")
@@ -68,6 +69,7 @@ class FireboltModel(FireboltPreTrainedModel):
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.connector = CONNECTOR_CLASSES[config.connector](config.connector_config())
         self.language_model = AutoModel.from_config(config.text_config)
+        step_by_products(self.language_model)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
