@@ -24,6 +24,7 @@ from .fusion import DecoderInputs, Fusion, Grids, Text, summarize_prompt
 from .grounding import Grounding, answer_mask, occlusion_effects, to_pixels, unit_boxes
 from .original import is_original, load_original
 from .packing import has_hole
+from .quantization import is_quantized
 from .short_convolution import step_by_products
 
 CONNECTOR_CLASSES = {"cmm": CrossModalModulator, "prepend": Prepend, "cross_attend": CrossAttend}
@@ -384,6 +385,12 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, GenerationMixin)
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """As on any model of transformers. Raises ValueError for one whose weights are in 8 bits."""
+        if is_quantized(self):
+            raise ValueError("save_pretrained: the weights are in 8 bits; save the model, then load it and quantise it")
+        super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
