@@ -70,6 +70,7 @@ class Reply:
     checkpoint: str
     device: str
     dtype: str
+    quantize: str | None
     seed: int | None
     prompt_tokens: int
     answer_tokens: int
@@ -89,12 +90,14 @@ def ask(
     device: str = "auto",
     seed: int | None = None,
     say: Callable[[str], None] | None = None,
+    **how,
 ) -> Reply:
     """Answer `question` about the image file `image`.
 
     The answer is the most likely one, token by token; with a `seed` it is sampled, and the same for the same seed.
     `grounding` names a PNG file that the grounding picture is written to: it is there whole or not at all.
-    `say` is called with each piece of the answer as soon as it is there; together they are the answer.
+    `say` is called with each piece of the answer as soon as it is there; together they are the answer. `how` goes to
+    `checkpoint.load`: dtype, quantize, compile_step.
 
     Raises:
         Misuse, Failure: what cannot be done, in one line.
@@ -113,7 +116,7 @@ def ask(
     folder = locate(checkpoint)
 
     with quiet():
-        loaded = load(folder, place)
+        loaded = load(folder, place, **how)
         load_s = time.perf_counter() - start
         text = prompt(loaded, question)
         inputs = _inputs(loaded, picture, text)
@@ -128,6 +131,7 @@ def ask(
                 checkpoint=str(folder),
                 device=str(loaded.model.device),
                 dtype=str(loaded.model.dtype).removeprefix("torch."),
+                quantize=how.get("quantize"),
                 seed=seed,
                 prompt_tokens=inputs["input_ids"].shape[1],
                 answer_tokens=len(tokens),

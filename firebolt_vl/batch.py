@@ -83,12 +83,13 @@ def answer_file(
     seed: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     report: Callable[[str], None] = lambda problem: None,
+    **how,
 ) -> Done:
     """Answer the rows of the file `questions` that the file `out` has no answer to yet.
 
     With a `seed` answers are sampled, one by one, so that each is the same in whichever run it comes. `progress(done,
     total)` is called after each batch, `report` with a line "file:line: what is wrong" for each row that cannot be
-    answered.
+    answered. `how` goes to `checkpoint.load`: dtype, quantize, compile_step.
 
     Raises:
         Misuse, Failure: what cannot be done at all, in one line.
@@ -112,7 +113,7 @@ def answer_file(
         progress(done.before, len(asked))
         if todo:
             with quiet():
-                loaded = load(folder, place)
+                loaded = load(folder, place, **how)
                 start = time.perf_counter()
                 base = Path(questions).parent
                 answering = Answering(loaded, base, max_new_tokens, seed)

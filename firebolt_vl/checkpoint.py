@@ -157,16 +157,23 @@ class Loaded(NamedTuple):
     processor: object
 
 
-def load(folder: Path, device: str) -> Loaded:
-    """Load a checkpoint's folder. Raises Failure where a file is missing or broken, or they do not belong together."""
+def load(
+    folder: Path, device: str, dtype: str = "auto", quantize: str | None = None, compile_step: bool = False
+) -> Loaded:
+    """Load a checkpoint's folder. Raises Failure where a file is missing or broken, or they do not belong together.
+
+    `dtype` "auto" is the checkpoint's own, except that on a CPU half precision that is slower there than float32 is
+    widened (`speeds.runs_in`; small models are not worth the measurement). `quantize` "int8" puts the weights that a
+    token passes into 8 bits. `compile_step`: torch.compile of the generation step, at the first answer.
+    """
     config = check_files(folder)
-    from .model import FireboltForConditionalGeneration
+    from .model import FireboltForConditionalGeneration, quantize_int8
     from .model.original import is_original
 
     try:
         model, report = FireboltForConditionalGeneration.from_pretrained(
             folder,
-            dtype="auto",
+            dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
@@ -177,7 +184,22 @@ def load(folder: Path, device: str) -> Loaded:
     except Exception as error:  # whatever a foreign file may provoke in the libraries that read it
         raise Failure(f"checkpoint {folder} cannot be loaded: {first_line(error)}") from None
     check_report(folder, report)
-    return Loaded(model.eval().to(device), processor)
+    model = model.eval().to(device)
+    if dtype == "auto" and device == "cpu":
+        _widen_if_faster(model)
+    if quantize == "int8":
+        quantize_int8(model)
+    if compile_step:
+        model.compile_step()
+    return Loaded(model, processor)
+
+
+def _widen_if_faster(model) -> None:
+    from . import speeds
+
+    own = str(model.dtype).removeprefix("torch.")
+    if own in speeds.HALVES and model.num_parameters() >= speeds.LARGE and speeds.runs_in(own) == "float32":
+        model.float()
 
 
 def check_report(folder: Path, report: dict) -> None:

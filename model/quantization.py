@@ -10,6 +10,7 @@ from ..cmm.block import GatedOutput
 
 LARGEST = 127
 CENTRE = 128  # what zero is among the unsigned 8-bit numbers that the kernels take
+ROWS = 4096
 ENGINES = ("x86", "fbgemm")
 KERNEL = "linear_with_input_q_dq_qweight_dq_output_fp32"
 
@@ -20,7 +21,7 @@ def has_kernels() -> bool:
     A later PyTorch may be without them: it says that they will move out of it.
     """
     there = not set(torch.backends.quantized.supported_engines).isdisjoint(ENGINES)
-    built_in = hasattr(torch, "quantize_per_channel") and hasattr(torch.ops.quantized, KERNEL)
+    built_in = hasattr(torch, "_make_per_channel_quantized_tensor") and hasattr(torch.ops.quantized, KERNEL)
     return there and built_in and torch.cpu._is_vnni_supported()
 
 
@@ -80,20 +81,27 @@ def _int8_product(x: Tensor, packed) -> Tensor:
     return getattr(torch.ops.quantized, KERNEL)(x, 1 / LARGEST, CENTRE, packed)
 
 
+def _rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """round(W / s_w) [N,K] int8 and s_w [N] float32, some rows at a time, since a head is large."""
+    integers, scales = torch.empty_like(weight, dtype=torch.int8), []
+    for rows, rounded in zip(weight.split(ROWS), integers.split(ROWS)):
+        rows = rows.float()
+        scales.append((torch.linalg.vector_norm(rows, float("inf"), dim=1) / LARGEST).clamp_min_(1e-30))
+        rounded.copy_(rows.div(scales[-1][:, None]).round_())
+    return integers, torch.cat(scales)
+
+
 @torch.no_grad()
 def quantize_linear(linear: nn.Linear) -> None:
     """Make an Int8Linear (of a GatedOutput an Int8GatedOutput) of `linear`, in place."""
-    weight = linear.weight.detach().float()
-    scale = (weight.abs().amax(1) / LARGEST).clamp_min(1e-30)
-    packed = int8_weight = None
-    if weight.device.type == "cpu" and has_kernels():
+    int8_weight, scale = _rounded(linear.weight.detach())
+    packed = None
+    if int8_weight.device.type == "cpu" and has_kernels():
         zeros = torch.zeros(len(scale), dtype=torch.int64)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*quantized tensor creation functions", category=UserWarning)
-            channels = torch.quantize_per_channel(weight, scale.double(), zeros, 0, torch.qint8)
-        packed = torch.ops.quantized.linear_prepack(channels, None)
-    else:
-        int8_weight = (weight / scale[:, None]).round_().to(torch.int8)
+            channels = torch._make_per_channel_quantized_tensor(int8_weight, scale.double(), zeros, 0)
+        packed, int8_weight = torch.ops.quantized.linear_prepack(channels, None), None
     del linear._parameters["weight"]
     linear.__class__ = Int8GatedOutput if isinstance(linear, GatedOutput) else Int8Linear
     linear.packed = packed
