@@ -103,4 +103,6 @@ def test_loading_takes_the_memory_of_the_weights_and_little_more(tmp_path, check
     )
     arguments = [sys.executable, "-c", code, str(checkpoint), str(tmp_path / "large")]
     done = subprocess.run(arguments, check=True, capture_output=True, text=True)
-    assert 0.2 * size < int(done.stdout) <= 1.2 * size
+    # The file is mapped, and stays so for as long as some of it is in use: 8 bits come on top.
+    most = size if quantize is None else 1.35 * size
+    assert 0.2 * size < int(done.stdout) <= 1.2 * most
