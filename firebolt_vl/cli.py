@@ -294,6 +294,29 @@ def bench_kernels(
     kernel_benchmarks(op, device.value, dtype, mode, out, quick, threads, as_json)
 
 
+@benchmarks.command("answer")
+def bench_answer(
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Also LFM2-VL-450M and SmolVLM2 256M and 500M, built from transformers.")
+    ] = False,
+    device: OnDevice = Device.auto,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DTYPE", help="float32 (default; on a GPU bfloat16) or bfloat16; may be repeated."),
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens of an answer.")] = 256,
+    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="How many answers of each, in turns.")] = 3,
+    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this one; may be repeated.")] = None,
+    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads on a CPU. Default: all.")] = None,
+    out: Annotated[str, typer.Option(metavar="DIR", help="Where answer.csv and answer.png go.")] = "out/bench",
+    as_json: AsJson = False,
+) -> None:
+    """Time whole answers at full size, random weights: first token, tokens a second, memory; ours beside others."""
+    from .bench_commands import answer_benchmark
+
+    answer_benchmark(peers, device.value, dtype, new_tokens, rounds, only, threads, out, as_json)
+
+
 @benchmarks.command("crossover")
 def bench_crossover(
     dtype: Annotated[str, typer.Option(metavar="DTYPE", help="float32 or float64.")] = "float32",
