@@ -130,8 +130,8 @@ def quantize_int8(model: nn.Module) -> nn.Module:
     """Put the weights that generation reads at every token into 8 bits, in place; returns the model.
 
     Layer by layer, so that no second copy of the weights is ever there. The model can generate and run forward, and is
-    moved by `.to`; it has no gradients for those weights, and is saved before this, not after. Logits drift by about a
-    hundredth of their spread (`logits_drift`).
+    moved by `.to`; it has no gradients for those weights, and is saved before this, not after. Logits drift by a few
+    hundredths of their spread (`logits_drift`).
 
     Raises ValueError for a model that is quantised already.
     """
