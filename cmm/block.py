@@ -163,7 +163,7 @@ class GatedOutput(nn.Linear):
     def forward(self, y: Tensor) -> Tensor:
         """y [B, T, D], float32 or wider -> [B, T, D] in the dtype of the weights."""
         y = tied_dropout(F.gelu(y), self.dropout, self.training)
-        return F.glu(super().forward(y.to(self.weight.dtype)), dim=-1)
+        return F.glu(super().forward(y.to(self.bias.dtype)), dim=-1)
 
 
 def check_present(state_dict: dict[str, Tensor], names: list[str]) -> None:

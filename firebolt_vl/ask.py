@@ -5,6 +5,7 @@ import re
 import stat
 import time
 import unicodedata
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,6 +70,7 @@ class Reply:
     checkpoint: str
     device: str
     dtype: str
+    quantize: str | None
     seed: int | None
     prompt_tokens: int
     answer_tokens: int
@@ -87,11 +89,15 @@ def ask(
     grounding: str | None = None,
     device: str = "auto",
     seed: int | None = None,
+    say: Callable[[str], None] | None = None,
+    **how,
 ) -> Reply:
     """Answer `question` about the image file `image`.
 
     The answer is the most likely one, token by token; with a `seed` it is sampled, and the same for the same seed.
     `grounding` names a PNG file that the grounding picture is written to: it is there whole or not at all.
+    `say` is called with each piece of the answer as soon as it is there; together they are the answer. `how` goes to
+    `checkpoint.load`: dtype, quantize, compile_step.
 
     Raises:
         Misuse, Failure: what cannot be done, in one line.
@@ -110,21 +116,22 @@ def ask(
     folder = locate(checkpoint)
 
     with quiet():
-        loaded = load(folder, place)
+        loaded = load(folder, place, **how)
         load_s = time.perf_counter() - start
-        text = _prompt(loaded, question)
+        text = prompt(loaded, question)
         inputs = _inputs(loaded, picture, text)
-        clock = TokenClock()
+        clock = TokenClock(SpokenText(loaded.processor, say) if say is not None else None)
         try:
             tokens = _generate(loaded.model, inputs, max_new_tokens, seed, clock)
             reply = Reply(
                 question=question,
                 answer=loaded.processor.decode(tokens, skip_special_tokens=True).strip(),
-                complete=tokens[-1].item() in _stops(loaded.model),
+                complete=tokens[-1].item() in stops(loaded.model),
                 image={"path": image, "width": picture.width, "height": picture.height},
                 checkpoint=str(folder),
                 device=str(loaded.model.device),
                 dtype=str(loaded.model.dtype).removeprefix("torch."),
+                quantize=how.get("quantize"),
                 seed=seed,
                 prompt_tokens=inputs["input_ids"].shape[1],
                 answer_tokens=len(tokens),
@@ -137,18 +144,61 @@ def ask(
     return reply
 
 
-class TokenClock:
-    """A streamer that only looks at the time: `generate` hands it the prompt, then every token as it is made."""
+class SpokenText:
+    """The text of an answer as its tokens come, in whole characters, stripped at both ends as the answer is.
 
-    def __init__(self):
-        self.start = time.perf_counter()
-        self.times: list[float] = []
+    Each token costs the same: only those since the last piece, and those of that piece for context, are decoded.
+    """
 
-    def put(self, _) -> None:
-        self.times.append(time.perf_counter() - self.start)
+    def __init__(self, processor, say: Callable[[str], None]):
+        self.processor, self.say = processor, say
+        self.tokens: list[int] = []
+        self.context, self.said = 0, 0
+        self.begun, self.held = False, ""
+
+    def put(self, token: int) -> None:
+        self.tokens.append(token)
+        text = self._new_text()
+        if text and not text.endswith("\ufffd"):  # the rest of that character is still to come
+            self._say(text)
 
     def end(self) -> None:
-        pass
+        if text := self._new_text():
+            self._say(text)
+
+    def _new_text(self) -> str:
+        before = self._decode(self.tokens[self.context : self.said])
+        return self._decode(self.tokens[self.context :])[len(before) :]
+
+    def _decode(self, tokens: list[int]) -> str:
+        return self.processor.decode(tokens, skip_special_tokens=True)
+
+    def _say(self, text: str) -> None:
+        self.context, self.said = self.said, len(self.tokens)
+        text = self.held + (text if self.begun else text.lstrip())
+        piece = text.rstrip()
+        self.held = text[len(piece) :]
+        if piece:
+            self.begun = True
+            self.say(piece)
+
+
+class TokenClock:
+    """A streamer that looks at the time and hands the tokens on: `generate` gives it the prompt, then every token."""
+
+    def __init__(self, listener: SpokenText | None = None):
+        self.start = time.perf_counter()
+        self.times: list[float] = []
+        self.listener = listener
+
+    def put(self, value) -> None:
+        self.times.append(time.perf_counter() - self.start)
+        if self.listener is not None and len(self.times) > 1:
+            self.listener.put(value.item())
+
+    def end(self) -> None:
+        if self.listener is not None:
+            self.listener.end()
 
     def timing(self, load_s: float) -> Timing:
         made = self.times[1:]
@@ -206,27 +256,32 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".firebolt-{os.getpid()}.tmp")
 
 
-def _prompt(loaded: Loaded, question: str) -> str:
+def prompt(loaded: Loaded, question: str, images: int = 1) -> str:
     """The prompt as the checkpoint wants it: in its chat template, or the question as it stands where it has none."""
-    # The original was trained with a word for the image in front of the question.
-    content = f"<image>\n{question}" if loaded.original else [{"type": "image"}, {"type": "text", "text": question}]
-    if loaded.processor.chat_template is not None:
-        message = {"role": "user", "content": content}
-        return loaded.processor.apply_chat_template([message], add_generation_prompt=True)
-    return content if loaded.original else question
+    if loaded.processor.chat_template is None:
+        return question
+    message = {"role": "user", "content": [*[{"type": "image"}] * images, {"type": "text", "text": question}]}
+    return loaded.processor.apply_chat_template([message], add_generation_prompt=True)
 
 
 def _inputs(loaded: Loaded, picture: "Image.Image", text: str):
-    inputs = loaded.processor(images=picture, text=text, return_tensors="pt", **_specials(loaded, text))
-    tokens, most = inputs["input_ids"].shape[1], loaded.model.config.text_config.max_position_embeddings
-    if tokens >= most:
-        raise Failure(
-            f"the question is {tokens:,} tokens long, and this model reads at most {most:,} with its answer; shorten it"
-        )
+    inputs = loaded.processor(images=picture, text=text, return_tensors="pt", **specials(loaded, text))
+    room_for_answer(loaded.model, inputs["input_ids"].shape[1])
     return inputs.to(loaded.model.device)
 
 
-def _specials(loaded: Loaded, text: str) -> dict[str, bool]:
+def room_for_answer(model, prompt_tokens: int) -> int:
+    """How many tokens an answer may have at most. Raises Failure where the prompt leaves no room."""
+    most = model.config.text_config.max_position_embeddings
+    if prompt_tokens >= most:
+        raise Failure(
+            f"the question is {prompt_tokens:,} tokens long, and this model reads at most {most:,} with its answer; "
+            "shorten it"
+        )
+    return most - prompt_tokens
+
+
+def specials(loaded: Loaded, text: str) -> dict[str, bool]:
     """A template that starts with the first token itself must not get another one."""
     bos = loaded.processor.tokenizer.bos_token
     return {"add_special_tokens": not (bos and text.startswith(bos))}
@@ -236,7 +291,7 @@ def _generate(model, inputs, max_new_tokens: int, seed: int | None, clock: Token
     import torch
 
     prompt_tokens = inputs["input_ids"].shape[1]
-    room = model.config.text_config.max_position_embeddings - prompt_tokens
+    room = room_for_answer(model, prompt_tokens)
     if seed is not None:
         torch.manual_seed(seed)
     sequences = model.generate(
@@ -245,7 +300,7 @@ def _generate(model, inputs, max_new_tokens: int, seed: int | None, clock: Token
     return sequences[0, prompt_tokens:]
 
 
-def _stops(model) -> list[int]:
+def stops(model) -> list[int]:
     ids = model.generation_config.eos_token_id
     return [ids] if isinstance(ids, int) else list(ids or [])
 
@@ -287,7 +342,7 @@ def _words(loaded: Loaded, inputs, text: str, question: str) -> list[Word]:
     """Each word of the question with the mean weights of the tokens that any of its letters is in."""
     weighed = loaded.model.ground(**inputs, method="weights")
     kept = weighed.grid_mask[0]
-    spans = loaded.processor.tokenizer(text, return_offsets_mapping=True, **_specials(loaded, text)).offset_mapping
+    spans = loaded.processor.tokenizer(text, return_offsets_mapping=True, **specials(loaded, text)).offset_mapping
     first = max(0, text.rfind(question))
     words, token = [], 0
     for start, end in word_spans(question):

@@ -5,15 +5,14 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from .errors import Failure, Misuse
+from .progress import progress_bar
 
 
 def chosen(option: str, wanted: Sequence[str] | None, there: Sequence[str]) -> list[str]:
@@ -34,16 +33,6 @@ def writable(option: str, path: str | None, suffixes: Sequence[str]) -> Path | N
     if not file.parent.is_dir():
         raise Misuse(f"{option} {path}: there is no folder {file.parent}")
     return file
-
-
-@contextmanager
-def progress_bar(what: str):
-    """A function (done, total) that moves a bar on stderr, where there is a terminal."""
-    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def command_line() -> str:
@@ -175,4 +164,66 @@ def _show_times(rows) -> None:
         )
         faster = ["red" if ratios is None else f"{ratios[name]:.2f}" if name in ratios else "-" for name in others]
         table.add_row(row["sizes"], row["mode"], *times, *roof, *faster)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def answer_benchmark(
+    peers: bool,
+    device: str,
+    dtypes,
+    new_tokens: int,
+    rounds: int,
+    only,
+    threads: int | None,
+    out: str,
+    as_json: bool,
+) -> None:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    import torch
+
+    from .bench import answer as measuring
+    from .checkpoint import choose_device, quiet
+    from .evaluate.files import write_text, write_whole
+
+    chosen("--only", only, (*measuring.OURS, *measuring.PEERS))
+    device = choose_device(device)
+    dtypes = chosen("--dtype", dtypes or ["bfloat16" if device == "cuda" else "float32"], measuring.DTYPES)
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise Misuse(f"--out {out}: it is a file; name a folder")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    rows, told = [], []
+    with quiet():
+        for dtype in dtypes:
+            with progress_bar(dtype) as progress:
+                subjects = list(measuring.build(dtype, device, new_tokens, peers or bool(only), only))
+                rows += measuring.measure(subjects, new_tokens, rounds, device, progress)
+                told += measuring.notes(subjects, device)
+    try:
+        write_text(folder / "answer.csv", measuring.to_csv(rows))
+        write_whole(folder / "answer.png", lambda path: measuring.plot(rows, path))
+    except OSError as error:
+        raise Failure(f"--out {out}: {error.strerror or error}") from None
+    if as_json:
+        print(json.dumps([row.to_json() for row in rows], indent=1))
+    else:
+        _show_answers(rows)
+        for note in told:
+            print(note)
+        print(f"{folder / 'answer.csv'} and {folder / 'answer.png'}")
+
+
+def _show_answers(rows) -> None:
+    first = rows[0]
+    title = f"{first.new_tokens} tokens, {first.device}, {first.threads} threads"
+    table = Table(title=title, title_justify="left")
+    for column in ("", "dtype"):
+        table.add_column(column, no_wrap=True)
+    for column in ("first token s", "tokens/s", "answer s", "peak MB", "MB read a token", "tokens/s at most"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        numbers = (f"{row.first_token_s:.3f}", f"{row.decode_tok_s:.2f}", f"{row.answer_s:.2f}", f"{row.peak_mb:,.0f}")
+        table.add_row(row.name, row.dtype, *numbers, f"{row.read_mb:,.0f}", f"{row.floor_tok_s:.2f}")
     Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -10,6 +10,7 @@ from . import embedded_checkpoint
 from .errors import Failure, first_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLE = "pytorch_model.bin"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
@@ -47,8 +48,11 @@ def _from_hub(name: str) -> Path:
         ) from None
 
 
-def check_files(folder: Path) -> dict:
-    """The checkpoint's configuration, once all its files are there and whole; only headers of the weights are read."""
+def check_files(folder: Path, pickles: bool = False) -> dict:
+    """The checkpoint's configuration, once all its files are there and whole; only headers of the weights are read.
+
+    `pickles`: whether weights in pickle files, which are not looked into here, will do.
+    """
     from .model import FireboltConfig
     from .model.original import ORIGINAL_MODEL_TYPE, is_original
 
@@ -59,11 +63,12 @@ def check_files(folder: Path) -> dict:
         _check_tensors(folder / WEIGHTS)
     elif (folder / INDEX).is_file():
         _check_shards(folder)
-    elif pickles := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
-        raise Failure(
-            f"checkpoint {folder} has its weights in pickle files ({pickles[0]}), which can run code when they are "
-            "opened and are refused; get or make a safetensors copy of it"
-        )
+    elif found := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
+        if not pickles or not any((folder / name).is_file() for name in (PICKLE, f"{PICKLE}.index.json")):
+            raise Failure(
+                f"checkpoint {folder} has its weights in pickle files ({found[0]}), which can run code when they are "
+                "opened and are refused; get a safetensors copy of it, or make one (firebolt convert)"
+            )
     else:
         raise Failure(f"checkpoint {folder} has no weights ({WEIGHTS}); copy or download all of it again")
     needed = {"tokenizer": TOKENIZERS, "processor": PROCESSORS}
@@ -146,38 +151,58 @@ def choose_device(name: str) -> str:
 
 
 class Loaded(NamedTuple):
-    """A model in eval mode on its device, its processor, and whether it is a checkpoint of the original Firebolt-VL."""
+    """A model in eval mode on its device, and its processor."""
 
     model: object
     processor: object
-    original: bool
 
 
-def load(folder: Path, device: str) -> Loaded:
-    """Load a checkpoint's folder. Raises Failure where a file is missing or broken, or they do not belong together."""
+def load(
+    folder: Path, device: str, dtype: str = "auto", quantize: str | None = None, compile_step: bool = False
+) -> Loaded:
+    """Load a checkpoint's folder. Raises Failure where a file is missing or broken, or they do not belong together.
+
+    `dtype` "auto" is the checkpoint's own, except that on a CPU half precision that is slower there than float32 is
+    widened (`speeds.runs_in`; small models are not worth the measurement). `quantize` "int8" puts the weights that a
+    token passes into 8 bits. `compile_step`: torch.compile of the generation step, at the first answer.
+    """
     config = check_files(folder)
-    from .model import FireboltForConditionalGeneration
+    from .model import FireboltForConditionalGeneration, quantize_int8
     from .model.original import is_original
 
-    original = is_original(config)
     try:
         model, report = FireboltForConditionalGeneration.from_pretrained(
             folder,
-            dtype="auto",
+            dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-        processor = _original_processor(folder) if original else _processor(folder)
+        processor = original_processor(folder) if is_original(config) else _processor(folder)
     except Exception as error:  # whatever a foreign file may provoke in the libraries that read it
         raise Failure(f"checkpoint {folder} cannot be loaded: {first_line(error)}") from None
-    _check_report(folder, report)
-    return Loaded(model.eval().to(device), processor, original)
+    check_report(folder, report)
+    model = model.eval().to(device)
+    if dtype == "auto" and device == "cpu":
+        _widen_if_faster(model)
+    if quantize == "int8":
+        quantize_int8(model)
+    if compile_step:
+        model.compile_step()
+    return Loaded(model, processor)
 
 
-def _check_report(folder: Path, report: dict) -> None:
+def _widen_if_faster(model) -> None:
+    from . import speeds
+
+    own = str(model.dtype).removeprefix("torch.")
+    if own in speeds.HALVES and model.num_parameters() >= speeds.LARGE and speeds.runs_in(own) == "float32":
+        model.float()
+
+
+def check_report(folder: Path, report: dict) -> None:
     """A tensor that is missing, left over or of another shape would leave a model that answers nonsense."""
     if mismatched := sorted(report["mismatched_keys"]):
         name, found, wanted = mismatched[0]
@@ -199,11 +224,13 @@ def _processor(folder: Path):
     return FireboltProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def _original_processor(folder: Path):
+def original_processor(folder: Path):
     """The original saves a tokenizer beside SigLIP's image processor; its tiles are cut by its own rule."""
     from transformers import AutoTokenizer
 
     from .model import FireboltImageProcessor, FireboltProcessor
+    from .model.original import original_chat_template
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer.chat_template = original_chat_template(tokenizer.chat_template)
     return FireboltProcessor(FireboltImageProcessor(tiling="compatible"), tokenizer)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from .errors import Failure, first_line
+from .errors import Failure, Misuse, first_line
 
 app = typer.Typer(
     help="Firebolt-VL: ask an image a question, and see where the answer comes from.",
@@ -28,6 +28,17 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class Dtype(StrEnum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Quantize(StrEnum):
+    int8 = "int8"
+
+
 Checkpoint = Annotated[
     str | None,
     typer.Option(metavar="DIR_OR_ID", help="A folder or a hub id. Default: the small model inside the package."),
@@ -38,8 +49,28 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 
 @app.command()
 def ask(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file.")],
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What you want to know, in quotes.")],
+    image: Annotated[str | None, typer.Argument(metavar="IMAGE", help="An image file.")] = None,
+    question: Annotated[
+        str | None, typer.Argument(metavar="QUESTION", help="What you want to know, in quotes.")
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="QUESTIONS.jsonl",
+            help='Answer many questions, one JSON object a line: {"image": "a.png", "question": "...", "id": ...}. '
+            "image may be a list or absent, and is looked for beside the file; id is the line number by default.",
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ANSWERS.jsonl",
+            help="Where the answers of --batch go. Started again after any kind of end, it answers what is not there.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="How many questions of --batch at a time. Default: 8.")
+    ] = None,
     checkpoint: Checkpoint = None,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", help="The answer's longest length in tokens.")] = 128,
     grounding: Annotated[
@@ -55,23 +86,89 @@ def ask(
         int | None,
         typer.Option(metavar="N", help="Sample the answer, with this seed. Default: the most likely words, no chance."),
     ] = None,
+    dtype: Annotated[
+        Dtype, typer.Option(help="auto is the checkpoint's, on a CPU float32 where that is faster (firebolt info).")
+    ] = Dtype.auto,
+    quantize: Annotated[
+        Quantize | None, typer.Option(help="Weights in 8 bits: several times faster on a CPU, answers may differ.")
+    ] = None,
+    compile_step: Annotated[
+        bool, typer.Option("--compile", help="torch.compile the generation step: the first answer waits for it.")
+    ] = False,
 ) -> None:
-    """Answer a question about an image."""
+    """Answer a question about an image, or with --batch many of them."""
+    how = {"checkpoint": checkpoint, "max_new_tokens": max_new_tokens, "device": device.value, "seed": seed}
+    how |= {"dtype": dtype.value, "quantize": quantize and quantize.value, "compile_step": compile_step}
+    if batch is not None:
+        for name, value in {"IMAGE": image, "--grounding": grounding}.items():
+            if value is not None:
+                raise Misuse(f"{name} does not go with --batch; leave one of them out")
+        if out is None:
+            raise Misuse("--batch needs --out ANSWERS.jsonl, where the answers go")
+        _ask_many(batch, out, batch_size or 8, as_json, how)
+        return
+    for name, value in {"--out": out, "--batch-size": batch_size}.items():
+        if value is not None:
+            raise Misuse(f"{name} goes with --batch alone; leave it out")
+    for name, value in {"IMAGE": image, "QUESTION": question}.items():
+        if value is None:
+            raise Misuse(f"Missing argument '{name}'; see firebolt ask --help")
     from .ask import ask as answer
 
-    reply = answer(image, question, checkpoint, max_new_tokens, grounding, device.value, seed)
     if as_json:
-        print(json.dumps(reply.to_dict()))
+        print(json.dumps(answer(image, question, grounding=grounding, **how).to_dict()))
+        return
+    speech = _Speech(question)
+    # With a picture to follow nothing is said before all is done: where the picture fails there is no answer.
+    speech.conclude(answer(image, question, grounding=grounding, say=None if grounding else speech, **how))
+
+
+class _Speech:
+    """An answer on the terminal while it is being made: nothing is printed before its first piece is there."""
+
+    def __init__(self, question: str):
+        self.console, self.question, self.begun = _console(), question, False
+
+    def __call__(self, piece: str) -> None:
+        from rich.text import Text
+
+        if not self.begun:
+            self.console.print(Text(self.question, "bold"))
+        self.begun = True
+        self.console.print(Text(piece, "bold dark_orange"), end="")
+
+    def conclude(self, reply) -> None:
+        self.question = reply.question
+        if not self.begun:
+            self(reply.answer or "(an empty answer)")
+        self.console.print()
+        _show_facts(reply, self.console)
+
+
+def _ask_many(batch: str, out: str, batch_size: int, as_json: bool, how: dict) -> None:
+    from .batch import answer_file
+    from .progress import progress_bar
+
+    def report(problem: str) -> None:
+        print(problem, file=sys.stderr, flush=True)
+
+    with progress_bar("answering") as progress:
+        done = answer_file(batch, out, batch_size=batch_size, progress=progress, report=report, **how)
+    if as_json:
+        print(json.dumps(done.to_dict()))
     else:
-        _show(reply)
+        rate = f", {done.tokens / done.seconds:.0f} tokens/s" if done.tokens else ""
+        print(
+            f"{out}: {done.answered} answered in {_seconds(done.seconds)}{rate}, {done.before} were there before, "
+            f"{done.bad} could not be answered"
+        )
+    if done.bad:
+        raise Failure(f"{done.bad} of {done.questions} questions could not be answered; see {done.problems}")
 
 
-def _show(reply) -> None:
+def _show_facts(reply, console) -> None:
     from rich.text import Text
 
-    console = _console()
-    console.print(Text(reply.question, "bold"))
-    console.print(Text(reply.answer or "(an empty answer)", "bold dark_orange"))
     if not reply.complete:
         console.print(Text(f"(cut short after {reply.answer_tokens} tokens)", "dim"))
     timing = reply.timing
@@ -80,7 +177,7 @@ def _show(reply) -> None:
         f"first token after {_seconds(timing.first_token_s)}",
         f"{reply.answer_tokens} token{'s' if reply.answer_tokens > 1 else ''} in {_seconds(timing.total_s)}",
         *([f"{timing.tokens_per_s:.0f} tokens/s"] if timing.tokens_per_s else []),
-        f"{reply.device}, {reply.dtype}",
+        f"{reply.device}, {', '.join(filter(None, (reply.dtype, reply.quantize)))}",
     ]
     console.print(Text(" · ".join(facts), "dim"))
     if reply.grounding is not None:
@@ -89,6 +186,37 @@ def _show(reply) -> None:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint of the original Firebolt-VL.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A new folder for the converted one.")],
+    kernel_taps: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="512 truncates S4's kernel as the original does. Default: as long as the text."),
+    ] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option(metavar="DIR_OR_ID", help="Where the decoder's configuration is, if DIR is wrong there."),
+    ] = None,
+    vision: Annotated[
+        str | None,
+        typer.Option(metavar="DIR_OR_ID", help="Where the encoder's configuration is, if DIR is wrong there."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a checkpoint of the original Firebolt-VL anew as one of ours: safetensors, every key accounted for."""
+    from .convert import convert as write_anew
+
+    done = write_anew(source, out, kernel_taps, decoder, vision)
+    if as_json:
+        print(json.dumps(done.to_dict()))
+        return
+    print(f"{done.out}: {done.parameters:,} parameters, {done.dtype}, {done.ssm}, kernel taps {done.kernel_taps}")
+    print(f"{done.keys} keys: {done.used} used, {len(done.dead)} without influence and left out")
+    for key in done.dead:
+        print(f"  {key}")
 
 
 @evaluations.command("tiny")
@@ -164,6 +292,29 @@ def bench_kernels(
     from .bench_commands import kernel_benchmarks
 
     kernel_benchmarks(op, device.value, dtype, mode, out, quick, threads, as_json)
+
+
+@benchmarks.command("answer")
+def bench_answer(
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Also LFM2-VL-450M and SmolVLM2 256M and 500M, built from transformers.")
+    ] = False,
+    device: OnDevice = Device.auto,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DTYPE", help="float32 (default; on a GPU bfloat16) or bfloat16; may be repeated."),
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens of an answer.")] = 256,
+    rounds: Annotated[int, typer.Option(metavar="N", min=1, help="How many answers of each, in turns.")] = 3,
+    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this one; may be repeated.")] = None,
+    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads on a CPU. Default: all.")] = None,
+    out: Annotated[str, typer.Option(metavar="DIR", help="Where answer.csv and answer.png go.")] = "out/bench",
+    as_json: AsJson = False,
+) -> None:
+    """Time whole answers at full size, random weights: first token, tokens a second, memory; ours beside others."""
+    from .bench_commands import answer_benchmark
+
+    answer_benchmark(peers, device.value, dtype, new_tokens, rounds, only, threads, out, as_json)
 
 
 @benchmarks.command("crossover")

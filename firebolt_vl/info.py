@@ -14,12 +14,16 @@ WIDTH = 24
 
 
 def collect() -> dict:
-    """Versions, devices (`name`, `kind`, `memory_bytes` of a GPU) and for each op its implementation on each device."""
+    """Versions, devices (`name`; `dtypes` of the CPU, measured; `memory_bytes` of a GPU) and for each op its
+    implementation on each device."""
     import torch
 
+    from . import speeds
     from .kernels.common.device import OPS, implementation
 
-    devices = [{"device": "cpu", "name": _processor_name(), "threads": torch.get_num_threads()}]
+    devices = [
+        {"device": "cpu", "name": _processor_name(), "threads": torch.get_num_threads(), "dtypes": speeds.told()}
+    ]
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
         devices.append(
@@ -79,6 +83,9 @@ def show(found: dict, console: Console) -> None:
         else:
             details = f"{entry['threads']} threads in use"
         line(entry["device"], f"{entry['name']}, {details}")
+        for dtype, speed in entry.get("dtypes", {}).items():
+            times = f"{speed['token_ms']:.1f} ms a token, {speed['prompt_ms']:.0f} ms a prompt through the same weights"
+            line(f"  {dtype}", f"{times}: a large checkpoint in it runs in {speed['runs_in']}")
         for op, implementations in found["ops"].items():
             chosen = implementations[entry["device"]]
             line(f"  {op}", f"{chosen['name']:<8}", chosen["why"])

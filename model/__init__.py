@@ -8,6 +8,7 @@ from .grounding import Grounding
 from .image_processing_firebolt import FireboltImageProcessor
 from .modeling_firebolt import FireboltForConditionalGeneration, FireboltModel
 from .processing_firebolt import CHAT_TEMPLATE, FireboltProcessor
+from .quantization import logits_drift, quantize_int8
 
 AutoConfig.register(FireboltConfig.model_type, FireboltConfig)
 AutoModel.register(FireboltConfig, FireboltModel)
@@ -28,4 +29,6 @@ __all__ = [
     "FireboltModel",
     "FireboltProcessor",
     "Grounding",
+    "logits_drift",
+    "quantize_int8",
 ]

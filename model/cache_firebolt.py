@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicLayer
 
 from ..cmm import DecodeState
 
@@ -110,6 +110,54 @@ class ConnectorCacheLayer:
         """See `offload`."""
 
 
+class GrowingLayer(DynamicLayer):
+    """The keys and values of an attention layer, [B,H,L,D_h] each: the first L positions of memory with room for more.
+
+    A DynamicLayer copies all of them for each token. Here a token costs its own keys and values, and every `MARGIN`
+    tokens a copy. Where gradients are recorded it is a DynamicLayer.
+    """
+
+    MARGIN = 256
+
+    _rooms: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
+            return super().update(key_states, value_states, *args, **kwargs)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if not self._has_room(end, key_states):
+            self._rooms = tuple(self._moved(kept, new, end) for kept, new in self._pairs(key_states, value_states))
+        for room, new in zip(self._rooms, (key_states, value_states)):
+            room[:, :, start:end] = new
+        self.keys, self.values = (room[:, :, :end] for room in self._rooms)
+        return self.keys, self.values
+
+    def _pairs(self, key_states: Tensor, value_states: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return [(self.keys, key_states), (self.values, value_states)]
+
+    def _has_room(self, end: int, new: Tensor) -> bool:
+        """Whether what is kept lies in the rooms (a beam search puts others in its place) and `end` positions fit."""
+        if self._rooms is None or self.keys.data_ptr() != self._rooms[0].data_ptr():
+            return False
+        if self._rooms[0].is_inference() and not torch.is_inference_mode_enabled():
+            return False  # such memory cannot be written to here
+        batch_size, _, size, _ = self._rooms[0].shape
+        return size >= end and batch_size == new.shape[0]
+
+    def _moved(self, kept: Tensor, new: Tensor, end: int) -> Tensor:
+        room = new.new_empty(*new.shape[:2], end + self.MARGIN, new.shape[-1])
+        if kept.numel():
+            room[:, :, : kept.shape[-2]] = kept
+        return room
+
+    def reset(self) -> None:
+        self._rooms = None
+        super().reset()
+
+
 class _TextLengthMixin:
     """A cache whose length, where no layer is named, counts text columns.
 
@@ -139,7 +187,8 @@ def connector_layer(cache: Cache) -> ConnectorCacheLayer | None:
 def bind(cache: Cache) -> ConnectorCacheLayer:
     """The connector's layer of `cache`, appended to it if absent.
 
-    The cache object stays the same one, since its owner may hold on to it; only its class is narrowed.
+    The cache object stays the same one, since its owner may hold on to it; only its class is narrowed, and that of
+    its attention layers to GrowingLayer.
     Raises TypeError for caches that LFM2's short convolutions cannot use, ValueError for one that is already filled.
     """
     if (layer := connector_layer(cache)) is not None:
@@ -151,6 +200,9 @@ def bind(cache: Cache) -> ConnectorCacheLayer:
         raise ValueError("past_key_values: DynamicCache() without a config came, DynamicCache(config=...) is wanted")
     if int(cache.get_seq_length()) > 0:
         raise ValueError("past_key_values: a filled cache without the connector's state came, an empty one is wanted")
+    for attention in cache.layers:
+        if type(attention) is DynamicLayer:
+            attention.__class__ = GrowingLayer
     layer = ConnectorCacheLayer()
     cache.layers.append(layer)
     cache.__class__ = FireboltDynamicCache if type(cache) is DynamicCache else FireboltStaticCache

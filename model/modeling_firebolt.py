@@ -10,6 +10,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     SiglipVisionModel,
+    StaticCache,
 )
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
@@ -24,10 +25,16 @@ from .fusion import DecoderInputs, Fusion, Grids, Text, summarize_prompt
 from .grounding import Grounding, answer_mask, occlusion_effects, to_pixels, unit_boxes
 from .original import is_original, load_original
 from .packing import has_hole
+from .quantization import is_quantized
+from .short_convolution import step_by_products
 
 CONNECTOR_CLASSES = {"cmm": CrossModalModulator, "prepend": Prepend, "cross_attend": CrossAttend}
 PIXEL_ARGUMENTS = ("pixel_values", "pixel_tiles", "tile_mask", "image_mask")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+# Ways of generating that forget columns again, which a static cache cannot.
+GROWING = ("assistant_model", "prompt_lookup_num_tokens")
+# Static caches of a compiled step are a multiple of this long.
+STATIC_LENGTH = 256
 GRID_ARGUMENTS = ("grids", "grid_mask", "grid_boxes", "grid_images")
 
 
@@ -68,7 +75,13 @@ class FireboltModel(FireboltPreTrainedModel):
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.connector = CONNECTOR_CLASSES[config.connector](config.connector_config())
         self.language_model = AutoModel.from_config(config.text_config)
+        step_by_products(self.language_model)
+        self.compiled_step = None
         self.post_init()
+
+    def __getstate__(self):
+        """Copies and pickles go without the compiled step, which is one of this very decoder."""
+        return {**self.__dict__, "compiled_step": None}
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -203,9 +216,11 @@ class FireboltModel(FireboltPreTrainedModel):
         decoder = Fusion(self.connector, self.config.fusion, memory).decoder_inputs(
             Text(text, text_mask), seen, attention_mask, position_ids, prompt_mask, prompt_summary
         )
-        outputs = self.language_model(
+        steps = self.compiled_step is not None and decoder.embeddings.shape[1] == 1
+        steps = steps and isinstance(past_key_values, StaticCache) and not self.training
+        outputs = (self.compiled_step if steps else self.language_model)(
             inputs_embeds=decoder.embeddings,
-            attention_mask=self._decoder_masks(decoder, text_mask, past_key_values),
+            attention_mask=self._decoder_masks(decoder, text_mask, past_key_values, make=steps),
             position_ids=decoder.position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
@@ -251,12 +266,13 @@ class FireboltModel(FireboltPreTrainedModel):
             )
         return mask[:, past:]
 
-    def _decoder_masks(self, decoder: DecoderInputs, text_mask: Tensor | None, cache: Cache | None):
-        """The decoder makes its masks itself, except for one column with padding in it (a prompt in chunks of one).
+    def _decoder_masks(self, decoder: DecoderInputs, text_mask: Tensor | None, cache: Cache | None, make: bool):
+        """The decoder makes its masks itself, except for one column with padding in it (a prompt in chunks of one), and
+        with `make`, where a mask that grows would be compiled for each length.
 
         LFM2 takes every single column for a generated token and lets padding into its convolution.
         """
-        if text_mask is None or decoder.embeddings.shape[1] > 1:
+        if not make and (text_mask is None or decoder.embeddings.shape[1] > 1):
             return decoder.attention_mask
         attention = create_causal_mask(
             config=self.config.text_config,
@@ -265,7 +281,8 @@ class FireboltModel(FireboltPreTrainedModel):
             past_key_values=cache,
             position_ids=decoder.position_ids,
         )
-        return {"full_attention": attention, "conv": decoder.attention_mask[:, -1:].bool()}
+        kept = None if text_mask is None else decoder.attention_mask[:, -1:].bool()
+        return {"full_attention": attention, "conv": kept}
 
 
 def check_same_images(memory: ConnectorCacheLayer, image_mask: Tensor | None) -> None:
@@ -307,6 +324,18 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, GenerationMixin)
 
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.lm_head = value
+
+    def compile_step(self, **options) -> "FireboltForConditionalGeneration":
+        """Compile the decoder's generation step; the first answer afterwards waits for it. Returns the model.
+
+        `options` go to torch.compile (backend, mode; on a GPU mode="reduce-overhead" captures CUDA graphs, the default
+        there). The step runs on a static cache, which `generate` then takes by itself, its length rounded up, so that
+        answers of other lengths seldom compile anew. Prompts run as before, and so do calls with another cache.
+        """
+        if self.device.type == "cuda":
+            options = {"mode": "reduce-overhead", **options}
+        self.model.compiled_step = torch.compile(self.model.language_model.forward, dynamic=False, **options)
+        return self
 
     def get_grids(self, pixel_values: Tensor, **images) -> Grids:
         """See FireboltModel.get_grids."""
@@ -383,6 +412,12 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, GenerationMixin)
             attentions=outputs.attentions,
         )
 
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """As on any model of transformers. Raises ValueError for one whose weights are in 8 bits."""
+        if is_quantized(self):
+            raise ValueError("save_pretrained: the weights are in 8 bits; save the model, then load it and quantise it")
+        super().save_pretrained(*args, **kwargs)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """As on any model of transformers; a checkpoint of the original Firebolt-VL is converted while it is loaded.
@@ -395,8 +430,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, GenerationMixin)
             hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
             described, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
             if is_original(described):
-                config, state = load_original(pretrained_model_name_or_path, described, **backbones, **hub)
-                return super().from_pretrained(None, *args, config=config, state_dict=state, **kwargs)
+                found = load_original(pretrained_model_name_or_path, described, **backbones, **hub)
+                return super().from_pretrained(None, *args, config=found.config, state_dict=found.state, **kwargs)
         if given := sorted(name for name, value in backbones.items() if value is not None):
             raise ValueError(
                 f"{', '.join(given)}: only for checkpoints of the original Firebolt-VL, this is another one"
@@ -506,6 +541,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, GenerationMixin)
             kwargs["prompt_mask"] = self._whole_prompt(inputs, kwargs)
         if not started and self.config.fusion == "pool" and kwargs.get("grids") is not None:
             kwargs["prompt_summary"] = self._prompt_summary(inputs, kwargs)
+        if not any(kwargs.get(name) for name in GROWING) and cache is None and self.model.compiled_step is not None:
+            kwargs.setdefault("cache_implementation", "static")
         return super().generate(inputs, *args, **kwargs)
 
     def _whole_prompt(self, inputs, kwargs) -> Tensor | None:
@@ -541,6 +578,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, GenerationMixin)
             max_cache_length += 1
         elif self.config.fusion == "concat" and model_kwargs.get("prompt_mask") is not None:
             max_cache_length += model_kwargs["prompt_mask"].shape[1]
+        if self.model.compiled_step is not None:
+            max_cache_length = -(-max_cache_length // STATIC_LENGTH) * STATIC_LENGTH
         super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
@@ -548,6 +587,10 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, GenerationMixin)
             layer = bind(cache)
             if generation_config.is_assistant:
                 layer.activate_past_recording()
+
+    def _valid_auto_compile_criteria(self, model_kwargs, generation_config) -> bool:
+        """Never compile the whole forward, whose memory of the conversation is not made for it: see `compile_step`."""
+        return False
 
     def create_masks_for_generate(self, attention_mask=None, **_) -> Tensor | None:
         """Leave the mask as it is: the connector reads the text's, and the decoder makes its own from its positions."""

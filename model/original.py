@@ -2,8 +2,11 @@
 
 import json
 import os
+import pickle
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
@@ -28,6 +31,38 @@ DEAD = (
     "model.vision_encoder.encoder.model.logit_bias",
     "model.vision_encoder.encoder.model.logit_scale",
 )
+SAFETENSORS, PICKLES = "model.safetensors", "pytorch_model.bin"
+# The original was trained with a word for the image, ordinary text, on a line of its own in front of the question.
+FLAT_MESSAGES = """\
+{%- set flat = namespace(messages=[]) -%}
+{%- for message in messages -%}
+    {%- set text = namespace(content='') -%}
+    {%- if message['content'] is string -%}
+        {%- set text.content = message['content'] -%}
+    {%- else -%}
+        {%- for item in message['content'] -%}
+            {%- if item['type'] == 'image' -%}
+                {%- set text.content = text.content + '<image>\\n' -%}
+            {%- elif item['type'] == 'text' -%}
+                {%- set text.content = text.content + item['text'] -%}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {%- set flat.messages = flat.messages + [{'role': message['role'], 'content': text.content}] -%}
+{%- endfor -%}
+{%- set messages = flat.messages -%}
+"""
+PLAIN_TEMPLATE = "{%- for message in messages -%}{{- message['content'] -}}{%- endfor -%}"
+
+
+class Original(NamedTuple):
+    """A checkpoint of the original, read: our configuration and state dict, and its keys without influence."""
+
+    config: FireboltConfig
+    state: dict[str, Tensor]
+    dead: list[str]
+    keys: int
+    """How many keys it had."""
 
 
 def is_original(config: dict) -> bool:
@@ -138,23 +173,47 @@ def load_original(
     vision_config: PreTrainedConfig | dict | None = None,
     kernel_taps: int | None = None,
     **hub,
-) -> tuple[FireboltConfig, dict[str, Tensor]]:
-    """Configuration and state dict, both ours, of an original checkpoint: a folder or hub id with safetensors files."""
-    state = read_safetensors(name, **hub)
+) -> Original:
+    """Read an original checkpoint: a folder or hub id with safetensors files or, where there are none, pickles."""
+    state = read_weights(name, **hub)
     folder = name if Path(name).is_dir() else None
     config = convert_config(original, state, folder, text_config, vision_config, kernel_taps)
-    return config, convert_state_dict(state, config)[0]
+    return Original(config, *convert_state_dict(state, config), len(state))
 
 
-def read_safetensors(name: str | os.PathLike, **hub) -> dict[str, Tensor]:
-    """All tensors of a checkpoint in one safetensors file or in shards with an index. Raises OSError without them."""
-    single = cached_file(name, "model.safetensors", _raise_exceptions_for_missing_entries=False, **hub)
-    if single is not None:
-        return load_file(single)
-    index = cached_file(name, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False, **hub)
-    if index is None:
-        raise OSError(f"{name}: neither model.safetensors nor model.safetensors.index.json is there")
-    state: dict[str, Tensor] = {}
-    for shard in sorted(set(json.loads(Path(index).read_text())["weight_map"].values())):
-        state.update(load_file(cached_file(name, shard, **hub)))
+def read_weights(name: str | os.PathLike, **hub) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, in one file or in shards with an index; safetensors before pickles.
+
+    A pickle is opened by the loader that builds tensors and nothing else (`weights_only`).
+    Raises OSError where there are no weights, ValueError for a pickle that holds anything but tensors.
+    """
+    for weights, read in ((SAFETENSORS, load_file), (PICKLES, _read_pickle)):
+        single = cached_file(name, weights, _raise_exceptions_for_missing_entries=False, **hub)
+        if single is not None:
+            return read(single)
+        index = cached_file(name, f"{weights}.index.json", _raise_exceptions_for_missing_entries=False, **hub)
+        if index is None:
+            continue
+        state: dict[str, Tensor] = {}
+        for shard in sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())):
+            if Path(shard).name != shard:
+                raise ValueError(f"{index}: names {shard!r}, a file beside it is wanted")
+            state.update(read(cached_file(name, shard, **hub)))
+        return state
+    raise OSError(f"{name}: none of {SAFETENSORS}, {PICKLES} and their indices is there")
+
+
+def _read_pickle(path: str) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(f"{path}: it holds more than tensors, and opening it could run code: refused") from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path}: a state dict, names and tensors alone, is wanted")
     return state
+
+
+def original_chat_template(template: str | None) -> str:
+    """A chat template for images and text that words a prompt as the original does: `<image>` in front of the question,
+    in the tokenizer's own `template`, or as it stands where it has none."""
+    return FLAT_MESSAGES + (template if template is not None else PLAIN_TEMPLATE)

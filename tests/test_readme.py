@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import firebolt_vl
-from firebolt_vl.bench import measured
+from firebolt_vl.bench import answer, efficiency, measured
 from firebolt_vl.bench.kernels import from_csv
 from firebolt_vl.evaluate.tiny import markdown
 
@@ -36,6 +36,17 @@ def test_tables_are_those_of_the_shipped_results():
 def test_measured_times_are_the_kept_ones():
     """They come from `firebolt bench kernels --op cmm --out docs` and `python -m firebolt_vl.bench.measured`."""
     assert measured.markdown(from_csv(measured.KEPT.read_text(encoding="utf-8"))) in README.read_text(encoding="utf-8")
+
+
+def test_efficiency_is_the_kept_one():
+    """It comes from `firebolt bench answer` and `python -m firebolt_vl.bench.efficiency README.md`."""
+    readme = README.read_text(encoding="utf-8")
+    assert readme.count(efficiency.BEGIN) == readme.count(efficiency.END) == 1
+    if efficiency.KEPT.exists():
+        rows = answer.from_csv(efficiency.KEPT.read_text(encoding="utf-8"))
+        assert efficiency.written(readme, rows) == readme
+    else:  # nothing is told that was not kept
+        assert f"{efficiency.BEGIN}\n{efficiency.END}" in readme
 
 
 def test_pictures_and_links_lead_somewhere():

@@ -114,6 +114,34 @@ def test_steps_agree_with_forward_in_either_order(order, monkeypatch):
     assert_close(found, wanted, relative=1e-11)
 
 
+@given(data=st.data(), mode=st.sampled_from(["renormalize", "truncate"]), G=st.integers(1, 9))
+def test_a_step_without_gradients_is_the_step_with_them(data, mode, G):
+    """It takes fewer calls for the same, grids under the mask included."""
+    layer = make("s4", top_k=data.draw(st.none() | st.integers(0, G)), top_k_mode=mode)
+    text, grids = some_inputs(B=3, G=G)
+    mask = torch.rand(3, G) < 0.7
+    mask[0] = False
+    grids[~mask] = math.nan
+    _, state = layer.prefill(text[:, :4], grids, grid_mask=mask, grid_boxes=torch.rand(3, G, 4))
+    wanted, _ = layer.step(text[:, 4], state)
+    with torch.no_grad():
+        found, _ = layer.step(text[:, 4], state)
+    assert wanted.requires_grad
+    assert_close(found, wanted, relative=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_step_without_gradients_is_in_half_precision_what_forward_is(dtype):
+    layer, exact = make("s4", dtype), make("s4", torch.float64)
+    exact.load_state_dict(layer.state_dict())
+    text, grids = some_inputs(dtype=dtype)
+    wanted = exact(text.double(), grids.double())[:, 4:]
+    with torch.no_grad():
+        whole = layer(text, grids)[:, 4:]
+        found, _ = run_in_pieces(layer, text, grids, [4], 3)
+    assert largest(found[:, 4:].double() - wanted) <= 2 * largest(whole.double() - wanted)
+
+
 def test_many_grids_keep_their_values_in_the_state_and_few_their_table():
     layer = make()
     for G, name in ((2, "grid.table"), (TEXT_WIDTH, "grid.v"), (17, "grid.v")):

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import string
 import subprocess
 import sys
 import types
@@ -12,51 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from originals import write_original
+from commands import Result, assert_refused
+from originals import letter_tokenizer, write_original
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_models import make_processor, write_checkpoint
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from firebolt_vl import ask as asking
 from firebolt_vl import checkpoint as loading
-from firebolt_vl import cli
 
 QUESTION = "what digit is at the top left?"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
-    write_checkpoint(folder)
-    return folder
-
-
-@pytest.fixture
-def image(tmp_path):
-    path = tmp_path / "image.png"
-    levels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    Image.fromarray(levels).save(path)
-    return path
-
-
-class Result:
-    def __init__(self, code: int, out: str, err: str):
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def firebolt(capfd, tmp_path, monkeypatch):
-    """Run the command in this process, in a directory of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments) -> Result:
-        capfd.readouterr()
-        code = cli.run([str(argument) for argument in arguments])
-        return Result(code, *capfd.readouterr())
-
-    return run
 
 
 @pytest.fixture
@@ -65,19 +29,6 @@ def ask(firebolt, checkpoint, image):
         return firebolt("ask", image, question, "--checkpoint", checkpoint, "--max-new-tokens", 6, *arguments)
 
     return run
-
-
-def assert_refused(result: Result, code: int, *words: str) -> None:
-    """One line on stderr that has all `words`, nothing on stdout."""
-    assert result.code == code, result.err
-    assert result.out == ""
-    assert result.err.startswith("firebolt: ")
-    assert result.err.count("\n") == 1
-    assert result.err.endswith("\n")
-    assert "Traceback" not in result.err
-    assert "unexpected" not in result.err
-    for word in words:
-        assert word in result.err
 
 
 class TestAnswers:
@@ -201,10 +152,7 @@ def test_a_checkpoint_of_the_original_answers_in_its_own_way(ask, tmp_path):
     """`<image>` and a new line before the question, as ordinary text, and 256 pixels in 2 x 2 tiles that overlap."""
     folder = tmp_path / "original"
     write_original(folder)
-    letters = ["<pad>", "<s>", "</s>", "<unk>", *string.ascii_lowercase, *" ?.<>\n"]
-    backend = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate(letters)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>").save_pretrained(folder)
+    letter_tokenizer().save_pretrained(folder)
     result = ask("--json", "--grounding", tmp_path / "out.png", checkpoint=folder)
     assert (result.code, result.err) == (0, "")
     reply = json.loads(result.out)

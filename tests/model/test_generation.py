@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numerics import assert_close
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from firebolt_vl.model.fusion import summarize_prompt
 
@@ -79,10 +79,53 @@ def test_cached_generation_equals_uncached(connector, fusion, mode):
 
 
 @kinds
-def test_static_cache_equals_dynamic_cache(connector, fusion):
+@pytest.mark.parametrize(
+    "mode",
+    [{"do_sample": False}, {"do_sample": True, "temperature": 1.5}, {"num_beams": 3, "do_sample": False}],
+    ids=["greedy", "sample", "beams"],
+)
+def test_static_cache_equals_dynamic_cache(connector, fusion, mode):
     model, inputs = model_of(connector, fusion), mixed_batch()
-    static = generated(model, inputs, cache_implementation="static", do_sample=False)
-    assert_same_generation(static, generated(model, inputs, do_sample=False))
+    static = generated(model, inputs, cache_implementation="static", **mode)
+    assert_same_generation(static, generated(model, inputs, **mode))
+
+
+@kinds
+def test_a_compiled_step_equals_the_step(connector, fusion):
+    """The default cache is then a static one, whose length is rounded up: longer answers compile nothing anew."""
+    plain, inputs = model_of(connector, fusion), mixed_batch()
+    model = copy.deepcopy(plain).compile_step(backend="eager", fullgraph=True)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for mode in ({"do_sample": False}, {"do_sample": True}, {"do_sample": False, "max_new_tokens": 20}):
+        found = generated(model, inputs, **mode)
+        assert isinstance(found.past_key_values, StaticCache)
+        assert_same_generation(found, generated(plain, inputs, **mode))
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_a_compiled_step_serves_beams_batches_and_one_row_alike():
+    plain = model_of("cmm", "replace")
+    model = copy.deepcopy(plain).compile_step(backend="aot_eager", fullgraph=True)
+    inputs = mixed_batch()
+    beams = {"num_beams": 2, "do_sample": False}
+    assert_same_generation(generated(model, inputs, **beams), generated(plain, inputs, **beams))
+    one = {name: value[:1] for name, value in inputs.items()}
+    assert_same_generation(generated(model, one, do_sample=False), generated(plain, one, do_sample=False))
+
+
+def test_what_a_static_cache_cannot_do_runs_without_the_compiled_step():
+    model = copy.deepcopy(model_of("cmm", "replace")).compile_step(backend="eager")
+    inputs = {**tiny_models.make_text([12]), **tiny_models.make_pixels(1)}
+    wanted = generated(model_of("cmm", "replace"), inputs, do_sample=False)
+    assert_same_generation(generated(model, inputs, do_sample=False, prompt_lookup_num_tokens=3), wanted)
+    assert_same_generation(generated(model, inputs, do_sample=False, use_cache=False), wanted)
+
+
+def test_a_copy_has_no_compiled_step():
+    model = copy.deepcopy(model_of("cmm", "replace")).compile_step(backend="eager")
+    assert copy.deepcopy(model).model.compiled_step is None
+    assert model.state_dict().keys() == model_of("cmm", "replace").state_dict().keys()
 
 
 @kinds

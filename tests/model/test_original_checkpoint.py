@@ -2,15 +2,13 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from numerics import assert_close, relative_error
-from originals import DESCRIBED, VECTORS, write_original
+from originals import DESCRIBED, VECTORS, pixels, write_original
 
 from firebolt_vl.model import FireboltForConditionalGeneration
 from firebolt_vl.model.original import convert_config, convert_state_dict
-from firebolt_vl.model.tiling import compatible_boxes, cut, relative_boxes
 
 # What float32 costs the original itself, with room for another order of the same operations.
 FLOAT32 = 10 * relative_error(VECTORS["out.logits"], VECTORS["f64.out.logits"])
@@ -26,18 +24,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(folder):
     return FireboltForConditionalGeneration.from_pretrained(folder).eval()
-
-
-def pixels() -> dict[str, torch.Tensor]:
-    images = VECTORS["in.pixel_values_u8"]
-    boxes = compatible_boxes(256, 256, 128, 2)
-    tiles = np.stack([cut(image.numpy(), boxes, 128) for image in images])
-    normal = lambda levels: (levels.float() - 128) / 128  # noqa: E731
-    return {
-        "pixel_values": normal(images),
-        "pixel_tiles": normal(torch.from_numpy(tiles)),
-        "grid_boxes": torch.from_numpy(relative_boxes(boxes, 256, 256)).expand(len(images), -1, -1),
-    }
 
 
 def test_vision_tokens_are_the_originals(model):

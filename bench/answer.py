@@ -1,0 +1,483 @@
+"""Whole answers, side by side: ours in several forms, its decoder alone, the original's way, and peers of the field.
+
+All are built at full size with random weights (firebolt-vl.md section 10): nothing is downloaded, and what is measured
+does not depend on what the weights say. Every subject gets one image of the same photo's size, in the views or patches
+that its own preprocessing makes of it, and 32 tokens of text; then they answer in turns. Inputs are ready before the
+clock starts.
+"""
+
+import copy
+import csv
+import io
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import (
+    Lfm2ForCausalLM,
+    Lfm2VlConfig,
+    Lfm2VlForConditionalGeneration,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.models.lfm2.modeling_lfm2 import Lfm2RotaryEmbedding
+
+from ..model import FireboltConfig, FireboltForConditionalGeneration, FireboltImageProcessor
+from ..model.quantization import Int8Linear, logits_drift, quantize_int8
+from .kernels import device_name
+from .modulator import PlainModulator
+from .timing import Run, peak_bytes
+
+PROMPT_TOKENS = 32
+PHOTO = (640, 480)
+OURS = ("ours", "ours-int8", "ours-compiled", "decoder-alone", "original-policy", "original-policy-plain")
+PEERS = ("lfm2-vl-450m", "smolvlm2-256m", "smolvlm2-500m")
+DTYPES = ("float32", "bfloat16")
+# Answers of those that begin anew for each token are summed up from so many measured lengths.
+MEASURED_LENGTHS = 5
+# Tokens of the answer whose memory is watched.
+WATCHED_TOKENS = 4
+BANDWIDTH_BYTES = 2**28
+
+LFM2_350M = {
+    "model_type": "lfm2",
+    "vocab_size": 65536,
+    "hidden_size": 1024,
+    "intermediate_size": 6656,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "layer_types": ["full_attention" if layer in (2, 5, 8, 10, 12, 14) else "conv" for layer in range(16)],
+    "conv_L_cache": 3,
+    "block_auto_adjust_ff_dim": True,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    "bos_token_id": 1,
+    "eos_token_id": 7,
+    "pad_token_id": 0,
+    "tie_word_embeddings": True,
+}
+SIGLIP2_BASE = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "patch_size": 16,
+    "hidden_act": "gelu_pytorch_tanh",
+}
+
+
+def _llama(width: int, layers: int, heads: int, inner: int) -> dict[str, int]:
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "intermediate_size": inner}
+    return {**sizes, "num_attention_heads": heads, "num_key_value_heads": heads // 3}
+
+
+class Sizes(NamedTuple):
+    """The backbones of all subjects; tests take small ones."""
+
+    text: dict[str, Any] = LFM2_350M
+    vision: dict[str, Any] = {**SIGLIP2_BASE, "image_size": 256}
+    image_size: int = 256
+    tile_size: int = 128
+    lfm2_vl: dict[str, Any] = {
+        "text_config": LFM2_350M,
+        "vision_config": {"model_type": "siglip2_vision_model", **SIGLIP2_BASE},
+    }
+    smolvlm: dict[str, dict[str, int]] = {
+        "smolvlm2-256m": _llama(576, 30, 9, 1536),
+        "smolvlm2-500m": _llama(960, 32, 15, 2560),
+    }
+    smolvlm_vision: dict[str, Any] = {**SIGLIP2_BASE, "image_size": 512}
+    smolvlm_vocabulary: int = 49280
+
+
+FULL_SIZE = Sizes()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. Seconds and rates are medians over the rounds."""
+
+    name: str
+    dtype: str
+    first_token_s: float
+    decode_tok_s: float
+    answer_s: float
+    peak_mb: float
+    """Weights and the most that an answer needed beside them."""
+    read_mb: float
+    """Weights that each token has to read."""
+    floor_tok_s: float
+    """How many tokens a second that allows at the machine's measured read bandwidth."""
+    new_tokens: int
+    device: str
+    threads: int
+    torch: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in JSON_NAMES}
+
+
+JSON_NAMES = ("name", "dtype", "first_token_s", "decode_tok_s", "answer_s", "peak_mb")
+
+
+class Subject(NamedTuple):
+    """`answer(n)` makes n tokens and returns when each was there, in seconds from the start."""
+
+    name: str
+    dtype: str
+    answer: Callable[[int], list[float]]
+    model: nn.Module
+    step_modules: list[nn.Module]
+    """Those whose weights each token reads."""
+    anew: bool = False
+    """Whether each token begins anew, so that the answer is summed up from some of its lengths."""
+
+
+class _Clock:
+    """A streamer that only looks at the time."""
+
+    def __init__(self, device: str):
+        self.device, self.start, self.times = device, time.perf_counter(), []
+
+    def put(self, _) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter() - self.start)
+
+    def end(self) -> None:
+        pass
+
+
+class _StopAfter(StoppingCriteria):
+    """Stops early without a shorter cache: what is compiled for a warm-up is what runs later."""
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def __call__(self, input_ids: Tensor, scores, **_) -> Tensor:
+        return torch.full(input_ids.shape[:1], input_ids.shape[1] >= self.length, device=input_ids.device)
+
+
+def _generating(model: nn.Module, inputs: dict[str, Tensor], room: int, device: str) -> Callable[[int], list[float]]:
+    """Greedy answers of exactly n tokens, in caches for `room` tokens."""
+
+    def answer(n: int) -> list[float]:
+        clock = _Clock(device)
+        length = inputs["input_ids"].shape[1]
+        model.generate(
+            **inputs,
+            max_new_tokens=room,
+            min_new_tokens=room,
+            do_sample=False,
+            pad_token_id=0,
+            streamer=clock,
+            stopping_criteria=StoppingCriteriaList([_StopAfter(length + n)]),
+        )
+        return clock.times[1:]
+
+    return answer
+
+
+def _photo() -> Image.Image:
+    levels = np.random.default_rng(0).integers(0, 256, (PHOTO[1] // 8, PHOTO[0] // 8, 3), dtype=np.uint8)
+    return Image.fromarray(levels).resize(PHOTO, Image.Resampling.BICUBIC)
+
+
+def _text(tokens: int, vocabulary: int, device: str) -> dict[str, Tensor]:
+    ids = torch.randint(8, vocabulary, (1, tokens), generator=torch.Generator().manual_seed(0)).to(device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def build(
+    dtype: str, device: str, new_tokens: int, peers: bool, only: Sequence[str] | None = None, sizes: Sizes = FULL_SIZE
+) -> Iterator[Subject]:
+    """The subjects of a dtype, one after the other as they are asked for."""
+    wanted = [name for name in (*OURS, *(PEERS if peers else ())) if not only or name in only]
+    if any(name in OURS for name in wanted):
+        yield from _ours(dtype, device, new_tokens, wanted, sizes)
+    for name in wanted:
+        if name == "lfm2-vl-450m":
+            yield _lfm2_vl(dtype, device, new_tokens, sizes)
+        elif name in PEERS:
+            yield _smolvlm(name, dtype, device, new_tokens, sizes)
+
+
+def _ours(dtype: str, device: str, new_tokens: int, wanted: Sequence[str], sizes: Sizes) -> Iterator[Subject]:
+    torch.manual_seed(0)
+    config = FireboltConfig(text_config=sizes.text, vision_config=sizes.vision)
+    model = FireboltForConditionalGeneration(config).eval().to(device, getattr(torch, dtype)).requires_grad_(False)
+    processor = FireboltImageProcessor(
+        size={"height": sizes.image_size, "width": sizes.image_size}, tile_size=sizes.tile_size
+    )
+    pixels = {name: value.to(device) for name, value in processor([[_photo()]], return_tensors="pt").items()}
+    text = _text(PROMPT_TOKENS, config.text_config.vocab_size, device)
+    inputs = {**text, **pixels}
+    sharing = lambda: copy.deepcopy(model, {id(p): p for p in model.parameters()})  # noqa: E731
+    for name in wanted:
+        if name == "ours":
+            yield Subject(name, dtype, _generating(model, inputs, new_tokens, device), model, _step_modules(model))
+        elif name == "ours-int8":
+            small = quantize_int8(sharing())
+            yield Subject(name, "int8", _generating(small, inputs, new_tokens, device), small, _step_modules(small))
+        elif name == "ours-compiled":
+            fast = sharing().compile_step()
+            yield Subject(name, dtype, _generating(fast, inputs, new_tokens, device), fast, _step_modules(fast))
+        elif name == "decoder-alone":
+            bare = decoder_alone(model)
+            yield Subject(
+                name, dtype, _generating(bare, text, new_tokens, device), bare, [bare.model.layers, bare.lm_head]
+            )
+        elif name in ("original-policy", "original-policy-plain"):
+            anew = model
+            if name.endswith("plain"):
+                anew = sharing()
+                anew.model.connector = PlainModulator(anew.model.connector)
+            answer = _beginning_anew(anew, inputs, device)
+            yield Subject(name, dtype, answer, anew, _step_modules(model), anew=True)
+
+
+def _step_modules(model: FireboltForConditionalGeneration) -> list[nn.Module]:
+    connector = model.model.connector
+    return [model.model.language_model.layers, model.lm_head, connector.q_proj, connector.ssm, connector.ffn]
+
+
+def decoder_alone(model: FireboltForConditionalGeneration) -> Lfm2ForCausalLM:
+    """transformers' own LFM2 with the decoder's weights, which are not copied."""
+    with torch.device("meta"):
+        bare = Lfm2ForCausalLM(model.config.text_config)
+    weights = {f"model.{name}": value for name, value in model.model.language_model.state_dict().items()}
+    bare.load_state_dict({**weights, "lm_head.weight": model.lm_head.weight}, assign=True)
+    bare.model.rotary_emb = Lfm2RotaryEmbedding(model.config.text_config).to(model.device)
+    return bare.eval().requires_grad_(False)
+
+
+def _beginning_anew(model: nn.Module, inputs: dict[str, Tensor], device: str) -> Callable[[int], list[float]]:
+    """The original's policy: each token encodes the image and runs the whole text again."""
+
+    @torch.no_grad()
+    def answer(n: int) -> list[float]:
+        ids, times = inputs["input_ids"], []
+        pixels = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
+        for number in _measured(n):
+            made = ids[:, :1].expand(-1, number)
+            began = time.perf_counter()
+            logits = model(input_ids=torch.cat([ids, made], 1), **pixels, use_cache=False, logits_to_keep=1).logits
+            logits.argmax(-1).item()
+            times.append(time.perf_counter() - began)
+        return np.cumsum(np.interp(range(n), _measured(n), times)).tolist()
+
+    return answer
+
+
+def _measured(n: int) -> list[int]:
+    """Which of n tokens are made: the first, the last and some between."""
+    return sorted({round(step * (n - 1) / (MEASURED_LENGTHS - 1)) for step in range(MEASURED_LENGTHS)})
+
+
+def _lfm2_vl(dtype: str, device: str, new_tokens: int, sizes: Sizes) -> Subject:
+    """Its NaFlex tower sees a 640 x 480 photo as 36 x 26 patches, padded to 1024, and makes 18 x 13 tokens of them."""
+    model = _random(Lfm2VlForConditionalGeneration, Lfm2VlConfig(**sizes.lfm2_vl), dtype, device)
+    patches = (26, 36)
+    count, padded = patches[0] * patches[1], 1024
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.zeros(1, padded, 3 * model.config.vision_config.patch_size**2)
+    pixels[:, :count] = torch.rand(1, count, pixels.shape[-1], generator=generator) * 2 - 1
+    inputs = _with_image_tokens(model, count // model.config.downsample_factor**2, device)
+    inputs["pixel_values"] = pixels.to(device, model.dtype)
+    inputs["pixel_attention_mask"] = (torch.arange(padded) < count)[None].to(device)
+    inputs["spatial_shapes"] = torch.tensor([patches], device=device)
+    step = [model.model.language_model.layers, model.lm_head]
+    return Subject("lfm2-vl-450m", dtype, _generating(model, inputs, new_tokens, device), model, step)
+
+
+def _smolvlm(name: str, dtype: str, device: str, new_tokens: int, sizes: Sizes) -> Subject:
+    """One view of 512 x 512 and 64 tokens for it: less than its default, which cuts the photo into tiles."""
+    text = {
+        "model_type": "llama",
+        "vocab_size": sizes.smolvlm_vocabulary,
+        "tie_word_embeddings": False,
+        **sizes.smolvlm[name],
+    }
+    config = SmolVLMConfig(
+        text_config=text,
+        vision_config=sizes.smolvlm_vision,
+        scale_factor=4,
+        image_token_id=sizes.smolvlm_vocabulary - 1,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+    )
+    model = _random(SmolVLMForConditionalGeneration, config, dtype, device)
+    side = sizes.smolvlm_vision["image_size"]
+    tokens = (side // sizes.smolvlm_vision["patch_size"]) ** 2 // config.scale_factor**2
+    inputs = _with_image_tokens(model, tokens, device)
+    pixels = torch.rand(1, 1, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    inputs["pixel_values"] = pixels.to(device, model.dtype)
+    step = [model.model.text_model.layers, model.lm_head]
+    return Subject(name, dtype, _generating(model, inputs, new_tokens, device), model, step)
+
+
+def _random(kind: type, config, dtype: str, device: str) -> nn.Module:
+    torch.manual_seed(0)
+    return kind(config).eval().to(device, getattr(torch, dtype)).requires_grad_(False)
+
+
+def _with_image_tokens(model: nn.Module, count: int, device: str) -> dict[str, Tensor]:
+    text = _text(PROMPT_TOKENS, model.config.image_token_id, device)["input_ids"]
+    image = torch.full((1, count), model.config.image_token_id, device=device)
+    ids = torch.cat([image, text], dim=1)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def weight_bytes(modules: Sequence[nn.Module]) -> int:
+    """Bytes of the distinct parameters and buffers in modules, 8-bit weights included."""
+    tensors = {}
+    for module in (inner for outer in modules for inner in outer.modules()):
+        if isinstance(module, Int8Linear) and module.packed is not None:
+            tensors[id(module)] = module.in_features * module.out_features
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            tensors[tensor.data_ptr()] = tensor.nbytes
+    return sum(tensors.values())
+
+
+def read_bandwidth(device: str) -> float:
+    """Bytes a second that the machine reads from memory: the best of several sums over more than any cache holds."""
+    source = torch.ones(BANDWIDTH_BYTES // 4, device=device)
+    best = float("inf")
+    for _ in range(5):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        source.sum().item()
+        best = min(best, time.perf_counter() - start)
+    return source.nbytes / best
+
+
+def measure(
+    subjects: Sequence[Subject],
+    new_tokens: int,
+    rounds: int,
+    device: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Row]:
+    """Warm every subject up, watch its memory, then let all answer in turns."""
+    steps, done = len(subjects) * (rounds + 1), 0
+    progress(0, steps)
+    needs = {}
+    for subject in subjects:
+        few = 1 if subject.anew else min(WATCHED_TOKENS, new_tokens)
+        subject.answer(few)
+        extra = peak_bytes(Run(lambda _, subject=subject, few=few: subject.answer(few)), device)
+        needs[subject.name] = weight_bytes([subject.model]) + extra
+        progress(done := done + 1, steps)
+    bandwidth = read_bandwidth(device)
+    times: dict[str, list[list[float]]] = {subject.name: [] for subject in subjects}
+    for _ in range(rounds):
+        for subject in subjects:
+            times[subject.name].append(subject.answer(new_tokens))
+            progress(done := done + 1, steps)
+    return [
+        _row(subject, times[subject.name], needs[subject.name], bandwidth, new_tokens, device) for subject in subjects
+    ]
+
+
+def _row(subject: Subject, times, need: int, bandwidth: float, new_tokens: int, device: str) -> Row:
+    gaps = [after - before for made in times for before, after in pairwise(made)]
+    read = weight_bytes(subject.step_modules)
+    return Row(
+        name=subject.name,
+        dtype=subject.dtype,
+        first_token_s=round(statistics.median(made[0] for made in times), 5),
+        decode_tok_s=round(1 / statistics.median(gaps), 4),
+        answer_s=round(statistics.median(made[-1] for made in times), 5),
+        peak_mb=round(need / 1e6, 1),
+        read_mb=round(read / 1e6, 1),
+        floor_tok_s=round(bandwidth / read, 2),
+        new_tokens=new_tokens,
+        device=device_name(device),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+    )
+
+
+def notes(subjects: Sequence[Subject], device: str) -> list[str]:
+    """What the table does not say: how far 8 bits move the logits, and how much of a token the linear layers are."""
+    told, by_name = [], {subject.name: subject for subject in subjects}
+    if "ours" in by_name and "ours-int8" in by_name:
+        ours, small = by_name["ours"].model, by_name["ours-int8"].model
+        text = _text(PROMPT_TOKENS, ours.config.text_config.vocab_size, device)
+        grids = torch.randn(1, 5, ours.config.vision_config.hidden_size, generator=torch.Generator().manual_seed(0))
+        drift = logits_drift(ours, small, **text, grids=grids.to(device, ours.dtype))
+        told.append(
+            f"8 bits (PyTorch's int8 kernels, a scale for each token and channel) move the logits of the prompt by "
+            f"{100 * drift['relative']:.1f} % of their spread; {100 * drift['same_token']:.0f} % of the most likely "
+            "tokens stay (random weights)."
+        )
+    if device == "cpu":
+        for name in ("ours", "ours-int8"):
+            if name in by_name:
+                share = linear_share(by_name[name])
+                told.append(f"{name}, {by_name[name].dtype}: linear layers are {100 * share:.0f} % of a token.")
+    return told
+
+
+LINEAR_KERNELS = ("aten::mm", "aten::addmm", "quantized::linear_with_input_q_dq_qweight_dq_output_fp32")
+
+
+def linear_share(subject: Subject, tokens: int = 8) -> float:
+    """The share of the linear layers in a token's processor time, prompts left out."""
+
+    def self_times(n: int) -> tuple[float, float]:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            subject.answer(n)
+        events = profile.key_averages()
+        linear = sum(event.self_cpu_time_total for event in events if event.key in LINEAR_KERNELS)
+        return linear, sum(event.self_cpu_time_total for event in events)
+
+    (before, all_before), (after, all_after) = self_times(1), self_times(1 + tokens)
+    return (after - before) / (all_after - all_before)
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([field.name for field in fields(Row)])
+    writer.writerows(astuple(row) for row in rows)
+    return text.getvalue()
+
+
+def from_csv(text: str) -> list[Row]:
+    kinds = {field.name: field.type for field in fields(Row)}
+    return [
+        Row(**{name: kinds[name](value) for name, value in row.items()}) for row in csv.DictReader(io.StringIO(text))
+    ]
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Time to the first token, tokens a second and the whole answer of each subject."""
+    from matplotlib.figure import Figure
+
+    labels = [f"{row.name}, {row.dtype}" for row in rows]
+    panels = (("first token, s", "first_token_s"), ("tokens a second", "decode_tok_s"), ("whole answer, s", "answer_s"))
+    figure = Figure(figsize=(11, 1.6 + 0.34 * len(rows)), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True)
+    for axis, (title, name) in zip(axes, panels):
+        colors = ["C1" if row.name.startswith("ours") else "C0" if row.name in PEERS else "C7" for row in rows]
+        bars = axis.barh(labels, [getattr(row, name) for row in rows], color=colors)
+        axis.bar_label(bars, fmt="%.3g", padding=2, fontsize=8)
+        axis.set_title(title, fontsize=10)
+        axis.set_xscale("log")
+        axis.margins(x=0.25)
+    axes[0].invert_yaxis()
+    first = rows[0]
+    figure.suptitle(f"{first.new_tokens} tokens, {first.device}, {first.threads} threads", fontsize=10)
+    figure.savefig(path, dpi=130)

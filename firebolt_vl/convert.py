@@ -1,0 +1,94 @@
+"""A checkpoint of the original Firebolt-VL, written anew as one of ours."""
+
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .checkpoint import check_files, check_report, locate, original_processor, quiet
+from .errors import Failure, Misuse, first_line
+
+
+@dataclass
+class Conversion:
+    """What became of a checkpoint: every key of it is either used or listed as dead."""
+
+    source: str
+    out: str
+    keys: int
+    used: int
+    dead: list[str]
+    """In the original's files, without influence on what it answers; left out."""
+    parameters: int
+    dtype: str
+    ssm: str
+    kernel_taps: int | None
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def convert(
+    source: str, out: str, kernel_taps: int | None = None, decoder: str | None = None, vision: str | None = None
+) -> Conversion:
+    """Write the original's checkpoint `source` to the new folder `out`, which is there whole or not at all.
+
+    `kernel_taps` None runs the S4 kernel as long as the text; 512 is the original's truncation. `decoder` and `vision`
+    are folders or hub ids with the configurations of the backbones, where the checkpoint's own names lead nowhere.
+
+    Raises:
+        Misuse, Failure: what cannot be done, in one line.
+    """
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise Misuse(f"{out} is there already; name a new folder")
+    if not target.absolute().parent.is_dir():
+        raise Misuse(f"{out}: there is no directory {target.absolute().parent}; make it first")
+    if kernel_taps is not None and kernel_taps < 1:
+        raise Misuse(f"--kernel-taps is {kernel_taps}; at least 1 is wanted")
+    folder = locate(source)
+    described = check_files(folder, pickles=True)
+    from .model.original import is_original
+
+    if not is_original(described):
+        raise Failure(f"checkpoint {folder} is not one of the original Firebolt-VL: there is nothing to convert")
+    with quiet():
+        unfinished = target.absolute().with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            found, model = _load(folder, described, kernel_taps, decoder, vision)
+            model.save_pretrained(unfinished)
+            original_processor(folder).save_pretrained(unfinished)
+            unfinished.replace(target)
+        except Failure:
+            raise
+        except Exception as error:  # whatever a foreign file may provoke in the libraries that read it
+            raise Failure(f"checkpoint {folder} cannot be converted: {first_line(error)}") from None
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    cmm = found.config.connector_config()
+    return Conversion(
+        source=str(folder),
+        out=out,
+        keys=found.keys,
+        used=found.keys - len(found.dead),
+        dead=found.dead,
+        parameters=model.num_parameters(),
+        dtype=str(model.dtype).removeprefix("torch."),
+        ssm=cmm.ssm,
+        kernel_taps=cmm.kernel_taps,
+    )
+
+
+def _load(folder: Path, described: dict, kernel_taps: int | None, decoder: str | None, vision: str | None):
+    from transformers import AutoConfig
+
+    from .model import FireboltForConditionalGeneration
+    from .model.original import load_original
+
+    given = [None if place is None else AutoConfig.from_pretrained(place) for place in (decoder, vision)]
+    found = load_original(folder, described, *given, kernel_taps)
+    model, report = FireboltForConditionalGeneration.from_pretrained(
+        None, config=found.config, state_dict=found.state, dtype="auto", output_loading_info=True
+    )
+    check_report(folder, report)
+    return found, model

@@ -1,0 +1,164 @@
+"""Weights in 8 bits for generation: the linear layers that every token passes, made so after loading."""
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..cmm.block import GatedOutput
+
+LARGEST = 127
+CENTRE = 128  # what zero is among the unsigned 8-bit numbers that the kernels take
+ROWS = 4096
+ENGINES = ("x86", "fbgemm")
+KERNEL = "linear_with_input_q_dq_qweight_dq_output_fp32"
+
+
+def has_kernels() -> bool:
+    """Whether PyTorch's int8 kernels run here. Without VNNI they would add up 16-bit sums that may overflow.
+
+    A later PyTorch may be without them: it says that they will move out of it.
+    """
+    there = not set(torch.backends.quantized.supported_engines).isdisjoint(ENGINES)
+    built_in = hasattr(torch, "_make_per_channel_quantized_tensor") and hasattr(torch.ops.quantized, KERNEL)
+    return there and built_in and torch.cpu._is_vnni_supported()
+
+
+class Int8Linear(nn.Linear):
+    """A linear layer whose weights are 8-bit integers, each output channel with a scale of its own.
+
+        y = s_x (round(x / s_x) round(W / s_w)^T) s_w + b        s_x = max |x| / 127 of each token, s_w of each channel
+
+    On CPUs that have them by PyTorch's int8 kernels (fbgemm), which take both factors in 8 bits and add exactly: a
+    token gets the same whatever tokens stand beside it, so that steps agree with whole sequences to rounding. Elsewhere
+    the weights alone are rounded, y = x round(W / s_w)^T s_w + b, in the dtype of x.
+
+    A module of class `nn.Linear` is turned into one in place (`quantize_linear`); its bias stays as it is.
+    """
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights that the integers stand for, float32, made anew at each call."""
+        integers, scale = self.integers()
+        return integers.float() * scale[:, None]
+
+    def integers(self) -> tuple[Tensor, Tensor]:
+        """The integers [N,K] int8 and the scales [N] float32."""
+        if self.packed is None:
+            return self.int8_weight, self.int8_scale
+        weight, _ = torch.ops.quantized.linear_unpack(self.packed)
+        return weight.int_repr(), weight.q_per_channel_scales().float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.packed is None:
+            y = F.linear(x, self.int8_weight.to(x.dtype)) * self.int8_scale.to(x.dtype)
+            return y if self.bias is None else y + self.bias
+        wide = x.float()
+        largest = torch.linalg.vector_norm(wide, float("inf"), dim=-1, keepdim=True).clamp_min_(1e-30)
+        y = _int8_product(wide / largest, self.packed).mul_(largest)
+        if self.bias is not None:
+            y = y.add_(self.bias)
+        return y.to(x.dtype)
+
+    def _apply(self, fn, recurse=True):
+        scale = self.int8_scale
+        super()._apply(fn, recurse)
+        # Moved, never narrowed.
+        self.int8_scale = scale.to(self.int8_scale.device)
+        if self.packed is not None and self.int8_scale.device.type != "cpu":
+            integers, _ = self.integers()
+            self.packed, self.int8_weight = None, integers.to(self.int8_scale.device)
+        return self
+
+
+class Int8GatedOutput(GatedOutput, Int8Linear):
+    """GatedOutput around a linear layer in 8 bits."""
+
+
+def _int8_product(x: Tensor, packed) -> Tensor:
+    """x [...,K] in -1..1, rounded to 1/127, times packed weights -> float32 [...,N]."""
+    return getattr(torch.ops.quantized, KERNEL)(x, 1 / LARGEST, CENTRE, packed)
+
+
+def _rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """round(W / s_w) [N,K] int8 and s_w [N] float32, some rows at a time, since a head is large."""
+    integers, scales = torch.empty_like(weight, dtype=torch.int8), []
+    for rows, rounded in zip(weight.split(ROWS), integers.split(ROWS)):
+        rows = rows.float()
+        scales.append((torch.linalg.vector_norm(rows, float("inf"), dim=1) / LARGEST).clamp_min_(1e-30))
+        rounded.copy_(rows.div(scales[-1][:, None]).round_())
+    return integers, torch.cat(scales)
+
+
+@torch.no_grad()
+def quantize_linear(linear: nn.Linear) -> None:
+    """Make an Int8Linear (of a GatedOutput an Int8GatedOutput) of `linear`, in place."""
+    int8_weight, scale = _rounded(linear.weight.detach())
+    packed = None
+    if int8_weight.device.type == "cpu" and has_kernels():
+        zeros = torch.zeros(len(scale), dtype=torch.int64)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*quantized tensor creation functions", category=UserWarning)
+            channels = torch._make_per_channel_quantized_tensor(int8_weight, scale.double(), zeros, 0)
+        packed, int8_weight = torch.ops.quantized.linear_prepack(channels, None), None
+    del linear._parameters["weight"]
+    linear.__class__ = Int8GatedOutput if isinstance(linear, GatedOutput) else Int8Linear
+    linear.packed = packed
+    linear.register_buffer("int8_weight", int8_weight, persistent=False)
+    linear.register_buffer("int8_scale", scale, persistent=False)
+
+
+def quantized_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """The layers of a Firebolt-VL that are quantised, by name: those that a generated token passes.
+
+    The decoder's, its head, and the modulator's queries, feed-forward block and channel mixing. The rest stays: the
+    vision tower and the grid side run once a prompt, the parameters of the state-space model need their bits, and the
+    embedding is read a row at a time.
+    """
+    inside = ["model.language_model.", "lm_head"]
+    if model.config.connector == "cmm":
+        inside += [f"model.connector.{name}" for name in ("q_proj", "ffn.", "ssm.output")]
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) in (nn.Linear, GatedOutput) and name.startswith(tuple(inside))
+    }
+
+
+def quantize_int8(model: nn.Module) -> nn.Module:
+    """Put the weights that generation reads at every token into 8 bits, in place; returns the model.
+
+    Layer by layer, so that no second copy of the weights is ever there. The model can generate and run forward, and is
+    moved by `.to`; it has no gradients for those weights, and is saved before this, not after. Logits drift by a few
+    hundredths of their spread (`logits_drift`).
+
+    Raises ValueError for a model that is quantised already.
+    """
+    if is_quantized(model):
+        raise ValueError("model: its weights are in 8 bits already")
+    model.requires_grad_(False)
+    for linear in quantized_linears(model).values():
+        quantize_linear(linear)
+    return model
+
+
+def is_quantized(model: nn.Module) -> bool:
+    return any(isinstance(module, Int8Linear) for module in model.modules())
+
+
+@torch.no_grad()
+def logits_drift(model: nn.Module, quantized: nn.Module, **inputs: Tensor) -> dict[str, float]:
+    """How far the logits of `quantized` lie from those of `model` on the same inputs.
+
+    "relative": the root mean square of the difference over that of the centred logits; "same_token": the share of
+    columns with the same most likely token. Padding is left out.
+    """
+    wanted, found = (which(**inputs, use_cache=False).logits.float() for which in (model, quantized))
+    if (mask := inputs.get("attention_mask")) is not None:
+        wanted, found = wanted[mask.bool()], found[mask.bool()]
+    spread = (wanted - wanted.mean(-1, keepdim=True)).square().mean().sqrt()
+    return {
+        "relative": ((found - wanted).square().mean().sqrt() / spread).item(),
+        "same_token": (found.argmax(-1) == wanted.argmax(-1)).float().mean().item(),
+    }

@@ -1,0 +1,37 @@
+"""A checkpoint, an image, and the command that is run on them."""
+
+import numpy as np
+import pytest
+from commands import Result
+from PIL import Image
+from tiny_models import write_checkpoint
+
+from firebolt_vl import cli
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    write_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "image.png"
+    levels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(levels).save(path)
+    return path
+
+
+@pytest.fixture
+def firebolt(capfd, tmp_path, monkeypatch):
+    """Run the command in this process, in a directory of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments) -> Result:
+        capfd.readouterr()
+        code = cli.run([str(argument) for argument in arguments])
+        return Result(code, *capfd.readouterr())
+
+    return run
