@@ -20,6 +20,8 @@ evaluations = typer.Typer(help="Measure a model on a benchmark.")
 app.add_typer(evaluations, name="eval")
 benchmarks = typer.Typer(help="Measure the kernels, and compile them for GPUs that need not be there.")
 app.add_typer(benchmarks, name="bench")
+data = typer.Typer(help="Check training data, and make it from what others release.")
+app.add_typer(data, name="data")
 
 
 class Device(StrEnum):
@@ -176,6 +178,46 @@ def bench_crossover(
     from .bench_commands import crossover
 
     crossover(dtype, seconds, longest)
+
+
+@data.command("check")
+def data_check(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="JSON lines, or tar shards of them.")],
+    image_root: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where paths of images start. Default: the file's folder.")
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="DIR_OR_ID", help="Also look for what this model's tokenizer cannot take.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="The longest row, in tokens of --checkpoint.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read every row and open every image: each bad row by file, line and kind. Exit code 1 where there is one."""
+    from .train_commands import check_data
+
+    check_data(files, image_root, checkpoint, max_length, as_json)
+
+
+@data.command("convert")
+def data_convert(
+    name: Annotated[str, typer.Argument(metavar="FORMAT", help="cc3m, llava-cot or mmpr.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="What was released: a table, a tar shard, JSON.")],
+    out: Annotated[str, typer.Argument(metavar="OUT.jsonl", help="The file to write.")],
+    images: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where the images lie. Default: the folder of FILE.")
+    ] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="cc3m's table: an image's name, {line} its line from 0 ({line:09d}.jpg)."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make training data of a release of CC3M, LLaVA-CoT-100k or MMPR v1.2; the images stay where they are."""
+    from .train_commands import convert_data
+
+    convert_data(name, file, out, images, pattern, as_json)
 
 
 @app.command()

@@ -1,0 +1,102 @@
+"""`firebolt data`, `firebolt train` and `firebolt ablate`: what was asked for, checked; the work; what came of it."""
+
+import json
+import sys
+from pathlib import Path
+
+from .errors import Failure, Misuse, first_line
+
+SHOWN = 100
+
+
+def check_data(
+    files: list[str], image_root: str | None, checkpoint: str | None, max_length: int | None, as_json: bool
+) -> None:
+    """Read every row and open every image; exit code 1 where a row is bad."""
+    from .train.data import Conversations
+
+    if max_length is not None and checkpoint is None:
+        raise Misuse(f"--max-length {max_length}: tokens are a tokenizer's; name its --checkpoint too")
+    tokenizer = _tokenizer(checkpoint) if checkpoint else None
+    try:
+        found = Conversations(
+            [Path(file) for file in files],
+            tokenizer,
+            image_root=Path(image_root) if image_root else None,
+            max_length=max_length,
+            max_bad_share=1.0,
+            check_images=True,
+            report=_tell(as_json),
+        ).problems
+    except ValueError as error:
+        raise Failure(str(error)) from None
+    _conclude(found, as_json, f"{found.rows} rows, all good")
+
+
+def convert_data(name: str, file: str, out: str, images: str | None, pattern: str | None, as_json: bool) -> None:
+    from .train.data.convert import FORMATS, READ_ERRORS, convert
+
+    if name not in FORMATS:
+        raise Misuse(f"{name}: no such format; choose from {', '.join(FORMATS)}")
+    options = {"pattern": pattern} if pattern is not None else {}
+    if options and name != "cc3m":
+        raise Misuse(f"--pattern {pattern}: only the images of cc3m are named by one")
+    source = Path(file)
+    if not source.is_file():
+        raise Misuse(f"{file}: there is no such file")
+    try:
+        found = convert(name, source, Path(out), Path(images or source.parent), report=_tell(as_json), **options)
+    except READ_ERRORS as error:
+        raise Failure(f"{file} cannot be converted: {first_line(error)}") from None
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise Failure(f"{file} is not in the format of {name}: {type(error).__name__} {first_line(error)}") from None
+    if found.rows == len(found):
+        raise Failure(f"{file}: none of its {found.rows} rows could be converted")
+    _show(found, as_json, f"{found.rows - len(found)} rows: {out}")
+
+
+def _tell(as_json: bool):
+    """Prints the first hundred bad rows as they are found."""
+    shown = 0
+
+    def tell(problem) -> None:
+        nonlocal shown
+        shown += 1
+        if as_json:
+            return
+        if shown <= SHOWN:
+            print(problem)
+        elif shown == SHOWN + 1:
+            print("(and more: --json lists them all)")
+
+    return tell
+
+
+def _show(found, as_json: bool, well: str) -> None:
+    if as_json:
+        listed = [vars(problem) for problem in found]
+        print(json.dumps({"rows": found.rows, "bad": len(found), "by_kind": found.by_kind, "problems": listed}))
+        return
+    print(well)
+    if len(found):
+        print(found.summary(), file=sys.stderr)
+
+
+def _conclude(found, as_json: bool, well: str) -> None:
+    if as_json or not len(found):
+        _show(found, as_json, well)
+    if len(found):
+        raise Failure(found.summary())
+
+
+def _tokenizer(checkpoint: str):
+    from transformers import AutoTokenizer
+
+    from .checkpoint import locate, quiet
+
+    folder = locate(checkpoint)
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise Failure(f"checkpoint {folder} has no tokenizer that can be loaded: {first_line(error)}") from None
