@@ -35,7 +35,7 @@ setup(
     python_requires=">=3.11",
     packages=packages,
     package_dir={FACE: FACE, **{f"{FACE}.{layer}": layer for layer in LAYERS}},
-    package_data={FACE: ["tiny/*"]},
+    package_data={FACE: ["tiny/*"], f"{FACE}.train": ["configs/*.toml", "configs/accelerate/*.yaml"]},
     install_requires=[
         "torch>=2.11",
         # A torch for GPUs pins the Triton that it was built with; Triton's wheels are for Linux.

@@ -180,6 +180,25 @@ def bench_crossover(
     crossover(dtype, seconds, longest)
 
 
+@app.command()
+def train(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="stage1, stage2, lora or tiny, or a TOML or YAML file.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of it to set, such as max_steps=100.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where the model and everything else goes. Default: its key out.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in DIR.")] = False,
+) -> None:
+    """Train a model: the paper's two stages, adapters, or the small model inside the package."""
+    from .train_commands import train as start
+
+    start(config, overrides or [], out, resume)
+
+
 @data.command("check")
 def data_check(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="JSON lines, or tar shards of them.")],

@@ -1,6 +1,7 @@
 """`firebolt data`, `firebolt train` and `firebolt ablate`: what was asked for, checked; the work; what came of it."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -100,3 +101,32 @@ def _tokenizer(checkpoint: str):
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise Failure(f"checkpoint {folder} has no tokenizer that can be loaded: {first_line(error)}") from None
+
+
+def train(name: str, overrides: list[str], out: str | None, resume: bool) -> None:
+    """Exit code 2 for what the configuration has wrong, 1 for what goes wrong later."""
+    try:
+        from .train.config import ConfigError, load_config
+        from .train.start import is_first_process, leave_others, out_folder
+        from .train.start import train as start
+    except ModuleNotFoundError as error:
+        raise Failure(f"train needs {error.name}; pip install 'firebolt-vl[train]'") from None
+    from .checkpoint import quiet
+
+    def note(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    try:
+        config = load_config(name, overrides)
+        with quiet():
+            folder = start(config, out, resume, note, note)
+    except ConfigError as error:
+        raise Misuse(str(error)) from None
+    except (RuntimeError, ValueError, OSError) as error:
+        if os.environ.get("FIREBOLT_TRACEBACK"):
+            raise
+        raise Failure(f"{out_folder(config, out)}: {first_line(error)}") from None
+    finally:
+        leave_others()
+    if is_first_process():
+        print(folder / "model.safetensors")

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conversations import BROKEN, broken_folder, picture, row, write_rows
+from conversations import BROKEN, broken_folder, picture, row, write_conversations, write_rows
 from tiny_models import write_checkpoint
 
 from firebolt_vl import cli
@@ -58,6 +58,9 @@ def test_data_check_of_good_rows(firebolt, tmp_path):
         (["data", "convert", "coco", "a", "b"], "coco: no such format; choose from cc3m, llava-cot, mmpr"),
         (["data", "convert", "mmpr", "none.json", "b"], "none.json: there is no such file"),
         (["data", "convert", "mmpr", "a", "b", "--pattern", "x"], "only the images of cc3m are named by one"),
+        (["train", "stage7"], "stage7: no such configuration ships; choose from lora, stage1, stage2, tiny"),
+        (["train", "stage1", "lrr=1"], "lrr: there is no such key; did you mean lr?"),
+        (["train", "stage1", "decoder=null", "vision=null", "model=none"], "model: none cannot be loaded: "),
     ],
 )
 def test_what_cannot_be_done_is_one_line(firebolt, arguments, said):
@@ -78,3 +81,44 @@ def test_data_convert_writes_what_data_check_takes(firebolt, tmp_path):
     assert firebolt("data", "check", "out/rows.jsonl").code == 0
     (tmp_path / "meta.json").write_text('{"a": {}}')
     assert "meta.json is not in the format of mmpr" in firebolt("data", "convert", "mmpr", "meta.json", "o").err
+
+
+SETTINGS = """
+model: checkpoint
+data: [data/rows.jsonl]
+batch_size: 4
+max_steps: 4
+save_every: 2
+workers: 0
+warmup_steps: 0
+"""
+
+
+def test_train_writes_the_model_says_where_and_goes_on(firebolt, tmp_path):
+    write_checkpoint(tmp_path / "checkpoint")
+    write_conversations(tmp_path / "data", rows=9)
+    (tmp_path / "run.yaml").write_text(SETTINGS)
+    first = firebolt("train", "run.yaml", "--out", "run", "max_steps=2")
+    assert (first.code, first.out) == (0, "run/model.safetensors\n")
+    assert "9 rows to train on, 0 held out; 18,689 of 78,769 parameters learn; 2 steps" in first.err
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert list((tmp_path / "run" / "logs").rglob("events.out.tfevents.*"))
+    again = firebolt("train", "run.yaml", "--out", "run")
+    assert again.code == 2
+    assert "run holds a run; --resume goes on with it, another --out starts anew" in again.err
+    on = firebolt("train", "run.yaml", "--out", "run", "--resume")
+    assert on.code == 0
+    assert "max_steps was 2 when this run began and is 4 now: it is another run from here on" in on.err
+    assert [line["step"] for line in map(json.loads, (tmp_path / "run" / "history.jsonl").open())] == [1, 2, 3, 4]
+    assert firebolt("ask", "data/0.png", "what?", "--checkpoint", "run", "--max-new-tokens", 2).code == 0
+
+
+def test_train_stops_with_a_summary_where_too_many_rows_are_bad(firebolt, tmp_path):
+    write_checkpoint(tmp_path / "checkpoint")
+    (tmp_path / "data").mkdir()
+    write_rows(tmp_path / "data" / "rows.jsonl", [*(row("a", "b") for _ in range(5)), row("a", ""), b"{"])
+    (tmp_path / "run.yaml").write_text(SETTINGS)
+    found = firebolt("train", "run.yaml", "--out", "run")
+    assert found.code == 1
+    assert "data/rows.jsonl:6: empty answer: turn 2 holds no words" in found.err
+    assert "2 of 7 rows cannot be used: 1 empty answer, 1 broken JSON; max_bad_share=0.01 allows 0" in found.err

@@ -217,11 +217,11 @@ def test_rows_of_like_length_share_a_batch():
 
 def test_a_process_loads_its_share_from_any_step_on():
     order = BatchOrder(np.arange(20), 4, 0)
-    shares = [[*StepBatches(order, process, 2, 2, 3, 5)] for process in range(2)]
+    shares = [[*StepBatches(order, 100 + np.arange(20), process, 2, 2, 3, 5)] for process in range(2)]
     assert [len(share) for share in shares] == [4, 4]
     for turn, step in enumerate((3, 4)):
         loaded = [row for share in shares for piece in range(2) for row in share[2 * turn + piece]]
-        assert sorted(loaded) == sorted(order.batch(step).tolist())
+        assert sorted(loaded) == sorted((100 + order.batch(step)).tolist())
 
 
 def test_a_batch_is_padded_on_the_right_and_a_row_may_be_text_alone(tmp_path):

@@ -142,10 +142,23 @@ class Collator:
 
 
 class StepBatches(torch.utils.data.Sampler):
-    """The micro-batches of one process from a step on, as lists of row numbers: what a DataLoader's workers load."""
+    """The micro-batches of one process from a step on, as lists of row numbers: what a DataLoader's workers load.
 
-    def __init__(self, order: BatchOrder, process: int, processes: int, micro_batches: int, start: int, stop: int):
+    `rows` are the numbers of the rows that `order` puts in order.
+    """
+
+    def __init__(
+        self,
+        order: BatchOrder,
+        rows: np.ndarray,
+        process: int,
+        processes: int,
+        micro_batches: int,
+        start: int,
+        stop: int,
+    ):
         self.order = order
+        self.rows = rows
         self.process, self.processes, self.micro_batches = process, processes, micro_batches
         self.start, self.stop = start, stop
 
@@ -154,5 +167,5 @@ class StepBatches(torch.utils.data.Sampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.start, self.stop):
-            for rows in self.order.parts(step, self.processes, self.micro_batches)[self.process]:
-                yield rows.tolist()
+            for part in self.order.parts(step, self.processes, self.micro_batches)[self.process]:
+                yield self.rows[part].tolist()
