@@ -84,6 +84,14 @@ class Checkpoints:
         self.accelerator.load_state(str(self.path(manifest["step"])))
         return Restored(manifest["step"], manifest["notes"])
 
+    def forget_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps: of a run before this one, or damaged."""
+        if self.accelerator.is_main_process:
+            for later in self.steps():
+                if later > step:
+                    self._remove(later)
+        self.accelerator.wait_for_everyone()
+
     def _newest(self) -> dict | None:
         for step in self.steps():
             try:

@@ -139,11 +139,11 @@ class TinyConfig:
     """The model that ships inside the package (train/tiny): a vision tower first, then all else on its grids.
 
     max_steps          steps of the second stage
-    tower_steps        steps of the vision tower; None: in proportion to max_steps, as the full recipe has them
-    scenes             scenes to learn from; None: likewise, but some hundreds at least
+    tower_steps        steps of the vision tower; None: in proportion to max_steps, as the full recipe has them (2500)
+    scenes             scenes to learn from; None: likewise (40,000), but some hundreds at least
     grounding_loss     the weight of the grounding loss
     tower              a folder that holds a tower and its scenes already (OUT/tower of another run)
-    test_scenes        scenes of the exam at the end, 0 for none; of `split`
+    test_scenes        scenes of the exam at the end, of `split`; None: likewise (800); 0: no exam
     """
 
     max_steps: int = 2800
@@ -151,12 +151,11 @@ class TinyConfig:
     scenes: int | None = None
     grounding_loss: float = 1.0
     tower: str | None = None
-    test_scenes: int = 800
+    test_scenes: int | None = None
     split: str = "held-out"
 
     seed: int = 0
     out: str | None = None
-    eval_every: int = 0
     save_every: int = 200
     keep: int = 2
     log_every: int = 10
@@ -165,8 +164,9 @@ class TinyConfig:
     def __post_init__(self):
         for name in ("max_steps", "tower_steps", "scenes", "keep", "log_every"):
             check_least(name, getattr(self, name), 1)
-        for name in ("save_every", "eval_every", "grounding_loss"):
+        for name in ("save_every", "grounding_loss", "test_scenes"):
             check_least(name, getattr(self, name), 0)
+        check_choice("split", self.split, ("held-out", "validation", "train"))
         if self.test_scenes and self.test_scenes < 4:
             raise ConfigError(f"test_scenes: {self.test_scenes} came, 0 or at least 4 (one of each layout) is wanted")
 

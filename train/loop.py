@@ -129,9 +129,9 @@ def run(
     history = History(out / HISTORY, main)
     restored = checkpoints.restore() if options.resume else None
     step, best = (restored.step, restored.notes["best"]) if restored else (0, None)
+    checkpoints.forget_after(step)
     history.keep_until(step)
     job.start(step)
-    # The last step's checkpoint was written before its model was: where there is one, the model may be missing.
     while step < job.steps:
         begun = time.perf_counter()
         measured = job.step(step)

@@ -277,6 +277,15 @@ def test_with_every_checkpoint_damaged_a_run_starts_anew(start, folder, unbroken
     assert (told(out), weights(out)) == (told(unbroken), weights(unbroken))
 
 
+def test_checkpoints_of_a_run_before_do_not_outlive_it(folder):
+    run(folder, max_steps=4, save_every=2)
+    for file in (folder / "run" / "checkpoints").rglob("optimizer.bin"):
+        file.write_bytes(b"")
+    with pytest.warns(UserWarning, match="is damaged"):
+        interrupted(folder, "run", 4, resume=True, max_steps=8, save_every=2)
+    assert [path.name for path in (folder / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+
+
 def test_a_run_is_not_written_over(folder):
     run(folder, max_steps=1)
     with pytest.raises(ConfigError, match=r"run holds a run; --resume goes on with it, another --out starts anew"):
