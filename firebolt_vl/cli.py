@@ -199,6 +199,32 @@ def train(
     start(config, overrides or [], out, resume)
 
 
+@app.command()
+def ablate(
+    tables: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TABLE]...", help="ssm, connector, top-k, fusion, positions, or all (the default)."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of each configuration.")] = 3,
+    out: Annotated[
+        str, typer.Option(metavar="DIR", help="Where finished runs are kept and the tables go.")
+    ] = "out/ablation",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few steps and one seed of each: to see that it works, in minutes.")
+    ] = False,
+    processes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Runs at a time. Default: one for each core.")
+    ] = None,
+) -> None:
+    """Train the variants of the model that the paper compares on the handwriting task, and write the tables.
+
+    Each finished run is kept, and not run again: the pool can be filled over several sittings.
+    """
+    from .train_commands import ablate as start
+
+    start(tables or [], seeds, out, quick, processes)
+
+
 @data.command("check")
 def data_check(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="JSON lines, or tar shards of them.")],

@@ -130,3 +130,44 @@ def train(name: str, overrides: list[str], out: str | None, resume: bool) -> Non
         leave_others()
     if is_first_process():
         print(folder / "model.safetensors")
+
+
+def ablate(tables: list[str], seeds: int, out: str, quick: bool, processes: int | None) -> None:
+    from .bench_commands import chosen, command_line
+
+    try:
+        from .train.ablation.report import write_report
+        from .train.ablation.runs import fill_pool, missing
+        from .train.ablation.task import Settings
+        from .train.ablation.variants import TABLES, variants_of
+    except ModuleNotFoundError as error:
+        raise Failure(f"ablate needs {error.name}; pip install 'firebolt-vl[train]'") from None
+    wanted = chosen("table", None if tables in ([], ["all"]) else tables, tuple(TABLES))
+    settings = Settings.quick() if quick else Settings()
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise Misuse(f"--out {out}: it is a file; name a folder")
+    if quick:
+        seeds = 1
+    names = variants_of(wanted)
+    left = len(missing(folder, names, seeds, settings))
+    print(f"{len(names)} configurations x {seeds} seeds: {left} runs to do, the others are there", file=sys.stderr)
+    done = 0
+
+    def report(name: str, seed: int, row: dict) -> None:
+        nonlocal done
+        done += 1
+        right = row["accuracy"].get("inside", {}).get("all", 0)
+        print(
+            f"{done} of {left}: {name}, seed {seed}: {100 * right:.1f} % inside the tiles, "
+            f"perplexity {row['perplexity']:.3f}, {row['seconds']:.0f} s",
+            file=sys.stderr,
+        )
+
+    try:
+        fill_pool(folder, names, seeds, settings, processes or max(1, (os.cpu_count() or 1)), report)
+        print(write_report(folder, wanted, seeds, settings, command_line()))
+    except (OSError, RuntimeError) as error:
+        if os.environ.get("FIREBOLT_TRACEBACK"):
+            raise
+        raise Failure(f"{out}: {first_line(error)}; the finished runs are kept") from None
