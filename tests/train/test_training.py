@@ -137,6 +137,18 @@ def test_how_a_batch_is_cut_does_not_matter(folder):
             assert_close(after[name], before[name], relative=1e-4)
 
 
+def test_processes_that_read_the_data_change_nothing(folder):
+    """Nor do they when they meet a damaged image."""
+    broken = folder / "broken"
+    broken.mkdir()
+    broken_folder(broken)
+    rows = [row(f"what {n}?", "that", image="half.png" if n == 3 else "0.png") for n in range(8)]
+    keys = {"data": [str(write_rows(broken / "rows.jsonl", rows))], "max_bad_share": 0.2}
+    alone, helped = (run(folder, f"workers{workers}", workers=workers, **keys) for workers in (0, 2))
+    assert told(helped) == told(alone)
+    assert weights(helped) == weights(alone)
+
+
 def test_gradient_checkpointing_changes_nothing(folder):
     plain, checkpointed = (run(folder, f"{on}", train=ALL, gradient_checkpointing=on) for on in (False, True))
     assert losses(checkpointed) == pytest.approx(losses(plain), rel=1e-6)
