@@ -134,6 +134,7 @@ def train(name: str, overrides: list[str], out: str | None, resume: bool) -> Non
 
 def ablate(tables: list[str], seeds: int, out: str, quick: bool, processes: int | None) -> None:
     from .bench_commands import chosen, command_line
+    from .checkpoint import locate
 
     try:
         from .train.ablation.report import write_report
@@ -165,7 +166,7 @@ def ablate(tables: list[str], seeds: int, out: str, quick: bool, processes: int 
         )
 
     try:
-        fill_pool(folder, names, seeds, settings, processes or max(1, (os.cpu_count() or 1)), report)
+        fill_pool(folder, names, seeds, settings, locate(None), processes or max(1, (os.cpu_count() or 1)), report)
         print(write_report(folder, wanted, seeds, settings, command_line()))
     except (OSError, RuntimeError) as error:
         if os.environ.get("FIREBOLT_TRACEBACK"):

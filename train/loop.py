@@ -188,7 +188,7 @@ def plot_history(history: list[dict], file: Path) -> None:
         return
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     axes.plot(steps, losses, color="tab:orange", alpha=0.35, linewidth=0.8, label="loss of a step")
-    window = max(1, len(steps) // 50)
+    window = min(len(steps), max(5, len(steps) // 50))
     smooth = losses.unfold(0, window, 1).mean(-1)
     axes.plot(steps[window - 1 :], smooth, color="tab:orange", label=f"mean of {window}")
     axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
@@ -197,7 +197,6 @@ def plot_history(history: list[dict], file: Path) -> None:
         other = axes.twinx()
         other.plot(*zip(*measured), "o-", color="tab:blue", markersize=3, label="validation perplexity")
         other.set(ylabel="perplexity", yscale="log")
-        other.legend(loc="upper center")
-    axes.legend(loc="upper right")
+    figure.legend(loc="outside upper center", ncols=3)
     write_whole(file, lambda temporary: figure.savefig(temporary, dpi=120))
     pyplot.close(figure)

@@ -14,7 +14,7 @@ from PIL import Image
 
 pytest.importorskip("sklearn")
 
-from firebolt_vl import cli
+from firebolt_vl import cli, embedded_checkpoint
 from firebolt_vl.evaluate.digits import draw
 from firebolt_vl.evaluate.questions import KINDS
 from firebolt_vl.evaluate.tiny import pose
@@ -25,24 +25,25 @@ from firebolt_vl.train.tiny.fusion import FusionJob
 from firebolt_vl.train.tiny.pool import DRAWN_SIDE, centres_of
 from firebolt_vl.train.tiny.tokenizer import make_tokenizer
 
+EMBEDDED = embedded_checkpoint()
 SMALL = Settings(scenes=8, steps=3, test_scenes=4)
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ablation")
-    keep_task(folder / runs.WORK / runs.TASK, SMALL, processes=1)
+    keep_task(folder / runs.WORK / runs.TASK, EMBEDDED, SMALL, processes=1)
     return folder
 
 
 @pytest.fixture(scope="module")
 def task(out):
-    return load_task(out / runs.WORK / runs.TASK)
+    return load_task(out / runs.WORK / runs.TASK, EMBEDDED)
 
 
 @pytest.fixture(scope="module")
 def rows(out):
-    return {name: runs.do_run(out, name, 0, SMALL) for name in (BASE, "prepend")}
+    return {name: runs.do_run(out, name, 0, SMALL, EMBEDDED) for name in (BASE, "prepend")}
 
 
 def test_the_pool_is_what_the_tables_hold():
@@ -109,7 +110,7 @@ def test_a_run_is_a_row_with_everything_that_the_tables_tell(out, rows):
 def test_what_is_there_is_not_run_again(out, rows):
     told = []
     assert runs.missing(out, [BASE, "prepend"], 1, SMALL) == []
-    runs.fill_pool(out, [BASE, "prepend"], 1, SMALL, 1, lambda *row: told.append(row))
+    runs.fill_pool(out, [BASE, "prepend"], 1, SMALL, EMBEDDED, 1, lambda *row: told.append(row))
     assert told == []
     assert runs.missing(out, [BASE, "pool"], 2, SMALL) == [("pool", 0), (BASE, 1), ("pool", 1)]
     assert runs.missing(out, [BASE], 1, replace(SMALL, steps=4)) == [(BASE, 0)]
@@ -128,10 +129,10 @@ def test_a_run_that_was_stopped_goes_on(out, rows, monkeypatch):
 
     monkeypatch.setattr(runs, "examine", stop)
     with pytest.raises(Stopped):
-        runs.do_run(out, "top-1", 1, SMALL)
+        runs.do_run(out, "top-1", 1, SMALL, EMBEDDED)
     monkeypatch.undo()
     monkeypatch.setattr(FusionJob, "step", stop)  # all steps are done
-    row = runs.do_run(out, "top-1", 1, SMALL)
+    row = runs.do_run(out, "top-1", 1, SMALL, EMBEDDED)
     assert row["resumed"]
     runs.row_file(out, "top-1", 1).unlink()
 
@@ -151,6 +152,8 @@ def test_tables_tell_means_and_spread_and_what_is_missing(out, rows):
     assert "Not all 2 seeds are there yet: prepend, cross-attend." in page
     assert "Not all 2 seeds are there yet: Mamba, S4D." in page
     assert page.count("`firebolt ablate`") == 2
+    majority = report.layouts_mean(rows[BASE], ["baselines", "majority"], "how many")
+    assert any(line.startswith("| *majority* |") and f"| {majority:.1f} |" in line for line in page.splitlines())
     for name in ("connector.md", "connector.csv", "connector.png", "ssm.md"):
         assert (out / name).stat().st_size > 100
     found = list(csv.DictReader(io.StringIO((out / "connector.csv").read_text())))

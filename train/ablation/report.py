@@ -10,7 +10,7 @@ from ...evaluate.questions import KINDS
 from ...evaluate.tiny import BASELINES
 from .runs import read_row
 from .task import Settings
-from .variants import TABLES, VARIANTS
+from .variants import BASE, TABLES, VARIANTS
 
 PERCENT = 100.0
 # What a run is measured by -> how it is read from its row, and how many digits it is shown with.
@@ -58,8 +58,10 @@ class Results:
 
     def values(self, variant: str, measure: str) -> list[float]:
         """One value for each seed."""
-        found = (MEASURES[measure](row) for row in self.rows[variant])
-        return [value for value in found if value is not None]
+        return self.values_of(variant, MEASURES[measure])
+
+    def values_of(self, variant: str, measure: Measure) -> list[float]:
+        return [value for row in self.rows[variant] if (value := measure(row)) is not None]
 
 
 def cell(values: Sequence[float], digits: int = 1) -> str:
@@ -85,17 +87,31 @@ def markdown(results: Results, table: str, command: str) -> str:
 
     counts = sorted({len(results.rows[name]) for name in names})
     lines = [f"## {table}", "", f"`{command}`", ""]
-    lines += [markdown_table([table, *ACCURACY], rows(ACCURACY)), ""]
+    lines += [markdown_table([table, *ACCURACY], rows(ACCURACY) + baselines(results, names)), ""]
     others = [*OTHER, *GROUNDING, *BASELINE]
     lines += [markdown_table([table, *others], rows(others)), ""]
     lines += [
-        f"Means over {' or '.join(map(str, counts))} seeds, lowest to highest in brackets. Accuracies, baselines and "
+        f"Means over {' or '.join(map(str, counts))} seed{'s' * (counts != [1])}, lowest to highest in brackets. "
+        "Accuracies, baselines (a fixed answer; another scene's image; the base without positions) and "
         "grounding in %, the mean of digits inside the tiles and of the harder layouts (empty tiles, clutter, across "
         "borders)."
     ]
     if absent := [label for name, label in TABLES[table].items() if len(results.rows.get(name, [])) < results.seeds]:
         lines += ["", f"Not all {results.seeds} seeds are there yet: {', '.join(absent)}."]
     return "\n".join(lines) + "\n"
+
+
+def baselines(results: Results, names: Iterable[str]) -> list[list[str]]:
+    """What each baseline of `firebolt eval tiny` reaches, kind by kind, with the base (or the first variant there)."""
+    name = BASE if results.rows.get(BASE) else next(iter(names))
+    return [
+        [
+            f"*{baseline}*",
+            *(cell(results.values_of(name, _share("baselines", baseline, kind=kind))) for kind in (*KINDS, "all")),
+            "-",
+        ]
+        for baseline in BASELINES
+    ]
 
 
 def to_csv(results: Results, table: str) -> str:
@@ -135,8 +151,8 @@ def plot(results: Results, table: str, file: Path) -> None:
         axes.bar(places, means, width, color=f"C{number}", alpha=0.6, label=label)
         for place, of_one in zip(places, values):
             axes.plot([place] * len(of_one), of_one, ".", color="black", markersize=4)
-    axes.legend(loc="lower right", fontsize=8)
-    axes.set(xticks=range(len(names)), ylim=(0, 105), ylabel="%", title=table)
+    figure.legend(loc="outside upper center", ncols=len(shown), fontsize=8)
+    axes.set(xticks=range(len(names)), ylim=(0, 105), xlabel=table, ylabel="%")
     axes.set_xticklabels([TABLES[table][name] for name in names])
     write_whole(file, lambda temporary: figure.savefig(temporary, dpi=120))
     pyplot.close(figure)

@@ -48,27 +48,29 @@ def fill_pool(
     variants: Sequence[str],
     seeds: int,
     settings: Settings,
+    checkpoint: Path,
     processes: int,
-    report: Callable[[str, int, dict | None], None],
+    report: Callable[[str, int, dict], None],
 ) -> None:
-    """Do the missing runs, `processes` at a time; `report(variant, seed, row)` is told of each (None: it begins)."""
+    """Do the missing runs, `processes` at a time, with the tower of `checkpoint`; `report(variant, seed, row)` is told
+    of each."""
     wanted = missing(out, variants, seeds, settings)
     if not wanted:
         return
-    keep_task(out / WORK / TASK, settings, processes)
+    keep_task(out / WORK / TASK, checkpoint, settings, processes)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as workers:
-        running = {workers.submit(do_run, out, name, seed, settings): (name, seed) for name, seed in wanted}
+        running = {workers.submit(do_run, out, name, seed, settings, checkpoint): (name, seed) for name, seed in wanted}
         for done in as_completed(running):
             report(*running[done], done.result())
 
 
-def do_run(out: Path, name: str, seed: int, settings: Settings) -> dict:
+def do_run(out: Path, name: str, seed: int, settings: Settings, checkpoint: Path) -> dict:
     """Train and examine one variant and seed, and keep the row; a run that was stopped goes on."""
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    task = load_task(out / WORK / TASK)
+    task = load_task(out / WORK / TASK, checkpoint)
     variant = VARIANTS[name]
     model = make_model(variant, task.processor.tokenizer, task.tower, seed)
     job = FusionJob(

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers import SiglipVisionModel
 
-from ... import embedded_checkpoint
 from ...evaluate.digits import draw
 from ...evaluate.files import write_whole
 from ...evaluate.questions import GROUNDED_KINDS
@@ -41,7 +40,7 @@ class Settings:
     @classmethod
     def quick(cls) -> "Settings":
         """Enough to see every part work, not to see anything in its numbers."""
-        return cls(scenes=200, steps=6, test_scenes=4)
+        return cls(scenes=400, steps=20, test_scenes=8)
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -95,11 +94,10 @@ def shown(centres: Tensor) -> Tensor:
     return seen
 
 
-def make_task(settings: Settings, processes: int | None = None) -> dict:
-    """Draw everything and encode it; what `Task` is made of again."""
-    folder = embedded_checkpoint()
-    model = FireboltForConditionalGeneration.from_pretrained(folder).eval()
-    processor = FireboltProcessor.from_pretrained(folder)
+def make_task(checkpoint: Path, settings: Settings, processes: int | None = None) -> dict:
+    """Draw everything and encode it by the tower of a checkpoint, the embedded one; what `Task` is made of again."""
+    model = FireboltForConditionalGeneration.from_pretrained(checkpoint).eval()
+    processor = FireboltProcessor.from_pretrained(checkpoint)
     tower = model.model.vision_tower
     pool = make_pool(settings.scenes, POOL_SEED, COARSE, processes, finer=[FINE], scale=settings.scale)
     harder = [asked for asked in pool.questions if asked[1].kind in ("how many", *GROUNDED_KINDS)]
@@ -122,25 +120,25 @@ def make_task(settings: Settings, processes: int | None = None) -> dict:
     }
 
 
-def keep_task(file: Path, settings: Settings, processes: int | None = None) -> None:
+def keep_task(file: Path, checkpoint: Path, settings: Settings, processes: int | None = None) -> None:
     """`make_task` in a file, unless the file holds that of these settings."""
     if file.is_file() and torch.load(file, weights_only=False)["settings"] == settings.to_dict():
         return
-    made = make_task(settings, processes)
+    made = make_task(checkpoint, settings, processes)
     write_whole(file, lambda temporary: torch.save(made, temporary))
 
 
-def load_task(file: Path) -> Task:
+def load_task(file: Path, checkpoint: Path) -> Task:
+    """What `keep_task` kept, with the same checkpoint."""
     kept = torch.load(file, weights_only=False)
-    folder = embedded_checkpoint()
-    tower = FireboltForConditionalGeneration.from_pretrained(folder).model.vision_tower
+    tower = FireboltForConditionalGeneration.from_pretrained(checkpoint).model.vision_tower
     asked: list[Asked] = kept["exam_asked"]
     found = kept["exam_features"]
     mask = torch.ones(found.shape[:2], dtype=torch.bool)
     exam = Exam(found, mask, boxes().expand(len(found), -1, -1), asked, kept["exam_shown"])
     return Task(
         tower,
-        FireboltProcessor.from_pretrained(folder),
+        FireboltProcessor.from_pretrained(checkpoint),
         Views(kept["features"], boxes(), kept["shown"]),
         kept["questions"],
         kept["captions"],
