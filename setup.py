@@ -35,7 +35,7 @@ setup(
     python_requires=">=3.11",
     packages=packages,
     package_dir={FACE: FACE, **{f"{FACE}.{layer}": layer for layer in LAYERS}},
-    package_data={FACE: ["tiny/*"]},
+    package_data={FACE: ["tiny/*"], f"{FACE}.train": ["configs/*.toml", "configs/accelerate/*.yaml"]},
     install_requires=[
         "torch>=2.11",
         # A torch for GPUs pins the Triton that it was built with; Triton's wheels are for Linux.
@@ -52,7 +52,7 @@ setup(
     ],
     extras_require={
         # scikit-learn ships the handwritten digits that the embedded model is trained and tested on.
-        "train": ["scikit-learn>=1.5", "accelerate>=1.10"],
+        "train": ["scikit-learn>=1.5", "accelerate>=1.10", "peft>=0.18", "tensorboard>=2.19", "pyyaml>=6"],
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.130"],
         "lint": ["ruff>=0.12"],
     },

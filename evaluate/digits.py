@@ -109,8 +109,8 @@ def sources(split: str) -> tuple[np.ndarray, ...]:
     return tuple(chosen[labels[chosen] == label] for label in range(10))
 
 
-def sample_scene(rng: np.random.Generator, layout: str, split: str) -> Scene:
-    """A random scene of digits of a split."""
+def sample_scene(rng: np.random.Generator, layout: str, split: str, scale: float = 1.0) -> Scene:
+    """A random scene of digits of a split, their sizes multiplied by `scale`."""
     if layout not in LAYOUTS:
         raise ValueError(f"layout: {layout!r} came, one of {', '.join(LAYOUTS)} is wanted")
     background = _sample_background(rng)
@@ -122,7 +122,7 @@ def sample_scene(rng: np.random.Generator, layout: str, split: str) -> Scene:
     colours = rng.permutation(len(COLOURS))[: rng.integers(2, 5) if rng.random() < 0.35 else len(COLOURS)]
     digits: list[Digit] = []
     for tile in tiles:
-        place = _sample_place(rng, int(tile), layout, digits)
+        place = _sample_place(rng, int(tile), layout, digits, scale)
         if place is None:
             continue
         label, colour = int(rng.choice(labels)), COLOURS[rng.choice(colours)]
@@ -209,12 +209,12 @@ def _sample_ink(rng: np.random.Generator, colour: str, brightness: float) -> RGB
 
 
 def _sample_place(
-    rng: np.random.Generator, tile: int, layout: str, others: Sequence[Digit]
+    rng: np.random.Generator, tile: int, layout: str, others: Sequence[Digit], scale: float
 ) -> tuple[float, float, float] | None:
     """(y, x, size) of a digit of this quarter that overlaps no other; None where 25 attempts found none."""
     row, column = divmod(tile, 2)
     for _ in range(25):
-        size = rng.uniform(0.26, 0.42 if layout == "across" else 0.46)
+        size = scale * rng.uniform(0.26, 0.42 if layout == "across" else 0.46)
         kind = rng.random() if layout == "across" else 1.0
         y = _sample_centre(rng, row, size, across=kind < 0.4 or 0.8 <= kind < 0.9)
         x = _sample_centre(rng, column, size, across=0.4 <= kind < 0.9)
@@ -227,8 +227,9 @@ def _sample_centre(rng: np.random.Generator, half: int, size: float, across: boo
     """A coordinate of the centre, in the first or second half of the image, clear of the middle line or across it."""
     if not across:
         return 0.5 * half + rng.uniform(size / 2 + 0.005, 0.495 - size / 2)
-    # At least 0.06 from the line, so that the quarter of the centre is the one that a reader would name.
-    distance = rng.uniform(0.06, 0.35 * size)
+    # At least 0.06 from the line (a quarter of a small digit), so that the quarter of the centre is the one that a
+    # reader would name.
+    distance = rng.uniform(min(0.06, 0.25 * size), 0.35 * size)
     return 0.5 + distance if half else 0.5 - distance
 
 

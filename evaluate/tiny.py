@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ..model import FireboltForConditionalGeneration, FireboltProcessor
-from .digits import LAYOUTS, draw, sample_scene
+from .digits import LAYOUTS, Scene, draw, sample_scene
 from .files import markdown_table
 from .questions import GROUNDED_KINDS, KINDS, NOTHING, Question, sample_question
 
@@ -42,12 +42,20 @@ class Asked:
 
 @dataclass
 class Exam:
-    """Scenes as the model's grids (features [S,G,D_v], mask [S,G], boxes [S,G,4]) and the questions about them."""
+    """Scenes as the model's grids (features [S,G,D_v], mask [S,G], boxes [S,G,4]) and the questions about them.
+
+    `shown` [S,4,G] bool says which grids show each quarter; None: of the global view and four tiles its tile.
+    """
 
     features: Tensor
     mask: Tensor
     boxes: Tensor
     asked: list[Asked]
+    shown: Tensor | None = None
+
+    def grids_of(self, scene: int, quarter: int) -> list[int]:
+        """The grids that show a quarter."""
+        return [1 + quarter] if self.shown is None else self.shown[scene, quarter].nonzero()[:, 0].tolist()
 
 
 def evaluate_tiny(
@@ -76,6 +84,14 @@ def evaluate_model(
     training = model.training
     model.eval()
     exam = make_exam(model, processor, scenes, seed, split)
+    results = {"scenes": scenes, "seed": seed, "split": split, **mark_exam(model, processor, exam)}
+    model.train(training)
+    return results
+
+
+@torch.no_grad()
+def mark_exam(model: FireboltForConditionalGeneration, processor: FireboltProcessor, exam: Exam) -> dict:
+    """Accuracies, baselines and grounding of a model, in eval mode, in an exam."""
     prompts = [chat_prompt(processor, asked.question.text) for asked in exam.asked]
     known = [i for i, asked in enumerate(exam.asked) if not asked.question.held_out]
 
@@ -87,10 +103,7 @@ def evaluate_model(
     with positions_off(model):
         unplaced = answer(model, processor, exam, prompts, known)
 
-    results = {
-        "scenes": scenes,
-        "seed": seed,
-        "split": split,
+    return {
         "questions": len(known),
         "accuracy": accuracy(exam, known, [marks[i] for i in known]),
         "held_out_wordings": accuracy(
@@ -103,16 +116,25 @@ def evaluate_model(
         },
         "grounding": grounding(model, processor, exam, prompts, answers, known),
     }
-    model.train(training)
-    return results
 
 
 def make_exam(
     model: FireboltForConditionalGeneration, processor: FireboltProcessor, scenes: int, seed: int, split: str
 ) -> Exam:
     """Draw the scenes, pose the questions and encode the images, through the processor like any other image."""
+    drawn, asked = pose(scenes, seed, split)
+    encoded = []
+    for start in range(0, scenes, BATCH):
+        images = [draw(scene, IMAGE_SIDE) for scene in drawn[start : start + BATCH]]
+        encoded.append(model.get_grids(**processor.image_processor(images, return_tensors="pt").to(model.device)))
+    features, mask, boxes = (torch.cat(parts) for parts in list(zip(*encoded))[:3])
+    return Exam(features, mask, boxes, asked)
+
+
+def pose(scenes: int, seed: int, split: str, scale: float = 1.0) -> tuple[list[Scene], list[Asked]]:
+    """Scenes, whose layouts take turns, and the questions about them; `scale` multiplies the digits' sizes."""
     rng = np.random.default_rng(seed)
-    drawn = [sample_scene(rng, LAYOUTS[i % len(LAYOUTS)], split) for i in range(scenes)]
+    drawn = [sample_scene(rng, LAYOUTS[i % len(LAYOUTS)], split, scale) for i in range(scenes)]
     asked = []
     for i, scene in enumerate(drawn):
         for held_out in (False, True):
@@ -120,12 +142,7 @@ def make_exam(
                 question = sample_question(rng, scene, kind, held_out)
                 if question is not None:
                     asked.append(Asked(i, scene.layout, question))
-    encoded = []
-    for start in range(0, scenes, BATCH):
-        images = [draw(scene, IMAGE_SIDE) for scene in drawn[start : start + BATCH]]
-        encoded.append(model.get_grids(**processor.image_processor(images, return_tensors="pt").to(model.device)))
-    features, mask, boxes = (torch.cat(parts) for parts in list(zip(*encoded))[:3])
-    return Exam(features, mask, boxes, asked)
+    return drawn, asked
 
 
 def chat_prompt(processor: FireboltProcessor, question: str) -> str:
@@ -240,12 +257,11 @@ def grounding(
         effects = model.ground(**inputs, method="occlusion", answer_ids=replies).effects
         for row, i in enumerate(part):
             asked = exam.asked[i]
-            # Grid 0 is the global view.
-            named = 1 + asked.question.tiles[0]
-            found = {"occlusion": int(effects[row].argmax()) == named}
+            named = exam.grids_of(asked.scene, asked.question.tiles[0])
+            found = {"occlusion": int(effects[row].argmax()) in named}
             if seen is not None:
                 phrase = seen.phrase(row, *phrase_columns(text, row, prompts[i], asked.question))
-                found["weights"] = int(phrase.argmax()) == named
+                found["weights"] = int(phrase.argmax()) in named
             for layout in (asked.layout, "harder") if asked.layout in HARDER else (asked.layout,):
                 for method, hit in found.items():
                     hits.setdefault(layout, {}).setdefault(method, []).append(hit)

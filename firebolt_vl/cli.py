@@ -20,6 +20,8 @@ evaluations = typer.Typer(help="Measure a model on a benchmark.")
 app.add_typer(evaluations, name="eval")
 benchmarks = typer.Typer(help="Measure the kernels, and compile them for GPUs that need not be there.")
 app.add_typer(benchmarks, name="bench")
+data = typer.Typer(help="Check training data, and make it from what others release.")
+app.add_typer(data, name="data")
 
 
 class Device(StrEnum):
@@ -327,6 +329,91 @@ def bench_crossover(
     from .bench_commands import crossover
 
     crossover(dtype, seconds, longest)
+
+
+@app.command()
+def train(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="stage1, stage2, lora or tiny, or a TOML or YAML file.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of it to set, such as max_steps=100.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where the model and everything else goes. Default: its key out.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in DIR.")] = False,
+) -> None:
+    """Train a model: the paper's two stages, adapters, or the small model inside the package."""
+    from .train_commands import train as start
+
+    start(config, overrides or [], out, resume)
+
+
+@app.command()
+def ablate(
+    tables: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TABLE]...", help="ssm, connector, top-k, fusion, positions, or all (the default)."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of each configuration.")] = 3,
+    out: Annotated[
+        str, typer.Option(metavar="DIR", help="Where finished runs are kept and the tables go.")
+    ] = "out/ablation",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few steps and one seed of each: to see that it works, in minutes.")
+    ] = False,
+    processes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Runs at a time. Default: one for each core.")
+    ] = None,
+) -> None:
+    """Train the variants of the model that the paper compares on the handwriting task, and write the tables.
+
+    Each finished run is kept, and not run again: the pool can be filled over several sittings.
+    """
+    from .train_commands import ablate as start
+
+    start(tables or [], seeds, out, quick, processes)
+
+
+@data.command("check")
+def data_check(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="JSON lines, or tar shards of them.")],
+    image_root: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where paths of images start. Default: the file's folder.")
+    ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="DIR_OR_ID", help="Also look for what this model's tokenizer cannot take.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="The longest row, in tokens of --checkpoint.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read every row and open every image: each bad row by file, line and kind. Exit code 1 where there is one."""
+    from .train_commands import check_data
+
+    check_data(files, image_root, checkpoint, max_length, as_json)
+
+
+@data.command("convert")
+def data_convert(
+    name: Annotated[str, typer.Argument(metavar="FORMAT", help="cc3m, llava-cot or mmpr.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="What was released: a table, a tar shard, JSON.")],
+    out: Annotated[str, typer.Argument(metavar="OUT.jsonl", help="The file to write.")],
+    images: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where the images lie. Default: the folder of FILE.")
+    ] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="cc3m's table: an image's name, {line} its line from 0 ({line:09d}.jpg)."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make training data of a release of CC3M, LLaVA-CoT-100k or MMPR v1.2; the images stay where they are."""
+    from .train_commands import convert_data
+
+    convert_data(name, file, out, images, pattern, as_json)
 
 
 @app.command()

@@ -53,6 +53,11 @@ def open_image(path: str | PathLike) -> Image.Image:
         return _decode(file, str(path))
 
 
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """The image in the bytes of a file, as `open_image` gives it; `name` is what an ImageError calls it."""
+    return _decode(BytesIO(data), name)
+
+
 def load_image(source: str | PathLike | Image.Image) -> Image.Image:
     """An image as chat messages name it: a path, an http(s) address, base64 text or a `data:image/` URL."""
     if isinstance(source, Image.Image):

@@ -1,5 +1,6 @@
 """What the embedded model is trained on, its tokenizer, and the two losses."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from transformers import AutoTokenizer, SiglipVisionConfig
 
 pytest.importorskip("sklearn")
 
+import firebolt_vl
 from firebolt_vl.evaluate.digits import (
     COLOURS,
     LAYOUTS,
@@ -25,12 +27,16 @@ from firebolt_vl.evaluate.digits import (
     sources,
 )
 from firebolt_vl.evaluate.questions import KINDS, NOTHING, sample_question, wordings
+from firebolt_vl.model import FireboltForConditionalGeneration, FireboltProcessor
+from firebolt_vl.train.config import load_config
+from firebolt_vl.train.loop import LoopOptions, run
+from firebolt_vl.train.start import new_accelerator, train
 from firebolt_vl.train.tiny import pool as pools
-from firebolt_vl.train.tiny.fusion import MARGIN, answer_loss, grounding_loss, hide, tokenize, train_fusion
+from firebolt_vl.train.tiny.fusion import MARGIN, FusionJob, Views, answer_loss, grounding_loss, hide, tokenize
 from firebolt_vl.train.tiny.pool import global_views, make_pool, tiles
-from firebolt_vl.train.tiny.recipe import IMAGE_SIDE, VISION, new_model, new_processor
+from firebolt_vl.train.tiny.recipe import IMAGE_SIDE, VISION, Sizes, main, new_model, new_processor
 from firebolt_vl.train.tiny.tokenizer import make_tokenizer
-from firebolt_vl.train.tiny.tower import encode, pretrain_tower
+from firebolt_vl.train.tiny.tower import TowerJob, encode
 
 ANY_SCENE = st.builds(
     lambda seed, layout: sample_scene(np.random.default_rng(seed), layout, "held-out"),
@@ -52,9 +58,24 @@ def pool():
     return make_pool(24, seed=3, side=IMAGE_SIDE, processes=1)
 
 
+def trained(job, out, **options) -> list[float]:
+    """The losses of a job's steps."""
+    losses = []
+    loop = LoopOptions(out, **options)
+    run(job, new_accelerator([], out, cpu=True), loop, lambda told: losses.append(told.measured["loss"]))
+    return losses
+
+
 @pytest.fixture(scope="module")
-def tower(pool):
-    return pretrain_tower(SiglipVisionConfig(**VISION), pool, steps=2, seed=0, report=lambda step, loss: None)
+def tower(pool, tmp_path_factory):
+    job = TowerJob(SiglipVisionConfig(**VISION), pool, steps=2, seed=0)
+    trained(job, tmp_path_factory.mktemp("tower"))
+    return job.tower
+
+
+@pytest.fixture(scope="module")
+def views(pool, tower):
+    return Views.of_quarters(encode(tower, pool.pixels))
 
 
 def test_the_splits_are_disjoint_and_together_all_digits():
@@ -245,7 +266,8 @@ def test_rows_mark_the_answer_and_the_phrase(tokenizer, pool):
 def test_the_losses_are_those_of_the_model(tokenizer, pool, tower):
     model = new_model(tokenizer, tower, seed=0).eval()
     rows = tokenize(tokenizer, pool.questions)[torch.arange(12)]
-    grids = encode(tower, pool.pixels)[rows.scene]
+    views = Views.of_quarters(encode(tower, pool.pixels))
+    grids = views.features[rows.scene]
     mask = torch.ones(grids.shape[:2], dtype=torch.bool)
     mask[:, 0] = False
     labels = rows.ids.masked_fill(~rows.answer, -100)
@@ -260,7 +282,9 @@ def test_the_losses_are_those_of_the_model(tokenizer, pool, tower):
             phrase = weights[row, rows.phrase[row], 1:].mean(0)
             named, others = phrase[rows.tiles[row]], phrase[~rows.tiles[row]]
             expected.append((MARGIN - named.min() + max(others.tolist(), default=0.0)).clamp(min=0))
-    assert_close(grounding_loss(model, rows, grids, mask), torch.stack(expected).mean(), relative=1e-5)
+    assert_close(
+        grounding_loss(model, rows, views.shown_of(rows), grids, mask), torch.stack(expected).mean(), relative=1e-5
+    )
 
 
 def test_answers_are_right_under_the_grids_that_are_hidden(tokenizer, pool):
@@ -270,7 +294,7 @@ def test_answers_are_right_under_the_grids_that_are_hidden(tokenizer, pool):
     named = torch.nn.functional.pad(rows.tiles, (1, 0))
     away, hidden = torch.zeros(len(rows.ids)), torch.zeros(len(rows.ids), 5)
     for _ in range(50):
-        shown, mask = hide(rows, nothing)
+        shown, mask = hide(rows, named, nothing)
         assert mask.any(1).all()
         unseen = (named & ~mask).any(1)
         assert rows.by_place[unseen].all()
@@ -284,14 +308,93 @@ def test_answers_are_right_under_the_grids_that_are_hidden(tokenizer, pool):
     assert 0.05 < hidden[~named & rows.phrase.any(1, keepdim=True)].mean() / 50 < 0.15
 
 
-def test_fusion_leaves_the_tower_alone_and_repeats_itself(tokenizer, pool, tower):
-    grids, rows = encode(tower, pool.pixels), tokenize(tokenizer, pool.questions)
-    captions, nothing = tokenize(tokenizer, pool.captions), tokenizer.convert_tokens_to_ids(NOTHING)
+def fusion(tokenizer, pool, tower, views, steps: int = 5) -> FusionJob:
+    model = new_model(tokenizer, tower, seed=0)
+    rows = tokenize(tokenizer, pool.questions), tokenize(tokenizer, pool.captions)
+    return FusionJob(model, new_processor(tokenizer), views, *rows, steps, 1.0)
+
+
+def test_fusion_leaves_the_tower_alone_and_repeats_itself(tokenizer, pool, tower, views, tmp_path):
+    jobs = [fusion(tokenizer, pool, tower, views, 2) for _ in range(2)]
     losses = []
-    for _ in range(2):
-        model = new_model(tokenizer, tower, seed=0)
-        losses.append([])
-        train_fusion(model, grids, rows, captions, nothing, 2, 1.0, lambda step, loss: losses[-1].append(loss))
+    for number, job in enumerate(jobs):
+        torch.manual_seed(1)
+        losses.append(trained(job, tmp_path / str(number)))
     assert losses[0] == losses[1]
-    for name, parameter in model.model.vision_tower.named_parameters():
+    for name, parameter in jobs[0].model.model.vision_tower.named_parameters():
         assert torch.equal(parameter, tower.get_parameter(name))
+
+
+def stopped(job, out, at: int) -> None:
+    class Killed(BaseException):
+        pass
+
+    def report(told):
+        if told.step == at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(job, new_accelerator([], out, cpu=True), LoopOptions(out, save_every=2), report)
+
+
+def test_both_stages_go_on_as_if_they_never_broke(tokenizer, pool, tower, views, tmp_path):
+    """Random batches, noise, what is hidden, two optimisers: all of it is in a checkpoint."""
+
+    def tower_job():
+        return TowerJob(SiglipVisionConfig(**VISION), pool, steps=5, seed=0)
+
+    for name, make in (("tower", tower_job), ("fusion", lambda: fusion(tokenizer, pool, tower, views))):
+        whole, broken = tmp_path / name, tmp_path / f"broken-{name}"
+        torch.manual_seed(1)
+        losses = trained(make(), whole)
+        torch.manual_seed(1)
+        stopped(make(), broken, at=3)
+        torch.manual_seed(2)
+        assert trained(make(), broken, save_every=2, resume=True) == losses[2:]
+        assert (whole / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
+
+
+def test_the_weight_of_a_quarter_is_that_of_all_grids_that_show_it(tokenizer, pool, tower, views):
+    """Two halves of a tile that are looked at alike weigh as the tile does."""
+    model = new_model(tokenizer, tower, seed=0).eval()
+    rows = tokenize(tokenizer, pool.questions)[torch.arange(12)]
+    grids, shown = views.features[rows.scene], views.shown_of(rows)
+    model.model.connector.positions = None
+    model.model.connector.config = replace(model.model.connector.config, top_k=0)
+    twice, named_twice = grids.repeat(1, 2, 1), shown.repeat(1, 1, 2)
+    masks = [torch.ones(one.shape[:2], dtype=torch.bool) for one in (grids, twice)]
+    masks[1][:, 5] = False  # the global view once
+    masks[0][:, 0] = masks[1][:, 0] = False
+    assert_close(
+        grounding_loss(model, rows, named_twice, twice, masks[1]),
+        grounding_loss(model, rows, shown, grids, masks[0]),
+        relative=1e-5,
+    )
+
+
+def test_a_short_run_has_a_little_of_everything():
+    assert Sizes.of(load_config("tiny")) == Sizes()
+    short = Sizes.of(load_config("tiny", ["max_steps=28"]))
+    assert short == Sizes(scenes=500, tower_steps=25, fusion_steps=28, test_scenes=20)
+    assert Sizes.of(load_config("tiny", ["max_steps=28", "tower_steps=3", "test_scenes=0"])).tower_steps == 3
+
+
+def test_firebolt_train_tiny_ends_with_a_model_that_answers_and_its_results(tmp_path):
+    config = load_config("tiny", ["max_steps=2", "scenes=8", "tower_steps=1", "test_scenes=4", "seed=3"])
+    out = train(config, tmp_path / "run", note=lambda text: None)
+    results = json.loads((out / "results.json").read_text())
+    assert (results["training_seed"], results["scenes"]) == (3, 4)
+    model = FireboltForConditionalGeneration.from_pretrained(out)
+    assert model.generation_config.eos_token_id == FireboltProcessor.from_pretrained(out).tokenizer.eos_token_id
+    again = train(load_config("tiny", ["max_steps=2", "seed=3", f"tower={out}/tower", "test_scenes=0"]), tmp_path / "b")
+    assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+
+def test_the_three_seeds_of_make_tiny_ship_their_median(tmp_path):
+    sizes = ["--scenes", "8", "--tower-steps", "1", "--fusion-steps", "2", "--test-scenes", "4", "--seeds", "1"]
+    main([*sizes, "--out", str(tmp_path / "tiny"), "--work", str(tmp_path / "work")])
+    results = json.loads((tmp_path / "tiny" / "results.json").read_text())
+    assert [run["training_seed"] for run in results["seeds"]] == [1]
+    assert {file.name for file in (tmp_path / "tiny").iterdir()} == {
+        *(file.name for file in firebolt_vl.embedded_checkpoint().iterdir())
+    }

@@ -3,18 +3,21 @@
 As in the recipe of the paper's first stage the vision tower is frozen; so the grids of the whole pool are made once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ...evaluate.questions import GROUNDED_KINDS, Question
+from ...evaluate.questions import GROUNDED_KINDS, NOTHING, Question
 from ...kernels import correlation_context
-from ...model import FireboltForConditionalGeneration
+from ...model import FireboltForConditionalGeneration, FireboltProcessor
+from ..loop import Job
 from .optimizers import Optimizers
 
 BATCH = 128
@@ -89,73 +92,126 @@ def tokenize(
     return Rows(*map(torch.from_numpy, (ids, *masks, scene, tiles, by_place)))
 
 
-def train_fusion(
-    model: FireboltForConditionalGeneration,
-    grids: Tensor,
-    rows: Rows,
-    captions: Rows,
-    nothing: int,
-    steps: int,
-    grounding_loss_weight: float,
-    report: Callable[[int, float], None],
-) -> None:
-    """Train the connector and the decoder of `model` in place, on grids [S,5,D_v], questions about them and captions.
+@dataclass
+class Views:
+    """The grids of S scenes: `features` [S,G,D_v]; `boxes` [G,4], None for the global view and 2 x 2 tiles; `shown`
+    [S or 1,4,G] bool, which grids show each quarter (the global view shows none)."""
+
+    features: Tensor
+    boxes: Tensor | None
+    shown: Tensor
+
+    @classmethod
+    def of_quarters(cls, features: Tensor) -> "Views":
+        """For grids [S,5,D_v]: the global view, then the four quarters."""
+        return cls(features, None, F.pad(torch.eye(4, dtype=torch.bool), (1, 0))[None])
+
+    def shown_of(self, rows: Rows) -> Tensor:
+        """[N,4,G] of the scenes of rows."""
+        return self.shown.expand(len(self.features), -1, -1)[rows.scene]
+
+
+class Batches:
+    """Batches without end, each row once before any comes again. What it knows of its place can be saved."""
+
+    def __init__(self, rows: Rows, size: int):
+        self.rows, self.size = rows, size
+        self.order, self.place = torch.empty(0, dtype=torch.long), 0
+
+    def __next__(self) -> Rows:
+        if self.place >= len(self.order):
+            self.order, self.place = torch.randperm(len(self.rows.ids)), 0
+        chosen = self.order[self.place : self.place + self.size]
+        self.place += self.size
+        return self.rows[chosen]
+
+    def state_dict(self) -> dict:
+        return {"order": self.order, "place": self.place}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.order, self.place = state["order"], state["place"]
+
+
+class FusionJob(Job):
+    """The connector and the decoder of `model` learn, in place, from the grids of scenes, questions about them and
+    captions.
 
     In the first part of the steps every third batch is one of captions. They say what lies where of all quarters at
     once, and so teach it in fewer steps than one answer at a time does.
 
     The loss is the cross-entropy of the answer tokens and `grounding_loss_weight` times `grounding_loss`. Grids are
     hidden as `hide` says, `nothing` being the token that answers for an empty quarter; noise on them makes up for a
-    tower that has seen these very digits. `report(step, loss of the answers)` is called after each step.
+    tower that has seen these very digits.
     """
-    # Embeddings of the usual size (0.02) and queries of the usual scale make all scores alike: for long every token
-    # sees the mean of all grids. These make each token of the vocabulary prefer some grids from the start.
-    nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
-    with torch.no_grad():
-        model.model.connector.q_proj.weight.mul_(QUERY_SCALE)
-    model.model.vision_tower.requires_grad_(False)
-    optimizers = Optimizers(
-        model,
-        steps,
-        matrix_lr=0.01,
-        lr=2e-3,
-        weight_decay=0.01,
-        decay=0.6,
-        is_matrix=lambda name: ".kernel." not in name,
-    )
-    model.train()
-    spread = grids.std()
-    questions, described = batches(rows, BATCH), batches(captions, CAPTION_BATCH)
-    for step in range(steps):
-        captioned = step % CAPTIONS_EVERY == 0 and step < CAPTIONS_UNTIL * steps
-        chosen = next(described if captioned else questions)
-        chosen, mask = hide(chosen, nothing)
-        seen = grids[chosen.scene]
-        seen = seen + GRID_NOISE * spread * torch.randn_like(seen)
-        answers = answer_loss(model, chosen, seen, mask)
+
+    def __init__(
+        self,
+        model: FireboltForConditionalGeneration,
+        processor: FireboltProcessor,
+        views: Views,
+        questions: Rows,
+        captions: Rows,
+        steps: int,
+        grounding_loss_weight: float,
+    ):
+        self.model, self.processor, self.views, self.steps = model, processor, views, steps
+        self.grounding_loss_weight = grounding_loss_weight
+        self.nothing = processor.tokenizer.convert_tokens_to_ids(NOTHING)
+        # Embeddings of the usual size (0.02) and queries of the usual scale make all scores alike: for long every token
+        # sees the mean of all grids. These make each token of the vocabulary prefer some grids from the start.
+        nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
+        if hasattr(model.model.connector, "q_proj"):
+            with torch.no_grad():
+                model.model.connector.q_proj.weight.mul_(QUERY_SCALE)
+        model.model.vision_tower.requires_grad_(False)
+        self.optimizers = Optimizers(
+            model,
+            steps,
+            matrix_lr=0.01,
+            lr=2e-3,
+            weight_decay=0.01,
+            decay=0.6,
+            is_matrix=lambda name: ".kernel." not in name,
+        )
+        self.questions, self.captions = Batches(questions, BATCH), Batches(captions, CAPTION_BATCH)
+        self.registered = (self.questions, self.captions)
+        self.spread = views.features.std()
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        self.model = accelerator.prepare(self.model)
+        self.optimizers.prepare(accelerator)
+
+    def start(self, step: int) -> None:
+        self.model.train()
+
+    def step(self, number: int) -> dict[str, float]:
+        captioned = number % CAPTIONS_EVERY == 0 and number < CAPTIONS_UNTIL * self.steps
+        rows = next(self.captions if captioned else self.questions)
+        shown = self.views.shown_of(rows)
+        rows, mask = hide(rows, (rows.tiles[:, :, None] & shown).any(1), self.nothing)
+        grids = self.views.features[rows.scene]
+        grids = grids + GRID_NOISE * self.spread * torch.randn_like(grids)
+        answers = answer_loss(self.model, rows, grids, mask, self.views.boxes)
         loss = answers
-        if grounding_loss_weight:
-            loss = loss + grounding_loss_weight * grounding_loss(model, chosen, seen, mask)
-        optimizers.step(loss)
-        report(step + 1, answers.item())
-    model.eval()
+        if self.grounding_loss_weight:
+            grounded = grounding_loss(self.model, rows, shown, grids, mask, self.views.boxes)
+            loss = loss + self.grounding_loss_weight * grounded
+        self.optimizers.step(loss, number)
+        return {"loss": answers.item(), "tokens": int(rows.text.sum())}
+
+    def save(self, folder: Path) -> None:
+        self.model.eval().save_pretrained(folder)
+        self.processor.save_pretrained(folder)
 
 
-def batches(rows: Rows, size: int) -> Iterator[Rows]:
-    """Batches without end, each row once before any comes again."""
-    while True:
-        for part in torch.randperm(len(rows.ids)).split(size):
-            yield rows[part]
-
-
-def hide(rows: Rows, nothing: int) -> tuple[Rows, Tensor]:
-    """A random grid mask [N,5], and the rows with the answers that are right under it.
+def hide(rows: Rows, named: Tensor, nothing: int) -> tuple[Rows, Tensor]:
+    """A random grid mask [N,G], and the rows with the answers that are right under it; `named` [N,G] are the grids that
+    show what the question names.
 
     In some rows each grid is hidden with some chance, the global view and the tiles that the question does not name:
     the answer stays and rests on what is left. Counting all digits names no tile and needs them all. Of the questions
     that name a quarter by its place some have that very tile hidden, and the answer, one token, becomes `nothing`.
     """
-    named = F.pad(rows.tiles, (1, 0))
     hidden = torch.rand(named.shape) < GRIDS_HIDDEN * (torch.rand(len(named), 1) < GRIDS_HIDDEN_ROWS)
     hidden &= ~named & rows.phrase.any(1, keepdim=True)
     unseen = rows.by_place & (torch.rand(len(named)) < PLACES_HIDDEN)
@@ -166,32 +222,59 @@ def hide(rows: Rows, nothing: int) -> tuple[Rows, Tensor]:
     return replace(rows, ids=ids), mask
 
 
-def answer_loss(model: FireboltForConditionalGeneration, rows: Rows, grids: Tensor, grid_mask: Tensor) -> Tensor:
+def answer_loss(
+    model: FireboltForConditionalGeneration, rows: Rows, grids: Tensor, grid_mask: Tensor, boxes: Tensor | None = None
+) -> Tensor:
     """What `model(..., labels=...)` gives, with logits at the answers alone."""
     hidden = model.model(
-        input_ids=rows.ids, attention_mask=rows.text, grids=grids, grid_mask=grid_mask, use_cache=False
+        input_ids=rows.ids,
+        attention_mask=rows.text,
+        grids=grids,
+        grid_mask=grid_mask,
+        grid_boxes=boxes_of(boxes, grids),
+        prompt_mask=prompt_of(rows),
+        use_cache=False,
     ).last_hidden_state
     wanted = rows.answer[:, 1:]
     return F.cross_entropy(model.lm_head(hidden[:, :-1][wanted]), rows.ids[:, 1:][wanted])
 
 
-def grounding_loss(model: FireboltForConditionalGeneration, rows: Rows, grids: Tensor, grid_mask: Tensor) -> Tensor:
-    """By how much the least weight of a named tile fails to exceed all other grids' by MARGIN; the mean over the rows.
+def prompt_of(rows: Rows) -> Tensor:
+    """The columns before the answer, [N,T]."""
+    return rows.answer.long().cumsum(-1) == 0
+
+
+def boxes_of(boxes: Tensor | None, grids: Tensor) -> Tensor | None:
+    return None if boxes is None else boxes.expand(len(grids), -1, -1)
+
+
+def grounding_loss(
+    model: FireboltForConditionalGeneration,
+    rows: Rows,
+    shown: Tensor,
+    grids: Tensor,
+    grid_mask: Tensor,
+    boxes: Tensor | None = None,
+) -> Tensor:
+    """By how much the least weight of a named quarter fails to exceed all others' by MARGIN; the mean over the rows.
 
         relu(MARGIN - min over named w + max over others w)         w: the mean over the tokens of the phrase
 
+    A quarter's weight is that of the grids that show it, `shown` [N,4,G]; a grid that shows none is one of the others.
     Of the phrase and not of each token: "top" has to do with two tiles, and told to look at both alike it cannot say
     which of two digits lies where.
     """
-    named = F.pad(rows.tiles, (1, 0)) & grid_mask
+    named = rows.tiles & (shown & grid_mask[:, None]).any(-1)
     known = named.any(1)
     if not known.any():
         return grids.new_zeros(())
-    connector, mask, phrase, named = model.model.connector, grid_mask[known], rows.phrase[known], named[known]
+    connector, mask, phrase = model.model.connector, grid_mask[known], rows.phrase[known]
+    named, shown = named[known], shown[known]
     text = model.get_input_embeddings()(rows.ids[known])
-    k = connector.encode_grids(grids[known], mask).tensors["grid.k"]
+    k = connector.encode_grids(grids[known], mask, boxes_of(boxes, mask)).tensors["grid.k"]
     q = connector.q_proj(text).unflatten(-1, k.shape[2:])
     _, weights = correlation_context(q, k, k.new_zeros(*mask.shape, 1), connector.config.top_k, grid_mask=mask)
-    w = (weights * phrase[:, :, None]).sum(1) / phrase.sum(1, keepdim=True)  # [n,5]
-    least = w.masked_fill(~named, torch.inf).amin(1)
-    return F.relu(MARGIN - least + w.masked_fill(named, 0).amax(1)).mean()
+    w = (weights * phrase[:, :, None]).sum(1) / phrase.sum(1, keepdim=True)  # [n,G]
+    quarters = (shown * w[:, None]).sum(-1)  # [n,4]
+    others = w.masked_fill(shown.any(1), 0).amax(1).maximum(quarters.masked_fill(named, 0).amax(1))
+    return F.relu(MARGIN - quarters.masked_fill(~named, torch.inf).amin(1) + others).mean()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 
@@ -41,19 +42,24 @@ class Optimizers:
                 betas=(0.9, 0.98),
             ),
         )
-        self.schedules = [
-            torch.optim.lr_scheduler.LambdaLR(
-                part, lambda step: min(1.0, (step + 1) / warmup, (1 - step / steps) / decay + 0.01)
-            )
-            for part in self.parts
-        ]
+        self.peaks = [[group["lr"] for group in part.param_groups] for part in self.parts]
+        self.steps, self.warmup, self.decay = steps, warmup, decay
 
-    def step(self, loss: torch.Tensor) -> None:
-        """One step down the gradient of the loss, which is clipped at norm 1."""
+    def prepare(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.parts = [accelerator.prepare(part) for part in self.parts]
+
+    def share(self, number: int) -> float:
+        """Of the learning rates, at a step from 0."""
+        return min(1.0, (number + 1) / self.warmup, (1 - number / self.steps) / self.decay + 0.01)
+
+    def step(self, loss: torch.Tensor, number: int) -> None:
+        """Step `number`, from 0, down the gradient of the loss, which is clipped at norm 1."""
         for part in self.parts:
             part.zero_grad()
-        loss.backward()
+        self.accelerator.backward(loss)
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        for part, schedule in zip(self.parts, self.schedules):
+        for part, peaks in zip(self.parts, self.peaks):
+            for group, peak in zip(part.param_groups, peaks):
+                group["lr"] = peak * self.share(number)
             part.step()
-            schedule.step()

@@ -1,6 +1,7 @@
 """Train the model that ships inside the package: one vision tower, then three seeds of all else; the median ships.
 
-python -m firebolt_vl.train.tiny [--out DIR] [--seeds 0 1 2] [--tower-steps N] [--fusion-steps N] ...
+python -m firebolt_vl.train.tiny [--out DIR] [--seeds 0 1 2] [--tower-steps N] [--fusion-steps N] [--resume] ...
+firebolt train tiny [seed=N]                              one seed of it, resumable like every run
 """
 
 import argparse
@@ -9,7 +10,8 @@ import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
 
@@ -17,18 +19,23 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase, SiglipVisionConfig, SiglipVisionModel
 from transformers.utils import logging
 
 from ...evaluate.digits import SPLITS
-from ...evaluate.files import write_text
-from ...evaluate.questions import GROUNDED_KINDS, NOTHING
+from ...evaluate.files import write_text, write_whole
+from ...evaluate.questions import GROUNDED_KINDS
 from ...evaluate.tiny import evaluate_model, print_report
 from ...model import FireboltConfig, FireboltForConditionalGeneration, FireboltImageProcessor, FireboltProcessor
-from .fusion import tokenize, train_fusion
+from ..config import ConfigError, TinyConfig
+from ..loop import FOLDERS, HISTORY, PLOT, LoopOptions, Told, run
+from ..progress import Shown
+from ..start import close, keep_config, new_accelerator
+from .fusion import FusionJob, Rows, Views, tokenize
 from .pool import make_pool
 from .tokenizer import make_tokenizer
-from .tower import encode, pretrain_tower
+from .tower import TowerJob, encode
 
 IMAGE_SIDE = 64
 VISION = {
@@ -53,6 +60,11 @@ TEXT = {
 CMM = {"heads": 4, "head_dim": 32, "top_k": 4, "ssm": "s4", "dropout": 0.0}
 PACKAGED = Path(__file__).resolve().parents[2] / "firebolt_vl" / "tiny"
 FIRST_SCENES_SEED = 1
+# All seeds of the second stage share one tower.
+TOWER_SEED = 0
+STAGE = "stage.pt"
+SAVE_EVERY = 200
+LEAST_SCENES, LEAST_TEST_SCENES = 500, 20
 
 
 def new_model(
@@ -75,31 +87,123 @@ def new_processor(tokenizer: PreTrainedTokenizerBase) -> FireboltProcessor:
     return FireboltProcessor(FireboltImageProcessor(size=size, tile_size=IMAGE_SIDE // 2, max_tiles=4), tokenizer)
 
 
-def train_seed(
-    seed: int, weight: float, out: Path, options: argparse.Namespace, report: Callable[[int, float], None]
-) -> dict:
-    """Train one seed from what `prepare` kept, save it in `out`, and return its evaluation."""
-    processor = FireboltProcessor.from_pretrained(options.work)
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything: scenes to learn from, steps of the tower, steps of all else, scenes of the exam."""
+
+    scenes: int = 40_000
+    tower_steps: int = 2500
+    fusion_steps: int = 2800
+    test_scenes: int = 800
+
+    @classmethod
+    def of(cls, config: TinyConfig) -> "Sizes":
+        """What is not said goes with the steps as in the full recipe, with at least a little of it."""
+
+        def share(whole: int, least: int) -> int:
+            return min(whole, max(least, round(whole * config.max_steps / cls.fusion_steps)))
+
+        return cls(
+            config.scenes or share(cls.scenes, LEAST_SCENES),
+            config.tower_steps or share(cls.tower_steps, 1),
+            config.max_steps,
+            share(cls.test_scenes, LEAST_TEST_SCENES) if config.test_scenes is None else config.test_scenes,
+        )
+
+
+@dataclass
+class Stage:
+    """What all seeds of the second stage start from."""
+
+    tower: SiglipVisionModel
+    processor: FireboltProcessor
+    grids: Tensor
+    questions: Rows
+    captions: Rows
+
+
+def load_stage(work: Path) -> Stage:
+    """What `make_stage` kept in `work`."""
+    kept = torch.load(work / STAGE, weights_only=False)
     tower = SiglipVisionModel(SiglipVisionConfig(**VISION))
-    kept = torch.load(options.work / "stage.pt", weights_only=False)
     tower.load_state_dict(kept["tower"])
-    model = new_model(processor.tokenizer, tower, seed)
+    processor = FireboltProcessor.from_pretrained(work)
+    return Stage(tower, processor, kept["grids"], kept["questions"], kept["captions"])
+
+
+def make_stage(work: Path, scenes: int, loop: LoopOptions, steps: int, report: Callable[[Told], None]) -> None:
+    """Draw the scenes, make the tokenizer, train the tower (its run is that of `loop`), and keep it all in `work`."""
+    pool = make_pool(scenes, FIRST_SCENES_SEED, IMAGE_SIDE)
+    processor = new_processor(make_tokenizer())
+    processor.save_pretrained(work)
+    job = TowerJob(SiglipVisionConfig(**VISION), pool, steps, TOWER_SEED)
+    run(job, new_accelerator([], loop.out, cpu=True), loop, report)
+    # The hardest to learn are practised twice as often: counting, and to say what lies in a quarter.
+    harder = [asked for asked in pool.questions if asked[1].kind in ("how many", *GROUNDED_KINDS)]
+    stage = {
+        "tower": job.tower.state_dict(),
+        "grids": encode(job.tower.eval(), pool.pixels),
+        "questions": tokenize(processor.tokenizer, pool.questions + harder),
+        "captions": tokenize(processor.tokenizer, pool.captions),
+    }
+    write_whole(work / STAGE, lambda temporary: torch.save(stage, temporary))
+
+
+def train_seed(
+    seed: int,
+    weight: float,
+    work: Path,
+    sizes: Sizes,
+    split: str,
+    loop: LoopOptions,
+    report: Callable[[Told], None],
+    trackers: Sequence[str] = (),
+) -> dict:
+    """Train one seed from the stage in `work`, save it in `loop.out`, and return its evaluation."""
+    stage = load_stage(work)
+    model = new_model(stage.processor.tokenizer, stage.tower, seed)
     start = time.process_time()
-    nothing = processor.tokenizer.convert_tokens_to_ids(NOTHING)
-    stage = kept["grids"], kept["questions"], kept["captions"], nothing
-    train_fusion(model, *stage, options.fusion_steps, weight, report)
-    seconds = time.process_time() - start
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
-    results = evaluate_model(model, processor, options.test_scenes, seed=0, split=options.split)
-    return {"training_seed": seed, "grounding_loss_weight": weight, "cpu_seconds": round(seconds), **results}
+    views = Views.of_quarters(stage.grids)
+    job = FusionJob(model, stage.processor, views, stage.questions, stage.captions, sizes.fusion_steps, weight)
+    accelerator = new_accelerator(list(trackers), loop.out, cpu=True)
+    accelerator.init_trackers("firebolt", config={})
+    run(job, accelerator, loop, report)
+    close(accelerator)
+    trained = {"training_seed": seed, "grounding_loss_weight": weight}
+    trained["cpu_seconds"] = round(time.process_time() - start)
+    if sizes.test_scenes:
+        trained |= evaluate_model(job.model.eval(), job.processor, sizes.test_scenes, seed=0, split=split)
+    return trained
+
+
+def train_tiny(config: TinyConfig, folder: Path, resume: bool, note: Callable[[str], None]) -> None:
+    """`firebolt train tiny`: one seed, with its evaluation in `folder`/results.json; what it prints goes to stderr."""
+    use_some_cores()
+    keep_config(config, folder, resume, note)
+    sizes = Sizes.of(config)
+    work = Path(config.tower) if config.tower else folder / "tower"
+    if not (work / STAGE).is_file():
+        if config.tower:
+            raise ConfigError(f"tower: {work} holds no {STAGE}; name the folder `tower` of another run")
+        note(f"drawing {sizes.scenes} scenes, then {sizes.tower_steps} steps of the vision tower")
+        loop = LoopOptions(work, config.save_every, config.keep, resume=resume)
+        with Shown("vision tower", config.log_every) as shown:
+            make_stage(work, sizes.scenes, loop, sizes.tower_steps, shown)
+    loop = LoopOptions(folder, config.save_every, config.keep, resume=resume)
+    with Shown(f"seed {config.seed}", config.log_every) as shown:
+        results = train_seed(
+            config.seed, config.grounding_loss, work, sizes, config.split, loop, shown, config.trackers
+        )
+    write_results(results, folder)
+    if sizes.test_scenes:
+        print_report(results, Console(stderr=True))
 
 
 def _worker(queue, seed: int, *arguments) -> None:
     use_some_cores()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    results = train_seed(seed, *arguments, report=lambda step, loss: queue.put((seed, step, loss)))
+    results = train_seed(seed, *arguments, report=lambda told: queue.put((seed, told.step, told.measured["loss"])))
     queue.put((seed, None, results))
 
 
@@ -116,13 +220,19 @@ def checkpoint_of(seed: int, weight: float, options: argparse.Namespace) -> Path
     return options.work / f"seed-{seed}-grounding-loss-{weight:g}"
 
 
-def train_seeds(weight: float, options: argparse.Namespace, progress: Progress) -> list[dict]:
+def loop_of(seed: int, weight: float, options: argparse.Namespace) -> LoopOptions:
+    return LoopOptions(checkpoint_of(seed, weight, options), SAVE_EVERY, resume=options.resume)
+
+
+def train_seeds(weight: float, options: argparse.Namespace, sizes: Sizes, progress: Progress) -> list[dict]:
     """Train all seeds at once, a process for each, with a weight of the grounding loss; returns their results."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     workers = {
         seed: context.Process(
-            target=_worker, args=(queue, seed, weight, checkpoint_of(seed, weight, options), options), daemon=True
+            target=_worker,
+            args=(queue, seed, weight, options.work, sizes, options.split, loop_of(seed, weight, options)),
+            daemon=True,
         )
         for seed in options.seeds
     }
@@ -175,7 +285,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--split", choices=SPLITS, default="held-out", help="digits to test with: validation, to choose a recipe by"
     )
     parser.add_argument("--reuse", action="store_true", help="start from the scenes and the tower kept in --work")
+    parser.add_argument("--resume", action="store_true", help="go on where a run that was stopped had come to")
     options = parser.parse_args(arguments)
+    sizes = Sizes(options.scenes, options.tower_steps, options.fusion_steps, options.test_scenes)
     console = Console()
     start = time.monotonic()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -183,9 +295,10 @@ def main(arguments: list[str] | None = None) -> None:
     weight = options.grounding_loss_weight if options.compare is None else options.compare
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as progress:
-        if not options.reuse and options.compare is None:
+        kept = options.reuse or options.compare is not None
+        if not kept and not (options.resume and (options.work / STAGE).is_file()):
             prepare(options, progress)
-        trained = train_seeds(weight, options, progress)
+        trained = train_seeds(weight, options, sizes, progress)
     if options.compare is not None:
         note_comparison(trained, options.out)
         return
@@ -213,38 +326,21 @@ def cpu_seconds() -> float:
 
 
 def prepare(options: argparse.Namespace, progress: Progress) -> None:
-    """Draw the scenes, make the tokenizer, train the tower and keep what all seeds start from in `options.work`."""
-    bar = progress.add_task("scenes", total=1, note="")
-    pool = make_pool(options.scenes, FIRST_SCENES_SEED, IMAGE_SIDE)
-    processor = new_processor(make_tokenizer())
-    processor.save_pretrained(options.work)
-    progress.update(bar, completed=1)
-    bar = progress.add_task("vision tower", total=options.tower_steps, note="")
-    tower = pretrain_tower(
-        SiglipVisionConfig(**VISION),
-        pool,
-        options.tower_steps,
-        options.seeds[0],
-        lambda step, loss: progress.update(bar, completed=step, note=f"loss {loss:.3f}"),
-    )
-    bar = progress.add_task("grids", total=1, note="")
-    # The hardest to learn are practised twice as often: counting, and to say what lies in a quarter.
-    harder = [asked for asked in pool.questions if asked[1].kind in ("how many", *GROUNDED_KINDS)]
-    stage = {
-        "tower": tower.state_dict(),
-        "grids": encode(tower, pool.pixels),
-        "questions": tokenize(processor.tokenizer, pool.questions + harder),
-        "captions": tokenize(processor.tokenizer, pool.captions),
-    }
-    torch.save(stage, options.work / "stage.pt")
-    progress.update(bar, completed=1)
+    """`make_stage` in `options.work`."""
+    bar = progress.add_task("vision tower", total=options.tower_steps, note="drawing scenes")
+
+    def report(told: Told) -> None:
+        progress.update(bar, completed=told.step, note=f"loss {told.measured['loss']:.3f}")
+
+    loop = LoopOptions(options.work / "tower", SAVE_EVERY, resume=options.resume)
+    make_stage(options.work, options.scenes, loop, options.tower_steps, report)
 
 
 def ship(checkpoint: Path, results: dict, out: Path) -> None:
     """Put a checkpoint and its results in the place of what lies in `out`."""
     fresh = out.with_name(out.name + ".tmp")
     shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(checkpoint, fresh)
+    shutil.copytree(checkpoint, fresh, ignore=shutil.ignore_patterns(*FOLDERS, HISTORY, PLOT))
     write_results(results, fresh)
     shutil.rmtree(out, ignore_errors=True)
     fresh.rename(out)

@@ -6,13 +6,15 @@ the tile, its colour, and its handwriting as 8 x 8 pixels; from the global view'
 handwriting is what makes it quick: 64 numbers a digit teach more than one label does.
 """
 
-from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from ..loop import Job
 from .optimizers import Optimizers
 from .pool import NO_COLOUR, NO_DIGIT, Pool, global_views, glyphs, tiles
 
@@ -43,28 +45,38 @@ class Heads(nn.Module):
         )
 
 
-def pretrain_tower(
-    config: SiglipVisionConfig, pool: Pool, steps: int, seed: int, report: Callable[[int, float], None]
-) -> SiglipVisionModel:
-    """A vision tower that knows digits and colours; `report(step, loss)` is called after each step."""
-    torch.manual_seed(seed)
-    tower = SiglipVisionModel(config)
-    tile_heads, global_heads = Heads(config.hidden_size, 1), Heads(config.hidden_size, 4)
-    written = glyphs()
-    optimizers = Optimizers(
-        nn.ModuleList([tower, tile_heads, global_heads]), steps, matrix_lr=0.01, lr=3e-3, weight_decay=0.05, decay=0.5
-    )
-    tower.train()
-    for step in range(steps):
+class TowerJob(Job):
+    """A new vision tower, `tower`, that learns digits and colours from the scenes of a pool."""
+
+    def __init__(self, config: SiglipVisionConfig, pool: Pool, steps: int, seed: int):
+        torch.manual_seed(seed)
+        self.pool, self.steps = pool, steps
+        self.tower = SiglipVisionModel(config)
+        self.heads = nn.ModuleList([Heads(config.hidden_size, 1), Heads(config.hidden_size, 4)])
+        self.written = glyphs()
+        modules = nn.ModuleList([self.tower, *self.heads])
+        self.optimizers = Optimizers(modules, steps, matrix_lr=0.01, lr=3e-3, weight_decay=0.05, decay=0.5)
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        self.tower, self.heads = accelerator.prepare(self.tower, self.heads)
+        self.optimizers.prepare(accelerator)
+
+    def start(self, step: int) -> None:
+        self.tower.train()
+
+    def step(self, number: int) -> dict[str, float]:
+        pool, (tile_heads, global_heads) = self.pool, self.heads
         rows = torch.randint(len(pool.pixels), (BATCH,))
         views = global_views(pool.pixels[rows])
         targets = [getattr(pool, name)[rows].flatten() for name in ("labels", "colours", "sources")]
-        loss = tile_heads.loss(pooled(tower, tiles(views)), *targets, written)
-        if step >= TILES_ALONE * steps:
-            loss = loss + global_heads.loss(pooled(tower, views), *targets, written)
-        optimizers.step(loss)
-        report(step + 1, loss.item())
-    return tower.eval()
+        loss = tile_heads.loss(pooled(self.tower, tiles(views)), *targets, self.written)
+        if number >= TILES_ALONE * self.steps:
+            loss = loss + global_heads.loss(pooled(self.tower, views), *targets, self.written)
+        self.optimizers.step(loss, number)
+        return {"loss": loss.item()}
+
+    def save(self, folder: Path) -> None:
+        self.tower.eval().save_pretrained(folder)
 
 
 def pooled(tower: SiglipVisionModel, views: Tensor) -> Tensor:

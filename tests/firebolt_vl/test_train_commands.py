@@ -1,0 +1,124 @@
+"""`firebolt data` and `firebolt train`: what they print, and what they say where they cannot."""
+
+import json
+
+import pytest
+from conversations import BROKEN, broken_folder, picture, row, write_conversations, write_rows
+from tiny_models import write_checkpoint
+
+from firebolt_vl import cli
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str):
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def firebolt(capfd, tmp_path, monkeypatch):
+    """Run the command in this process, in a directory of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments) -> Result:
+        capfd.readouterr()
+        code = cli.run([str(argument) for argument in arguments])
+        return Result(code, *capfd.readouterr())
+
+    return run
+
+
+def test_data_check_names_every_broken_row(firebolt, tmp_path):
+    broken_folder(tmp_path)
+    write_checkpoint(tmp_path / "checkpoint")
+    write_rows(tmp_path / "rows.jsonl", [row("a", "b"), *(broken for _, broken in BROKEN)])
+    found = firebolt("data", "check", "rows.jsonl", "--checkpoint", "checkpoint", "--max-length", 512)
+    assert found.code == 1
+    assert [line.split(": ")[:2] for line in found.out.splitlines()] == [
+        [f"rows.jsonl:{line}", kind] for line, (kind, _) in enumerate(BROKEN, start=2)
+    ]
+    assert f"{len(BROKEN)} of {len(BROKEN) + 1} rows cannot be used: 4 unreadable image" in found.err
+    listed = firebolt("data", "check", "rows.jsonl", "--json")
+    assert listed.code == 1
+    report = json.loads(listed.out)
+    assert report["bad"] == len(report["problems"]) == len(BROKEN) - 2  # no tokenizer: no control tokens, no length
+
+
+def test_data_check_of_good_rows(firebolt, tmp_path):
+    picture().save(tmp_path / "0.png")
+    write_rows(tmp_path / "rows.jsonl", [row("a", "b", image="0.png")])
+    found = firebolt("data", "check", "rows.jsonl")
+    assert (found.code, found.out, found.err) == (0, "1 rows, all good\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["data", "check", "none.jsonl"], "none.jsonl: there is no such file"),
+        (["data", "check", "a", "--max-length", 4], "--max-length 4: tokens are a tokenizer's"),
+        (["data", "convert", "coco", "a", "b"], "coco: no such format; choose from cc3m, llava-cot, mmpr"),
+        (["data", "convert", "mmpr", "none.json", "b"], "none.json: there is no such file"),
+        (["data", "convert", "mmpr", "a", "b", "--pattern", "x"], "only the images of cc3m are named by one"),
+        (["train", "stage7"], "stage7: no such configuration ships; choose from lora, stage1, stage2, tiny"),
+        (["train", "stage1", "lrr=1"], "lrr: there is no such key; did you mean lr?"),
+        (["train", "stage1", "decoder=null", "vision=null", "model=none"], "model: none cannot be loaded: "),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(firebolt, arguments, said):
+    found = firebolt(*arguments)
+    assert found.code > 0
+    assert said in found.err
+    assert found.err.count("\n") == 1
+
+
+def test_data_convert_writes_what_data_check_takes(firebolt, tmp_path):
+    picture().save(tmp_path / "0.png")
+    pair = {"image": "0.png", "question": "<image>\nhow many?", "chosen": "two", "rejected": "three"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair) + "\n{}\n")
+    found = firebolt("data", "convert", "mmpr", "pairs.jsonl", "out/rows.jsonl")
+    assert found.code == 0
+    assert found.out.splitlines()[-1] == "1 rows: out/rows.jsonl"
+    assert "1 of 2 rows cannot be used: 1 value is no text" in found.err
+    assert firebolt("data", "check", "out/rows.jsonl").code == 0
+    (tmp_path / "meta.json").write_text('{"a": {}}')
+    assert "meta.json is not in the format of mmpr" in firebolt("data", "convert", "mmpr", "meta.json", "o").err
+
+
+SETTINGS = """
+model: checkpoint
+data: [data/rows.jsonl]
+batch_size: 4
+max_steps: 4
+save_every: 2
+workers: 0
+warmup_steps: 0
+"""
+
+
+def test_train_writes_the_model_says_where_and_goes_on(firebolt, tmp_path):
+    write_checkpoint(tmp_path / "checkpoint")
+    write_conversations(tmp_path / "data", rows=9)
+    (tmp_path / "run.yaml").write_text(SETTINGS)
+    first = firebolt("train", "run.yaml", "--out", "run", "max_steps=2")
+    assert (first.code, first.out) == (0, "run/model.safetensors\n")
+    assert "9 rows to train on, 0 held out; 18,689 of 78,769 parameters learn; 2 steps" in first.err
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert list((tmp_path / "run" / "logs").rglob("events.out.tfevents.*"))
+    again = firebolt("train", "run.yaml", "--out", "run")
+    assert again.code == 2
+    assert "run holds a run; --resume goes on with it, another --out starts anew" in again.err
+    on = firebolt("train", "run.yaml", "--out", "run", "--resume")
+    assert on.code == 0
+    assert "max_steps was 2 when this run began and is 4 now: it is another run from here on" in on.err
+    assert [line["step"] for line in map(json.loads, (tmp_path / "run" / "history.jsonl").open())] == [1, 2, 3, 4]
+    assert firebolt("ask", "data/0.png", "what?", "--checkpoint", "run", "--max-new-tokens", 2).code == 0
+
+
+def test_train_stops_with_a_summary_where_too_many_rows_are_bad(firebolt, tmp_path):
+    write_checkpoint(tmp_path / "checkpoint")
+    (tmp_path / "data").mkdir()
+    write_rows(tmp_path / "data" / "rows.jsonl", [*(row("a", "b") for _ in range(5)), row("a", ""), b"{"])
+    (tmp_path / "run.yaml").write_text(SETTINGS)
+    found = firebolt("train", "run.yaml", "--out", "run")
+    assert found.code == 1
+    assert "data/rows.jsonl:6: empty answer: turn 2 holds no words" in found.err
+    assert "2 of 7 rows cannot be used: 1 empty answer, 1 broken JSON; max_bad_share=0.01 allows 0" in found.err

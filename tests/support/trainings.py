@@ -1,0 +1,51 @@
+"""Small training runs: a model with random weights, a few rows, a configuration."""
+
+import json
+from pathlib import Path
+
+from conversations import write_conversations
+from tiny_models import write_checkpoint
+
+from firebolt_vl.train.config import TrainConfig, checked
+from firebolt_vl.train.loop import HISTORY, read_history
+from firebolt_vl.train.start import train
+
+QUIET = {"trackers": [], "workers": 0, "eval_every": 0, "save_every": 0, "precision": "float32", "warmup_steps": 0}
+
+
+def write_start(folder: Path, rows: int = 16, text_only: int = 4, dropout: float = 0.0) -> Path:
+    """`folder`/model, whose connector has this dropout, and `folder`/data/rows.jsonl."""
+    write_checkpoint(folder / "model")
+    described = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))
+    described["cmm_config"]["dropout"] = dropout
+    (folder / "model" / "config.json").write_text(json.dumps(described), encoding="utf-8")
+    write_conversations(folder / "data", rows=rows, text_only=text_only)
+    return folder
+
+
+def config(folder: Path, **keys) -> TrainConfig:
+    start = {"model": str(folder / "model"), "data": [str(folder / "data" / "rows.jsonl")]}
+    sizes = {"batch_size": 4, "max_steps": 4, "lr": 1e-3}
+    return checked(TrainConfig, {**QUIET, **start, **sizes, **keys})
+
+
+def run(folder: Path, out: str = "run", resume: bool = False, **keys) -> Path:
+    return train(config(folder, **keys), folder / out, resume, note=lambda text: None)
+
+
+def losses(out: Path) -> list[float]:
+    return [line["loss"] for line in read_history(out / HISTORY)]
+
+
+def steps(out: Path) -> list[int]:
+    return [line["step"] for line in read_history(out / HISTORY)]
+
+
+def weights(out: Path) -> bytes:
+    return (out / "model.safetensors").read_bytes()
+
+
+def told(out: Path) -> str:
+    """What a run has computed, without its times."""
+    lines = read_history(out / HISTORY)
+    return json.dumps([{key: value for key, value in line.items() if key != "seconds"} for line in lines])

@@ -1,0 +1,145 @@
+"""Converters, on small samples of the formats that the data sets are released in."""
+
+import json
+
+import pytest
+from conversations import encoded, picture, write_shard
+
+from firebolt_vl.train.data import Conversations
+from firebolt_vl.train.data.convert import CAPTION_QUESTION, convert
+
+
+def lines(file) -> list[dict]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def said(question: str, answer: str) -> list[dict]:
+    return [{"from": "human", "value": question}, {"from": "assistant", "value": answer}]
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in (0, 2):
+        picture(number).save(folder / f"GCC_train_{number:09d}.jpg")
+    return folder
+
+
+@pytest.mark.parametrize("header", ["", "caption\turl\n"])
+def test_cc3m_from_its_table(tmp_path, images, header):
+    table = tmp_path / "Train_GCC-training.tsv"
+    table.write_text(
+        header + "a very typical bus station\thttp://lh6.example.com/a.jpg\n"
+        "sierra looked stunning\thttp://example.com/b.jpg\n"
+        "young confused girl\thttp://example.com/c.jpg\n"
+        "a line without an address\n"
+    )
+    out = tmp_path / "out" / "cc3m.jsonl"
+    problems = convert("cc3m", table, out, images)
+    assert lines(out) == [
+        {"image": f"../images/GCC_train_{number:09d}.jpg", "conversations": said(CAPTION_QUESTION, caption)}
+        for number, caption in ((0, "a very typical bus station"), (2, "young confused girl"))
+    ]
+    assert problems.by_kind == {"missing image": 1, "not caption and address": 1}
+    assert len(Conversations([out], None, check_images=True)) == 2
+
+
+def test_cc3m_from_shards_of_img2dataset(tmp_path):
+    described = {"caption": "a bus", "url": "http://example.com/a.jpg", "key": "000000000", "status": "success"}
+    shard = write_shard(
+        tmp_path / "cc3m-train-0000.tar",
+        {
+            "000000000.jpg": encoded(picture(0), "jpeg"),
+            "000000000.json": json.dumps(described).encode(),
+            "000000000.txt": b"a bus",
+            "000000001.jpg": encoded(picture(1), "jpeg"),
+            "000000001.json": json.dumps({**described, "caption": "two buses"}).encode(),
+            "000000002.json": json.dumps(described).encode(),
+            "000000003.jpg": encoded(picture(3), "jpeg"),
+            "000000003.txt": b" ",
+        },
+    )
+    out = tmp_path / "cc3m.jsonl"
+    problems = convert("cc3m", shard, out, tmp_path)
+    assert lines(out) == [
+        {"image": f"cc3m-train-0000.tar/{key}.jpg", "conversations": said(CAPTION_QUESTION, caption)}
+        for key, caption in (("000000000", "a bus"), ("000000001", "two buses"))
+    ]
+    assert [(problem.place, problem.kind) for problem in problems] == [
+        ("000000002", "missing in shard"),
+        ("000000003", "empty answer"),
+    ]
+    assert len(Conversations([out], None, check_images=True)) == 2
+
+
+REASONED = (
+    "<SUMMARY> I will count. </SUMMARY>\n\n<CAPTION> Two cats. </CAPTION>\n\n"
+    "<REASONING> One and one. </REASONING>\n\n<CONCLUSION> 2 </CONCLUSION>"
+)
+
+
+def test_llava_cot(tmp_path, images):
+    rows = [
+        {
+            "id": "sqa/train/20839/image.png",
+            "image": "GCC_train_000000000.jpg",
+            "conversations": [
+                {"from": "human", "value": "<image>\nHow many cats?"},
+                {"from": "gpt", "value": REASONED},
+                {"from": "human", "value": "And dogs?"},
+                {"from": "gpt", "value": REASONED},
+            ],
+        },
+        {"id": "b", "image": "GCC_train_000000002.jpg", "conversations": [{"from": "tool", "value": "x"}]},
+    ]
+    file = tmp_path / "train.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n{\n")
+    out = tmp_path / "cot.jsonl"
+    problems = convert("llava-cot", file, out, images)
+    [kept] = lines(out)
+    assert kept["image"] == "images/GCC_train_000000000.jpg"
+    assert kept["conversations"] == said("How many cats?", REASONED) + said("And dogs?", REASONED)
+    assert [(problem.place, problem.kind) for problem in problems] == [("2", "unknown role"), ("3", "broken JSON")]
+    listed = tmp_path / "list.json"
+    listed.write_text(json.dumps(rows))
+    convert("llava-cot", listed, out, images)
+    assert lines(out) == [kept]
+
+
+PAIR = {
+    "image": "GCC_train_000000000.jpg",
+    "question": "<image>\nHow many?",
+    "chosen": "First, I count.\n\nFinal answer: 2",
+    "rejected": "Final answer: 3",
+}
+
+
+def test_mmpr_from_its_meta_file(tmp_path, images):
+    release = tmp_path / "MMPR-v1.2"
+    (release / "annotations").mkdir(parents=True)
+    images.rename(release / "images")
+    several = {**PAIR, "image": ["GCC_train_000000000.jpg", "GCC_train_000000002.jpg"]}
+    text = {key: PAIR[key] for key in ("question", "chosen", "rejected")}
+    rows = [PAIR, several, text, {**PAIR, "chosen": None}]
+    (release / "annotations" / "count.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    part = {"root": "MMPR-v1.2/images", "annotation": "MMPR-v1.2/annotations/count.jsonl", "data_augment": False}
+    meta = {"count": {**part, "repeat_time": 1, "length": 4}, "gone": {**part, "annotation": "gone.jsonl"}}
+    (release / "meta.json").write_text(json.dumps(meta))
+    out = tmp_path / "mmpr.jsonl"
+    problems = convert("mmpr", release / "meta.json", out, release / "images")
+    first, second = (f"MMPR-v1.2/images/GCC_train_{number:09d}.jpg" for number in (0, 2))
+    talk = {"conversations": said("How many?", PAIR["chosen"]), "rejected": PAIR["rejected"]}
+    assert lines(out) == [{"image": first, **talk}, {"image": [first, second], **talk}, talk]
+    assert [problem.kind for problem in problems] == ["value is no text", "missing annotation"]
+    assert len(Conversations([out], None, check_images=True)) == 3
+    convert("mmpr", release / "annotations" / "count.jsonl", out, release / "images")
+    assert len(lines(out)) == 3
+
+
+def test_an_unknown_format_is_refused_and_leaves_no_file(tmp_path):
+    with pytest.raises(ValueError, match="format: 'coco' came, one of cc3m, llava-cot, mmpr is wanted"):
+        convert("coco", tmp_path / "a", tmp_path / "b", tmp_path)
+    with pytest.raises(OSError, match="none"):
+        convert("mmpr", tmp_path / "none.jsonl", tmp_path / "b", tmp_path)
+    assert not list(tmp_path.iterdir())

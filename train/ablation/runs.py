@@ -1,0 +1,112 @@
+"""The pool of runs: each finished one is a row on disk, and what is there is not run again."""
+
+import json
+import math
+import multiprocessing
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+from ...evaluate.files import write_text
+from ...evaluate.tiny import mark_exam
+from ..loop import LoopOptions, run
+from ..start import close, new_accelerator
+from ..tiny.fusion import FusionJob, answer_loss
+from ..tiny.recipe import rounded
+from .task import Settings, Task, keep_task, load_task
+from .variants import VARIANTS, learning, make_model
+
+ROWS, WORK, TASK = "runs", "work", "task.pt"
+SAVE_EVERY = 100
+
+
+def row_file(out: Path, variant: str, seed: int) -> Path:
+    return out / ROWS / f"{variant}-seed-{seed}.json"
+
+
+def read_row(out: Path, variant: str, seed: int, settings: Settings) -> dict | None:
+    """The results of a finished run. None where there is none, or only one of other settings."""
+    try:
+        row = json.loads(row_file(out, variant, seed).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return row if row.get("settings") == settings.to_dict() else None
+
+
+def missing(out: Path, variants: Sequence[str], seeds: int, settings: Settings) -> list[tuple[str, int]]:
+    """The runs that are still to be done: seed by seed, so that what is there early is there for every variant."""
+    return [(name, seed) for seed in range(seeds) for name in variants if read_row(out, name, seed, settings) is None]
+
+
+def fill_pool(
+    out: Path,
+    variants: Sequence[str],
+    seeds: int,
+    settings: Settings,
+    checkpoint: Path,
+    processes: int,
+    report: Callable[[str, int, dict], None],
+) -> None:
+    """Do the missing runs, `processes` at a time, with the tower of `checkpoint`; `report(variant, seed, row)` is told
+    of each."""
+    wanted = missing(out, variants, seeds, settings)
+    if not wanted:
+        return
+    keep_task(out / WORK / TASK, checkpoint, settings, processes)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as workers:
+        running = {workers.submit(do_run, out, name, seed, settings, checkpoint): (name, seed) for name, seed in wanted}
+        for done in as_completed(running):
+            report(*running[done], done.result())
+
+
+def do_run(out: Path, name: str, seed: int, settings: Settings, checkpoint: Path) -> dict:
+    """Train and examine one variant and seed, and keep the row; a run that was stopped goes on."""
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    task = load_task(out / WORK / TASK, checkpoint)
+    variant = VARIANTS[name]
+    model = make_model(variant, task.processor.tokenizer, task.tower, seed)
+    job = FusionJob(
+        model, task.processor, task.views, task.questions, task.captions, settings.steps, variant.grounding_loss
+    )
+    work = out / WORK / f"{name}-seed-{seed}"
+    kept = work / "settings.json"
+    resume = kept.is_file() and json.loads(kept.read_text(encoding="utf-8")) == settings.to_dict()
+    write_text(kept, json.dumps(settings.to_dict()))
+    begun, begun_cpu = time.perf_counter(), time.process_time()
+    accelerator = new_accelerator([], work, cpu=True)
+    run(job, accelerator, LoopOptions(work, SAVE_EVERY, resume=resume, plot=False))
+    close(accelerator)
+    row = {
+        "variant": name,
+        "seed": seed,
+        "settings": settings.to_dict(),
+        "learning_parameters": learning(model),
+        "seconds": time.perf_counter() - begun,
+        "cpu_seconds": time.process_time() - begun_cpu,
+        "resumed": resume,
+        **examine(job.model.eval(), task),
+    }
+    write_text(row_file(out, name, seed), json.dumps(rounded(row), indent=1) + "\n")
+    shutil.rmtree(work)
+    return row
+
+
+@torch.no_grad()
+def examine(model, task: Task) -> dict:
+    """Perplexity of the right answers to the exam's questions in known wordings, and what `mark_exam` measures."""
+    losses, tokens = 0.0, 0
+    exam = task.exam
+    for part in torch.arange(len(task.exam_rows.ids)).split(64):
+        rows = task.exam_rows[part]
+        count = int(rows.answer.sum())
+        loss = answer_loss(model, rows, exam.features[rows.scene], exam.mask[rows.scene], exam.boxes[0])
+        losses, tokens = losses + float(loss) * count, tokens + count
+    return {"perplexity": math.exp(losses / tokens), **mark_exam(model, task.processor, exam)}

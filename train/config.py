@@ -1,0 +1,296 @@
+"""What a training run is told: a file of keys, checked against one dataclass for each recipe."""
+
+import contextlib
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+SHIPPED = Path(__file__).parent / "configs"
+PARTS = ("vision", "connector", "decoder")
+PRECISIONS = ("float32", "bf16")
+
+
+class ConfigError(ValueError):
+    """A key or value that cannot be; the message names it."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Training on conversations: which model, which of its parts, on what, and how.
+
+    model              a checkpoint to go on from: a folder or a hub id; or, for a new one:
+    decoder, vision    trained backbones, folders or hub ids, between which a new connector is put; or
+    architecture       text_config and vision_config of backbones with random weights
+    tokenizer          default: that of `model` or `decoder`
+    connector, fusion, cmm    of a new model, as in FireboltConfig
+    train              the parts that learn, of "vision", "connector" and "decoder"
+    lora               rank, alpha, dropout, targets: adapters on the decoder in the place of its weights (peft)
+
+    data, validation   data files (train/data); without validation files `validation_share` of the rows is kept for it
+    image_root         where paths of images start; default: the folder of each file
+    max_length         the longest row in tokens
+    max_bad_share      the share of rows that may be bad; they are reported and skipped
+    workers            processes that read images
+
+    batch_size         rows of one step, over all processes and accumulated micro-batches
+    micro_batch_size   rows that one process has on its device at a time; None: all of its share
+    epochs, max_steps  how long; max_steps wins
+    lr, ssm_lr         peak learning rates; ssm_lr (None: lr) for the SSM's own parameters
+    min_lr             where the cosine ends, after warmup_steps of linear rise
+    weight_decay       none on SSM parameters, norms and biases
+    clip               the largest norm of the gradient
+
+    eval_every         steps between validations, 0: at the end alone; the best by perplexity is kept in OUT/best
+    save_every         steps between checkpoints, 0: at the end alone; the last `keep` of them are kept
+    trackers           what accelerate logs to; "tensorboard" writes OUT/logs
+    """
+
+    model: str | None = None
+    decoder: str | None = None
+    vision: str | None = None
+    architecture: dict | None = None
+    tokenizer: str | None = None
+    connector: str = "cmm"
+    fusion: str = "replace"
+    cmm: dict = field(default_factory=dict)
+    train: list[str] = field(default_factory=lambda: ["connector"])
+    lora: dict | None = None
+
+    data: list[str] = field(default_factory=list)
+    validation: list[str] = field(default_factory=list)
+    validation_share: float = 0.0
+    image_root: str | None = None
+    max_length: int = 2048
+    max_bad_share: float = 0.01
+    packing: bool = False
+    workers: int = 2
+
+    batch_size: int = 128
+    micro_batch_size: int | None = None
+    epochs: int = 5
+    max_steps: int | None = None
+    lr: float = 5e-4
+    ssm_lr: float | None = None
+    min_lr: float = 1e-6
+    warmup_steps: int = 100
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    precision: str = "bf16"
+    gradient_checkpointing: bool = False
+
+    seed: int = 0
+    out: str | None = None
+    eval_every: int = 1000
+    save_every: int = 1000
+    keep: int = 2
+    log_every: int = 10
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+
+    def __post_init__(self):
+        starts = [name for name in ("model", "decoder", "architecture") if getattr(self, name) is not None]
+        if len(starts) != 1:
+            raise ConfigError(
+                f"{' and '.join(starts) or 'nothing'} came to start from; one of model, decoder (with vision) and "
+                "architecture is wanted"
+            )
+        if (self.decoder is None) != (self.vision is None):
+            raise ConfigError("decoder, vision: a new model is put between both; name both")
+        if self.architecture is not None and set(self.architecture) != {"text_config", "vision_config"}:
+            raise ConfigError("architecture: text_config and vision_config are wanted, and nothing else")
+        if self.architecture is not None and self.tokenizer is None:
+            raise ConfigError("tokenizer: random weights (architecture) come with none; name a folder or a hub id")
+        if not self.train or (unknown := [part for part in self.train if part not in PARTS]):
+            raise ConfigError(f"train: {unknown[0]!r} came" if self.train else "train: no part came")
+        if self.lora is not None and "decoder" in self.train:
+            raise ConfigError("lora, train: adapters stand in the place of the decoder's weights; take one of the two")
+        if not self.data:
+            raise ConfigError("data: no file came; name the data files (`firebolt data check` looks through them)")
+        check_choice("precision", self.precision, PRECISIONS)
+        if len(self.betas) != 2:
+            raise ConfigError(f"betas: {self.betas} came, two numbers are wanted")
+        for name in ("batch_size", "epochs", "keep", "log_every", "max_length", "max_steps", "micro_batch_size"):
+            check_least(name, getattr(self, name), 1)
+        for name in ("eval_every", "save_every", "warmup_steps", "workers", "lr", "ssm_lr", "min_lr", "weight_decay"):
+            check_least(name, getattr(self, name), 0)
+        for name in ("validation_share", "max_bad_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} came, a share in 0..1 is wanted")
+
+    def accumulation(self, processes: int) -> int:
+        """Micro-batches of one step in one process. Raises ConfigError where the batch cannot be cut evenly."""
+        micro = self.micro_batch_size or max(1, self.batch_size // processes)
+        if self.batch_size % (micro * processes):
+            raise ConfigError(
+                f"batch_size: {self.batch_size} rows cannot be cut into micro-batches of {micro} on {processes} "
+                f"process{'es' if processes > 1 else ''}; a multiple of {micro * processes} is wanted"
+            )
+        return self.batch_size // (micro * processes)
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    """The model that ships inside the package (train/tiny): a vision tower first, then all else on its grids.
+
+    max_steps          steps of the second stage
+    tower_steps        steps of the vision tower; None: in proportion to max_steps, as the full recipe has them (2500)
+    scenes             scenes to learn from; None: likewise (40,000), but some hundreds at least
+    grounding_loss     the weight of the grounding loss
+    tower              a folder that holds a tower and its scenes already (OUT/tower of another run)
+    test_scenes        scenes of the exam at the end, of `split`; None: likewise (800); 0: no exam
+    """
+
+    max_steps: int = 2800
+    tower_steps: int | None = None
+    scenes: int | None = None
+    grounding_loss: float = 1.0
+    tower: str | None = None
+    test_scenes: int | None = None
+    split: str = "held-out"
+
+    seed: int = 0
+    out: str | None = None
+    save_every: int = 200
+    keep: int = 2
+    log_every: int = 10
+    trackers: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        for name in ("max_steps", "tower_steps", "scenes", "keep", "log_every"):
+            check_least(name, getattr(self, name), 1)
+        for name in ("save_every", "grounding_loss", "test_scenes"):
+            check_least(name, getattr(self, name), 0)
+        check_choice("split", self.split, ("held-out", "validation", "train"))
+        if self.test_scenes and self.test_scenes < 4:
+            raise ConfigError(f"test_scenes: {self.test_scenes} came, 0 or at least 4 (one of each layout) is wanted")
+
+
+RECIPES = {"conversations": TrainConfig, "tiny": TinyConfig}
+Config = TrainConfig | TinyConfig
+
+
+def check_least(name: str, value: float | None, least: float) -> None:
+    if value is not None and value < least:
+        raise ConfigError(f"{name}: {value} came, at least {least} is wanted")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name}: {value!r} came, one of {', '.join(choices)} is wanted")
+
+
+def shipped() -> list[str]:
+    """The names of the configurations in the package."""
+    return sorted(file.stem for file in SHIPPED.glob("*.toml"))
+
+
+def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a TOML or YAML file, or of a shipped name, with `key=value` after it laid over.
+
+    A value is read as TOML where it can be (`max_steps=10`, `train=["connector"]`, `lora.rank=8`), else as text.
+    Raises ConfigError.
+    """
+    values = _read(name)
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign or not key:
+            raise ConfigError(f"{override}: key=value is wanted")
+        place, *rest = key.split(".")
+        inner = values
+        for part in rest:
+            if not isinstance(inner.setdefault(place, {}), dict):
+                raise ConfigError(f"{override}: {place} is no table of keys")
+            inner, place = inner[place], part
+        inner[place] = _value(text)
+    recipe = values.pop("recipe", "conversations")
+    check_choice("recipe", recipe, tuple(RECIPES))
+    return checked(RECIPES[recipe], values)
+
+
+def _read(name: str) -> dict:
+    file = Path(name)
+    if not file.suffix:
+        file = SHIPPED / f"{name}.toml"
+        if not file.is_file():
+            raise ConfigError(
+                f"{name}: no such configuration ships; choose from {', '.join(shipped())}, or name a file"
+            )
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if file.suffix == ".toml":
+        try:
+            return tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{name} is no TOML: {error}") from None
+    if file.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"{name}: a file that ends in .toml, .yaml or .yml is wanted")
+    import yaml
+
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name}: keys and values are wanted")
+    return values
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return None if text in ("null", "None") else text
+
+
+def checked(recipe: type[Config], values: dict) -> Config:
+    """The dataclass of these values. Raises ConfigError for an unknown key or a value of another type."""
+    known = {one.name: one for one in fields(recipe)}
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            meant = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise ConfigError(f"{key}: there is no such key; {meant}")
+    return recipe(**{key: _typed(key, value, known[key].type) for key, value in values.items()})
+
+
+def _typed(key: str, value: Any, kind: Any) -> Any:
+    if isinstance(kind, types.UnionType):
+        options = typing.get_args(kind)
+        if value is None and type(None) in options:
+            return None
+        kind = next(option for option in options if option is not type(None))
+    if typing.get_origin(kind) is list:
+        (inner,) = typing.get_args(kind)
+        items = [value] if isinstance(value, str) and inner is str else value
+        if not isinstance(items, list):
+            raise ConfigError(f"{key}: {value!r} came, a list is wanted")
+        return [_typed(key, item, inner) for item in items]
+    if isinstance(value, str) and kind is float:
+        # YAML takes 1e-4 for text.
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        words = {
+            int: "a whole number",
+            float: "a number",
+            str: "a text",
+            bool: "true or false",
+            dict: "a table of keys",
+        }
+        raise ConfigError(f"{key}: {value!r} came, {words[kind]} is wanted")
+    return value
+
+
+def to_json(config: Config) -> str:
+    recipe = next(name for name, kind in RECIPES.items() if isinstance(config, kind))
+    return json.dumps({"recipe": recipe, **asdict(config)}, indent=1) + "\n"

@@ -1,0 +1,232 @@
+"""Training on conversations: the loss of the answers, over the whole batch of all processes."""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..model import FireboltForConditionalGeneration, FireboltProcessor
+from .config import ConfigError, TrainConfig
+from .data import BatchOrder, Collator, Conversations, Problem
+from .data.batches import MicroBatch, StepBatches, check_packing
+from .data.chat import IGNORED
+from .loop import Job
+from .models import choose_parts, part_modules, save_trained, start_model
+from .optimizer import parameter_groups, set_learning_rates
+
+TEXT = ("input_ids", "attention_mask", "labels")
+
+
+class AnswerLoss(nn.Module):
+    """A model as a function from a micro-batch to the cross-entropy of its answer tokens, summed.
+
+    That is `model(..., labels=...)`'s loss times their number, with logits at the answers alone. It is a module, so
+    that what wraps modules (DDP, FSDP) sees every call.
+    """
+
+    def __init__(self, model: FireboltForConditionalGeneration, blank: dict[str, Tensor], bf16: bool):
+        """`blank` is what the processor gives for one blank image."""
+        super().__init__()
+        self.model = model
+        self.blank = blank
+        self.bf16 = bf16
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **images: Tensor) -> Tensor:
+        # Not left to accelerate: its policy for sharded models would narrow the SSM's parameters too.
+        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.bf16):
+            prompt = (labels != IGNORED).long().cumsum(-1) == 0
+            hidden = self.model.model(
+                input_ids=input_ids, attention_mask=attention_mask, prompt_mask=prompt, use_cache=False, **images
+            ).last_hidden_state
+            wanted = labels[:, 1:] != IGNORED
+            logits = self.model.lm_head(hidden[:, :-1][wanted])
+            loss = F.cross_entropy(logits.float(), labels[:, 1:][wanted], reduction="sum")
+            return loss if images else loss + self._nothing(input_ids)
+
+    def _nothing(self, input_ids: Tensor) -> Tensor:
+        """0, by way of the tower and the connector, which text alone does not reach.
+
+        A micro-batch of rows without an image would else leave nothing to learn where the connector alone does, and
+        processes that wait for one another's gradients (or weights) would wait for ever.
+        """
+        blank = {name: tensor.to(input_ids.device) for name, tensor in self.blank.items()}
+        seen = self.model.get_grids(**blank)
+        text = self.model.get_input_embeddings()(input_ids[:1, :1])
+        connector = self.model.model.connector
+        return 0 * connector(text, seen.features, None, seen.mask, seen.boxes, grid_images=seen.images).float().sum()
+
+
+class ConversationsJob(Job):
+    """A model that learns from conversations (firebolt-vl.md, section 8).
+
+    The gradient of a step is that of the mean over all answer tokens of its `batch_size` rows, however they are cut
+    into processes and micro-batches.
+    """
+
+    def __init__(self, config: TrainConfig, report: Callable[[Problem], None] = lambda problem: None):
+        check_packing(config.packing)
+        self.config = config
+        self.model, self.processor = start_model(config)
+        choose_parts(self.model, config.train, config.lora)
+        if config.gradient_checkpointing:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+        self.dataset, self.rows, self.held_out, self.validation = read_data(config, self.processor, report)
+        sizes = self.dataset.sizes[self.rows]
+        self.order = BatchOrder(sizes, min(config.batch_size, len(sizes)), config.seed)
+        self.steps = config.max_steps or config.epochs * self.order.batches_per_epoch
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        config = self.config
+        self.accelerator = accelerator
+        self.micro_batches = config.accumulation(accelerator.num_processes)
+        blank = self.processor.image_processor([[blank_image(self.processor)]], return_tensors="pt")
+        loss = AnswerLoss(self.model, dict(blank), config.precision == "bf16")
+        groups = parameter_groups(self.model, config.lr, config.ssm_lr, config.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas))
+        self.loss, self.optimizer = accelerator.prepare(loss, optimizer)
+        # Dropout differs between processes; what a checkpoint holds replaces this.
+        torch.manual_seed(config.seed + 1000 * accelerator.process_index)
+
+    def start(self, step: int) -> None:
+        self._learn()
+        turns = StepBatches(
+            self.order,
+            self.rows,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            self.micro_batches,
+            step,
+            self.steps,
+        )
+        self._batches = iter(self._loader(turns, self.dataset))
+
+    def _loader(self, batches, dataset: Conversations) -> DataLoader:
+        return DataLoader(
+            range(len(dataset)),
+            batch_sampler=batches,
+            collate_fn=Collator(dataset, self.processor),
+            num_workers=self.config.workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+            # Of its own: the loader would draw from the generator that dropout draws from.
+            generator=torch.Generator(),
+        )
+
+    def _learn(self) -> None:
+        self.loss.train()
+        for part, modules in part_modules(self.model).items():
+            if part == "vision" and part not in self.config.train:
+                for module in modules:
+                    module.eval()
+
+    def step(self, number: int) -> dict[str, float]:
+        config, accelerator = self.config, self.accelerator
+        batches = [self._noted(next(self._batches), self.dataset) for _ in range(self.micro_batches)]
+        counts = torch.tensor(
+            [sum(batch.answer_tokens for batch in batches), sum(batch.text_tokens for batch in batches)],
+            dtype=torch.float64,
+            device=accelerator.device,
+        )
+        answer_tokens, text_tokens = accelerator.reduce(counts).tolist()
+        # Of processes the mean of the gradients is taken.
+        share = accelerator.num_processes / max(answer_tokens, 1)
+        rate = set_learning_rates(self.optimizer, number, self.steps, config.warmup_steps, config.min_lr)
+        total = torch.zeros((), device=accelerator.device, dtype=torch.float64)
+        for turn, batch in enumerate(batches):
+            last = turn == len(batches) - 1
+            with nullcontext() if last else accelerator.no_sync(self.loss):
+                loss = self.loss(**self._inputs(batch))
+                accelerator.backward(loss * share)
+            total += loss.detach()
+        norm = accelerator.clip_grad_norm_(self.loss.parameters(), config.clip or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {
+            "loss": float(accelerator.reduce(total)) / max(answer_tokens, 1),
+            "lr": rate,
+            "gradient_norm": float(norm),
+            "answer_tokens": int(answer_tokens),
+            "tokens": int(text_tokens),
+        }
+
+    def _noted(self, batch: MicroBatch, dataset: Conversations) -> MicroBatch:
+        for problem in batch.problems:
+            dataset.note(problem)
+        return batch.to(self.accelerator.device)
+
+    def _inputs(self, batch: MicroBatch) -> dict[str, Tensor]:
+        """Where every row was bad, a row without an answer: each process has to call the model as often as others."""
+        if batch.inputs is not None:
+            return batch.inputs
+        ids = torch.zeros(1, 2, dtype=torch.long, device=self.accelerator.device)
+        return dict(zip(TEXT, (ids, torch.ones_like(ids), torch.full_like(ids, IGNORED))))
+
+    @torch.no_grad()
+    def validate(self) -> float | None:
+        """exp of the mean cross-entropy of the answer tokens held out; None where no row is."""
+        if not len(self.held_out):
+            return None
+        self.loss.eval()
+        accelerator, processes = self.accelerator, self.accelerator.num_processes
+        size = self.config.micro_batch_size or max(1, self.config.batch_size // processes)
+        rows = self.held_out[np.argsort(self.validation.sizes[self.held_out], kind="stable")]
+        pieces = np.array_split(rows, processes * -(-len(rows) // (size * processes)))
+        mine = pieces[accelerator.process_index :: processes]
+        sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+        for batch in self._loader([[int(i) for i in part] for part in mine], self.validation):
+            batch = self._noted(batch, self.validation)
+            sums[0] += self.loss(**self._inputs(batch))
+            sums[1] += batch.answer_tokens
+        total, tokens = accelerator.reduce(sums).tolist()
+        self._learn()
+        return math.exp(min(total / max(tokens, 1), 700))
+
+    def save(self, folder: Path) -> None:
+        state = self.accelerator.get_state_dict(self.loss)
+        if self.accelerator.is_main_process:
+            names = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
+            save_trained(self.model, names, self.processor, folder)
+
+
+def read_data(
+    config: TrainConfig, processor: FireboltProcessor, report: Callable[[Problem], None]
+) -> tuple[Conversations, np.ndarray, np.ndarray, Conversations]:
+    """The data, the rows of it to train on, those held out, and the data that these are rows of.
+
+    Raises ValueError (TooManyBadRows, ConfigError) where there is too little to train on.
+    """
+
+    def read(files: list[str]) -> Conversations:
+        return Conversations(
+            [Path(file) for file in files],
+            processor.tokenizer,
+            image_root=Path(config.image_root) if config.image_root else None,
+            max_length=config.max_length,
+            max_bad_share=config.max_bad_share,
+            report=report,
+        )
+
+    dataset = read(config.data)
+    everything = np.arange(len(dataset))
+    if config.validation:
+        validation = read(config.validation)
+        return dataset, everything, np.arange(len(validation)), validation
+    # The same rows whatever the seed of the run, so that runs can be compared.
+    shuffled = np.random.default_rng(0).permutation(everything)
+    held_out = round(config.validation_share * len(dataset))
+    if held_out == len(dataset):
+        raise ConfigError(f"validation_share: {config.validation_share} leaves none of {len(dataset)} rows to train on")
+    return dataset, np.sort(shuffled[held_out:]), np.sort(shuffled[:held_out]), dataset
+
+
+def blank_image(processor: FireboltProcessor):
+    from PIL import Image
+
+    side = processor.image_processor.size["height"]
+    return Image.new("RGB", (side, side))

@@ -1,0 +1,171 @@
+"""Which rows come when, and rows as tensors.
+
+The order is a function of the seed and the number of the step alone, so a position in the data is one number.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...model import FireboltProcessor
+from .chat import IGNORED
+from .dataset import Conversations
+from .problems import BadRow, Problem
+
+BATCHES_A_POOL = 50
+
+
+def check_packing(packing: bool) -> None:
+    """Raises ValueError: no two texts may share a row as things stand.
+
+    LFM2's short convolution runs on from one text of a row into the next; only the CUDA package causal_conv1d stops at
+    borders. And even there each text of a row would need grids of its own, which the model's `forward` does not take.
+    """
+    if not packing:
+        return
+    if find_spec("causal_conv1d") is None:
+        raise ValueError(
+            "packing: true came, but causal_conv1d is not installed, and without it LFM2's convolution leaks from one "
+            "text of a row into the next; leave packing off: batches are made of rows of like length"
+        )
+    raise ValueError("packing: true came, but a row of this model takes the images of one text; leave packing off")
+
+
+@dataclass(frozen=True)
+class BatchOrder:
+    """Rows of like length share a batch, and every row comes once an epoch.
+
+    Each epoch shuffles all rows, sorts them by `sizes` within pools of 50 batches, cuts the pools into batches of
+    `batch_size` rows and shuffles the batches. The last one may be smaller.
+    """
+
+    sizes: np.ndarray
+    batch_size: int
+    seed: int
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return -(-len(self.sizes) // self.batch_size)
+
+    def batch(self, step: int) -> np.ndarray:
+        """The rows of the batch of a step, from 0, in the order of their length."""
+        epoch, number = divmod(step, self.batches_per_epoch)
+        return self._epoch(epoch)[number]
+
+    def _epoch(self, epoch: int) -> list[np.ndarray]:
+        cached = getattr(self, "_cached", (None, None))
+        if cached[0] != epoch:
+            cached = (epoch, self._shuffled(epoch))
+            object.__setattr__(self, "_cached", cached)
+        return cached[1]
+
+    def _shuffled(self, epoch: int) -> list[np.ndarray]:
+        rng = np.random.default_rng((self.seed, epoch))
+        rows = rng.permutation(len(self.sizes))
+        batches = []
+        for start in range(0, len(rows), BATCHES_A_POOL * self.batch_size):
+            pool = rows[start : start + BATCHES_A_POOL * self.batch_size]
+            pool = pool[np.argsort(self.sizes[pool], kind="stable")]
+            batches += [pool[first : first + self.batch_size] for first in range(0, len(pool), self.batch_size)]
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def parts(self, step: int, processes: int, micro_batches: int) -> list[list[np.ndarray]]:
+        """The batch of a step for each process, as `micro_batches` pieces; of like length across processes.
+
+        Pieces may differ by one row, and be empty where the batch has fewer rows than there are pieces.
+        """
+        pieces = np.array_split(self.batch(step), processes * micro_batches)
+        return [[pieces[turn * processes + process] for turn in range(micro_batches)] for process in range(processes)]
+
+
+@dataclass
+class MicroBatch:
+    """What the model is called with, padded on the right: None where every row was bad; and the bad rows."""
+
+    inputs: dict[str, Tensor] | None
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def answer_tokens(self) -> int:
+        # The first column is never predicted.
+        return 0 if self.inputs is None else int((self.inputs["labels"][:, 1:] != IGNORED).sum())
+
+    @property
+    def text_tokens(self) -> int:
+        return 0 if self.inputs is None else int(self.inputs["attention_mask"].sum())
+
+    @property
+    def has_images(self) -> bool:
+        return self.inputs is not None and "pixel_values" in self.inputs
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        if self.inputs is None:
+            return self
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
+        return MicroBatch(moved, self.problems)
+
+
+class Collator:
+    """Rows, by their numbers, as a micro-batch; rows that turn out bad are left out of it and noted."""
+
+    def __init__(self, dataset: Conversations, processor: FireboltProcessor):
+        self.dataset = dataset
+        self.processor = processor
+
+    def __call__(self, rows: Sequence[int]) -> MicroBatch:
+        examples, problems = [], []
+        for row in rows:
+            try:
+                examples.append(self.dataset[int(row)])
+            except BadRow as error:
+                problems.append(self.dataset.problem(int(row), error))
+        if not examples:
+            return MicroBatch(None, problems)
+        longest = max(len(example.tokens.ids) for example in examples)
+        pad = self.processor.tokenizer.pad_token_id or 0
+        ids = torch.full((len(examples), longest), pad)
+        mask = torch.zeros_like(ids)
+        labels = torch.full_like(ids, IGNORED)
+        for row, example in enumerate(examples):
+            length = len(example.tokens.ids)
+            ids[row, :length] = torch.tensor(example.tokens.ids)
+            labels[row, :length] = torch.tensor(example.tokens.labels)
+            mask[row, :length] = 1
+        images = {}
+        if any(example.images for example in examples):
+            images = self.processor.image_processor([example.images for example in examples], return_tensors="pt")
+        return MicroBatch({"input_ids": ids, "attention_mask": mask, "labels": labels, **images}, problems)
+
+
+class StepBatches(torch.utils.data.Sampler):
+    """The micro-batches of one process from a step on, as lists of row numbers: what a DataLoader's workers load.
+
+    `rows` are the numbers of the rows that `order` puts in order.
+    """
+
+    def __init__(
+        self,
+        order: BatchOrder,
+        rows: np.ndarray,
+        process: int,
+        processes: int,
+        micro_batches: int,
+        start: int,
+        stop: int,
+    ):
+        self.order = order
+        self.rows = rows
+        self.process, self.processes, self.micro_batches = process, processes, micro_batches
+        self.start, self.stop = start, stop
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * self.micro_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start, self.stop):
+            for part in self.order.parts(step, self.processes, self.micro_batches)[self.process]:
+                yield self.rows[part].tolist()

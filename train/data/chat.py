@@ -1,0 +1,84 @@
+"""A conversation as tokens, with the answers marked: what the loss is about, and nothing else."""
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from ...model import CHAT_TEMPLATE
+from .problems import BadRow
+from .rows import ASSISTANT, Row, check_controls
+
+IGNORED = -100
+"""The label of a token that no loss is about."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    ids: list[int]
+    labels: list[int]
+    """The ids of the answers, each with the token that ends it; IGNORED elsewhere."""
+
+    @property
+    def answer_tokens(self) -> int:
+        return sum(label != IGNORED for label in self.labels)
+
+
+class Chat:
+    """Conversations in a tokenizer's chat template, piece by piece: a question ends where generation would begin.
+
+    So an answer's tokens are those that the model has to say, whatever a tokenizer would make of the words on both
+    sides of the border. Raises ValueError for a template whose conversations do not begin with the shorter ones.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None):
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.template = tokenizer.chat_template or CHAT_TEMPLATE
+        self.controls = tuple(tokenizer.all_special_tokens)
+        begun = self._render([{"role": "user", "content": "q"}], True)
+        if not self._render(_messages("q", "a"), False).startswith(begun + "a"):
+            raise ValueError("chat_template: an answer does not follow what it gives for add_generation_prompt=True")
+        # Text around the turns, in tokens: with the bytes of the turns a bound of the length.
+        self.overhead = len(self._ids(self._render(_messages("q", "a"), False)))
+
+    def check(self, row: Row) -> int:
+        """A bound of the row's length in tokens. Raises BadRow for control tokens in a text, and for one too long."""
+        check_controls(row, self.controls)
+        bound = row.size + self.overhead * len(row.turns)
+        if self.max_length is None or bound <= self.max_length:
+            return bound
+        return len(self(row).ids)
+
+    def __call__(self, row: Row) -> Tokens:
+        """Raises BadRow for a text of more than `max_length` tokens."""
+        messages, ids, labels = [], [], []
+        done = ""
+        for turn in row.turns:
+            if turn.role != ASSISTANT:
+                messages.append({"role": "user", "content": turn.text})
+                continue
+            begun = self._render(messages, True)
+            messages.append({"role": "assistant", "content": turn.text})
+            ended = self._render(messages, False)
+            question, rest = self._ids(begun[len(done) :]), ended[len(begun) :]
+            if self.tokenizer.eos_token and (end := rest.find(self.tokenizer.eos_token, len(turn.text))) >= 0:
+                rest = rest[: end + len(self.tokenizer.eos_token)]
+            answer = self._ids(rest)
+            done = begun + rest
+            ids += question + answer
+            labels += [IGNORED] * len(question) + answer
+        if self.max_length is not None and len(ids) > self.max_length:
+            raise BadRow("over-long text", f"{len(ids)} tokens, max_length={self.max_length}")
+        return Tokens(ids, labels)
+
+    def _render(self, messages: list[dict], generate: bool) -> str:
+        return self.tokenizer.apply_chat_template(
+            messages, chat_template=self.template, add_generation_prompt=generate, tokenize=False
+        )
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+
+def _messages(question: str, answer: str) -> list[dict]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

@@ -1,0 +1,206 @@
+"""From the formats in which CC3M, LLaVA-CoT and MMPR v1.2 are released to JSON lines (rows.py).
+
+Each converter yields rows, or a BadRow for what cannot be one; nothing is downloaded, and images stay where they are.
+"""
+
+import json
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ...evaluate.files import write_whole
+from .dataset import write_row
+from .pictures import IMAGE_SUFFIXES, SHARD, read_member, samples
+from .problems import BadRow, Problem, Problems
+
+# CC3M has captions alone; a chat needs a question.
+CAPTION_QUESTION = "Describe the image."
+TSV_IMAGES = "GCC_train_{line:09d}.jpg"
+IMAGE_TOKEN = re.compile(r"[ \t]*<image>[ \t]*\n?")
+LLAVA_ROLES = {"human": "human", "user": "human", "gpt": "assistant", "assistant": "assistant"}
+
+# place, row
+Rows = Iterator[tuple[str, dict | BadRow]]
+
+
+def cc3m(file: Path, out: Path, images: Path, pattern: str = TSV_IMAGES) -> Rows:
+    """CC3M: Train_GCC-training.tsv (caption, tab, address; with or without a header) or a tar shard of img2dataset.
+
+    Of the table, the image of line L (from 0, the header not counted) is `images` / `pattern` with {line} filled in: by
+    default the names of LLaVA's CC3M archive. Lines whose image was not downloaded are bad rows. Of a shard (KEY.jpg,
+    KEY.txt, KEY.json) the caption is KEY.txt, else "caption" of KEY.json.
+    """
+    if file.suffix == SHARD:
+        yield from _cc3m_shard(file, out)
+        return
+    line = 0
+    with file.open(encoding="utf-8", errors="surrogateescape", newline="\n") as table:
+        for number, text in enumerate(table, start=1):
+            cells = text.rstrip("\r\n").split("\t")
+            if number == 1 and cells in (["caption", "url"], ["url", "caption"]):
+                continue
+            image = images / pattern.format(line=line)
+            line += 1
+            if len(cells) != 2:
+                yield str(number), BadRow("not caption and address", f"{len(cells)} columns came, 2 are wanted")
+            elif not image.is_file():
+                yield str(number), BadRow("missing image", f"{image}: there is no such file")
+            else:
+                yield str(number), _captioned(_relative(image, out), cells[0])
+
+
+def _cc3m_shard(shard: Path, out: Path) -> Rows:
+    for key, files in samples(shard):
+        image = next((files[suffix] for suffix in IMAGE_SUFFIXES if suffix in files), None)
+        if image is None:
+            yield key, BadRow("missing in shard", f"{shard} holds no image {key}")
+            continue
+        try:
+            if ".txt" in files:
+                caption = read_member(shard, files[".txt"]).decode("utf-8")
+            elif ".json" in files:
+                caption = json.loads(read_member(shard, files[".json"])).get("caption")
+            else:
+                caption = None
+        except (ValueError, AttributeError) as error:
+            yield key, BadRow("broken caption", str(error))
+            continue
+        yield key, _captioned(f"{_relative(shard, out)}/{image.name}", caption)
+
+
+def _captioned(image: str, caption: str | None) -> dict | BadRow:
+    if not isinstance(caption, str) or not caption.strip():
+        return BadRow("empty answer", "there is no caption")
+    return _row([image], [("human", CAPTION_QUESTION), ("assistant", caption.strip())])
+
+
+def llava_cot(file: Path, out: Path, images: Path) -> Rows:
+    """LLaVA-CoT-100k's train.jsonl: {"id", "image", "conversations": [{"from": "human" | "gpt", "value"}, ...]}.
+
+    The four stages of its answers (<SUMMARY>, <CAPTION>, <REASONING>, <CONCLUSION>) are kept as they are. A file with
+    one JSON list of such objects (LLaVA's other releases) is taken too.
+    """
+    for place, value in _objects(file):
+        if isinstance(value, BadRow):
+            yield place, value
+            continue
+        turns = value.get("conversations")
+        if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+            yield place, BadRow("no conversations", "a list of turns is wanted")
+            continue
+        named = [(LLAVA_ROLES.get(turn.get("from"), turn.get("from")), turn.get("value")) for turn in turns]
+        yield place, _row(_images(value.get("image"), images, out), named)
+
+
+def mmpr(file: Path, out: Path, images: Path) -> Rows:
+    """MMPR v1.2: meta.json ({name: {"root", "annotation", ...}}) or one of its annotations, JSON lines of
+    {"image" (a path, a list, or absent), "question", "chosen", "rejected"}.
+
+    The chosen answer becomes the assistant's; a preference pair's rejected answer is kept under "rejected", which
+    training on answers leaves alone. Paths of meta.json start at its folder, or at the one above it.
+    """
+    if file.suffix != ".json":
+        for place, value in _objects(file):
+            yield place, value if isinstance(value, BadRow) else _preferred(value, images, out)
+        return
+    for name, part in json.loads(file.read_text(encoding="utf-8")).items():
+        annotation, root = (_below(file.parent, part[key]) for key in ("annotation", "root"))
+        if annotation is None:
+            yield name, BadRow("missing annotation", f"{part['annotation']}: there is no such file")
+            continue
+        for place, value in _objects(annotation):
+            row = value if isinstance(value, BadRow) else _preferred(value, root or images, out)
+            yield f"{part['annotation']}:{place}", row
+
+
+def _below(folder: Path, path: str) -> Path | None:
+    return next((place / path for place in (folder, folder.parent) if (place / path).exists()), None)
+
+
+def _preferred(value: dict, images: Path, out: Path) -> dict | BadRow:
+    row = _row(
+        _images(value.get("image"), images, out), [("human", value.get("question")), ("assistant", value.get("chosen"))]
+    )
+    if isinstance(row, dict) and isinstance(value.get("rejected"), str):
+        row["rejected"] = value["rejected"]
+    return row
+
+
+def _objects(file: Path) -> Iterator[tuple[str, dict | BadRow]]:
+    """The objects of a file of JSON lines, or of one JSON list."""
+    with file.open("rb") as lines:
+        listed = lines.read(1) == b"["
+    if listed:
+        for number, value in enumerate(json.loads(file.read_text(encoding="utf-8")), start=1):
+            yield str(number), value if isinstance(value, dict) else BadRow("not an object", "{...} is wanted")
+        return
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                yield str(number), BadRow("broken JSON", str(error))
+                continue
+            yield str(number), value if isinstance(value, dict) else BadRow("not an object", "{...} is wanted")
+
+
+def _images(value, folder: Path, out: Path) -> list:
+    named = [] if value in (None, "", []) else value if isinstance(value, list) else [value]
+    return [_relative(folder / image, out) if isinstance(image, str) else image for image in named]
+
+
+def _row(images: list, turns: list[tuple[str, str]]) -> dict:
+    """The words <image> that stand for images are taken out: here no token does."""
+    row = {"image": images[0] if len(images) == 1 else images} if images else {}
+    said = [
+        {"from": role, "value": IMAGE_TOKEN.sub("", text).strip() if isinstance(text, str) else text}
+        for role, text in turns
+    ]
+    return {**row, "conversations": said}
+
+
+def _relative(path: Path, out: Path) -> str:
+    """The path as the file in `out`'s folder names it."""
+    return Path(os.path.relpath(path, out.parent)).as_posix()
+
+
+FORMATS: dict[str, Callable[..., Rows]] = {"cc3m": cc3m, "llava-cot": llava_cot, "mmpr": mmpr}
+
+
+def convert(
+    name: str,
+    file: Path,
+    out: Path,
+    images: Path,
+    *,
+    report: Callable[[Problem], None] = lambda problem: None,
+    **options,
+) -> Problems:
+    """Write the rows of `file`, which is in one of FORMATS, to `out`; returns the rows that could not be converted.
+
+    Raises ValueError for an unknown format; OSError, ValueError or tarfile.TarError where the file cannot be read.
+    """
+    if name not in FORMATS:
+        raise ValueError(f"format: {name!r} came, one of {', '.join(FORMATS)} is wanted")
+    problems = Problems()
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8", errors="strict") as target:
+            for place, row in FORMATS[name](file, out, images, **options):
+                problems.rows += 1
+                try:
+                    if isinstance(row, BadRow):
+                        raise row
+                    target.write(write_row(row))
+                except BadRow as error:
+                    problem = Problem(str(file), place, error.kind, error.message)
+                    problems.add(problem)
+                    report(problem)
+
+    write_whole(out, write)
+    return problems
+
+
+READ_ERRORS = (OSError, ValueError, tarfile.TarError)

@@ -1,0 +1,187 @@
+"""The rows of data files, each found once at the start and read again when its turn comes."""
+
+import json
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from transformers import PreTrainedTokenizerBase
+
+from .chat import Chat, Tokens
+from .pictures import IMAGE_SUFFIXES, SHARD, Pictures, read_member, samples
+from .problems import BadRow, Problem, Problems
+from .rows import Row, check_row, parse_row
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class Place(NamedTuple):
+    """Where a row stands: `start` and `size` in bytes of its file; `name` is the line, or the sample's key."""
+
+    name: str
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row, ready to be put into a batch."""
+
+    tokens: Tokens
+    images: list[Image.Image]
+
+
+class Lines:
+    """A file of JSON lines; paths of images start at `root`, by default at the file's folder."""
+
+    def __init__(self, file: Path, root: Path | None = None):
+        self.file = file
+        self.pictures = Pictures(root or file.parent)
+
+    def places(self) -> Iterator[tuple[Place, bytes]]:
+        start = 0
+        with self.file.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                yield Place(str(number), start, len(line)), self._line(start, line)
+                start += len(line)
+
+    def read(self, place: Place) -> bytes:
+        with self.file.open("rb") as file:
+            file.seek(place.start)
+            return self._line(place.start, file.read(place.size))
+
+    def row(self, place: Place, data: bytes) -> Row:
+        return parse_row(data)
+
+    @staticmethod
+    def _line(start: int, line: bytes) -> bytes:
+        return line.removeprefix(BYTE_ORDER_MARK) if start == 0 else line
+
+
+class Shard:
+    """A webdataset-like tar shard: of a sample KEY.json, a row, and, if that names no image, KEY.jpg (or so)."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.pictures = Pictures(file.parent)
+        self.samples = dict(samples(file))
+
+    def places(self) -> Iterator[tuple[Place, bytes]]:
+        for key, files in self.samples.items():
+            row = files.get(".json")
+            place = Place(key, row.start if row else 0, row.size if row else 0)
+            yield place, self.read(place)
+
+    def read(self, place: Place) -> bytes:
+        row = self.samples[place.name].get(".json")
+        return read_member(self.file, row) if row else b""
+
+    def row(self, place: Place, data: bytes) -> Row:
+        if ".json" not in self.samples[place.name]:
+            raise BadRow("sample without JSON", f"{place.name} has {', '.join(self.samples[place.name])} alone")
+        row = parse_row(data)
+        if row.images or "image" in json.loads(data):
+            return row
+        own = [f"{self.file.name}/{f.name}" for s, f in self.samples[place.name].items() if s in IMAGE_SUFFIXES]
+        return Row(tuple(own), row.turns)
+
+
+def open_source(file: Path, root: Path | None) -> Lines | Shard:
+    """Raises ValueError where the file is not there or is no tar archive, though its name ends in .tar."""
+    if not file.is_file():
+        raise ValueError(f"data: {file}: there is no such file")
+    if file.suffix != SHARD:
+        return Lines(file, root)
+    try:
+        return Shard(file)
+    except (tarfile.TarError, OSError) as error:
+        raise ValueError(f"data: {file} is no tar shard that can be read ({error})") from None
+
+
+class Conversations:
+    """The good rows of some files; `dataset[i]` reads, tokenises and opens row i.
+
+    Every row is parsed and checked once, here; images are looked for but not decoded (`check_images` decodes them too).
+    What is bad is told to `report` and counted in `problems`. Raises TooManyBadRows where more than `max_bad_share` of
+    the rows are bad; a row that turns out bad when it is read (a damaged image) raises BadRow.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        tokenizer: PreTrainedTokenizerBase | None,
+        *,
+        image_root: Path | None = None,
+        max_length: int | None = None,
+        max_bad_share: float = 0.01,
+        check_images: bool = False,
+        report: Callable[[Problem], None] = lambda problem: None,
+    ):
+        self.sources = [open_source(Path(file), image_root) for file in files]
+        self.chat = Chat(tokenizer, max_length) if tokenizer is not None else None
+        self.max_bad_share = max_bad_share
+        self.problems = Problems()
+        self.report = report
+        names, where, sizes = [], [], []
+        for number, source in enumerate(self.sources):
+            for place, data in source.places():
+                self.problems.rows += 1
+                try:
+                    row = source.row(place, data)
+                    length = self.chat.check(row) if self.chat else row.size
+                    for image in row.images:
+                        source.pictures.open(image) if check_images else source.pictures.check(image)
+                except BadRow as error:
+                    self._note(Problem(str(source.file), place.name, error.kind, error.message))
+                    continue
+                names.append(place.name if isinstance(source, Shard) else "")
+                where.append((number, place.start, place.size, int(place.name) if isinstance(source, Lines) else 0))
+                sizes.append(length)
+        if not self.problems.rows:
+            raise ValueError(f"data: {', '.join(str(source.file) for source in self.sources)}: there is no row")
+        self.problems.check(max_bad_share)
+        # Numbers and not objects: millions of rows are a few dozen megabytes.
+        self._where = np.array(where, dtype=np.int64).reshape(-1, 4)
+        self._names = names if any(names) else None
+        self.sizes = np.array(sizes, dtype=np.int64)
+        """A bound of each row's length, by which rows are put together."""
+
+    def _note(self, problem: Problem) -> None:
+        if self.problems.add(problem):
+            self.report(problem)
+
+    def note(self, problem: Problem) -> None:
+        """Count a row that turned out bad later on. Raises TooManyBadRows."""
+        self._note(problem)
+        self.problems.check(self.max_bad_share)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def _located(self, index: int) -> tuple[Lines | Shard, Place]:
+        number, start, size, line = (int(value) for value in self._where[index])
+        name = str(line) if line else self._names[index]
+        return self.sources[number], Place(name, start, size)
+
+    def row(self, index: int) -> Row:
+        source, place = self._located(index)
+        return source.row(place, source.read(place))
+
+    def problem(self, index: int, error: BadRow) -> Problem:
+        source, place = self._located(index)
+        return Problem(str(source.file), place.name, error.kind, error.message)
+
+    def __getitem__(self, index: int) -> Example:
+        source, place = self._located(index)
+        row = source.row(place, source.read(place))
+        return Example(self.chat(row), [source.pictures.open(image) for image in row.images])
+
+
+def write_row(row: dict) -> str:
+    """One line of a data file. Raises BadRow for what no reader would take."""
+    check_row(row)
+    return json.dumps(row, ensure_ascii=False) + "\n"
