@@ -1,41 +1,64 @@
-"""Causal convolution with a skip: the public function."""
+"""Causal convolution with a skip and a gate: the public function."""
 
 from torch import Tensor
 
 from ..common.autocast import without_autocast
 from ..common.checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_shapes
 from ..common.device import choose
+from ..common.packed import check_packed
 from . import pytorch, reference
 
 IMPLEMENTATIONS = {"reference": reference, "pytorch": pytorch}
+PRECISIONS = ("accurate", "fast")
 
 
-def fft_conv(u: Tensor, k: Tensor, d_skip: Tensor | None = None, *, k_spectrum: Tensor | None = None) -> Tensor:
-    """Causal convolution of each channel with its own kernel, plus a skip: y_t = sum_{s <= t} k_{t-s} u_s + d u_t.
+def fft_conv(
+    u: Tensor,
+    k: Tensor,
+    d_skip: Tensor | None = None,
+    *,
+    gate: Tensor | None = None,
+    k_spectrum: Tensor | None = None,
+    precision: str = "accurate",
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """Causal convolution of each channel with its own kernel, plus a skip, gated:
+
+        y_t = gate_t (sum_{s <= t} k_{t-s} u_s + d u_t)
 
     Arguments:
         u: inputs [B, D, L], real.
         k: kernels [D, K], real, of any number of taps (taps beyond L have no effect).
         d_skip: skip weights [D], real.
+        gate: factors of the output [B, D, L], real.
         k_spectrum: `torch.fft.rfft(k, n)` [D, n / 2 + 1] for an even n of at least L + K - 1, complex, kept from an
             earlier call: it saves a transform of k. The FFT is then used, and gradients go to it instead of to k.
+        precision: "accurate", or "fast", which allows GPUs 16-bit operands in products where u has 16 bits.
+        cu_seqlens: borders [texts + 1] of texts packed into one row (B = 1), int32 or int64, from 0 to L: each text is
+            convolved alone, as if it were a row of its own.
 
     Returns: y [B, D, L] in the dtype of u. Half precision is computed in float32.
 
-    Raises TypeError for a wrong dtype and ValueError for a wrong shape or device.
+    Raises TypeError for a wrong dtype and ValueError for a wrong shape, value or device.
 
     Source: S4 (Gu et al. 2021, arXiv 2111.00396), section 2.4.
     """
     check_given("fft_conv", u=u, k=k)
-    check_shapes("fft_conv", u=(u, "B D L"), k=(k, "D K"), d_skip=(d_skip, "D"))
-    check_dtypes("fft_conv", REAL, u=u, k=k, d_skip=d_skip)
+    check_shapes("fft_conv", u=(u, "B D L"), k=(k, "D K"), d_skip=(d_skip, "D"), gate=(gate, "B D L"))
+    check_dtypes("fft_conv", REAL, u=u, k=k, d_skip=d_skip, gate=gate)
     check_dtypes("fft_conv", COMPLEX, k_spectrum=k_spectrum)
     check_not_empty("fft_conv", u=u, k=k)
+    if precision not in PRECISIONS:
+        raise ValueError(f"fft_conv: precision is {precision!r}; wanted one of {', '.join(PRECISIONS)}")
+    check_packed("fft_conv", u, cu_seqlens)
     if k_spectrum is not None:
+        if cu_seqlens is not None:
+            raise ValueError("fft_conv: k_spectrum and cu_seqlens are both given; packed texts are convolved with k")
         _check_spectrum(u, k, k_spectrum)
+    options = {"gate": gate, "k_spectrum": k_spectrum, "precision": precision, "cu_seqlens": cu_seqlens}
     run = IMPLEMENTATIONS[choose("fft_conv", u)].fft_conv
     with without_autocast(u.device):
-        return run(u, k, d_skip, k_spectrum=k_spectrum)
+        return run(u, k, d_skip, **options)
 
 
 def _check_spectrum(u: Tensor, k: Tensor, k_spectrum: Tensor) -> None:
