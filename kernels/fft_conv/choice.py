@@ -1,4 +1,4 @@
-"""Which of the three convolution algorithms runs: one function, and the measurement behind it."""
+"""Which of the convolution algorithms runs: one function, and the measurement behind it."""
 
 import torch
 
@@ -22,11 +22,25 @@ import torch
 IN_TIME_UP_TO = 32
 
 
-def choose_algorithm(L: int, D: int, B: int, dtype: torch.dtype, device: torch.device | str) -> str:
-    """`"direct"`, `"chunked"` or `"fft"` for u [B,D,L], computed in `dtype`.
+# Longest L for Toeplitz blocks by Triton's kernels; beyond it the FFT. Not measured: no GPU has been at hand.
+#
+# Counted: Toeplitz blocks take about L / 2 multiply-adds an output, once for each pair of 16-bit terms that stand for
+# a product: six in float32, two or three where u has 16 bits. An FFT by the vendor's library moves about 75 bytes an
+# output, which take as long as 4000 to 8000 such multiply-adds on an H100.
+TOEPLITZ_UP_TO = {torch.float32: 1024, torch.float16: 2048, torch.bfloat16: 2048}
+
+
+def choose_algorithm(
+    L: int, D: int, B: int, dtype: torch.dtype, device: torch.device | str, *, kernels: bool = False
+) -> str:
+    """The algorithm for u [B,D,L]: `"direct"`, `"chunked"` or `"fft"`, computed in `dtype`.
+
+    Where Triton's `kernels` run, and u has `dtype`: `"toeplitz"` or `"vendor"`, the FFT of the device's library.
 
     D and B do not move the crossover on the machine measured; they are arguments because they may on another.
     """
+    if kernels:
+        return "toeplitz" if TOEPLITZ_UP_TO[dtype] >= L else "vendor"
     if L > IN_TIME_UP_TO:
         return "fft"
     return "direct" if dtype == torch.float32 and torch.device(device).type == "cpu" else "chunked"

@@ -1,5 +1,6 @@
-"""Causal convolution with a skip and a gate: the public function."""
+"""Causal convolution with a skip and a gate: the public function, and its Triton kernels as a registered op."""
 
+import torch
 from torch import Tensor
 
 from ..common.autocast import without_autocast
@@ -7,6 +8,7 @@ from ..common.checks import COMPLEX, REAL, check_dtypes, check_given, check_not_
 from ..common.device import choose
 from ..common.packed import check_packed
 from . import pytorch, reference
+from .choice import choose_algorithm
 
 IMPLEMENTATIONS = {"reference": reference, "pytorch": pytorch}
 PRECISIONS = ("accurate", "fast")
@@ -56,9 +58,22 @@ def fft_conv(
             raise ValueError("fft_conv: k_spectrum and cu_seqlens are both given; packed texts are convolved with k")
         _check_spectrum(u, k, k_spectrum)
     options = {"gate": gate, "k_spectrum": k_spectrum, "precision": precision, "cu_seqlens": cu_seqlens}
-    run = IMPLEMENTATIONS[choose("fft_conv", u)].fft_conv
+    chosen = choose("fft_conv", u, k, d_skip, gate, k_spectrum)
     with without_autocast(u.device):
-        return run(u, k, d_skip, **options)
+        if chosen == "triton":
+            return _by_kernels(u, k, d_skip, **options)
+        return IMPLEMENTATIONS[chosen].fft_conv(u, k, d_skip, **options)
+
+
+def _by_kernels(u, k, d_skip, gate, k_spectrum, precision, cu_seqlens) -> Tensor:
+    B, D, L = u.shape
+    # Packed texts have no one length for an FFT, and what is known of k's spectrum is of use to an FFT alone.
+    form = "toeplitz" if cu_seqlens is not None else "vendor"
+    if cu_seqlens is None and k_spectrum is None:
+        form = choose_algorithm(L, D, B, u.dtype, u.device, kernels=True)
+    if form == "vendor":
+        return pytorch.fft_conv(u, k, d_skip, gate=gate, k_spectrum=k_spectrum)
+    return _fft_conv(u, k, d_skip, gate, cu_seqlens, precision == "fast")
 
 
 def _check_spectrum(u: Tensor, k: Tensor, k_spectrum: Tensor) -> None:
@@ -69,3 +84,54 @@ def _check_spectrum(u: Tensor, k: Tensor, k_spectrum: Tensor) -> None:
             f"fft_conv: k_spectrum has shape {list(k_spectrum.shape)}, for transforms of {size}; wanted "
             f"one of at least L + K - 1 = {least}, so that nothing wraps around"
         )
+
+
+@torch.library.custom_op("firebolt_vl::fft_conv", mutates_args=())
+def _fft_conv(
+    u: Tensor, k: Tensor, d_skip: Tensor | None, gate: Tensor | None, cu_seqlens: Tensor | None, fast: bool
+) -> Tensor:
+    from . import triton_toeplitz
+
+    d_skip = None if d_skip is None else d_skip.contiguous()
+    return triton_toeplitz.toeplitz(u, k, d_skip, gate, cu_seqlens, fast)
+
+
+@_fft_conv.register_fake
+def _(u, *rest):
+    return u.new_empty(u.shape)
+
+
+@torch.library.custom_op("firebolt_vl::fft_conv_backward", mutates_args=())
+def _fft_conv_backward(
+    dy: Tensor,
+    u: Tensor,
+    k: Tensor,
+    d_skip: Tensor | None,
+    gate: Tensor | None,
+    cu_seqlens: Tensor | None,
+    fast: bool,
+) -> list[Tensor]:
+    """Of u and k, and of d_skip and gate where they are given."""
+    from . import triton_toeplitz
+
+    d_skip = None if d_skip is None else d_skip.contiguous()
+    return triton_toeplitz.toeplitz_backward(dy, u, k, d_skip, gate, cu_seqlens, fast)
+
+
+@_fft_conv_backward.register_fake
+def _(dy, u, k, d_skip, gate, cu_seqlens, fast):
+    return [tensor.new_empty(tensor.shape) for tensor in (u, k, d_skip, gate) if tensor is not None]
+
+
+def _save(ctx, inputs, output) -> None:
+    *tensors, ctx.fast = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, dy):
+    *tensors, cu_seqlens = ctx.saved_tensors
+    found = iter(_fft_conv_backward(dy, *tensors, cu_seqlens, ctx.fast))
+    return *(None if tensor is None else next(found) for tensor in tensors), None, None
+
+
+_fft_conv.register_autograd(_backward, setup_context=_save)

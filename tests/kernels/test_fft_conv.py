@@ -5,6 +5,7 @@ from itertools import pairwise
 import golden
 import pytest
 import torch
+from convolutions import by_position, shapes
 from correlations import layouts
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,23 +67,13 @@ def test_the_output_is_the_originals(case):
     cotangent_layout=cotangent_layouts,
 )
 def test_each_algorithm_is_the_reference(data, algorithm, B, D, L, K, chunk, block, skip, gated, cotangent_layout):
-    shapes = [(B, D, L), (D, K), *[(B, D, L)] * gated, *[(D,)] * skip]
-    arguments = [data.draw(layouts(*shape)) for shape in shapes]
+    arguments = [data.draw(layouts(*shape)) for shape in shapes(B, D, L, K, gated, skip)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pytorch, "choose_algorithm", lambda *_: algorithm)
         patch.setattr(pytorch, "CHUNK", chunk if L // chunk < 40 else 64)
         patch.setattr(pytorch, "block_numbers", lambda device: block)
-        ours, definition = (gated_first(op, gated, skip) for op in (fft_conv, reference.fft_conv))
+        ours, definition = (by_position(op, gated, skip) for op in (fft_conv, reference.fft_conv))
         assert_same_op(ours, definition, arguments, cotangent_layout)
-
-
-def gated_first(op, gated, skip):
-    """op(u, k, gate, d_skip) by position, without what is not there."""
-
-    def run(u, k, *rest):
-        return op(u, k, rest[-1] if skip else None, gate=rest[0] if gated else None)
-
-    return run
 
 
 @given(
