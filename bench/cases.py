@@ -240,7 +240,11 @@ CONVOLUTION_CASES = (
     *(_convolution(8, 1024, L, quick=L == 512) for L in (1, 64, 512, 1000, 2048, 4096)),
     _convolution(8, 1024, 512, "gate", "fast", quick=True),
     _convolution(1, 768, 1024, "gate", texts=7),
+    *(_convolution(8, 1024, L, "gate", "spectrum") for L in (256, 512)),
+    _convolution(8, 1024, 1024, "gate", "spectrum", "fast", quick=True),
     _convolution(1, 768, 8192),
+    _convolution(4, 256, 32768, "gate", "spectrum"),
+    _convolution(4, 256, 32768, "spectrum", "fast"),
 )
 
 

@@ -82,7 +82,8 @@ def toeplitz_kernel(
 ):
     """A program COLUMNS chunks of a channel: y[:, c] = sum_m T_m x[:, c - m], T_m[i, j] = k[CHUNK m + i - j].
 
-    Error of the largest output, L = 64 to 2048: see test_precisions_of_products.
+    Error against float64, rms of the output, in Triton's interpreter with products taken apart as a GPU does, L = 500
+    to 2000: 1e-7 in bf16x6 and in float32, 4e-6 in bf16x3, 2e-3 of bfloat16 operands, 3e-4 of float16 ones.
     """
     blocks = tl.cdiv(columns, COLUMNS)
     d = (tl.program_id(0) // blocks).to(tl.int64)
@@ -310,3 +311,8 @@ def toeplitz_backward(
     if gate is not None:
         gradients.append(_convolve(u, k, d_skip, dy, chunks, gate.dtype, fast))
     return gradients
+
+
+def skip_gradient(dy: Tensor, u: Tensor, gate: Tensor | None, d_skip: Tensor) -> Tensor:
+    """Of d_skip where k is not among the tensors: the skip is one weight at lag 0."""
+    return _of_taps(dy, u, gate, _Chunks(u, None), 1, False, d_skip)[:, 0].to(d_skip.dtype, copy=True)
