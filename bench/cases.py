@@ -14,7 +14,7 @@ class Case(NamedTuple):
 
     sizes: dict[str, int]
     options: tuple[str, ...] = ()
-    """What else varies: "masks", "dropout", "truncate", "no norm", "float32 parameters"."""
+    """What else varies: "masks", "dropout", "truncate", "no norm", "float32 parameters", "gate", "fast", "spectrum"."""
     quick: bool = False
     """Whether the short selections (`--quick`, CI) have it."""
 
@@ -143,7 +143,16 @@ def _cauchy(make: Maker, case: Case) -> Inputs:
 def _fft_conv(make: Maker, case: Case) -> Inputs:
     B, D, L = (case.sizes[name] for name in ("B", "D", "L"))
     # SSM parameters and the kernels made of them are float32 in models of any dtype.
-    return Inputs((make.real(B, D, L), make.real(D, L, dtype=torch.float32), make.real(D, dtype=torch.float32)), {})
+    k, d_skip = (make.real(*shape, dtype=torch.float32) for shape in ((D, case.sizes.get("K", L)), (D,)))
+    options = {"gate": make.real(B, D, L)} if "gate" in case.options else {}
+    if "fast" in case.options:
+        options["precision"] = "fast"
+    if "spectrum" in case.options:
+        options["k_spectrum"] = make.complex(D, 2 ** max(9, (2 * L - 1).bit_length()) // 2 + 1)
+    if "texts" in case.sizes:
+        texts = case.sizes["texts"]
+        options["cu_seqlens"] = torch.arange(texts + 1, device=make.device) * L // texts
+    return Inputs((make.real(B, D, L), k, d_skip), options)
 
 
 def _diagonal_scan(make: Maker, case: Case) -> Inputs:
@@ -223,6 +232,22 @@ MODE_CASES = (
 )
 
 
+def _convolution(B: int, D: int, L: int, *options: str, quick: bool = False, **sizes: int) -> Case:
+    return Case({"B": B, "D": D, "L": L, **sizes}, options, quick)
+
+
+CONVOLUTION_CASES = (
+    *(_convolution(8, 1024, L, quick=L == 512) for L in (1, 64, 512, 1000, 2048, 4096)),
+    _convolution(8, 1024, 512, "gate", "fast", quick=True),
+    _convolution(1, 768, 1024, "gate", texts=7),
+    *(_convolution(8, 1024, L, "gate", "spectrum") for L in (256, 512)),
+    _convolution(8, 1024, 1024, "gate", "spectrum", "fast", quick=True),
+    _convolution(1, 768, 8192),
+    _convolution(4, 256, 32768, "gate", "spectrum"),
+    _convolution(4, 256, 32768, "spectrum", "fast"),
+)
+
+
 def _sequence(B: int, D: int, L: int, N: int, *options: str, quick: bool = False) -> Case:
     return Case({"B": B, "D": D, "L": L, "N": N}, options, quick)
 
@@ -233,13 +258,7 @@ OPS = {
     "film_residual": Op(_film_residual, RESIDUAL_CASES),
     "vandermonde": Op(_vandermonde, MODE_CASES, ("float32",)),
     "cauchy": Op(_cauchy, (*MODE_CASES, Case({"R": 4, "D": 1024, "N": 32, "L": 512})), ("float32",)),
-    "fft_conv": Op(
-        _fft_conv,
-        (
-            *(Case({"B": 8, "D": 1024, "L": L}, (), L == 512) for L in (1, 64, 512, 1000, 2048, 4096)),
-            Case({"B": 1, "D": 768, "L": 8192}),
-        ),
-    ),
+    "fft_conv": Op(_fft_conv, CONVOLUTION_CASES),
     "diagonal_scan": Op(
         _diagonal_scan,
         (

@@ -85,11 +85,14 @@ def _show_compilations(rows, compiling) -> None:
     print(f"{len(rows)} distinct compilations, {seconds:.0f} s of compiling")
 
 
-def crossover(dtype: str, seconds: float, longest: int) -> None:
+def crossover(dtype: str, seconds: float, longest: int, device: str) -> None:
+    from .bench.cases import HALVES_AND_FLOAT32
     from .bench.crossover import print_crossover
+    from .checkpoint import choose_device
 
-    chosen("--dtype", [dtype], ("float32", "float64"))
-    print_crossover(dtype, seconds, longest)
+    device = choose_device(device)
+    chosen("--dtype", [dtype], ("float32", "float64") if device == "cpu" else HALVES_AND_FLOAT32)
+    print_crossover(dtype, seconds, longest, device)
 
 
 def kernel_benchmarks(

@@ -321,14 +321,17 @@ def bench_answer(
 
 @benchmarks.command("crossover")
 def bench_crossover(
-    dtype: Annotated[str, typer.Option(metavar="DTYPE", help="float32 or float64.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(metavar="DTYPE", help="float32 or float64; on a GPU float32, float16 or bfloat16.")
+    ] = "float32",
     seconds: Annotated[float, typer.Option(metavar="S", help="Time for each algorithm and size.")] = 0.1,
     longest: Annotated[int, typer.Option(metavar="L", min=16, help="The longest convolution.")] = 8192,
+    device: OnDevice = Device.cpu,
 ) -> None:
-    """Time the three convolution algorithms of the CPU path: where each of them is the fastest."""
+    """Time the three convolution algorithms of a device: where each of them is the fastest."""
     from .bench_commands import crossover
 
-    crossover(dtype, seconds, longest)
+    crossover(dtype, seconds, longest, device.value)
 
 
 @app.command()

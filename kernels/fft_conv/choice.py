@@ -1,4 +1,4 @@
-"""Which of the three convolution algorithms runs: one function, and the measurement behind it."""
+"""Which of the convolution algorithms runs: one function, and the measurement behind it."""
 
 import torch
 
@@ -22,11 +22,43 @@ import torch
 IN_TIME_UP_TO = 32
 
 
-def choose_algorithm(L: int, D: int, B: int, dtype: torch.dtype, device: torch.device | str) -> str:
-    """`"direct"`, `"chunked"` or `"fft"` for u [B,D,L], computed in `dtype`.
+# Longest L for Toeplitz blocks by Triton's kernels. Not measured: no GPU has been at hand. `firebolt bench crossover
+# --device cuda` measures it where there is one.
+#
+# Counted, as 16-bit multiply-adds an output: Toeplitz blocks take L / 2 for each pair of terms that stand for a product
+# (six in float32, two or three where u has 16 bits, one with precision "fast"), and no memory worth counting. A Monarch
+# FFT takes 500 to 900 for each, six, three or one of them, and beyond one kernel 36 bytes an output. The vendor's FFT
+# takes 75 bytes. An H100 does 2000 to 4000 multiply-adds in the time of 36 bytes.
+TOEPLITZ_UP_TO = {torch.float32: 1024, torch.float16: 2048, torch.bfloat16: 2048}
+# Beyond. In float32 Monarch and the vendor's FFT come out even; the vendor's has been measured by its makers.
+BEYOND_TOEPLITZ = {torch.float32: "vendor", torch.float16: "monarch", torch.bfloat16: "monarch"}
+
+# The smallest transform of the Monarch kernels; the others are the powers of two beyond.
+SMALLEST_TRANSFORM = 512
+
+
+def choose_algorithm(
+    L: int, D: int, B: int, dtype: torch.dtype, device: torch.device | str, *, kernels: bool = False
+) -> str:
+    """The algorithm for u [B,D,L]: `"direct"`, `"chunked"` or `"fft"`, computed in `dtype`.
+
+    Where Triton's `kernels` run, and u has `dtype`: `"toeplitz"`, `"monarch"`, or `"vendor"`, the FFT of the device's
+    library.
 
     D and B do not move the crossover on the machine measured; they are arguments because they may on another.
     """
+    if kernels:
+        return "toeplitz" if TOEPLITZ_UP_TO[dtype] >= L else BEYOND_TOEPLITZ[dtype]
     if L > IN_TIME_UP_TO:
         return "fft"
     return "direct" if dtype == torch.float32 and torch.device(device).type == "cpu" else "chunked"
+
+
+def transform_size(L: int, K: int) -> int:
+    """Of the Monarch transform that convolves L inputs with K taps: nothing wraps around."""
+    return max(SMALLEST_TRANSFORM, 2 ** int(L + min(K, L) - 2).bit_length())
+
+
+def has_transform(size: int) -> bool:
+    """Whether the Monarch kernels have a transform of this size."""
+    return size >= SMALLEST_TRANSFORM and size & (size - 1) == 0

@@ -1,41 +1,100 @@
-"""Causal convolution with a skip: the public function."""
+"""Causal convolution with a skip and a gate: the public function, and its Triton kernels as a registered op."""
 
+import torch
 from torch import Tensor
 
 from ..common.autocast import without_autocast
 from ..common.checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_shapes
 from ..common.device import choose
+from ..common.packed import check_packed
 from . import pytorch, reference
+from .choice import choose_algorithm, has_transform, transform_size
 
 IMPLEMENTATIONS = {"reference": reference, "pytorch": pytorch}
+PRECISIONS = ("accurate", "fast")
 
 
-def fft_conv(u: Tensor, k: Tensor, d_skip: Tensor | None = None, *, k_spectrum: Tensor | None = None) -> Tensor:
-    """Causal convolution of each channel with its own kernel, plus a skip: y_t = sum_{s <= t} k_{t-s} u_s + d u_t.
+def fft_conv(
+    u: Tensor,
+    k: Tensor,
+    d_skip: Tensor | None = None,
+    *,
+    gate: Tensor | None = None,
+    k_spectrum: Tensor | None = None,
+    precision: str = "accurate",
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """Causal convolution of each channel with its own kernel, plus a skip, gated:
+
+        y_t = gate_t (sum_{s <= t} k_{t-s} u_s + d u_t)
 
     Arguments:
         u: inputs [B, D, L], real.
         k: kernels [D, K], real, of any number of taps (taps beyond L have no effect).
         d_skip: skip weights [D], real.
+        gate: factors of the output [B, D, L], real.
         k_spectrum: `torch.fft.rfft(k, n)` [D, n / 2 + 1] for an even n of at least L + K - 1, complex, kept from an
-            earlier call: it saves a transform of k. The FFT is then used, and gradients go to it instead of to k.
+            earlier call: it saves a transform of k. The FFT is then used, and gradients go to it instead of to k. On a
+            GPU it is a Triton kernel where n is a power of two from 512 on, and else the device's library.
+        precision: "accurate", or "fast": where u has 16 bits, operands of products on a GPU may have 16 too. The error
+            is then, rms of the output, 2e-3 to 5e-3 in bfloat16 and 3e-4 to 6e-4 in float16, where rounding the output
+            takes 2e-3 and 2e-4. Taps of float16 end at 65504.
+        cu_seqlens: borders [texts + 1] of texts packed into one row (B = 1), int32 or int64, from 0 to L: each text is
+            convolved alone, as if it were a row of its own.
 
     Returns: y [B, D, L] in the dtype of u. Half precision is computed in float32.
 
-    Raises TypeError for a wrong dtype and ValueError for a wrong shape or device.
+    Raises TypeError for a wrong dtype and ValueError for a wrong shape, value or device.
 
     Source: S4 (Gu et al. 2021, arXiv 2111.00396), section 2.4.
     """
     check_given("fft_conv", u=u, k=k)
-    check_shapes("fft_conv", u=(u, "B D L"), k=(k, "D K"), d_skip=(d_skip, "D"))
-    check_dtypes("fft_conv", REAL, u=u, k=k, d_skip=d_skip)
+    check_shapes("fft_conv", u=(u, "B D L"), k=(k, "D K"), d_skip=(d_skip, "D"), gate=(gate, "B D L"))
+    check_dtypes("fft_conv", REAL, u=u, k=k, d_skip=d_skip, gate=gate)
     check_dtypes("fft_conv", COMPLEX, k_spectrum=k_spectrum)
     check_not_empty("fft_conv", u=u, k=k)
+    if precision not in PRECISIONS:
+        raise ValueError(f"fft_conv: precision is {precision!r}; wanted one of {', '.join(PRECISIONS)}")
+    check_packed("fft_conv", u, cu_seqlens)
     if k_spectrum is not None:
+        if cu_seqlens is not None:
+            raise ValueError("fft_conv: k_spectrum and cu_seqlens are both given; packed texts are convolved with k")
         _check_spectrum(u, k, k_spectrum)
-    run = IMPLEMENTATIONS[choose("fft_conv", u)].fft_conv
+    options = {"gate": gate, "k_spectrum": k_spectrum, "precision": precision, "cu_seqlens": cu_seqlens}
+    chosen = choose("fft_conv", u, k, d_skip, gate, k_spectrum)
     with without_autocast(u.device):
-        return run(u, k, d_skip, k_spectrum=k_spectrum)
+        if chosen == "triton":
+            return convolve_by(_choose_form(u, k_spectrum, cu_seqlens), u, k, d_skip, **options)
+        return IMPLEMENTATIONS[chosen].fft_conv(u, k, d_skip, **options)
+
+
+def _choose_form(u: Tensor, k_spectrum: Tensor | None, cu_seqlens: Tensor | None) -> str:
+    if cu_seqlens is not None:
+        return "toeplitz"  # texts have no one length that an FFT could have
+    if k_spectrum is not None:
+        return "monarch" if has_transform(2 * (k_spectrum.shape[-1] - 1)) else "vendor"
+    B, D, L = u.shape
+    return choose_algorithm(L, D, B, u.dtype, u.device, kernels=True)
+
+
+def convolve_by(
+    form: str,
+    u: Tensor,
+    k: Tensor,
+    d_skip: Tensor | None = None,
+    *,
+    gate: Tensor | None = None,
+    k_spectrum: Tensor | None = None,
+    precision: str = "accurate",
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """`fft_conv` where Triton's kernels run, by "toeplitz", "monarch" or "vendor"."""
+    if form == "vendor":
+        return pytorch.fft_conv(u, k, d_skip, gate=gate, k_spectrum=k_spectrum)
+    if form == "monarch":
+        L, taps = u.shape[-1], k.shape[-1]
+        k = torch.fft.rfft(k[:, :L].float(), transform_size(L, taps)) if k_spectrum is None else k_spectrum
+    return _fft_conv(u, k, d_skip, gate, cu_seqlens, precision == "fast")
 
 
 def _check_spectrum(u: Tensor, k: Tensor, k_spectrum: Tensor) -> None:
@@ -46,3 +105,61 @@ def _check_spectrum(u: Tensor, k: Tensor, k_spectrum: Tensor) -> None:
             f"fft_conv: k_spectrum has shape {list(k_spectrum.shape)}, for transforms of {size}; wanted "
             f"one of at least L + K - 1 = {least}, so that nothing wraps around"
         )
+
+
+@torch.library.custom_op("firebolt_vl::fft_conv", mutates_args=())
+def _fft_conv(
+    u: Tensor, k: Tensor, d_skip: Tensor | None, gate: Tensor | None, cu_seqlens: Tensor | None, fast: bool
+) -> Tensor:
+    """By Toeplitz blocks of k [D, K], or by Monarch FFT where k is a spectrum [D, N / 2 + 1], complex."""
+    from . import triton_monarch, triton_toeplitz
+
+    d_skip = None if d_skip is None else d_skip.contiguous()
+    if k.is_complex():
+        return triton_monarch.monarch(u, k, d_skip, gate, fast)
+    return triton_toeplitz.toeplitz(u, k, d_skip, gate, cu_seqlens, fast)
+
+
+@_fft_conv.register_fake
+def _(u, *rest):
+    return u.new_empty(u.shape)
+
+
+@torch.library.custom_op("firebolt_vl::fft_conv_backward", mutates_args=())
+def _fft_conv_backward(
+    dy: Tensor,
+    u: Tensor,
+    k: Tensor,
+    d_skip: Tensor | None,
+    gate: Tensor | None,
+    cu_seqlens: Tensor | None,
+    fast: bool,
+) -> list[Tensor]:
+    """Of u and k, and of d_skip and gate where they are given."""
+    from . import triton_monarch, triton_toeplitz
+
+    d_skip = None if d_skip is None else d_skip.contiguous()
+    if not k.is_complex():
+        return triton_toeplitz.toeplitz_backward(dy, u, k, d_skip, gate, cu_seqlens, fast)
+    du, dk, dgate = triton_monarch.monarch_backward(dy, u, k, d_skip, gate, fast)
+    of_skip = None if d_skip is None else triton_toeplitz.skip_gradient(dy, u, gate, d_skip)
+    return [gradient for gradient in (du, dk, of_skip, dgate) if gradient is not None]
+
+
+@_fft_conv_backward.register_fake
+def _(dy, u, k, d_skip, gate, cu_seqlens, fast):
+    return [tensor.new_empty(tensor.shape) for tensor in (u, k, d_skip, gate) if tensor is not None]
+
+
+def _save(ctx, inputs, output) -> None:
+    *tensors, ctx.fast = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, dy):
+    *tensors, cu_seqlens = ctx.saved_tensors
+    found = iter(_fft_conv_backward(dy, *tensors, cu_seqlens, ctx.fast))
+    return *(None if tensor is None else next(found) for tensor in tensors), None, None
+
+
+_fft_conv.register_autograd(_backward, setup_context=_save)

@@ -13,22 +13,45 @@ from .choice import choose_algorithm
 CHUNK = 32
 
 
-def fft_conv(u: Tensor, k: Tensor, d_skip: Tensor | None = None, *, k_spectrum: Tensor | None = None) -> Tensor:
-    """y_t = sum_{s <= t} k_{t-s} u_s + d u_t by the algorithm that `choose_algorithm` names."""
-    dtype = compute_dtype(u, k, d_skip, k_spectrum)
-    batch, width, L = u.shape
+def fft_conv(
+    u: Tensor,
+    k: Tensor,
+    d_skip: Tensor | None = None,
+    *,
+    gate: Tensor | None = None,
+    k_spectrum: Tensor | None = None,
+    precision: str = "accurate",
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """y_t = gate_t (sum_{s <= t} k_{t-s} u_s + d u_t) by the algorithm that `choose_algorithm` names.
+
+    Everything is computed in float32 or wider, whatever `precision` allows. Packed texts are convolved one by one.
+    """
+    dtype = compute_dtype(u, k, d_skip, gate, k_spectrum)
     x = u.to(dtype)
     if k_spectrum is not None:
         size = 2 * (k_spectrum.shape[-1] - 1)
         spectrum = k_spectrum if d_skip is None else k_spectrum + d_skip.to(dtype).unsqueeze(-1)
-        y = torch.fft.irfft(torch.fft.rfft(x, n=size) * spectrum, n=size)[..., :L]
-        return y.to(u.dtype)
-    k = k[:, :L].to(dtype)
-    if d_skip is not None:
-        # The skip is one more weight at lag 0.
-        k = torch.cat([k[:, :1] + d_skip.to(dtype).unsqueeze(-1), k[:, 1:]], -1)
-    algorithm = choose_algorithm(L, width, batch, dtype, u.device)
-    return ALGORITHMS[algorithm](x, k).to(u.dtype)
+        y = torch.fft.irfft(torch.fft.rfft(x, n=size) * spectrum, n=size)[..., : u.shape[-1]]
+    else:
+        k = k[:, : u.shape[-1]].to(dtype)
+        if d_skip is not None:
+            # The skip is one more weight at lag 0.
+            k = torch.cat([k[:, :1] + d_skip.to(dtype).unsqueeze(-1), k[:, 1:]], -1)
+        if cu_seqlens is None:
+            y = _convolve(x, k)
+        else:
+            # `split`, so that the gradients of the texts are put side by side, not each among zeros.
+            texts = x.split(cu_seqlens.diff().tolist(), -1)
+            y = torch.cat([_convolve(text, k[:, : text.shape[-1]]) for text in texts if text.shape[-1]], -1)
+    if gate is not None:
+        y = y * gate
+    return y.to(u.dtype)
+
+
+def _convolve(u: Tensor, k: Tensor) -> Tensor:
+    batch, width, L = u.shape
+    return ALGORITHMS[choose_algorithm(L, width, batch, u.dtype, u.device)](u, k)
 
 
 def convolve_direct(u: Tensor, k: Tensor) -> Tensor:

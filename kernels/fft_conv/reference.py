@@ -1,4 +1,6 @@
-"""Causal convolution with a skip: the definition, by the dense Toeplitz matrix."""
+"""Causal convolution with a skip and a gate: the definition, by the dense Toeplitz matrix."""
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -6,14 +8,36 @@ from torch import Tensor
 from ..common.dtypes import compute_dtype
 
 
-def fft_conv(u: Tensor, k: Tensor, d_skip: Tensor | None = None, *, k_spectrum: Tensor | None = None) -> Tensor:
-    """y_t = sum_{s <= t} k_{t-s} u_s + d u_t.  `k_spectrum` is a short cut for other implementations; not used here."""
-    dtype = compute_dtype(u, k, d_skip)
+def fft_conv(
+    u: Tensor,
+    k: Tensor,
+    d_skip: Tensor | None = None,
+    *,
+    gate: Tensor | None = None,
+    k_spectrum: Tensor | None = None,
+    precision: str = "accurate",
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """y_t = gate_t (sum_{s <= t} k_{t-s} u_s + d u_t), for each text alone.
+
+    `k_spectrum` and `precision` are for other implementations; they change nothing here.
+    """
+    dtype = compute_dtype(u, k, d_skip, gate)
+    if cu_seqlens is None:
+        y = _convolve(u, k, d_skip, dtype)
+    else:
+        borders = cu_seqlens.tolist()
+        texts = [u[..., start:end] for start, end in pairwise(borders)]
+        y = torch.cat([_convolve(text, k, d_skip, dtype) for text in texts], -1)
+    if gate is not None:
+        y = y * gate
+    return y.to(u.dtype)
+
+
+def _convolve(u: Tensor, k: Tensor, d_skip: Tensor | None, dtype: torch.dtype) -> Tensor:
     L, taps = u.shape[-1], k.shape[-1]
     steps = torch.arange(L, device=u.device)
     lags = steps[:, None] - steps[None, :]  # [t, s]
     toeplitz = k.to(dtype)[:, lags.clamp(0, taps - 1)] * ((lags >= 0) & (lags < taps))  # [D, t, s]
     y = torch.einsum("dts,bds->bdt", toeplitz, u.to(dtype))
-    if d_skip is not None:
-        y = y + d_skip.to(dtype).unsqueeze(-1) * u
-    return y.to(u.dtype)
+    return y if d_skip is None else y + d_skip.to(dtype).unsqueeze(-1) * u

@@ -1,8 +1,11 @@
 """fft_conv: causal convolution by three algorithms."""
 
+from itertools import pairwise
+
 import golden
 import pytest
 import torch
+from convolutions import by_position, shapes
 from correlations import layouts
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +20,7 @@ from sequences import (
 )
 
 from firebolt_vl.kernels import fft_conv, reference
+from firebolt_vl.kernels.common.device import use_implementation
 from firebolt_vl.kernels.fft_conv import pytorch
 from firebolt_vl.kernels.fft_conv.choice import IN_TIME_UP_TO, choose_algorithm
 
@@ -25,19 +29,22 @@ EACH = pytest.mark.parametrize("algorithm", pytorch.ALGORITHMS)
 IN_TIME = pytest.mark.parametrize("algorithm", ["direct", "chunked"])
 
 
-def loop(u, k, d_skip):
+def loop(u, k, d_skip, gate=None):
     y = torch.zeros_like(u)
     for t in range(u.shape[-1]):
         for lag in range(min(t + 1, k.shape[-1])):
             y[..., t] += k[:, lag] * u[..., t - lag]
-    return y + d_skip[:, None] * u
+    y = y + d_skip[:, None] * u
+    return y if gate is None else gate * y
 
 
 @BOTH
 @pytest.mark.parametrize(("L", "K"), [(1, 1), (7, 7), (6, 3), (4, 9), (70, 70)])
 def test_the_output_is_that_of_the_sum_written_out(op, L, K):
     u, k, d_skip = torch.randn(2, 3, L).double(), torch.randn(3, K).double(), torch.randn(3).double()
+    gate = torch.randn(2, 3, L).double()
     assert_close(op(u, k, d_skip), loop(u, k, d_skip), relative=1e-12)
+    assert_close(op(u, k, d_skip, gate=gate), loop(u, k, d_skip, gate), relative=1e-12)
 
 
 @pytest.mark.parametrize("case", [case for case in golden.case_names("s4d_kernel") if case.startswith("ss")])
@@ -56,15 +63,44 @@ def test_the_output_is_the_originals(case):
     chunk=st.sampled_from([1, 4, 16, 64]),
     block=st.sampled_from([1, 2**8, 2**17]),
     skip=st.booleans(),
+    gated=st.booleans(),
     cotangent_layout=cotangent_layouts,
 )
-def test_each_algorithm_is_the_reference(data, algorithm, B, D, L, K, chunk, block, skip, cotangent_layout):
-    arguments = [data.draw(layouts(*shape)) for shape in ((B, D, L), (D, K), (D,))]
+def test_each_algorithm_is_the_reference(data, algorithm, B, D, L, K, chunk, block, skip, gated, cotangent_layout):
+    arguments = [data.draw(layouts(*shape)) for shape in shapes(B, D, L, K, gated, skip)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pytorch, "choose_algorithm", lambda *_: algorithm)
         patch.setattr(pytorch, "CHUNK", chunk if L // chunk < 40 else 64)
         patch.setattr(pytorch, "block_numbers", lambda device: block)
-        assert_same_op(fft_conv, reference.fft_conv, arguments[: 2 + skip], cotangent_layout)
+        ours, definition = (by_position(op, gated, skip) for op in (fft_conv, reference.fft_conv))
+        assert_same_op(ours, definition, arguments, cotangent_layout)
+
+
+@given(
+    data=st.data(),
+    lengths_of_texts=st.lists(st.sampled_from([0, 1, 2, 5, 31, 32, 33, 70]), min_size=1, max_size=5).filter(any),
+    K=st.sampled_from([1, 3, 33, 70, 100]),
+    dtype=st.sampled_from([torch.int32, torch.int64]),
+    gated=st.booleans(),
+)
+def test_packed_texts_are_convolved_each_alone(data, lengths_of_texts, K, dtype, gated):
+    L = sum(lengths_of_texts)
+    u, k, gate, d_skip = (data.draw(layouts(*shape)) for shape in ((1, 3, L), (3, K), (1, 3, L), (3,)))
+    cu_seqlens = torch.tensor([0, *lengths_of_texts]).cumsum(0).to(dtype)
+
+    def packed(u, k, d_skip, *gate):
+        return fft_conv(u, k, d_skip, gate=gate[0] if gate else None, cu_seqlens=cu_seqlens)
+
+    def separate(u, k, d_skip, *gate):
+        y, ends = [], cu_seqlens.tolist()
+        for text in (slice(start, end) for start, end in pairwise(ends) if end > start):
+            y.append(fft_conv(u[..., text], k, d_skip, gate=gate[0][..., text] if gate else None))
+        return torch.cat(y, -1)
+
+    arguments = (u, k, d_skip, gate)[: 3 + gated]
+    assert_same_op(packed, separate, arguments)
+    with use_implementation("reference"):
+        assert_same_op(packed, separate, arguments)
 
 
 @EACH
@@ -170,10 +206,11 @@ def test_a_row_does_not_depend_on_the_other_rows(algorithm, data, L):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("L", [9, 100])
 def test_half_inputs_are_computed_in_float32(dtype, L):
-    u, k, d_skip = torch.randn(2, 3, L, dtype=dtype), torch.randn(3, L), torch.randn(3)
-    y = fft_conv(u, k, d_skip)
-    assert y.dtype == dtype
-    assert torch.equal(y, fft_conv(u.float(), k, d_skip).to(dtype))
+    u, k, d_skip, gate = torch.randn(2, 3, L, dtype=dtype), torch.randn(3, L), torch.randn(3), torch.randn(2, 3, L)
+    for precision in ("accurate", "fast"):
+        y = fft_conv(u, k, d_skip, gate=gate, precision=precision)
+        assert y.dtype == dtype
+        assert torch.equal(y, fft_conv(u.float(), k, d_skip, gate=gate).to(dtype))
     found = outputs_and_gradients(fft_conv, (u, k.to(dtype), d_skip.to(dtype)))
     assert [tensor.dtype for tensor in found] == 4 * [dtype]
 
@@ -225,6 +262,17 @@ def test_the_choice_names_an_algorithm_and_only_the_fft_grows_slower_than_the_sq
         ({"k_spectrum": torch.randn(2, 9, dtype=torch.cfloat)}, ValueError, r"k_spectrum has shape \[2, 9\]"),
         ({"k_spectrum": torch.randn(3, 8, dtype=torch.cfloat)}, ValueError, r"at least L \+ K - 1 = 15"),
         ({"k": torch.randn(3, 8, device="meta")}, ValueError, "k is on meta; wanted on cpu, where u is"),
+        ({"gate": torch.randn(2, 3, 7)}, ValueError, r"gate has shape \[2, 3, 7\]; wanted \[B D L\] with B = 2"),
+        ({"gate": torch.ones(2, 3, 8, dtype=torch.bool)}, TypeError, "gate is bool"),
+        ({"precision": "tf32"}, ValueError, "precision is 'tf32'; wanted one of accurate, fast"),
+        ({"cu_seqlens": torch.tensor([0, 8])}, ValueError, "u has 2 rows; wanted one"),
+        ({"u": torch.randn(1, 3, 8), "cu_seqlens": torch.tensor([0, 9])}, ValueError, r"rise from 0 to L = 8"),
+        (
+            {"u": torch.randn(1, 3, 8), "cu_seqlens": torch.tensor([0, 8])}
+            | {"k_spectrum": torch.fft.rfft(torch.ones(3, 16))},
+            ValueError,
+            "k_spectrum and cu_seqlens are both given",
+        ),
     ],
 )
 def test_bad_arguments_are_named(change, error, message):

@@ -7,10 +7,11 @@ import sys
 
 import pytest
 import torch
+from convolutions import by_position, shapes
 from triton_kernels import by_triton, check_against_definition
 
 from firebolt_vl.cmm import CMMConfig, CrossModalModulator
-from firebolt_vl.kernels import correlation_context, film_residual, grounded_film
+from firebolt_vl.kernels import correlation_context, fft_conv, film_residual, grounded_film, reference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -88,6 +89,53 @@ def test_the_modulator_compiles_by_inductor_into_one_graph():
     torch.manual_seed(0)
     cmm, text, grids = layer().eval(), torch.randn(2, 64, 256, device="cuda"), torch.randn(2, 5, 192, device="cuda")
     torch.testing.assert_close(torch.compile(cmm, fullgraph=True)(text, grids), cmm(text, grids), rtol=1e-3, atol=1e-4)
+
+
+def convolutions(dtype=torch.bfloat16):
+    """name -> (op, tensors, cotangents, definition): each form at a size that it is chosen for, and packed texts."""
+    sizes = {"toeplitz": (4, 64, 700), "fft": (3, 16, 5000), "packed": (1, 16, 1500)}
+    borders = torch.tensor([0, 3, 3, 1000, 1500])
+    cases = {}
+    for name, (B, D, L) in sizes.items():
+        options = {"cu_seqlens": borders.cuda()} if name == "packed" else {}
+        tensors = [torch.randn(size) for size in shapes(B, D, L, L, gated=True, skip=True)]
+        tensors = [tensors[0].to(dtype), tensors[1], tensors[2].to(dtype), tensors[3]]
+        ours, definition = (by_position(op, True, True, **options) for op in (fft_conv, reference.fft_conv))
+        cases[name] = (ours, tensors, [torch.randn(B, D, L)], definition)
+    return cases
+
+
+@pytest.mark.parametrize("name", ["toeplitz", "fft", "packed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_convolutions_of_real_sizes_are_within_the_budget_and_repeat(name, dtype):
+    torch.manual_seed(0)
+    op, tensors, cotangents, definition = convolutions(dtype)[name]
+    first = check_against_definition(op, tensors, cotangents, definition=definition)
+    for again, once in zip(by_triton(op, tensors, cotangents), first):
+        assert torch.equal(again, once)
+
+
+@pytest.mark.parametrize("name", ["toeplitz", "fft", "packed"])
+def test_a_convolution_is_captured_into_a_graph(name):
+    """Borders of texts are read on the device alone."""
+    op, tensors, _, _ = convolutions()[name]
+    leaves = [tensor.cuda().requires_grad_() for tensor in tensors]
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            torch.autograd.grad(op(*leaves).sum(), leaves)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = op(*leaves)
+        found = torch.autograd.grad(y.sum(), leaves)
+    with torch.no_grad():
+        leaves[0].copy_(torch.randn_like(leaves[0]))
+    graph.replay()
+    wanted = op(*leaves)
+    torch.testing.assert_close(y, wanted)
+    for ours, theirs in zip(found, torch.autograd.grad(wanted.sum(), leaves)):
+        torch.testing.assert_close(ours, theirs)
 
 
 SANITIZED = """

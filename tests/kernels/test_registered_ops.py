@@ -1,14 +1,18 @@
 """The Triton ops as PyTorch sees them: schemas, fake tensors, autograd, torch.compile, autocast."""
 
+import importlib
+
 import pytest
 import torch
 from triton_kernels import DEVICE, MARKS
 
 from firebolt_vl.cmm import CMMConfig, CrossModalModulator
-from firebolt_vl.kernels import cauchy, correlation_context, film_residual, grounded_film, vandermonde
+from firebolt_vl.kernels import cauchy, correlation_context, fft_conv, film_residual, grounded_film, vandermonde
 from firebolt_vl.kernels.common.device import use_implementation
 
 pytestmark = MARKS
+# By its name: as an attribute of the package, `fft_conv` is the function.
+convolution = importlib.import_module("firebolt_vl.kernels.fft_conv.op")
 
 
 def tensors(*shapes, dtype=torch.float32):
@@ -26,6 +30,8 @@ def calls(G=5, dtype=torch.float32):
     seed = torch.tensor(3, device=DEVICE)
     (c,) = tensors((3, 5), dtype=torch.complex64)
     log_z = torch.complex(-torch.rand(3, 5, device=DEVICE), torch.randn(3, 5, device=DEVICE)).requires_grad_()
+    u, taps, gates, spectrum = convolution_tensors(dtype)
+    borders = torch.tensor([0, 4, 4, 9], device=DEVICE)
     ops = torch.ops.firebolt_vl
     return {
         "correlation_context": (ops.correlation_context, (q, k, v, *options, seed)),
@@ -34,12 +40,19 @@ def calls(G=5, dtype=torch.float32):
         "film_residual_norm": (ops.film_residual_norm, (y, x, w, table, bias, gate, ln_weight, ln_bias, 1e-5)),
         "vandermonde": (ops.vandermonde, (c, log_z, 37)),
         "cauchy": (ops.cauchy, (*tensors((3, 2, 5), (7,), dtype=torch.complex64), log_z)),
+        "fft_conv": (ops.fft_conv, (u, taps, bias[:3], gates, None, False)),
+        "fft_conv of packed texts": (ops.fft_conv, (u[:1], taps, None, None, borders, False)),
+        "fft_conv by a spectrum": (ops.fft_conv, (u, spectrum, bias[:3], gates, None, False)),
     }
 
 
-@pytest.mark.parametrize(
-    "name", ["correlation_context", "grounded_film", "film_residual", "film_residual_norm", "vandermonde", "cauchy"]
-)
+def convolution_tensors(dtype=torch.float32):
+    """u, k, gate and a spectrum."""
+    u, gate = tensors((2, 3, 9), (2, 3, 9), dtype=dtype)
+    return u, *tensors((3, 5)), gate, *tensors((3, 257), dtype=torch.complex64)
+
+
+@pytest.mark.parametrize("name", calls())
 def test_opcheck_passes(name):
     op, arguments = calls()[name]
     torch.library.opcheck(op, arguments)
@@ -55,6 +68,29 @@ def test_an_op_of_complex_numbers_compiles_into_one_graph(name):
 
     with use_implementation("triton"):
         found, wanted = torch.compile(run, fullgraph=True, backend="aot_eager")(first, *rest), run(first, *rest)
+        torch.testing.assert_close(found, wanted)
+        cotangent = torch.randn_like(wanted)
+        for ours, theirs in zip(*(torch.autograd.grad(outputs, leaves, cotangent) for outputs in (found, wanted))):
+            torch.testing.assert_close(ours, theirs)
+
+
+ON_A_GPU = pytest.mark.skipif(DEVICE == "cpu", reason="on a CPU the values of borders are checked")
+
+
+@pytest.mark.parametrize("form", ["toeplitz", pytest.param("packed", marks=ON_A_GPU), "monarch", "vendor"])
+def test_a_convolution_compiles_into_one_graph(form, monkeypatch):
+    monkeypatch.setattr(convolution, "choose_algorithm", lambda *_, **__: form)
+    u, k, gate, _ = convolution_tensors()
+    leaves = [u, k, gate]
+
+    def run(u, k, gate):
+        if form == "packed":
+            u, gate, cu_seqlens = u[:1], gate[:1], torch.tensor([0, 4, 9], device=DEVICE)
+            return fft_conv(2 * u, k, gate=gate, cu_seqlens=cu_seqlens)
+        return fft_conv(2 * u.mT.contiguous().mT, k, gate=gate)
+
+    with use_implementation("triton"):
+        found, wanted = torch.compile(run, fullgraph=True, backend="aot_eager")(*leaves), run(*leaves)
         torch.testing.assert_close(found, wanted)
         cotangent = torch.randn_like(wanted)
         for ours, theirs in zip(*(torch.autograd.grad(outputs, leaves, cotangent) for outputs in (found, wanted))):
