@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tiny_models import make_model, make_processor
 from torch import nn
 from trainings import config, losses, run, steps, told, weights, write_start
+from transformers import Lfm2ForCausalLM
 
 from firebolt_vl.cmm.precision import WideParameters
 from firebolt_vl.model import FireboltForConditionalGeneration, FireboltProcessor
@@ -74,6 +75,33 @@ def test_the_model_that_comes_out_is_one_of_transformers(folder):
     assert model.generate(**inputs, max_new_tokens=2).shape[1] == inputs["input_ids"].shape[1] + 2
     assert (out / "loss.png").stat().st_size > 5000
     assert not list(out.glob(".*"))
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "random"])
+def test_a_new_model_is_put_between_backbones(folder, trained):
+    """As in stage 1: of trained ones only the connector changes."""
+    small, tokenizer = make_model(), make_processor(tokenizer={"model_max_length": 512}).tokenizer
+    sizes = small.config
+    if trained:
+        decoder = Lfm2ForCausalLM(sizes.text_config)
+        decoder.model.load_state_dict(small.model.language_model.state_dict())
+        decoder.save_pretrained(folder / "decoder")
+        tokenizer.save_pretrained(folder / "decoder")
+        small.model.vision_tower.save_pretrained(folder / "vision")
+        keys = {"decoder": str(folder / "decoder"), "vision": str(folder / "vision")}
+    else:
+        tokenizer.save_pretrained(folder / "tokenizer")
+        described = {name: getattr(sizes, name).to_dict() for name in ("text_config", "vision_config")}
+        keys = {"architecture": described, "tokenizer": str(folder / "tokenizer")}
+    out = run(folder, model=None, connector="cross_attend", cmm={"heads": 2, "head_dim": 8}, **keys)
+    model, processor = (kind.from_pretrained(out) for kind in (FireboltForConditionalGeneration, FireboltProcessor))
+    assert model.config.connector == "cross_attend"
+    assert "<|im_start|>" in processor.chat_template
+    assert processor.image_processor.size["height"] == 32
+    if trained:
+        for part in ("language_model", "vision_tower"):
+            for name, tensor in getattr(small.model, part).state_dict().items():
+                assert torch.equal(getattr(model.model, part).state_dict()[name], tensor)
 
 
 def test_the_loss_is_that_of_the_model_times_the_answer_tokens(folder):
