@@ -4,6 +4,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from .configuration_firebolt import FireboltConfig
+from .foveated import FoveatedVLM, FoveatedVLMConfig
 from .grounding import Grounding
 from .image_processing_firebolt import FireboltImageProcessor
 from .modeling_firebolt import FireboltForConditionalGeneration, FireboltModel
@@ -20,6 +21,11 @@ AutoImageProcessor.register(
 )
 AutoProcessor.register(FireboltConfig, FireboltProcessor)
 
+AutoConfig.register(FoveatedVLMConfig.model_type, FoveatedVLMConfig)
+AutoModel.register(FoveatedVLMConfig, FoveatedVLM)
+AutoModelForImageTextToText.register(FoveatedVLMConfig, FoveatedVLM)
+MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[FoveatedVLMConfig.model_type] = FoveatedVLM.__name__
+
 __all__ = [
     "CHAT_TEMPLATE",
     "FireboltConfig",
@@ -27,5 +33,7 @@ __all__ = [
     "FireboltImageProcessor",
     "FireboltModel",
     "FireboltProcessor",
+    "FoveatedVLM",
+    "FoveatedVLMConfig",
     "Grounding",
 ]
