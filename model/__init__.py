@@ -4,7 +4,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from .configuration_firebolt import FireboltConfig
-from .foveated import FoveatedVLM, FoveatedVLMConfig
+from .foveated import FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
 from .grounding import Grounding
 from .image_processing_firebolt import FireboltImageProcessor
 from .modeling_firebolt import FireboltForConditionalGeneration, FireboltModel
@@ -25,6 +25,10 @@ AutoConfig.register(FoveatedVLMConfig.model_type, FoveatedVLMConfig)
 AutoModel.register(FoveatedVLMConfig, FoveatedVLM)
 AutoModelForImageTextToText.register(FoveatedVLMConfig, FoveatedVLM)
 MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[FoveatedVLMConfig.model_type] = FoveatedVLM.__name__
+AutoImageProcessor.register(
+    FoveatedVLMConfig, image_processor_classes={"pil": FoveatedImageProcessor, "torchvision": FoveatedImageProcessor}
+)
+AutoProcessor.register(FoveatedVLMConfig, FoveatedProcessor)
 
 __all__ = [
     "CHAT_TEMPLATE",
@@ -33,6 +37,8 @@ __all__ = [
     "FireboltImageProcessor",
     "FireboltModel",
     "FireboltProcessor",
+    "FoveatedImageProcessor",
+    "FoveatedProcessor",
     "FoveatedVLM",
     "FoveatedVLMConfig",
     "Grounding",
