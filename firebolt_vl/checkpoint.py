@@ -173,11 +173,11 @@ def load(folder: Path, device: str) -> Loaded:
         processor = _original_processor(folder) if original else _processor(folder)
     except Exception as error:  # whatever a foreign file may provoke in the libraries that read it
         raise Failure(f"checkpoint {folder} cannot be loaded: {first_line(error)}") from None
-    _check_report(folder, report)
+    check_report(folder, report)
     return Loaded(model.eval().to(device), processor, original)
 
 
-def _check_report(folder: Path, report: dict) -> None:
+def check_report(folder: Path, report: dict) -> None:
     """A tensor that is missing, left over or of another shape would leave a model that answers nonsense."""
     if mismatched := sorted(report["mismatched_keys"]):
         name, found, wanted = mismatched[0]

@@ -48,6 +48,21 @@ class VisualTokens:
     coarse: Tensor | None = None
     attention: Tensor | None = None
 
+    def maps(self) -> Tensor:
+        """Where each query looked, [B,T,h,w]: the share of each patch of a square frame, 0 where there is no frame.
+
+        Mean over the layers and heads of the weights of the patches, without the class token, scaled to a sum of 1:
+        what the query weighed, which need not be what the answer rests on.
+        """
+        if self.attention is None:
+            raise ValueError("attention: there is none; get_visual_tokens makes it with return_attention=True")
+        patches = self.attention[..., 1:].mean(dim=(2, 3))
+        side = round(patches.shape[-1] ** 0.5)
+        if side * side != patches.shape[-1]:
+            raise ValueError(f"attention: {patches.shape[-1]} patches came, those of a square frame are wanted")
+        shares = patches / patches.sum(-1, keepdim=True).clamp(min=torch.finfo(patches.dtype).tiny)
+        return shares.unflatten(-1, (side, side))
+
 
 @dataclass
 class FoveatedOutput(CausalLMOutputWithPast):

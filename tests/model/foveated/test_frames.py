@@ -171,6 +171,29 @@ def test_attention_adds_up_and_points_where_the_query_looks(mode, deep):
         assert_close(getattr(visual, name), getattr(plain, name), relative=ROUNDING)
 
 
+def test_the_map_points_at_the_patch_that_holds_what_the_query_seeks():
+    """Rows of the map run from the top, columns from the left."""
+    model = make_foveated(deep_query=False)
+    layer = model.encoder.layers[-1]
+    with torch.no_grad():
+        frames = torch.randn(1, 1, 3, 28, 28)
+        features = model.encoder.remember(frames[0], deep=False, return_features=True).features[0]
+        keys = layer.attention.k_proj(layer.norm1(features))  # [5,24]
+        for patch in range(4):
+            alike = keys[1 + patch] - keys.mean(0)
+            model.q_static.copy_(
+                10 * torch.linalg.lstsq(model.encoder.query_input_proj.weight, alike[:, None]).solution.T
+            )
+            maps = model.get_visual_tokens(frames, mode="coarse_only", return_attention=True).maps()
+            assert maps.shape == (1, 1, 2, 2)
+            assert_close(maps.sum(), torch.tensor(1.0), relative=1e-5)
+            scores = keys @ model.encoder.query_input_proj(model.q_static)[0]
+            heads = (keys * model.encoder.query_input_proj(model.q_static)).unflatten(-1, (3, 8)).sum(-1) / 8**0.5
+            wanted = heads.softmax(0).mean(1)[1:]
+            assert_close(maps.flatten(), wanted / wanted.sum(), relative=1e-4)
+            assert scores.numel() == 5
+
+
 def test_the_queries_of_a_frame_come_from_the_frames_before_it():
     """Another third frame moves no query up to its own, and all after it."""
     model, inputs = model_of(), make_frames([5])
