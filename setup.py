@@ -54,6 +54,8 @@ setup(
         # scikit-learn ships the handwritten digits that the embedded model is trained and tested on.
         "train": ["scikit-learn>=1.5", "accelerate>=1.10", "peft>=0.18", "tensorboard>=2.19", "pyyaml>=6"],
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.130"],
+        # PyAV brings FFmpeg's libraries with it: nothing else is installed or run.
+        "video": ["av>=14"],
         "lint": ["ruff>=0.12"],
     },
     entry_points={"console_scripts": ["firebolt = firebolt_vl.cli:main"]},

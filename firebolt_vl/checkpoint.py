@@ -56,7 +56,7 @@ def check_files(folder: Path, pickles: bool = False) -> dict:
     from .model import FireboltConfig
     from .model.original import ORIGINAL_MODEL_TYPE, is_original
 
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config.get("model_type") not in (FireboltConfig.model_type, ORIGINAL_MODEL_TYPE):
         raise Failure(f"checkpoint {folder} is of a {config.get('model_type')!r} model; a Firebolt-VL is wanted")
     if (folder / WEIGHTS).is_file():
@@ -80,7 +80,7 @@ def check_files(folder: Path, pickles: bool = False) -> dict:
     return config
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -104,7 +104,7 @@ def _check_tensors(path: Path) -> set[str]:
 
 
 def _check_shards(folder: Path) -> None:
-    weight_map = _read_json(folder / INDEX).get("weight_map")
+    weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise Failure(f"{folder / INDEX} has no weight_map; copy or download it again")
     shards = sorted(set(weight_map.values()))

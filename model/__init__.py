@@ -4,6 +4,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from .configuration_firebolt import FireboltConfig
+from .foveated import FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
 from .grounding import Grounding
 from .image_processing_firebolt import FireboltImageProcessor
 from .modeling_firebolt import FireboltForConditionalGeneration, FireboltModel
@@ -21,6 +22,15 @@ AutoImageProcessor.register(
 )
 AutoProcessor.register(FireboltConfig, FireboltProcessor)
 
+AutoConfig.register(FoveatedVLMConfig.model_type, FoveatedVLMConfig)
+AutoModel.register(FoveatedVLMConfig, FoveatedVLM)
+AutoModelForImageTextToText.register(FoveatedVLMConfig, FoveatedVLM)
+MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[FoveatedVLMConfig.model_type] = FoveatedVLM.__name__
+AutoImageProcessor.register(
+    FoveatedVLMConfig, image_processor_classes={"pil": FoveatedImageProcessor, "torchvision": FoveatedImageProcessor}
+)
+AutoProcessor.register(FoveatedVLMConfig, FoveatedProcessor)
+
 __all__ = [
     "CHAT_TEMPLATE",
     "FireboltConfig",
@@ -28,6 +38,10 @@ __all__ = [
     "FireboltImageProcessor",
     "FireboltModel",
     "FireboltProcessor",
+    "FoveatedImageProcessor",
+    "FoveatedProcessor",
+    "FoveatedVLM",
+    "FoveatedVLMConfig",
     "Grounding",
     "logits_drift",
     "quantize_int8",

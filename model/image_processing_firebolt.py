@@ -101,7 +101,7 @@ class FireboltImageProcessor(PilBackend):
         # Before Pillow sees it, an image is RGB and upright, so that a file and its pixels give the same views.
         layout = kwargs.get("input_data_format")
         channels_first = None if layout is None else ChannelDimension(layout) == ChannelDimension.FIRST
-        rows = [[_rgb(image, channels_first) for image in row] for row in image_rows(self.fetch_images(images))]
+        rows = [[as_rgb(image, channels_first) for image in row] for row in image_rows(self.fetch_images(images))]
         return self._preprocess(rows, **kwargs)
 
     def _preprocess(self, rows: list[list[Image.Image]], return_tensors=None, **kwargs) -> BatchFeature:
@@ -146,16 +146,16 @@ class FireboltImageProcessor(PilBackend):
         view = (size.width, size.height)
         if tiling == "native":
             rows, columns = tilings.native_grid(image.height, image.width, tile_size, max_tiles)
-            tiled = _channels(image.resize((columns * tile_size, rows * tile_size), resample))
+            tiled = levels_of(image.resize((columns * tile_size, rows * tile_size), resample))
             boxes = tilings.native_boxes(rows, columns, tile_size)
-            whole = _channels(image.resize(view, resample))
+            whole = levels_of(image.resize(view, resample))
         else:
-            tiled = _channels(image.resize(view, resample) if do_resize else image)
+            tiled = levels_of(image.resize(view, resample) if do_resize else image)
             boxes = tilings.compatible_boxes(*tiled.shape[1:], tile_size, tile_overlap)
             whole = tilings.resize_bilinear(tiled, size.height, size.width)
         tiles = tilings.cut(tiled, boxes, tile_size)
         relative = tilings.relative_boxes(boxes, *tiled.shape[1:])
-        return _normalise(whole, **pixel_rule), _normalise(tiles, **pixel_rule), relative
+        return normalise(whole, **pixel_rule), normalise(tiles, **pixel_rule), relative
 
 
 def image_rows(images) -> list[list]:
@@ -177,18 +177,20 @@ def _is_stack(images) -> bool:
     return isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4
 
 
-def _rgb(image, channels_first: bool | None) -> Image.Image:
+def as_rgb(image, channels_first: bool | None) -> Image.Image:
+    """Anything that is an image, upright and RGB."""
     image = pictures.to_rgb(image) if isinstance(image, Image.Image) else pictures.from_array(image, channels_first)
     if 0 in image.size:
         raise ValueError(f"images: an image of {image.width} x {image.height} pixels came; at least 1 x 1 is wanted")
     return image
 
 
-def _channels(image: Image.Image) -> np.ndarray:
+def levels_of(image: Image.Image) -> np.ndarray:
+    """Levels [3,H,W] of an RGB image."""
     return np.moveaxis(np.asarray(image), -1, 0)
 
 
-def _normalise(
+def normalise(
     levels: np.ndarray,
     do_rescale: bool,
     rescale_factor: float,

@@ -58,7 +58,7 @@ class FireboltProcessor(ProcessorMixin):
             text = [text]
         if images is not None:
             images = self.image_processor.fetch_images(images)
-            images = image_rows([images] if _all_of_one_row(images, text) else images)
+            images = image_rows([images] if all_of_one_row(images, text) else images)
         return images or None, text, videos, audio
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
@@ -83,7 +83,7 @@ class FireboltProcessor(ProcessorMixin):
         return ["token_type_ids"]
 
 
-def _all_of_one_row(images, text: Sequence[str] | None) -> bool:
+def all_of_one_row(images, text: Sequence[str] | None) -> bool:
     """Several images in a flat list beside a single text are that text's images."""
     flat = isinstance(images, list | tuple) and not any(isinstance(image, list | tuple) for image in images)
     return flat and text is not None and len(text) == 1

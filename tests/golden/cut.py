@@ -2,8 +2,8 @@
 
     python tests/golden/cut.py PATH_TO_ALL_VECTORS
 
-Whole cases are kept, never parts of one, and the list of cases in each header is cut to match, so that a test
-that walks the list runs on the selection and on the full set alike.
+Of each file whole cases are kept (of fvlm_tiny_upstream one precision of each), never parts of one, and the list of
+cases in each header is cut to match: a test that walks the list runs on the selection and on the full set alike.
 """
 
 import json
@@ -33,6 +33,10 @@ SELECTION = {
     "firebolt_tiny_upstream": None,
 }
 
+# Of fvlm_tiny_upstream: case -> the precision whose results are kept, and the entries at most of a gradient kept.
+FOVEATED = {"b2": "f64", "b2_pad": "f32", "b2_lambda": "f32", "dpo": "f32"}
+LARGEST_GRADIENT = 100
+
 
 def select(source: Path, target: Path) -> None:
     for name, kept in SELECTION.items():
@@ -48,6 +52,28 @@ def select(source: Path, target: Path) -> None:
             tensors = {key: file.get_tensor(key) for key in keys}
         save_file(tensors, target / f"{name}.safetensors", metadata=metadata)
     (target / "firebolt_tiny_upstream.json").write_bytes((source / "firebolt_tiny_upstream.json").read_bytes())
+
+    select_foveated(source, target)
+
+
+def select_foveated(source: Path, target: Path) -> None:
+    described = json.loads((source / "fvlm_tiny_upstream.json").read_text())
+    described = {name: described[name] for name in ("dino_config", "llm_config", "model", "cases", "versions")}
+    with safe_open(source / "fvlm_tiny_upstream.safetensors", "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys() if _is_kept(key, file)}  # noqa: SIM118
+        save_file(tensors, target / "fvlm_tiny_upstream.safetensors", metadata=file.metadata())
+    (target / "fvlm_tiny_upstream.json").write_text(json.dumps(described))
+
+
+def _is_kept(key: str, file) -> bool:
+    kind, case, *rest = key.split(".")
+    if kind in ("param", "ref"):
+        return True
+    if case not in FOVEATED:
+        return False
+    if kind == "grad":
+        return case == "b2" and file.get_tensor(key).numel() <= LARGEST_GRADIENT
+    return kind == "in" or (kind == "out" and FOVEATED[case] in rest)
 
 
 if __name__ == "__main__":

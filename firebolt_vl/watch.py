@@ -1,0 +1,312 @@
+"""One question about one video or image for a foveated model: the answer, and where each frame's query looked."""
+
+import os
+import stat
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .ask import Timing, TokenClock, stops
+from .checkpoint import TOKENIZERS, Loaded, read_json, check_report, choose_device, locate, quiet
+from .errors import Failure, Misuse, first_line
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+PICTURES = (".png", ".gif")
+
+
+@dataclass
+class Look:
+    """Where the query of one frame looked: the patch with the largest share, as (y0, x0, y1, x1) in pixels."""
+
+    time_s: float | None
+    box: list[float]
+    share: float
+
+
+@dataclass
+class Watched:
+    question: str
+    answer: str
+    complete: bool
+    """Whether the model ended the answer itself, before it ran out of tokens."""
+    video: dict
+    mode: str
+    checkpoint: str
+    device: str
+    dtype: str
+    seed: int | None
+    frames: int
+    visual_tokens: int
+    prompt_tokens: int
+    answer_tokens: int
+    look_s: float
+    """Seconds from the frames to their visual tokens."""
+    timing: Timing
+    looks: list[Look]
+    attention: str | None = None
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass
+class _Source:
+    """What is watched: its frames, when each was on screen (None for an image), and how long it is."""
+
+    frames: list["Image.Image"]
+    times: list[float] | None
+    seconds: float | None
+
+
+def watch(
+    video: str,
+    question: str,
+    checkpoint: str,
+    mode: str | None = None,
+    frames: int | None = None,
+    max_new_tokens: int = 128,
+    attention: str | None = None,
+    device: str = "auto",
+    seed: int | None = None,
+) -> Watched:
+    """Answer `question` about the video or image file `video`.
+
+    A video gives 1 frame a second, at most 64, or `frames` of them spread over it; an image is shown as several equal
+    frames. `attention` names a PNG (all frames on a page) or GIF file (one after another) that shows where each frame's
+    query looked: it is there whole or not at all. The answer is the most likely one; with a `seed` it is sampled.
+
+    Raises:
+        Misuse, Failure: what cannot be done, in one line.
+    """
+    start = time.perf_counter()
+    question = question.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # bytes of another encoding
+    if not question.strip():
+        raise Misuse('the question is empty; ask something, such as "what happens?"')
+    for name, number in (("--max-new-tokens", max_new_tokens), ("--frames", frames)):
+        if number is not None and number < 1:
+            raise Misuse(f"{name} is {number}; at least 1 is wanted")
+    _check_video_path(video)
+    if attention is not None:
+        _check_output(attention, video)
+    source = _open(video, frames)
+    place = choose_device(device)
+    folder = locate(checkpoint)
+
+    with quiet():
+        loaded = _load(folder, place)
+        load_s = time.perf_counter() - start
+        mode = mode or loaded.model.config.mode
+        inputs = _inputs(loaded, source, question)
+        try:
+            start = time.perf_counter()
+            visual = _look(loaded.model, inputs, mode)
+            look_s = time.perf_counter() - start
+            clock = TokenClock()
+            tokens = _generate(loaded.model, inputs, visual, max_new_tokens, seed, clock)
+        except (RuntimeError, MemoryError) as error:  # out of memory, on whichever device
+            raise Failure(f"the model could not answer: {first_line(error)}") from None
+        if source.times is None:
+            source.frames = source.frames * visual.tokens.shape[1]
+        maps = visual.maps()[0].cpu()
+        reply = Watched(
+            question=question,
+            answer=loaded.processor.decode(tokens, skip_special_tokens=True).strip(),
+            complete=tokens[-1].item() in stops(loaded.model),
+            video={
+                "path": video,
+                "width": source.frames[0].width,
+                "height": source.frames[0].height,
+                "seconds": source.seconds,
+            },
+            mode=mode,
+            checkpoint=str(folder),
+            device=str(loaded.model.device),
+            dtype=str(loaded.model.dtype).removeprefix("torch."),
+            seed=seed,
+            frames=len(source.frames),
+            visual_tokens=visual.tokens.shape[1],
+            prompt_tokens=inputs["input_ids"].shape[1],
+            answer_tokens=len(tokens),
+            look_s=look_s,
+            timing=clock.timing(load_s),
+            looks=[_strongest(source, number, shares) for number, shares in enumerate(maps)],
+        )
+        if attention is not None:
+            _draw(attention, source, maps.numpy(), reply)
+            reply.attention = attention
+    return reply
+
+
+def _check_video_path(video: str) -> None:
+    """What can be seen of a wrong path before anything heavy is imported."""
+    try:
+        mode = os.stat(video).st_mode
+    except FileNotFoundError:
+        raise Misuse(f"{video}: there is no such file; check the path of the video") from None
+    except OSError as error:
+        raise Misuse(f"{video} cannot be opened ({error.strerror}); check the path of the video") from None
+    if stat.S_ISDIR(mode):
+        raise Misuse(f"{video} is a directory; name one video file in it")
+
+
+def _check_output(path: str, video: str) -> None:
+    """Raise Misuse unless a file can be made at `path`; leaves nothing there."""
+    output = Path(path)
+    if output.suffix.lower() not in PICTURES:
+        raise Misuse(f"--attention {path}: a file that ends in {' or '.join(PICTURES)} is wanted")
+    if not output.parent.is_dir():
+        raise Misuse(f"--attention {path}: there is no directory {output.parent}; make it first")
+    try:
+        if output.exists() and not output.is_file():
+            raise Misuse(f"--attention {path} is not a file; name a {' or '.join(PICTURES)} file")
+        if output.exists() and output.samefile(video):
+            raise Misuse(f"--attention {path} is the video itself; name another file")
+        probe = _beside(output)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+        if output.exists():
+            output.open("r+b").close()
+    except OSError as error:
+        raise Misuse(f"--attention {path} cannot be written ({error.strerror}); name a place that can") from None
+
+
+def _beside(path: Path) -> Path:
+    """A name in the same directory, so that renaming it to `path` is one step."""
+    return path.with_name(f".firebolt-watch-{os.getpid()}.tmp")
+
+
+def _open(path: str, frames: int | None) -> _Source:
+    from .model.foveated import VideoError, read_video
+    from .model.images import ImageError, open_image
+
+    try:
+        if _is_image(path):
+            if frames is not None:
+                raise Misuse(f"--frames: {path} is an image; it goes with a video")
+            return _Source([open_image(path)], None, None)
+        video = read_video(path, frames)
+    except (ImageError, VideoError) as error:
+        raise Failure(str(error)) from None
+    except OSError as error:
+        raise Misuse(str(error)) from None
+    return _Source(video.frames, video.times, video.duration)
+
+
+def _is_image(path: str) -> bool:
+    """A still image; an animated one is a video."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return getattr(image, "n_frames", 1) == 1
+    except Exception:  # no image, or a damaged one: the reader of videos says what is wrong with it
+        return False
+
+
+def _load(folder: Path, device: str) -> Loaded:
+    """A foveated model, ours or a folder with the original's weights and its decoder's tokenizer."""
+    from .model import FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
+
+    described = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    ours = described.get("model_type") == FoveatedVLMConfig.model_type
+    if not ours and "model_type" in described:
+        raise Failure(f"checkpoint {folder} is of a {described['model_type']!r} model; a foveated model is wanted")
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise Failure(f"checkpoint {folder} has no tokenizer ({TOKENIZERS[0]}); copy or download all of it again")
+    local = {"local_files_only": True}
+    try:
+        if ours:
+            model, report = FoveatedVLM.from_pretrained(
+                folder,
+                dtype="auto",
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **local,
+            )
+            processor = FoveatedProcessor.from_pretrained(folder, trust_remote_code=False, **local)
+        else:
+            from transformers import AutoTokenizer
+
+            model, report = FoveatedVLM.from_pretrained(folder, output_loading_info=True, **local)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **local)
+            processor = FoveatedProcessor(FoveatedImageProcessor(), tokenizer)
+    except Exception as error:  # whatever a foreign file may provoke in the libraries that read it
+        raise Failure(f"checkpoint {folder} cannot be loaded: {first_line(error)}") from None
+    check_report(folder, report)
+    return Loaded(model.eval().to(device), processor)
+
+
+def _inputs(loaded: Loaded, source: _Source, question: str):
+    processor, model = loaded.processor, loaded.model
+    text = question
+    if processor.chat_template is not None:
+        text = processor.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
+    shown = {"images": source.frames[0]} if source.times is None else {"videos": [source.frames]}
+    bos = processor.tokenizer.bos_token  # a template that starts with the first token must not get another one
+    specials = not (bos and text.startswith(bos))
+    inputs = processor(text=[text], return_tensors="pt", add_special_tokens=specials, **shown)
+    taken = inputs["input_ids"].shape[1] + inputs["frames"].shape[1]
+    most = model.config.text_config.max_position_embeddings
+    if taken >= most:
+        raise Failure(
+            f"question and frames are {taken:,} tokens long, and this model reads at most {most:,} with its answer; "
+            "shorten them"
+        )
+    return inputs.to(model.device, dtype=model.dtype)
+
+
+def _look(model, inputs, mode: str):
+    import torch
+
+    with torch.no_grad():
+        return model.get_visual_tokens(inputs["frames"], inputs["frame_mask"], mode, return_attention=True)
+
+
+def _generate(model, inputs, visual, max_new_tokens: int, seed: int | None, clock: TokenClock):
+    import torch
+
+    prompt_tokens = inputs["input_ids"].shape[1]
+    room = model.config.text_config.max_position_embeddings - prompt_tokens - visual.tokens.shape[1]
+    if seed is not None:
+        torch.manual_seed(seed)
+    sequences = model.generate(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        visual_tokens=visual.tokens,
+        visual_mask=visual.mask,
+        max_new_tokens=min(max_new_tokens, room),
+        do_sample=seed is not None,
+        streamer=clock,
+    )
+    return sequences[0, prompt_tokens:]
+
+
+def _strongest(source: _Source, number: int, shares) -> Look:
+    """The patch that the query of frame `number` looked at most, of `shares` [h,w]."""
+    rows, columns = shares.shape
+    y, x = divmod(int(shares.argmax()), columns)
+    height, width = source.frames[number].height / rows, source.frames[number].width / columns
+    box = [y * height, x * width, (y + 1) * height, (x + 1) * width]
+    return Look(source.times[number] if source.times is not None else None, box, float(shares.max()))
+
+
+def _draw(path: str, source: _Source, maps, reply: Watched) -> None:
+    from .gaze import draw_animation, draw_page
+
+    times = source.times
+    captions = [f"{time:.1f} s" for time in times] if times is not None else [f"look {i + 1}" for i in range(len(maps))]
+    unfinished = _beside(Path(path))
+    try:
+        if path.lower().endswith(".gif"):
+            draw_animation(source.frames, maps, captions, unfinished)
+        else:
+            draw_page(source.frames, maps, captions, reply.question, reply.answer, reply.mode, unfinished)
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise Failure(f"--attention {path} could not be written ({error.strerror}); name another place") from None
+    finally:
+        unfinished.unlink(missing_ok=True)

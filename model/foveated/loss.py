@@ -1,0 +1,58 @@
+"""Next-token losses over rows whose columns are not all kept, and the preference loss."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def previous_kept(kept: Tensor) -> Tensor:
+    """For each column of kept [B,N] bool the nearest kept column before it, [B,N]; -1 where there is none."""
+    columns = torch.arange(kept.shape[1], device=kept.device)
+    last = torch.where(kept, columns, -1).cummax(dim=1).values
+    return F.pad(last[:, :-1], (1, 0), value=-1)
+
+
+def next_token_loss(
+    logits: Tensor, labels: Tensor, counted: Tensor | None = None, kept: Tensor | None = None
+) -> tuple[Tensor, int]:
+    """Sum of the cross-entropies of the counted labels, each predicted at the nearest kept column before it.
+
+    logits [B,N,V]; labels [B,N]; counted [B,N], not 0 where a label counts (default: everywhere); kept [B,N] bool, the
+    columns that are there (default: all): what is not kept neither predicts nor counts. The first column of a row has
+    nothing to be predicted from. Returns the sum, and how many labels were counted.
+    """
+    counted = torch.ones_like(labels, dtype=torch.bool) if counted is None else counted != 0
+    if kept is None:
+        before = torch.arange(-1, labels.shape[1] - 1, device=labels.device).expand_as(labels)
+    else:
+        before, counted = previous_kept(kept), counted & kept
+    rows, columns = (counted & (before >= 0)).nonzero(as_tuple=True)
+    chosen = logits[rows, before[rows, columns]]
+    chosen = chosen.float() if chosen.dtype.itemsize < 4 else chosen
+    return F.cross_entropy(chosen, labels[rows, columns], reduction="sum"), len(rows)
+
+
+def sequence_log_probabilities(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """log p of a text, [B]: sum over columns i >= 1 of mask_i log softmax(logits_{i-1})[ids_i].
+
+    logits [B,S,V]; ids [B,S]; mask [B,S], a weight on each label. The first token is never a label.
+    """
+    chosen = torch.log_softmax(logits[:, :-1], dim=-1).gather(-1, ids[:, 1:, None])[..., 0]
+    return (chosen * mask[:, 1:].to(chosen.dtype)).sum(-1)
+
+
+def preference_loss(
+    policy_chosen: Tensor,
+    policy_rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    beta: float = 0.1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Direct preference optimisation (arXiv 2305.18290, equation 7) from log-probabilities [B] of whole answers.
+
+    r = beta (policy - reference) for the chosen and the rejected answer; loss = mean of -log sigmoid(r_c - r_r).
+    Returns the loss and both rewards r [B].
+    """
+    chosen = beta * (policy_chosen - reference_chosen)
+    rejected = beta * (policy_rejected - reference_rejected)
+    return -F.logsigmoid(chosen - rejected).mean(), chosen.detach(), rejected.detach()

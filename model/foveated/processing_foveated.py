@@ -1,0 +1,90 @@
+"""FoveatedProcessor: questions, images and videos -> the inputs of the foveated model."""
+
+from transformers.image_utils import is_valid_image
+from transformers.processing_utils import ProcessingKwargs
+
+from ..processing_firebolt import FireboltProcessor, all_of_one_row
+from .image_processing_foveated import Clip, FoveatedImagesKwargs, frame_rows
+from .video import Video, read_video
+
+
+class FoveatedProcessorKwargs(ProcessingKwargs, total=False):
+    images_kwargs: FoveatedImagesKwargs
+
+
+class FoveatedProcessor(FireboltProcessor):
+    r"""The tokenizer and the image processor of a foveated model as one.
+
+        processor(images=[image, None, [a, b]], text=["question", ...], return_tensors="pt", padding=True)
+        processor(videos=["clip.mp4", None, [a, b]], text=["question", ...], num_frames=16, ...)
+
+    gives `input_ids` and `attention_mask` [B,S] beside `frames` and `frame_mask`, those of
+    `FoveatedImageProcessor.preprocess`; no frames if no row has any. A row has an image (shown as 8 equal frames),
+    frames, a video or nothing; no token in its text stands for them.
+
+    A video is the path of a file (1 frame a second, at most 64, or `num_frames` of them, or `fps` frames a second; see
+    `video.read_video`), a list of frames, or an array of them. Padding and chat template: see FireboltProcessor.
+    """
+
+    valid_processor_kwargs = FoveatedProcessorKwargs
+
+    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        if isinstance(text, str):
+            text = [text]
+        if images is not None:
+            images = self.image_processor.fetch_images(images)
+            images = frame_rows([images] if all_of_one_row(images, text) else images)
+        if videos is not None:
+            clips = self._clips(videos, {**kwargs.get("videos_kwargs", {}), **kwargs})
+            images = clips if images is None else _either(images, clips)
+        return images or None, text, None, audio
+
+    def _clips(self, videos, options: dict) -> list[Clip]:
+        """The frames of each row's video, none where there is none."""
+        rows = videos if isinstance(videos, list | tuple) and not _is_clip(videos) else [videos]
+        return [self._clip(row, options) for row in rows]
+
+    def _clip(self, video, options: dict) -> Clip:
+        if isinstance(video, list | tuple) and not _is_clip(video):  # nested, as chat templates have it
+            given = [one for one in video if one is not None]
+            if len(given) > 1:
+                raise ValueError(f"videos: {len(given)} came for one text, at most one is wanted")
+            video = given[0] if given else None
+        if video is None:
+            return Clip()
+        if isinstance(video, str) or hasattr(video, "__fspath__"):
+            names = {"num_frames": "frames", "fps": "per_second"}
+            given = {ours: options[theirs] for theirs, ours in names.items() if options.get(theirs) is not None}
+            video = read_video(video, **given)
+        if isinstance(video, Video):
+            return Clip(video.frames)
+        clip = Clip(self.image_processor.fetch_images(list(video)))
+        if not clip:
+            raise ValueError("videos: an empty list of frames came, at least one frame is wanted")
+        return clip
+
+    def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        try:
+            super().validate_inputs(images=images, text=text, audio=audio, **kwargs)
+        except ValueError as error:
+            raise ValueError(str(error).replace("images: ", "images, videos: ", 1)) from None
+
+
+def _is_clip(video) -> bool:
+    """A list of frames, or an array of them; not a list of videos."""
+    if isinstance(video, list | tuple):
+        return bool(video) and all(is_valid_image(frame) and getattr(frame, "ndim", 3) <= 3 for frame in video)
+    return getattr(video, "ndim", 0) == 4
+
+
+def _either(images: list, clips: list) -> list:
+    """Row by row the one that has frames. Raises ValueError where both do."""
+    if len(images) != len(clips):
+        raise ValueError(f"images, videos: {len(images)} and {len(clips)} rows came, as many of both are wanted")
+    for row, (image, clip) in enumerate(zip(images, clips)):
+        if image and clip:
+            raise ValueError(f"images, videos: row {row} has both, one of them is wanted")
+    return [clip or image for image, clip in zip(images, clips)]
+
+
+__all__ = ["FoveatedProcessor"]
