@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .ask import Timing, TokenClock, stops
-from .checkpoint import TOKENIZERS, Loaded, read_json, check_report, choose_device, locate, quiet
+from .checkpoint import TOKENIZERS, Loaded, check_report, choose_device, locate, quiet, read_json
 from .errors import Failure, Misuse, first_line
 
 if TYPE_CHECKING:
