@@ -14,7 +14,8 @@ class Case(NamedTuple):
 
     sizes: dict[str, int]
     options: tuple[str, ...] = ()
-    """What else varies: "masks", "dropout", "truncate", "no norm", "float32 parameters", "gate", "fast", "spectrum"."""
+    """What else varies: "masks", "dropout", "truncate", "no norm", "float32 parameters", "gate", "fast", "spectrum",
+    "state", "packed"."""
     quick: bool = False
     """Whether the short selections (`--quick`, CI) have it."""
 
@@ -158,9 +159,12 @@ def _fft_conv(make: Maker, case: Case) -> Inputs:
 def _diagonal_scan(make: Maker, case: Case) -> Inputs:
     B, D, L, N = (case.sizes[name] for name in ("B", "D", "L", "N"))
     d_skip = make.real(D, dtype=torch.float32)
-    h0 = make.complex(B, D, N) if "state" in case.options else None
+    texts, packed = B, {}
+    if "packed" in case.options:
+        texts, packed = 2, {"cu_seqlens": torch.tensor([0, L // 3, L], device=make.device)}
+    h0 = make.complex(texts, D, N) if "state" in case.options else None
     modes = make.log_modes(D, N).exp()
-    return Inputs((make.real(B, D, L), modes, make.complex(D, N), make.complex(D, N), d_skip, h0), {})
+    return Inputs((make.real(B, D, L), modes, make.complex(D, N), make.complex(D, N), d_skip, h0), packed)
 
 
 def _selective_scan(make: Maker, case: Case) -> Inputs:
@@ -264,6 +268,9 @@ OPS = {
         (
             *(_sequence(8, 1024, L, 32, quick=L == 512) for L in (1, 64, 512, 2048)),
             _sequence(2, 768, 777, 24, "state"),
+            _sequence(32, 1024, 1, 32, "state"),
+            _sequence(1, 1024, 4096, 64),
+            _sequence(1, 1024, 1000, 32, "state", "packed"),
         ),
         loops=True,
     ),

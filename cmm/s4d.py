@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..kernels import diagonal_scan, fft_conv, vandermonde
 from ..kernels.common.autocast import without_autocast
+from ..kernels.common.device import choose
 from .block import GatedOutput, SSMBlock, check_present
 from .precision import WideParameters
 
@@ -21,6 +22,17 @@ def zero_order_hold(A: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
     x, y = log_z.real, log_z.imag
     expm1 = torch.complex(torch.expm1(x) * torch.cos(y) - 2 * torch.sin(y / 2) ** 2, torch.exp(x) * torch.sin(y))
     return log_z, expm1 / A
+
+
+def scan_is_faster(u: Tensor) -> bool:
+    """Whether a whole sequence u runs as a scan of its modes even where no state is asked for.
+
+    The scan's Triton kernel takes the inputs through memory once at any length, and does a few hundred operations for
+    each. A convolution needs taps, as long as the sequence, and their spectrum first, and takes the inputs through
+    memory again for each pass of its transforms. Counted, not yet measured. The PyTorch forms on a CPU are measured:
+    there the convolution is ahead.
+    """
+    return choose("diagonal_scan", u) == "triton"
 
 
 class S4DKernel(WideParameters):
@@ -112,8 +124,8 @@ class S4D(SSMBlock):
     def _run(self, x, packing, state, need_state):
         u = x.to(self.dtype)
         with without_autocast(x.device):
-            if need_state:
-                y, state = self._scan(u, packing, state)
+            if need_state or scan_is_faster(u):
+                y, state = self._scan(u, packing, state, need_state)
             else:
                 y = fft_conv(u.mT, self.kernel.taps(u.shape[1]), self.kernel.D).mT
         return self.output(y), state
@@ -126,10 +138,12 @@ class S4D(SSMBlock):
             y, after = diagonal_scan(u.unsqueeze(-1), z, b, c, self.kernel.D, before)
         return self.output(y.mT).squeeze(1), {"modes": torch.view_as_real(after)}
 
-    def _scan(self, u, packing, state):
+    def _scan(self, u, packing, state, need_state):
         log_z, z, b, c = self.kernel.discrete()
         before = None if state is None else torch.view_as_complex(state["modes"])
         y, after = diagonal_scan(u.mT, z, b, c, self.kernel.D, before)
+        if not need_state:
+            return y.mT, None
         if packing.mask is not None:
             # A shorter row's state went on to decay through the zeros after its end: take it where all rows end alike.
             _, after = diagonal_scan(packing.right_from_left(u).mT, z, b, c)

@@ -18,7 +18,15 @@ OPS = (
     "diagonal_scan",
     "selective_scan",
 )
-IN_TRITON = ("correlation_context", "grounded_film", "film_residual", "vandermonde", "cauchy", "fft_conv")
+IN_TRITON = (
+    "correlation_context",
+    "grounded_film",
+    "film_residual",
+    "vandermonde",
+    "cauchy",
+    "fft_conv",
+    "diagonal_scan",
+)
 NAMES = ("reference", "pytorch", "triton")
 WIDE = (torch.float64, torch.complex128)
 TRITON_INSTALLED = find_spec("triton") is not None

@@ -12,14 +12,27 @@ CHUNK = 32
 
 
 def diagonal_scan(
-    u: Tensor, z: Tensor, b: Tensor, c: Tensor, d_skip: Tensor | None = None, h0: Tensor | None = None
+    u: Tensor,
+    z: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d_skip: Tensor | None = None,
+    h0: Tensor | None = None,
+    *,
+    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """h_t = z h_{t-1} + b u_t,  y_t = 2 Re sum_n c_n h_{t,n} + d u_t."""
+    """h_t = z h_{t-1} + b u_t,  y_t = 2 Re sum_n c_n h_{t,n} + d u_t; texts packed into one row each alone."""
     dtype = compute_dtype(u, z, b, c, d_skip, h0)
     z, b, c = (mode.to(complex_dtype(dtype)) for mode in (z, b, c))
     x = u.to(dtype)
-    h = z.new_zeros(u.shape[0], *z.shape) if h0 is None else h0.to(z.dtype)
-    y, h = (_scan_steps if steps_are_faster(h, u.shape[-1]) else _scan_chunks)(x, z, b, c, h)
+    rows = u.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
+    h = z.new_zeros(rows, *z.shape) if h0 is None else h0.to(z.dtype)
+    if cu_seqlens is None:
+        y, h = _scan(x, z, b, c, h)
+    else:
+        texts = x.split(cu_seqlens.diff().tolist(), -1)
+        alone = [_scan(text, z, b, c, state) for text, state in zip(texts, h.split(1))]
+        y, h = torch.cat([y for y, _ in alone], -1), torch.cat([h for _, h in alone])
     if d_skip is not None:
         y = torch.addcmul(y, d_skip.to(dtype).unsqueeze(-1), x)
     return y.to(u.dtype), h
@@ -34,6 +47,12 @@ def steps_are_faster(h: Tensor, L: int) -> bool:
     steps = L * (2e-5 + 1.5e-9 * batch * modes)
     chunks = 6e-4 + 2.5e-7 * modes + 5e-10 * batch * modes * L
     return L == 1 or steps < chunks
+
+
+def _scan(u: Tensor, z: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    if u.shape[-1] == 0:
+        return u, h
+    return (_scan_steps if steps_are_faster(h, u.shape[-1]) else _scan_chunks)(u, z, b, c, h)
 
 
 def _scan_steps(u: Tensor, z: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:

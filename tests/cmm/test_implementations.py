@@ -44,9 +44,10 @@ def run(implementation, dtype, T, G, top_k=4, top_k_mode="renormalize"):
 def test_output_and_gradients_are_those_of_the_definitions_in_float64(implementation, case):
     """Within twice the error that the definitions themselves have in float32.
 
-    The floor is eight roundings: a gradient has been through some twenty ops, and one run of them may be lucky.
+    The floor is twelve roundings: a gradient has been through some twenty ops, and one run of them may be lucky. The
+    Triton kernels run S4D as a scan, and its modes, rounded to float32, are multiplied with themselves at every step.
     """
     exact, narrow = (run("reference", dtype, **CASES[case]) for dtype in (torch.float64, torch.float32))
     found = run(implementation, torch.float32, **CASES[case])
     for name, value in found.items():
-        assert_within_budget(value, narrow[name], exact[name], ratio=2.0, roundings=8)
+        assert_within_budget(value, narrow[name], exact[name], ratio=2.0, roundings=12)

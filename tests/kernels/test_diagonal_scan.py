@@ -169,6 +169,45 @@ def test_modes_that_are_zero_forget_at_once(op):
     assert all(torch.isfinite(tensor.abs()).all() for tensor in outputs_and_gradients(op, arguments))
 
 
+@BOTH
+@given(data=st.data(), L=lengths, state=st.booleans(), dtype=st.sampled_from([torch.int32, torch.int64]))
+def test_packed_texts_give_what_each_gives_alone(op, data, L, state, dtype):
+    cuts = data.draw(st.lists(st.integers(0, L), max_size=4))  # repeated ones, and those at an end, make empty texts
+    borders = torch.tensor([0, *sorted(cuts), L], dtype=dtype)
+    u, z, b, c, d_skip, _ = inputs(B=1, L=L)
+    h0 = torch.randn(len(cuts) + 1, 3, 4, dtype=torch.complex128) if state else None
+    arguments = (u, z, b, c, d_skip, h0)
+
+    def packed(*arguments):
+        return op(*arguments, cu_seqlens=borders)
+
+    def separate(u, z, b, c, d_skip, h0):
+        outputs, states = [], []
+        for text, (first, end) in enumerate(itertools.pairwise(borders.tolist())):
+            before = torch.zeros(1, 3, 4, dtype=z.dtype) if h0 is None else h0[text : text + 1]
+            y, after = op(u[..., first:end], z, b, c, d_skip, before) if first < end else (u[..., :0], before)
+            outputs.append(y)
+            states.append(after)
+        return torch.cat(outputs, -1), torch.cat(states)
+
+    assert_same_op(packed, separate, arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"cu_seqlens": torch.tensor([0, 5])}, ValueError, r"cu_seqlens is \[0, 5\]; wanted borders"),
+        ({"cu_seqlens": torch.tensor([0.0, 8.0])}, TypeError, "cu_seqlens is float32"),
+        ({"u": torch.randn(2, 3, 8)}, ValueError, "u has 2 rows; wanted one"),
+        ({"h0": random_modes(1, 3, 4)}, ValueError, r"h0 has shape \[1, 3, 4\]; wanted \[2 D N\]"),
+    ],
+)
+def test_bad_packing_is_named(change, error, message):
+    good = {"u": torch.randn(1, 3, 8), "z": random_modes(3, 4), "b": random_modes(3, 4), "c": random_modes(3, 4)}
+    with pytest.raises(error, match=message):
+        diagonal_scan(**good | {"cu_seqlens": torch.tensor([0, 3, 8])} | change)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("L", [1, 70])
 def test_half_inputs_are_computed_in_float32(dtype, L):

@@ -11,7 +11,14 @@ from convolutions import by_position, shapes
 from triton_kernels import by_triton, check_against_definition
 
 from firebolt_vl.cmm import CMMConfig, CrossModalModulator
-from firebolt_vl.kernels import correlation_context, fft_conv, film_residual, grounded_film, reference
+from firebolt_vl.kernels import (
+    correlation_context,
+    diagonal_scan,
+    fft_conv,
+    film_residual,
+    grounded_film,
+    reference,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,6 +62,43 @@ def test_ten_runs_are_equal_bit_for_bit(name):
     for _ in range(9):
         for again, once in zip(by_triton(op, tensors, cotangents), first):
             assert torch.equal(again, once)
+
+
+def scan_case(B, D, L, N, dtype, rows=None):
+    """u, z, b, c, d_skip, h0 of diagonal_scan, and cotangents of its outputs."""
+    z = torch.exp(torch.complex(-(1e-3 ** torch.rand(D, N)), 10 * torch.rand(D, N)))
+    b, c = torch.randn(2, D, N, dtype=torch.complex64)
+    h0, dh = torch.randn(2, rows or B, D, N, dtype=torch.complex64)
+    return [torch.randn(B, D, L).to(dtype), z, b, c, torch.randn(D), h0], [torch.randn(B, D, L), dh]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("B", "L", "N"), [(8, 1, 32), (2, 64, 32), (2, 512, 32), (1, 1000, 24), (1, 2049, 70)])
+def test_scans_of_real_models_are_within_the_budget_and_repeat(B, L, N, dtype):
+    torch.manual_seed(0)
+    tensors, cotangents = scan_case(B, 96, L, N, dtype)
+    first = check_against_definition(diagonal_scan, tensors, cotangents)
+    for again, once in zip(by_triton(diagonal_scan, tensors, cotangents), first):
+        assert torch.equal(again, once)
+
+
+def test_a_packed_scan_is_captured_into_a_graph():
+    """The borders are read on the device alone: replayed with others, it gives what those give."""
+    torch.manual_seed(0)
+    (u, *rest), _ = scan_case(1, 64, 600, 32, torch.float32, rows=3)
+    arguments = [x.cuda() for x in (u, *rest)]
+    borders = torch.tensor([0, 100, 400, 600], device="cuda")
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        diagonal_scan(*arguments, cu_seqlens=borders)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = diagonal_scan(*arguments, cu_seqlens=borders)
+    borders.copy_(torch.tensor([0, 1, 513, 600]))
+    graph.replay()
+    for ours, wanted in zip(found, diagonal_scan(*arguments, cu_seqlens=borders)):
+        assert torch.equal(ours, wanted)
 
 
 def layer():

@@ -7,7 +7,15 @@ import torch
 from triton_kernels import DEVICE, MARKS
 
 from firebolt_vl.cmm import CMMConfig, CrossModalModulator
-from firebolt_vl.kernels import cauchy, correlation_context, fft_conv, film_residual, grounded_film, vandermonde
+from firebolt_vl.kernels import (
+    cauchy,
+    correlation_context,
+    diagonal_scan,
+    fft_conv,
+    film_residual,
+    grounded_film,
+    vandermonde,
+)
 from firebolt_vl.kernels.common.device import use_implementation
 
 pytestmark = MARKS
@@ -43,6 +51,21 @@ def calls(G=5, dtype=torch.float32):
         "fft_conv": (ops.fft_conv, (u, taps, bias[:3], gates, None, False)),
         "fft_conv of packed texts": (ops.fft_conv, (u[:1], taps, None, None, borders, False)),
         "fft_conv by a spectrum": (ops.fft_conv, (u, spectrum, bias[:3], gates, None, False)),
+        **scan_calls(dtype),
+    }
+
+
+def scan_calls(dtype=torch.float32):
+    D, N = 3, 4
+    z = (0.5 * torch.randn(D, N, dtype=torch.complex64, device=DEVICE)).requires_grad_()
+    b, c, h0 = tensors((D, N), (D, N), (2, D, N), dtype=torch.complex64)
+    (u, row), (d_skip,) = tensors((2, D, 20), (1, D, 20), dtype=dtype), tensors((D,))
+    borders = torch.tensor([0, 5, 20], device=DEVICE)
+    op = torch.ops.firebolt_vl.diagonal_scan
+    return {
+        "diagonal_scan": (op, (u, z, b, c, d_skip, h0, None)),
+        "diagonal_scan packed": (op, (row, z, b, c, None, h0, borders)),
+        "diagonal_scan step": (op, (u[..., :1], z, b, c, d_skip, None, None)),
     }
 
 
@@ -58,6 +81,17 @@ def test_opcheck_passes(name):
     torch.library.opcheck(op, arguments)
 
 
+def check_one_graph(run, arguments, leaves=None):
+    """Compiled without a break, `run` gives what it gives, and the same gradients of the leaves (None: of all)."""
+    leaves = arguments if leaves is None else leaves
+    with use_implementation("triton"):
+        found, wanted = torch.compile(run, fullgraph=True, backend="aot_eager")(*arguments), run(*arguments)
+        torch.testing.assert_close(found, wanted)
+        cotangent = torch.randn_like(wanted)
+        for ours, theirs in zip(*(torch.autograd.grad(outputs, leaves, cotangent) for outputs in (found, wanted))):
+            torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("name", ["vandermonde", "cauchy"])
 def test_an_op_of_complex_numbers_compiles_into_one_graph(name):
     op, (first, *rest) = {"vandermonde": vandermonde, "cauchy": cauchy}[name], calls()[name][1]
@@ -66,12 +100,7 @@ def test_an_op_of_complex_numbers_compiles_into_one_graph(name):
     def run(first, *rest):
         return op(2 * first.transpose(0, -2), *rest[:-1], rest[-1].conj() if name == "cauchy" else rest[-1])
 
-    with use_implementation("triton"):
-        found, wanted = torch.compile(run, fullgraph=True, backend="aot_eager")(first, *rest), run(first, *rest)
-        torch.testing.assert_close(found, wanted)
-        cotangent = torch.randn_like(wanted)
-        for ours, theirs in zip(*(torch.autograd.grad(outputs, leaves, cotangent) for outputs in (found, wanted))):
-            torch.testing.assert_close(ours, theirs)
+    check_one_graph(run, (first, *rest), leaves)
 
 
 ON_A_GPU = pytest.mark.skipif(DEVICE == "cpu", reason="on a CPU the values of borders are checked")
@@ -89,12 +118,19 @@ def test_a_convolution_compiles_into_one_graph(form, monkeypatch):
             return fft_conv(2 * u, k, gate=gate, cu_seqlens=cu_seqlens)
         return fft_conv(2 * u.mT.contiguous().mT, k, gate=gate)
 
-    with use_implementation("triton"):
-        found, wanted = torch.compile(run, fullgraph=True, backend="aot_eager")(*leaves), run(*leaves)
-        torch.testing.assert_close(found, wanted)
-        cotangent = torch.randn_like(wanted)
-        for ours, theirs in zip(*(torch.autograd.grad(outputs, leaves, cotangent) for outputs in (found, wanted))):
-            torch.testing.assert_close(ours, theirs)
+    check_one_graph(run, leaves)
+
+
+@pytest.mark.parametrize("L", [1, 20])
+def test_a_scan_compiles_into_one_graph(L):
+    u, *rest, _ = scan_calls()["diagonal_scan"][1]
+    leaves = [u, *rest]
+
+    def run(u, z, b, c, d_skip, h0):
+        y, last = diagonal_scan(2 * u[..., :L], z, b.conj(), c, d_skip, h0)
+        return torch.cat([y.flatten(), torch.view_as_real(last).flatten()])
+
+    check_one_graph(run, leaves)
 
 
 def layer(**options):
