@@ -14,8 +14,8 @@ class Case(NamedTuple):
 
     sizes: dict[str, int]
     options: tuple[str, ...] = ()
-    """What else varies: "masks", "dropout", "truncate", "no norm", "float32 parameters", "gate", "fast", "spectrum",
-    "state", "packed"."""
+    """What else varies: "masks", "dropout", "truncate", "no norm", "float32 parameters"; of convolutions "gate",
+    "fast", "spectrum"; of scans "state", "packed", "channels last", "constant" (B, C), "bare" (no skip, no gate)."""
     quick: bool = False
     """Whether the short selections (`--quick`, CI) have it."""
 
@@ -169,16 +169,26 @@ def _diagonal_scan(make: Maker, case: Case) -> Inputs:
 
 def _selective_scan(make: Maker, case: Case) -> Inputs:
     B, D, L, N = (case.sizes[name] for name in ("B", "D", "L", "N"))
+    groups = [case.sizes["G"]] if "G" in case.sizes else []
+    texts = 4 if "packed" in case.options else B
+
+    def sequence() -> Tensor:
+        return make.real(B, L, D).mT if "channels last" in case.options else make.real(B, D, L)
+
     A = -torch.arange(1.0, N + 1, device=make.device).expand(D, N).contiguous()
-    rest = {
-        "D": make.real(D, dtype=torch.float32),
-        "z": make.real(B, D, L),
-        "delta_bias": make.real(D, dtype=torch.float32),
-        "delta_softplus": True,
-    }
+    B_and_C = (make.real(*((D, N) if "constant" in case.options else (B, *groups, N, L))) for _ in range(2))
+    # Steps are positive, which softplus sees to where it is asked for: otherwise states would grow.
+    delta = sequence().abs() if "bare" in case.options else sequence()
+    arguments = (sequence(), delta, A, *B_and_C)
+    rest = {}
+    if "bare" not in case.options:
+        rest |= {"D": make.real(D, dtype=torch.float32), "z": sequence()}
+        rest |= {"delta_bias": make.real(D, dtype=torch.float32), "delta_softplus": True}
     if "state" in case.options:
-        rest |= {"return_last_state": True, "initial_state": make.real(B, D, N, dtype=torch.float32)}
-    return Inputs((make.real(B, D, L), make.real(B, D, L), A, make.real(B, N, L), make.real(B, N, L)), rest)
+        rest |= {"return_last_state": True, "initial_state": make.real(texts, D, N, dtype=torch.float32)}
+    if "packed" in case.options:
+        rest["cu_seqlens"] = torch.tensor([0, L // 3, L // 3, L // 2, L], device=make.device)
+    return Inputs(arguments, rest)
 
 
 def _correlation(B: int, T: int, G: int, K: int, *options: str, D=1024, H=4, D_h=32, quick=False) -> Case:
@@ -278,7 +288,13 @@ OPS = {
         _selective_scan,
         (
             *(_sequence(8, 1024, L, 16, quick=L == 512) for L in (1, 64, 512, 2048)),
+            _sequence(8, 2048, 512, 16, "state", "channels last", quick=True),
+            _sequence(8, 2048, 1, 16, "state"),
             _sequence(2, 768, 777, 16, "state"),
+            _sequence(1, 768, 777, 16, "state", "packed", "channels last", quick=True),
+            _sequence(2, 768, 512, 16, "constant", "bare"),
+            Case({"B": 2, "D": 768, "L": 512, "N": 16, "G": 4}, ("state",)),
+            *(_sequence(2, 256, 512, N) for N in (1, 5, 32, 64, 256, 1000)),
         ),
         loops=True,
     ),

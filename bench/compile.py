@@ -27,7 +27,7 @@ from triton.runtime.jit import create_function_from_signature
 
 from .. import kernels
 from ..evaluate.files import markdown_table
-from ..kernels.common.device import IN_TRITON, use_implementation
+from ..kernels.common.device import use_implementation
 from ..kernels.common.launch import FP_FUSION, Launch, interpreting, recording
 from .cases import OPS, Case, inputs
 
@@ -276,10 +276,6 @@ def is_interpreting() -> bool:
 @triton.jit
 def _probe():
     pass
-
-
-def ops_with_kernels() -> tuple[str, ...]:
-    return tuple(op for op in OPS if op in IN_TRITON)
 
 
 def _one_line(error: BaseException) -> str:

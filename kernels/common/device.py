@@ -18,15 +18,6 @@ OPS = (
     "diagonal_scan",
     "selective_scan",
 )
-IN_TRITON = (
-    "correlation_context",
-    "grounded_film",
-    "film_residual",
-    "vandermonde",
-    "cauchy",
-    "fft_conv",
-    "diagonal_scan",
-)
 NAMES = ("reference", "pytorch", "triton")
 WIDE = (torch.float64, torch.complex128)
 TRITON_INSTALLED = find_spec("triton") is not None
@@ -47,7 +38,7 @@ def use_implementation(name: str) -> Iterator[None]:
     """A region in which every op runs by the implementation `name`, whatever the device; for tests and comparisons.
 
     "reference" is the definition, "pytorch" the exact form for CPUs, "triton" the kernels (on a CPU: in Triton's
-    interpreter, so TRITON_INTERPRET=1 has to be set before they are imported). Where an op has no Triton kernel, or
+    interpreter, so TRITON_INTERPRET=1 has to be set before they are imported). Where an op
     gets float64 or an empty tensor, "triton" means "pytorch".
 
     Raises ValueError for another name.
@@ -69,14 +60,12 @@ def implementation(op: str, device: torch.device | str) -> Implementation:
     kind = torch.device(device).type
     if _chosen == "reference":
         return Implementation("reference", "the definition was asked for")
-    if _chosen == "triton" and op in IN_TRITON:
+    if _chosen == "triton":
         return Implementation("triton", "the Triton kernel was asked for")
     if _chosen is not None:
         return Implementation("pytorch", "the exact PyTorch form was asked for")
     if kind == "cpu":
         return Implementation("pytorch", "on a CPU the exact PyTorch form runs; Triton kernels are for GPUs")
-    if op not in IN_TRITON:
-        return Implementation("pytorch", f"the Triton kernel of {op} is not built in: the PyTorch form runs on {kind}")
     if kind != "cuda" or not TRITON_INSTALLED:
         missing = f"Triton has no {kind} devices" if kind != "cuda" else "Triton is not installed"
         return Implementation("pytorch", f"{missing}: the PyTorch form runs on {kind}")

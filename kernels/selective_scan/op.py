@@ -1,11 +1,14 @@
-"""Mamba's selective scan: the public function."""
+"""Mamba's selective scan: the public function, and its Triton kernels as a registered op."""
 
+import torch
 from torch import Tensor
 
 from ..common.autocast import without_autocast
 from ..common.checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_shapes
 from ..common.device import choose
+from ..common.packed import check_packed
 from . import pytorch, reference
+from .shapes import blocks_of_steps, laid_out_like
 
 IMPLEMENTATIONS = {"reference": reference, "pytorch": pytorch}
 
@@ -22,6 +25,7 @@ def selective_scan(
     delta_softplus: bool = False,
     return_last_state: bool = False,
     initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Selective state-space model in the layout of Mamba's own function.
 
@@ -38,48 +42,136 @@ def selective_scan(
         D, delta_bias: [D], real.
         z: gate [batch, D, L], real.
         initial_state: [batch, D, N], of the type of A; zero if None.
+        cu_seqlens: borders [texts + 1], int32 or int64, from 0 to L, of texts that are packed into one row (batch = 1):
+            each runs as if it were alone. States then have a row for each text; that of an empty text stays.
 
     Returns: y [batch, D, L] in the dtype of u; with `return_last_state` also the state after the last step
-    [batch, D, N], float32 or wider. Half precision is computed in float32.
+    [batch, D, N] (or [texts, D, N]), float32 or wider. Half precision is computed in float32.
 
     Raises TypeError for a wrong dtype and ValueError for a wrong shape or device.
 
     Source: Mamba (Gu and Dao 2023, arXiv 2312.00752), section 3.2, algorithm 2.
     """
-    _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    run = IMPLEMENTATIONS[choose("selective_scan", u)].selective_scan
-    if A.is_complex():
-        run = reference.selective_scan
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    _check(*tensors, cu_seqlens)
+    chosen = "reference" if A.is_complex() else choose("selective_scan", *tensors)
     with without_autocast(u.device):
-        return run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, initial_state)
+        if chosen == "triton":
+            learns = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+            options = (delta_softplus, initial_state, cu_seqlens, learns)
+            y, last_state, _ = _selective_scan(u, delta, A, B, C, D, z, delta_bias, *options)
+            return (y, last_state) if return_last_state else y
+        options = (delta_softplus, return_last_state, initial_state, cu_seqlens)
+        return IMPLEMENTATIONS[chosen].selective_scan(u, delta, A, B, C, D, z, delta_bias, *options)
 
 
-def _check(u, delta, A, B, C, D, z, delta_bias, initial_state) -> None:
+def _check(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens) -> None:
     op = "selective_scan"
     check_given(op, u=u, delta=delta, A=A, B=B, C=C)
+    known = {"u": (u, "batch D L"), "A": (A, "D N")}
     sizes = check_shapes(
-        op,
-        u=(u, "batch D L"),
-        delta=(delta, "batch D L"),
-        A=(A, "D N"),
-        D=(D, "D"),
-        z=(z, "batch D L"),
-        delta_bias=(delta_bias, "D"),
-        initial_state=(initial_state, "batch D N"),
+        op, **known, delta=(delta, "batch D L"), D=(D, "D"), z=(z, "batch D L"), delta_bias=(delta_bias, "D")
     )
     check_dtypes(op, REAL, u=u, delta=delta, D=D, z=z, delta_bias=delta_bias)
     kind = COMPLEX if A.is_complex() else REAL
     check_dtypes(op, REAL + COMPLEX, A=A)
     check_dtypes(op, kind, initial_state=initial_state)
     check_not_empty(op, u=u, A=A)
-    batch, width, N = str(sizes["batch"]), str(sizes["D"]), str(sizes["N"])
-    steps = str(sizes["L"] * (2 if A.is_complex() else 1))
+    check_packed(op, u, cu_seqlens)
+    if cu_seqlens is None:
+        check_shapes(op, **known, initial_state=(initial_state, "batch D N"))
+    else:
+        check_shapes(op, **known, cu_seqlens=(cu_seqlens[1:], "texts"), initial_state=(initial_state, "texts D N"))
+    steps = str(2 * sizes["L"]) if A.is_complex() else "L"
+    patterns = {2: "D N", 3: f"batch N {steps}", 4: f"batch groups N {steps}"}
     for name, matrix in (("B", B), ("C", C)):
-        if not isinstance(matrix, Tensor) or matrix.ndim not in (2, 3, 4):
+        if not isinstance(matrix, Tensor) or matrix.ndim not in patterns:
             found = list(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
             raise ValueError(f"{op}: {name} is {found}; wanted [D, N], [batch, N, L] or [batch, groups, N, L]")
-        patterns = {2: f"{width} {N}", 3: f"{batch} {N} {steps}", 4: f"{batch} groups {N} {steps}"}
-        groups = check_shapes(op, u=(u, "..."), **{name: (matrix, patterns[matrix.ndim])}).get("groups", 1)
+        groups = check_shapes(op, **known, **{name: (matrix, patterns[matrix.ndim])}).get("groups", 1)
         if sizes["D"] % groups:
-            raise ValueError(f"{op}: {name} has {groups} groups; wanted a divisor of D = {width}")
+            raise ValueError(f"{op}: {name} has {groups} groups; wanted a divisor of D = {sizes['D']}")
         check_dtypes(op, kind if matrix.ndim == 2 else REAL, **{name: matrix})
+
+
+@torch.library.custom_op("firebolt_vl::selective_scan", mutates_args=())
+def _selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    softplus: bool,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    keep_states: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the last state, and with `keep_states` the state before each block of steps, which gradients are made from."""
+    from . import triton
+
+    options = (softplus, initial_state, cu_seqlens, keep_states)
+    return triton.selective_scan(u, delta, A, B, C, D, z, delta_bias, *options)
+
+
+@_selective_scan.register_fake
+def _(u, delta, A, B, C, D, z, delta_bias, softplus, initial_state, cu_seqlens, keep_states):
+    (width, N), texts = A.shape, u.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    blocks = blocks_of_steps(u, N, cu_seqlens) if keep_states else 0
+    last_state = u.new_empty(texts, width, N, dtype=torch.float32)
+    return laid_out_like(u, u.dtype), last_state, u.new_empty(blocks, N, width, dtype=torch.float32)
+
+
+@torch.library.custom_op("firebolt_vl::selective_scan_backward", mutates_args=())
+def _selective_scan_backward(
+    dy: Tensor,
+    dlast_state: Tensor | None,
+    states: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    softplus: bool,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> list[Tensor]:
+    """Of u, delta, A, B, C, D, z, delta_bias and initial_state, those that there are."""
+    from . import triton
+
+    tensors = (u, delta, A, B, C, D, z, delta_bias)
+    return triton.selective_scan_backward(dy, dlast_state, states, *tensors, softplus, initial_state, cu_seqlens)
+
+
+@_selective_scan_backward.register_fake
+def _(dy, dlast_state, states, u, delta, A, B, C, D, z, delta_bias, softplus, initial_state, cu_seqlens):
+    gradients = [laid_out_like(u, u.dtype), laid_out_like(u, delta.dtype), *(x.new_empty(x.shape) for x in (A, B, C))]
+    gradients += [] if D is None else [D.new_empty(D.shape)]
+    gradients += [] if z is None else [laid_out_like(u, z.dtype)]
+    return gradients + [x.new_empty(x.shape) for x in (delta_bias, initial_state) if x is not None]
+
+
+def _save(ctx, inputs, output) -> None:
+    *tensors, ctx.softplus, initial_state, cu_seqlens, keep_states = inputs
+    if not keep_states:
+        raise RuntimeError("selective_scan: gradients are asked for, but keep_states is False")
+    ctx.save_for_backward(output[2], *tensors, initial_state, cu_seqlens)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, dy, dlast_state, _):
+    states, *tensors, initial_state, cu_seqlens = ctx.saved_tensors
+    if dy is None:
+        dy = torch.zeros_like(tensors[0])
+    options = (ctx.softplus, initial_state, cu_seqlens)
+    found = iter(_selective_scan_backward(dy, dlast_state, states, *tensors, *options))
+    *gradients, of_state = (None if tensor is None else next(found) for tensor in (*tensors, initial_state))
+    return *gradients, None, of_state, None, None
+
+
+_selective_scan.register_autograd(_backward, setup_context=_save)

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from ..common.blocks import block_numbers
 from ..common.dtypes import compute_dtype
+from .packed import text_by_text
 
 # Fewest steps in a chunk: one state of a chunk is kept for the backward pass.
 FEWEST_STEPS = 16
@@ -26,8 +27,12 @@ def selective_scan(
     delta_softplus: bool = False,
     return_last_state: bool = False,
     initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,  y_t = (C_t . h_t + D u_t) silu(z_t)."""
+    if cu_seqlens is not None:
+        arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, initial_state)
+        return text_by_text(selective_scan, *arguments, cu_seqlens)
     dtype = compute_dtype(u, delta, A, B, C, D, z, delta_bias, initial_state)
     x, delta, A = u.to(dtype), delta.to(dtype), A.to(dtype)
     if delta_bias is not None:

@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 from convolutions import by_position, shapes
+from selective_scans import in_order
+from selective_scans import inputs as scan_inputs
 from triton_kernels import by_triton, check_against_definition
 
 from firebolt_vl.cmm import CMMConfig, CrossModalModulator
@@ -18,6 +20,7 @@ from firebolt_vl.kernels import (
     film_residual,
     grounded_film,
     reference,
+    selective_scan,
 )
 
 pytestmark = [
@@ -98,6 +101,58 @@ def test_a_packed_scan_is_captured_into_a_graph():
     borders.copy_(torch.tensor([0, 1, 513, 600]))
     graph.replay()
     for ours, wanted in zip(found, diagonal_scan(*arguments, cu_seqlens=borders)):
+        assert torch.equal(ours, wanted)
+
+
+def scans(packed: bool, dtype=torch.bfloat16, kind="shared"):
+    """selective_scan and its definition, their arguments, cotangents and options: texts in a row, or rows."""
+    named = scan_inputs(batch=1 if packed else 2, D=256, N=16, L=515, dtype=torch.float32, B_kind=kind, C_kind=kind)
+    named = {name: x.to(dtype) if name in ("u", "delta", "z", "B", "C") else x for name, x in named.items()}
+    options = {"cu_seqlens": torch.tensor([0, 1, 1, 300, 515], device="cuda")} if packed else {}
+    texts = 4 if packed else 2
+    named["initial_state"] = torch.randn(texts, 256, 16)
+    functions = [in_order(op, named, delta_softplus=True) for op in (selective_scan, reference.selective_scan)]
+    return *functions, list(named.values()), [torch.randn(named["u"].shape), torch.randn(texts, 256, 16)], options
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", ["constant", "shared", "grouped"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_selective_scans_of_real_models_are_within_the_budget(packed, kind, dtype):
+    torch.manual_seed(0)
+    op, definition, tensors, cotangents, options = scans(packed, dtype, kind)
+    check_against_definition(op, tensors, cotangents, definition=definition, **options)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_ten_selective_scans_are_equal_bit_for_bit(packed):
+    op, _, tensors, cotangents, options = scans(packed)
+    first = by_triton(op, tensors, cotangents, **options)
+    for _ in range(9):
+        for again, once in zip(by_triton(op, tensors, cotangents, **options), first):
+            assert torch.equal(again, once)
+
+
+def test_a_selective_scan_is_captured_into_a_graph_with_borders_that_may_change():
+    op, _, tensors, cotangents, options = scans(packed=True)
+    leaves = [x.cuda().requires_grad_() for x in tensors]
+    cotangents = [x.cuda() for x in cotangents]
+
+    def run():
+        y, last = op(*leaves, **options)
+        return [y, last, *torch.autograd.grad([y, last], leaves, [c.to(o) for c, o in zip(cotangents, (y, last))])]
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    options["cu_seqlens"].copy_(torch.tensor([0, 7, 100, 100, 515]))
+    graph.replay()
+    for ours, wanted in zip(captured, run()):
         assert torch.equal(ours, wanted)
 
 
@@ -198,12 +253,35 @@ torch.cuda.synchronize()
 """
 
 
-@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
-@pytest.mark.parametrize("G", [5, 20, 70])
-def test_the_sanitizer_finds_nothing(tool, G):
+SANITIZED_SCAN = """
+import torch
+from firebolt_vl.kernels import selective_scan
+def made(*shape): return torch.randn(shape, device="cuda").requires_grad_()
+u, delta, z, A = made(1, 24, 70), made(1, 24, 70), made(1, 24, 70), made(24, {N})
+B, C = made(1, 2, {N}, 70), made(24, {N})
+borders = torch.tensor([0, 33, 33, 70], device="cuda")
+y = selective_scan(u, delta, -A.abs(), B, C, made(24), z, made(24), True, cu_seqlens=borders)
+y.square().sum().backward()
+torch.cuda.synchronize()
+"""
+
+
+def sanitize(tool, script):
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         pytest.skip("compute-sanitizer is not on the path")
-    command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", SANITIZED.format(G=G)]
+    command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", script]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+@pytest.mark.parametrize("G", [5, 20, 70])
+def test_the_sanitizer_finds_nothing(tool, G):
+    sanitize(tool, SANITIZED.format(G=G))
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+@pytest.mark.parametrize("N", [3, 16, 64])
+def test_the_sanitizer_finds_nothing_in_a_selective_scan(tool, N):
+    sanitize(tool, SANITIZED_SCAN.format(N=N))

@@ -11,7 +11,7 @@ import torch
 from firebolt_vl import kernels
 from firebolt_vl.kernels import reference
 from firebolt_vl.kernels.common.checks import REAL, check_dtypes, check_shapes
-from firebolt_vl.kernels.common.device import IN_TRITON, OPS, implementation, use_implementation
+from firebolt_vl.kernels.common.device import OPS, implementation, use_implementation
 from firebolt_vl.kernels.common.dtypes import compute_dtype
 
 ROOT = Path(kernels.__file__).resolve().parents[1]
@@ -47,10 +47,7 @@ def test_every_op_says_what_runs_on_a_device(op):
     assert name == "pytorch"
     assert "CPU" in why
     name, why = implementation(op, "cuda:0")
-    if op in IN_TRITON:
-        assert (name, "the Triton kernel" in why) == ("triton", True)
-    else:
-        assert (name, f"Triton kernel of {op} is not built in" in why) == ("pytorch", True)
+    assert (name, "the Triton kernel" in why) == ("triton", True)
 
 
 def test_an_implementation_can_be_chosen_for_a_region():

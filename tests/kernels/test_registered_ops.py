@@ -14,6 +14,7 @@ from firebolt_vl.kernels import (
     fft_conv,
     film_residual,
     grounded_film,
+    selective_scan,
     vandermonde,
 )
 from firebolt_vl.kernels.common.device import use_implementation
@@ -52,6 +53,7 @@ def calls(G=5, dtype=torch.float32):
         "fft_conv of packed texts": (ops.fft_conv, (u[:1], taps, None, None, borders, False)),
         "fft_conv by a spectrum": (ops.fft_conv, (u, spectrum, bias[:3], gates, None, False)),
         **scan_calls(dtype),
+        "selective_scan": (ops.selective_scan, selective_scan_arguments(dtype)),
     }
 
 
@@ -73,6 +75,14 @@ def convolution_tensors(dtype=torch.float32):
     """u, k, gate and a spectrum."""
     u, gate = tensors((2, 3, 9), (2, 3, 9), dtype=dtype)
     return u, *tensors((3, 5)), gate, *tensors((3, 257), dtype=torch.complex64)
+
+
+def selective_scan_arguments(dtype=torch.float32, L=6):
+    """With channels last, as after a linear map, groups for B, a constant C, and two texts in a row."""
+    u, delta, z = (x.detach().mT.requires_grad_() for x in tensors(*[(1, L, 4)] * 3, dtype=dtype))
+    A, C, D, delta_bias, B, state = tensors((4, 3), (4, 3), (4,), (4,), (1, 2, 3, L), (2, 4, 3), dtype=dtype)
+    borders = torch.tensor([0, L // 3, L], device=DEVICE)
+    return u, delta, A, B, C, D, z, delta_bias, True, state, borders, True
 
 
 @pytest.mark.parametrize("name", calls())
@@ -131,6 +141,30 @@ def test_a_scan_compiles_into_one_graph(L):
         return torch.cat([y.flatten(), torch.view_as_real(last).flatten()])
 
     check_one_graph(run, leaves)
+
+
+def test_the_selective_scan_compiles_into_one_graph_for_every_length():
+    """Of the first length a graph is made, of the second one for any other."""
+    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "delta_softplus", "initial_state")
+
+    def run(arguments):
+        return selective_scan(**arguments, return_last_state=True)
+
+    torch.compiler.reset()
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for L in (5, 18, 35):
+        arguments = dict(zip(names, selective_scan_arguments(L=L)))
+        arguments["initial_state"] = arguments["initial_state"][:1].detach().requires_grad_()
+        leaves = [x for x in arguments.values() if isinstance(x, torch.Tensor)]
+        with use_implementation("triton"):
+            if L == 35:
+                torch.compiler.set_stance("fail_on_recompile")
+            found, wanted = compiled(arguments), run(arguments)
+            torch.compiler.set_stance("default")
+            torch.testing.assert_close(found, wanted)
+            cotangents = [torch.randn_like(x) for x in wanted]
+            for ours, theirs in zip(*(torch.autograd.grad(outputs, leaves, cotangents) for outputs in (found, wanted))):
+                torch.testing.assert_close(ours, theirs)
 
 
 def layer(**options):

@@ -10,6 +10,7 @@ from correlations import layouts
 from hypothesis import given
 from hypothesis import strategies as st
 from numerics import assert_close
+from selective_scans import CASES, KINDS, in_order, inputs, matrix_shape
 from sequences import (
     assert_op_within_budget,
     assert_same_op,
@@ -23,7 +24,6 @@ from firebolt_vl.kernels import reference, selective_scan
 from firebolt_vl.kernels.selective_scan import pytorch
 
 BOTH = pytest.mark.parametrize("op", [selective_scan, reference.selective_scan], ids=["public", "reference"])
-CASES = {case["case"]: case for case in golden.load("selective_scan").cases}
 
 
 @BOTH
@@ -44,38 +44,8 @@ def test_values_states_and_gradients_are_the_originals(name, op):
         assert_close(arguments[key].grad, wanted)
 
 
-def matrix_shape(kind: str, batch: int, D: int, N: int, L: int, groups: int) -> tuple[int, ...]:
-    return {"constant": (D, N), "shared": (batch, N, L), "grouped": (batch, groups, N, L)}[kind]
-
-
-def inputs(batch=2, D=4, N=3, L=9, dtype=torch.float64, B_kind="shared", C_kind="shared", groups=2, is_complex=False):
-    """u, delta, A, B, C, D, z, delta_bias, and the initial state, by name."""
-    wide = dtype.to_complex() if is_complex else dtype
-    A = -torch.rand(D, N, dtype=dtype) - 0.1
-    shapes = {"u": (batch, D, L), "delta": (batch, D, L), "D": (D,), "z": (batch, D, L), "delta_bias": (D,)}
-    named = {name: torch.randn(shape, dtype=dtype) for name, shape in shapes.items()}
-    for name, kind in (("B", B_kind), ("C", C_kind)):
-        shape = matrix_shape(kind, batch, D, N, L * (1 + is_complex), groups)
-        named[name] = torch.randn(shape, dtype=wide if kind == "constant" else dtype)
-    named["A"] = torch.complex(A, torch.randn_like(A)) if is_complex else A
-    named["initial_state"] = torch.randn(batch, D, N, dtype=wide)
-    return named
-
-
-def in_order(op, names, **options):
-    """The op as a function of these arguments in this order, with the state among its outputs."""
-
-    def run(*tensors):
-        return op(**dict(zip(names, tensors, strict=True)), return_last_state=True, **options)
-
-    return run
-
-
 def both_in_order(names, **options):
     return in_order(selective_scan, names, **options), in_order(reference.selective_scan, names, **options)
-
-
-KINDS = st.sampled_from(["constant", "shared", "grouped"])
 
 
 @given(
@@ -203,6 +173,48 @@ def test_groups_repeat_over_neighbouring_channels():
         assert_close(selective_scan(**alone), y[:, d : d + 1], relative=1e-12)
 
 
+@BOTH
+@given(
+    borders=st.lists(st.integers(0, 40), max_size=4).map(lambda inside: [0, *sorted(inside), 40]),
+    kinds=st.tuples(KINDS, KINDS),
+    is_complex=st.booleans(),
+    state=st.booleans(),
+)
+def test_packed_texts_are_those_alone(op, borders, kinds, is_complex, state):
+    """Value, last state and every gradient; an empty text hands on its state."""
+    named = inputs(batch=1, L=40, B_kind=kinds[0], C_kind=kinds[1], is_complex=is_complex)
+    wide = torch.complex128 if is_complex else torch.float64
+    named["initial_state"] = torch.randn(len(borders) - 1, 4, 3, dtype=wide)
+    if not state:
+        del named["initial_state"]
+
+    def packed(*tensors):
+        return in_order(op, named, delta_softplus=True)(*tensors, cu_seqlens=torch.tensor(borders))
+
+    def alone(*tensors):
+        arguments, outputs, states = dict(zip(named, tensors)), [], []
+        for text, (first, end) in enumerate(itertools.pairwise(borders)):
+            h = arguments["initial_state"][text : text + 1] if state else torch.zeros(1, 4, 3, dtype=wide)
+            if end > first:
+                piece = {name: arguments[name][..., first:end] for name in ("u", "delta", "z")}
+                for name, kind in zip("BC", kinds):
+                    of_time = slice((1 + is_complex) * first, (1 + is_complex) * end)
+                    piece[name] = arguments[name] if kind == "constant" else arguments[name][..., of_time]
+                whole = arguments | piece | {"initial_state": h}
+                y, h = reference.selective_scan(**whole, delta_softplus=True, return_last_state=True)
+                outputs.append(y)
+            states.append(h)
+        return torch.cat(outputs, -1), torch.cat(states)
+
+    assert_same_op(packed, alone, list(named.values()))
+
+
+def test_packed_halves_have_states_in_float32():
+    named = {name: x.half() for name, x in inputs(batch=1, L=9, dtype=torch.float32).items()} | {"initial_state": None}
+    y, last = selective_scan(**named, return_last_state=True, cu_seqlens=torch.tensor([0, 0, 4, 9]))
+    assert (y.dtype, last.dtype, last.shape) == (torch.float16, torch.float32, (3, 4, 3))
+
+
 def test_without_a_step_nothing_happens():
     """delta = 0: the state stays, and what comes in does not reach it."""
     named = inputs(L=40) | {"delta": torch.zeros(2, 4, 40, dtype=torch.float64), "delta_bias": None}
@@ -242,7 +254,7 @@ def test_the_state_comes_only_when_asked_for():
         ({"u": torch.randn(4, 9)}, ValueError, r"u has shape \[4, 9\]; wanted \[batch D L\]"),
         ({"delta": torch.randn(2, 4, 8)}, ValueError, r"delta has shape \[2, 4, 8\]; wanted .* L = 9"),
         ({"A": torch.randn(5, 3)}, ValueError, r"A has shape \[5, 3\]; wanted \[D N\] with D = 4"),
-        ({"B": torch.randn(2, 9, 3)}, ValueError, r"B has shape \[2, 9, 3\]; wanted \[2 3 9\]"),
+        ({"B": torch.randn(2, 9, 3)}, ValueError, r"B has shape \[2, 9, 3\]; wanted \[batch N L\] with batch = 2"),
         ({"B": torch.randn(2, 3, 3, 9)}, ValueError, "B has 3 groups; wanted a divisor of D = 4"),
         ({"C": torch.randn(9)}, ValueError, r"C is \[9\]; wanted \[D, N\], \[batch, N, L\] or"),
         ({"C": None}, TypeError, "C is None"),
@@ -251,9 +263,10 @@ def test_the_state_comes_only_when_asked_for():
         ({"delta_bias": torch.randn(1, 4)}, ValueError, r"delta_bias has shape \[1, 4\]"),
         ({"initial_state": torch.randn(2, 3, 4)}, ValueError, r"initial_state has shape \[2, 3, 4\]"),
         ({"initial_state": torch.zeros(2, 4, 3, dtype=torch.cfloat)}, TypeError, "initial_state is complex64"),
-        ({"A": torch.zeros(4, 3, dtype=torch.cfloat)}, ValueError, r"B has shape \[2, 3, 9\]; wanted \[2 3 18\]"),
+        ({"A": torch.zeros(4, 3, dtype=torch.cfloat)}, ValueError, r"B has shape \[2, 3, 9\]; wanted \[batch N 18\]"),
         ({"B": torch.zeros(4, 3, dtype=torch.cfloat)}, TypeError, "B is complex64"),
         ({"u": torch.ones(2, 4, 9, dtype=torch.int64)}, TypeError, "u is int64"),
+        ({"cu_seqlens": torch.tensor([0, 9])}, ValueError, "u has 2 rows; wanted one, since cu_seqlens packs"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_named(change, error, message):
@@ -261,3 +274,11 @@ def test_bad_arguments_are_named(change, error, message):
     good |= {"B": torch.randn(2, 3, 9), "C": torch.randn(2, 3, 9)}
     with pytest.raises(error, match=message):
         selective_scan(**good | change)
+
+
+def test_states_of_packed_texts_have_a_row_for_each():
+    named = inputs(batch=1)
+    with pytest.raises(
+        ValueError, match=r"initial_state has shape \[1, 4, 3\]; wanted \[texts D N\] with texts = 2, D = 4"
+    ):
+        selective_scan(**named, cu_seqlens=torch.tensor([0, 5, 9]))

@@ -1,0 +1,42 @@
+"""Packed texts one after the other: what the definition and the PyTorch form do with them."""
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..common.dtypes import complex_dtype, compute_dtype
+
+
+def text_by_text(
+    scan: Callable,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    return_last_state: bool,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`scan`, a selective_scan, of each text alone, one after the other; an empty text hands on its state as it is."""
+    dtype = compute_dtype(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    if initial_state is None:
+        initial_state = A.new_zeros(cu_seqlens.shape[0] - 1, *A.shape)
+    outputs, states = [], []
+    for h, (first, end) in zip(initial_state.split(1), itertools.pairwise(cu_seqlens.tolist())):
+        if end > first:
+            x, step, gate = (None if t is None else t[..., first:end] for t in (u, delta, z))
+            pairs = 2 if A.is_complex() else 1
+            of_time = slice(pairs * first, pairs * end)
+            b, c = (matrix if matrix.ndim == 2 else matrix[..., of_time] for matrix in (B, C))
+            y, h = scan(x, step, A, b, c, D, gate, delta_bias, delta_softplus, True, h)
+            outputs.append(y)
+        states.append(h.to(complex_dtype(dtype) if A.is_complex() else dtype))
+    y = torch.cat(outputs, -1)
+    return (y, torch.cat(states)) if return_last_state else y
