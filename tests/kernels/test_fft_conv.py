@@ -247,6 +247,16 @@ def test_the_choice_names_an_algorithm_and_only_the_fft_grows_slower_than_the_sq
 
 
 @pytest.mark.parametrize(
+    ("dtype", "beyond"), [(torch.float32, "vendor"), (torch.float16, "monarch"), (torch.bfloat16, "monarch")], ids=str
+)
+def test_where_kernels_run_the_choice_is_theirs(dtype, beyond):
+    for L in (1, 500, 1024):
+        assert choose_algorithm(L, 64, 8, dtype, "cuda", kernels=True) == "toeplitz"
+    for L in (2049, 32768, 10**6):
+        assert choose_algorithm(L, 64, 8, dtype, "cuda", kernels=True) == beyond
+
+
+@pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"u": torch.randn(3, 8)}, ValueError, r"u has shape \[3, 8\]; wanted \[B D L\]"),
