@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.launch import launch
-from ..common.triton_tiles import HALF, block_of, dot, dot_precision, slots_of, strides
+from ..common.triton_tiles import block_of, dot, dot_precision, slots_of, strides
 
 # Modes at a time: more are added up from several runs.
 MOST_MODES = 32
@@ -25,7 +25,7 @@ MOST_MODES = 32
 # float32 numbers, as three terms each, no longer fit the registers.
 CHUNKS = (16, 32)
 COLUMNS = 16
-# Products of 32 rows, 16 a warp. Those of float32 have more parts than the registers of two warps hold.
+# Products of 32 rows, 16 a warp.
 WARPS = 2
 # Modes that a program has on the chip in a single step.
 NUMBERS_OF_A_STEP = 1024
@@ -112,13 +112,13 @@ def _text(cu_seqlens_ptr, row, L):
 
 
 @triton.jit
-def _first_chunk(cu_seqlens_ptr, row, start, L, CHUNK: tl.constexpr):
-    """Where the states of a text's chunks lie among those of all: no text has more than up to the next one's."""
+def _states(states_ptr, first, cu_seqlens_ptr, row, start, L, CHUNK: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Where the states of a text's chunks lie among all, the `first` on: no text has more than up to the next one's."""
     if cu_seqlens_ptr is None:
-        first = row * ((L + CHUNK - 1) // CHUNK)
+        first += row * ((L + CHUNK - 1) // CHUNK)
     else:
-        first = row + start // CHUNK
-    return first
+        first += row + start // CHUNK
+    return states_ptr + first * (2 * BLOCK_N)
 
 
 @triton.jit
@@ -247,7 +247,6 @@ def diagonal_scan_kernel(
         z_imag, w_imag = -z_imag, -w_imag
         in_real, in_imag, out_real, out_imag = out_real, -out_imag, in_real, -in_imag
     full_real, full_imag = _power(z_real, z_imag, 0 * n + CHUNK)
-    toeplitz = _load_toeplitz(taps_ptr, v, CHUNK)
     first_row = slot * rows_per_slot
     for number in range(first_row, tl.minimum(first_row + rows_per_slot, rows)):
         row = 0 * v + number
@@ -281,8 +280,8 @@ def diagonal_scan_kernel(
                 h_real += _column(added_real, here)
                 h_imag += _column(added_imag, here)
             if states_ptr is not None:
-                entry = v * chunks_of_all + _first_chunk(cu_seqlens_ptr, row, start, L, CHUNK) + chunk
-                states = states_ptr + entry[None, :] * (2 * BLOCK_N) + tl.arange(0, BLOCK_N)[:, None]
+                states = _states(states_ptr, v * chunks_of_all, cu_seqlens_ptr, row, start, L, CHUNK, BLOCK_N)
+                states += chunk[None, :] * (2 * BLOCK_N) + tl.arange(0, BLOCK_N)[:, None]
                 tl.store(states, before_real, mask=(chunk < chunks)[None, :])
                 tl.store(states + BLOCK_N, before_imag, mask=(chunk < chunks)[None, :])
             if y_ptr is not None:
@@ -292,7 +291,7 @@ def diagonal_scan_kernel(
                 else:
                     at, inside = _from_start(length, chunk, CHUNK)
                 own = tl.load(x + at * x_strides[2], mask=inside, other=0.0)
-                steps = dot(toeplitz, own, PRECISION)
+                steps = dot(_load_toeplitz(taps_ptr, v, CHUNK), own, PRECISION)
                 steps += dot(w_real, from_real, PRECISION) - dot(w_imag, from_imag, PRECISION)
                 tl.store(y_ptr + (of_x * channels + v) * L + start + at, steps, mask=inside)
         if h_ptr is not None:
@@ -300,10 +299,18 @@ def diagonal_scan_kernel(
 
 
 @triton.jit
-def _load_states(states_ptr, first, chunk, chunks, BLOCK_N: tl.constexpr):
-    """[BLOCK_N, chunks] of a text's, whose first chunk is the number `first` of all."""
-    state = states_ptr + (first + chunk)[None, :] * (2 * BLOCK_N) + tl.arange(0, BLOCK_N)[:, None]
+def _load_states(states, chunk, chunks, BLOCK_N: tl.constexpr):
+    """[BLOCK_N, chunks] of a text's [chunks,2,BLOCK_N]."""
+    state = states + chunk[None, :] * (2 * BLOCK_N) + tl.arange(0, BLOCK_N)[:, None]
     there = (chunk < chunks)[None, :]
+    return tl.load(state, mask=there, other=0.0), tl.load(state + BLOCK_N, mask=there, other=0.0)
+
+
+@triton.jit
+def _load_last_state(states, chunks, BLOCK_N: tl.constexpr):
+    """[BLOCK_N] of a text's last chunk; 0 where it has none."""
+    number = tl.arange(0, BLOCK_N)
+    state, there = states + (chunks - 1) * (2 * BLOCK_N) + number, number < chunks * BLOCK_N
     return tl.load(state, mask=there, other=0.0), tl.load(state + BLOCK_N, mask=there, other=0.0)
 
 
@@ -347,10 +354,10 @@ def diagonal_scan_sums_kernel(
         of_x, start, length = _text(cu_seqlens_ptr, row, L)
         x = x_ptr + of_x * x_strides[0] + d * x_strides[1] + start * x_strides[2]
         chunks = (length + CHUNK - 1) // CHUNK
-        first = v * chunks_of_all + _first_chunk(cu_seqlens_ptr, row, start, L, CHUNK)
+        states = _states(states_ptr, v * chunks_of_all, cu_seqlens_ptr, row, start, L, CHUNK, BLOCK_N)
         for block in range(0, chunks, COLUMNS):
             chunk = block + column
-            state_real, state_imag = _load_states(states_ptr, first, chunk, chunks, BLOCK_N)
+            state_real, state_imag = _load_states(states, chunk, chunks, BLOCK_N)
             if FROM_END:
                 at, inside = _from_end(length, chunk, 0, CHUNK)
             else:
@@ -405,9 +412,9 @@ def diagonal_scan_lags_kernel(
     n = (v % GROUPS).to(tl.int32) * BLOCK_N + tl.arange(0, BLOCK_N)
     column = tl.arange(0, COLUMNS)
     z_real, z_imag = _load_modes(z_ptr, z_strides, d, n, N)
-    full_real, full_imag = _slope(z_real, z_imag, 0 * n + CHUNK)
     lags = tl.zeros([CHUNK, CHUNK], tl.float32)
-    all_real, all_imag = tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32)
+    full_real, full_imag = tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32)
+    last_real, last_imag = tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32)
     first_row = (tl.program_id(0) // channels) * rows_per_slot
     for number in range(first_row, tl.minimum(first_row + rows_per_slot, rows)):
         row = 0 * v + number
@@ -415,23 +422,28 @@ def diagonal_scan_lags_kernel(
         u = u_ptr + of_u * u_strides[0] + d * u_strides[1] + start * u_strides[2]
         dy = dy_ptr + of_u * dy_strides[0] + d * dy_strides[1] + start * dy_strides[2]
         chunks = (length + CHUNK - 1) // CHUNK
-        first = v * chunks_of_all + _first_chunk(cu_seqlens_ptr, row, start, L, CHUNK)
-        tail_real, tail_imag = _slope(z_real, z_imag, 0 * n + (length - (chunks - 1) * CHUNK))
+        states = _states(states_ptr, v * chunks_of_all, cu_seqlens_ptr, row, start, L, CHUNK, BLOCK_N)
+        gradients = _states(gradients_ptr, v * chunks_of_all, cu_seqlens_ptr, row, start, L, CHUNK, BLOCK_N)
         for block in range(0, chunks, COLUMNS):
-            chunk = block + column
-            at, inside = _from_end(length, chunk, 0, CHUNK)
+            at, inside = _from_end(length, block + column, 0, CHUNK)
             u_back = tl.load(u + at * u_strides[2], mask=inside, other=0.0).to(tl.float32)
             dy_back = tl.load(dy + at * dy_strides[2], mask=inside, other=0.0).to(tl.float32)
             lags += dot(u_back, tl.trans(dy_back), STATE_PRECISION)
-            h_real, h_imag = _load_states(states_ptr, first, chunk, chunks, BLOCK_N)
-            last = (chunk >= chunks - 1)[None, :]
-            slope_real = tl.where(last, tail_real[:, None], full_real[:, None])
-            slope_imag = tl.where(last, tail_imag[:, None], full_imag[:, None])
-            h_real, h_imag = _times(slope_real, slope_imag, h_real, h_imag)
-            g_real, g_imag = _load_states(gradients_ptr, first, chunk, chunks, BLOCK_N)
+        # Those of the last chunk, which may be short, by themselves.
+        for block in range(0, chunks - 1, COLUMNS):
+            h_real, h_imag = _load_states(states, block + column, chunks - 1, BLOCK_N)
+            g_real, g_imag = _load_states(gradients, block + column, chunks - 1, BLOCK_N)
             sum_real, sum_imag = _sum_of_products(g_real, g_imag, h_real, h_imag)
-            all_real, all_imag = all_real + sum_real, all_imag + sum_imag
-    _store_modes(sums_ptr + (slot * D + d) * (2 * N), n, N, all_real, all_imag)
+            full_real, full_imag = full_real + sum_real, full_imag + sum_imag
+        h_real, h_imag = _load_last_state(states, chunks, BLOCK_N)
+        g_real, g_imag = _load_last_state(gradients, chunks, BLOCK_N)
+        slope_real, slope_imag = _slope(z_real, z_imag, 0 * n + (length - (chunks - 1) * CHUNK))
+        h_real, h_imag = _times(slope_real, slope_imag, h_real, h_imag)
+        sum_real, sum_imag = _times(g_real, g_imag, h_real, -h_imag)
+        last_real, last_imag = last_real + sum_real, last_imag + sum_imag
+    slope_real, slope_imag = _slope(z_real, z_imag, 0 * n + CHUNK)
+    full_real, full_imag = _times(slope_real, -slope_imag, full_real, full_imag)
+    _store_modes(sums_ptr + (slot * D + d) * (2 * N), n, N, full_real + last_real, full_imag + last_imag)
     entry = tl.arange(0, CHUNK)[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
     tl.store(lags_ptr + (slot * channels + v) * (CHUNK * CHUNK) + entry, lags)
 
@@ -665,7 +677,7 @@ def _scan(
         REVERSE=reverse,
         PRECISION=dot_precision(diagonal_scan_kernel, x),
         STATE_PRECISION=dot_precision(diagonal_scan_kernel, modes["z_ptr"]),
-        num_warps=WARPS if x.dtype in HALF else 2 * WARPS,
+        num_warps=WARPS,
         num_stages=1,
     )
 
