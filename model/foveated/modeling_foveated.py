@@ -550,17 +550,17 @@ class FoveatedVLM(FoveatedPreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As on any model of transformers; a checkpoint of the original is converted while it is loaded.
+        """As on any model of transformers; weights of the original are converted while they are loaded.
 
-        That is a folder, or a hub id, without a configuration of ours: a state dict in safetensors or .pt files. What
-        `from_original` takes, may come here then (vision_config, text_config, query_dim, visual_scale, ...).
+        Those are a state dict in a safetensors or .pt file, in a folder or at a hub id. What `from_original` takes may
+        come here then (vision_config, text_config, query_dim, visual_scale, ...), or stand in a config.json beside it.
         """
         if pretrained_model_name_or_path is not None and kwargs.get("config") is None:
             hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-            state = load_original(pretrained_model_name_or_path, **hub)
-            if state is not None:
+            if (loaded := load_original(pretrained_model_name_or_path, **hub)) is not None:
+                state, told = loaded
                 given = {name: kwargs.pop(name) for name in CONFIG_FIELDS if name in kwargs}
-                config = original_config(state, **given)
+                config = original_config(state, **{**told, **given})
                 with torch.device("meta"):
                     wanted = cls(config).state_dict()
                 kwargs.setdefault("dtype", torch.float32)

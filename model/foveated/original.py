@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import cached_file
@@ -78,35 +79,47 @@ def original_config(state: dict[str, Tensor], **given) -> FoveatedVLMConfig:
     return FoveatedVLMConfig(**given)
 
 
-def load_original(name: str | os.PathLike, **hub) -> dict[str, Tensor] | None:
-    """The state dict of a folder or hub id that is a checkpoint of the original; None where it is not.
+def load_original(name: str | os.PathLike, **hub) -> tuple[dict[str, Tensor], dict] | None:
+    """State dict of a checkpoint with the original's weights, and what a configuration beside it says of CONFIG_FIELDS.
 
-    It is one of the original where it has no configuration of a kind that transformers knows. Weights in .pt files are
-    read by PyTorch's weights-only loader, which runs no code of theirs. Raises OSError where there are no weights.
+    `name` is a folder or hub id. None where the weights are not the original's: a configuration is of another model, or
+    the parameters have our names. Weights in .pt files are read by PyTorch's weights-only loader, which runs no code of
+    theirs. Raises OSError where a configuration has no weights beside it.
     """
-    if _has_config(name, hub):
+    described = _described(name, hub)
+    kind = (described or {}).get("model_type")
+    if kind not in (None, FoveatedVLMConfig.model_type):
         return None
     found = (_cached(name, file, hub) for file in WEIGHTS)
     path = next((path for path in found if path is not None), None)
     if path is None and Path(name).is_dir():
         path = next((str(path) for path in sorted(Path(name).glob("*.pt"), reverse=True)), None)
     if path is None:
-        if _cached(name, "config.json", hub) is None:
-            return None  # not even a checkpoint: transformers says what is missing
+        if described is None or kind is not None:
+            return None  # no checkpoint, or one of ours in shards: transformers sees to it
         raise OSError(f"{name}: neither {', '.join(WEIGHTS)} nor any other .pt file is there")
+    if kind is not None and path.endswith(".safetensors"):
+        with safe_open(path, "pt") as file:
+            if not any(map(_is_renamed, file.keys())):
+                return None
     state = (
         load_file(path) if path.endswith(".safetensors") else torch.load(path, map_location="cpu", weights_only=True)
     )
     inner = next((state[key] for key in INNER if isinstance(state.get(key), dict)), state)
-    return {key: tensor for key, tensor in inner.items() if isinstance(tensor, Tensor)}
+    state = {key: tensor for key, tensor in inner.items() if isinstance(tensor, Tensor)}
+    return state, {field: described[field] for field in CONFIG_FIELDS if field in (described or {})}
 
 
-def _has_config(name: str | os.PathLike, hub: dict) -> bool:
+def _is_renamed(key: str) -> bool:
+    return any(old in key for old in RENAMED)
+
+
+def _described(name: str | os.PathLike, hub: dict) -> dict | None:
     path = _cached(name, "config.json", hub)
     if path is None:
-        return False
+        return None
     described = json.loads(Path(path).read_text(encoding="utf-8"))
-    return isinstance(described, dict) and "model_type" in described
+    return described if isinstance(described, dict) else {}
 
 
 def _cached(name: str | os.PathLike, file: str, hub: dict) -> str | None:

@@ -36,6 +36,7 @@ SELECTION = {
 # Of fvlm_tiny_upstream: case -> the precision whose results are kept, and the entries at most of a gradient kept.
 FOVEATED = {"b2": "f64", "b2_pad": "f32", "b2_lambda": "f32", "dpo": "f32"}
 LARGEST_GRADIENT = 100
+FOVEATED_FACTS = ("dino_config", "llm_config", "model", "cases", "param_groups", "schedules", "versions")
 
 
 def select(source: Path, target: Path) -> None:
@@ -58,7 +59,7 @@ def select(source: Path, target: Path) -> None:
 
 def select_foveated(source: Path, target: Path) -> None:
     described = json.loads((source / "fvlm_tiny_upstream.json").read_text())
-    described = {name: described[name] for name in ("dino_config", "llm_config", "model", "cases", "versions")}
+    described = {name: described[name] for name in FOVEATED_FACTS}
     with safe_open(source / "fvlm_tiny_upstream.safetensors", "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys() if _is_kept(key, file)}  # noqa: SIM118
         save_file(tensors, target / "fvlm_tiny_upstream.safetensors", metadata=file.metadata())

@@ -8,7 +8,7 @@ from foveated import VECTORS, make_foveated, make_frames, original_arguments, or
 from numerics import assert_close
 from safetensors.torch import save_file
 from tiny_models import make_text
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Dinov2Config, LlamaConfig
 
 from firebolt_vl.model import FoveatedVLM, FoveatedVLMConfig
 
@@ -95,6 +95,33 @@ def test_a_training_checkpoint_of_the_original_loads(tmp_path, originals_logits)
     check_original(tmp_path, originals_logits)
     (tmp_path / "config.json").write_text(json.dumps({"lr": 1e-3}))  # a configuration of the training, not of a model
     check_original(tmp_path, originals_logits)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pt"])
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_configuration_beside_the_originals_weights_is_followed(tmp_path, originals_logits, name, ours):
+    state = {key: tensor.contiguous() for key, tensor in VECTORS.under("param").items()}
+    if name.endswith(".safetensors"):
+        save_file(state, tmp_path / name)
+    else:
+        torch.save(state, tmp_path / name)
+    if ours:
+        FoveatedVLMConfig(**original_arguments()).save_pretrained(tmp_path)
+    else:
+        (tmp_path / "config.json").write_text(json.dumps(original_arguments()))
+    model = FoveatedVLM.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert_close(model(**original_inputs("b2")).logits, originals_logits, relative=2e-6)
+    assert FoveatedVLM.from_pretrained(tmp_path, original_behaviour=True).config.original_behaviour
+
+
+def test_configurations_may_be_objects(originals_logits):
+    arguments = original_arguments()
+    arguments["vision_config"] = Dinov2Config(**arguments["vision_config"])
+    arguments["text_config"] = LlamaConfig(**arguments["text_config"])
+    model = FoveatedVLM.from_original(VECTORS.under("param"), **arguments)
+    with torch.no_grad():
+        assert_close(model(**original_inputs("b2")).logits, originals_logits, relative=2e-6)
 
 
 def test_the_originals_half_precision_decoder_loads_as_float32(tmp_path):
