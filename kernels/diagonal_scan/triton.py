@@ -274,11 +274,13 @@ def diagonal_scan_kernel(
                 here = column[None, :] == j
                 before_real = _with_column(before_real, here, h_real)
                 before_imag = _with_column(before_imag, here, h_imag)
+                # Only the last chunk can be short. The choice is among products, since one among factors would stay in
+                # the loop as an exchange between threads.
                 last = first + j == chunks - 1
-                decay_real, decay_imag = tl.where(last, tail_real, full_real), tl.where(last, tail_imag, full_imag)
-                h_real, h_imag = _times(decay_real, decay_imag, h_real, h_imag)
-                h_real += _column(added_real, here)
-                h_imag += _column(added_imag, here)
+                short_real, short_imag = _times(tail_real, tail_imag, h_real, h_imag)
+                h_real, h_imag = _times(full_real, full_imag, h_real, h_imag)
+                h_real = tl.where(last, short_real, h_real) + _column(added_real, here)
+                h_imag = tl.where(last, short_imag, h_imag) + _column(added_imag, here)
             if states_ptr is not None:
                 states = _states(states_ptr, v * chunks_of_all, cu_seqlens_ptr, row, start, L, CHUNK, BLOCK_N)
                 states += chunk[None, :] * (2 * BLOCK_N) + tl.arange(0, BLOCK_N)[:, None]
@@ -441,7 +443,8 @@ def diagonal_scan_lags_kernel(
         h_real, h_imag = _times(slope_real, slope_imag, h_real, h_imag)
         sum_real, sum_imag = _times(g_real, g_imag, h_real, -h_imag)
         last_real, last_imag = last_real + sum_real, last_imag + sum_imag
-    slope_real, slope_imag = _slope(z_real, z_imag, 0 * n + CHUNK)
+    # Growing modes overflow beyond L, where there is no chunk to multiply.
+    slope_real, slope_imag = _slope(z_real, z_imag, 0 * n + tl.minimum(L, CHUNK))
     full_real, full_imag = _times(slope_real, -slope_imag, full_real, full_imag)
     _store_modes(sums_ptr + (slot * D + d) * (2 * N), n, N, full_real + last_real, full_imag + last_imag)
     entry = tl.arange(0, CHUNK)[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
