@@ -18,6 +18,8 @@ class Case(NamedTuple):
     "fast", "spectrum"; of scans "state", "packed", "channels last", "constant" (B, C), "bare" (no skip, no gate)."""
     quick: bool = False
     """Whether the short selections (`--quick`, CI) have it."""
+    timed: bool = True
+    """Whether the definition has the same arguments and error budget: else it is compiled, but not measured."""
 
     def __str__(self) -> str:
         return " ".join([*(f"{name}={size}" for name, size in self.sizes.items()), *self.options])
@@ -149,7 +151,7 @@ def _fft_conv(make: Maker, case: Case) -> Inputs:
     if "fast" in case.options:
         options["precision"] = "fast"
     if "spectrum" in case.options:
-        options["k_spectrum"] = make.complex(D, 2 ** max(9, (2 * L - 1).bit_length()) // 2 + 1)
+        options["k_spectrum"] = torch.fft.rfft(k, max(512, 2 ** (2 * L - 1).bit_length()))
     if "texts" in case.sizes:
         texts = case.sizes["texts"]
         options["cu_seqlens"] = torch.arange(texts + 1, device=make.device) * L // texts
@@ -247,11 +249,13 @@ MODE_CASES = (
 
 
 def _convolution(B: int, D: int, L: int, *options: str, quick: bool = False, **sizes: int) -> Case:
-    return Case({"B": B, "D": D, "L": L, **sizes}, options, quick)
+    # The definition has no gradient for a spectrum, and "fast" is beyond its budget in 16 bits.
+    timed = not {"spectrum", "fast"} & set(options)
+    return Case({"B": B, "D": D, "L": L, **sizes}, options, quick, timed)
 
 
 CONVOLUTION_CASES = (
-    *(_convolution(8, 1024, L, quick=L == 512) for L in (1, 64, 512, 1000, 2048, 4096)),
+    *(_convolution(8, 1024, L, quick=L == 512) for L in (1, 64, 512, 1000, 4096)),
     _convolution(8, 1024, 512, "gate", "fast", quick=True),
     _convolution(1, 768, 1024, "gate", texts=7),
     *(_convolution(8, 1024, L, "gate", "spectrum") for L in (256, 512)),

@@ -82,14 +82,18 @@ def subjects(op: str, dtype: str, device: str, quick: bool) -> Iterator[Subject]
     if op == "cmm":
         yield from (cmm_subject(part, sizes, dtype, device) for part, sizes in modulator.CASES)
         return
-    if dtype in OPS[op].dtypes:
-        yield from (op_subject(op, case, dtype, device) for case in OPS[op].cases if case.quick or not quick)
+    yield from (op_subject(op, case, dtype, device) for case in _timed_cases(op, dtype, quick))
 
 
 def count_subjects(op: str, dtype: str, quick: bool) -> int:
     if op == "cmm":
         return len(modulator.CASES)
-    return sum(case.quick or not quick for case in OPS[op].cases) if dtype in OPS[op].dtypes else 0
+    return len(_timed_cases(op, dtype, quick))
+
+
+def _timed_cases(op: str, dtype: str, quick: bool) -> list[Case]:
+    cases = OPS[op].cases if dtype in OPS[op].dtypes else ()
+    return [case for case in cases if case.timed and (case.quick or not quick)]
 
 
 def op_subject(op: str, case: Case, dtype: str, device: str) -> Subject:

@@ -66,6 +66,15 @@ def test_the_check_finds_a_wrong_value_and_a_wrong_gradient():
     assert "gradient 0" in check(wrong_gradient, reference.film_residual, calls)
 
 
+def test_a_size_that_is_not_to_be_timed_is_left_out(small, monkeypatch):
+    op = measuring.OPS["film_residual"]._replace(cases=(SMALL, SMALL._replace(timed=False)))
+    monkeypatch.setitem(measuring.OPS, "film_residual", op)
+    for quick in (False, True):
+        assert measuring.count_subjects("film_residual", "float32", quick) == 1
+        assert len(list(measuring.subjects("film_residual", "float32", "cpu", quick))) == 1
+    assert not any(case.timed for case in CASES["fft_conv"].cases if {"fast", "spectrum"} & set(case.options))
+
+
 def test_the_floor_is_every_tensor_once():
     subject = op_subject("film_residual", SMALL, "float32", "cpu")
     read = 8 * 16 * 2 + 8 * 3 + 3 * 32 + 32 + 1 + 2 * 16
