@@ -10,7 +10,7 @@ from ..cmm.block import GatedOutput
 
 LARGEST = 127
 CENTRE = 128  # what zero is among the unsigned 8-bit numbers that the kernels take
-ROWS = 4096
+ROWS = 256
 ENGINES = ("x86", "fbgemm")
 KERNEL = "linear_with_input_q_dq_qweight_dq_output_fp32"
 
@@ -101,7 +101,8 @@ def quantize_linear(linear: nn.Linear) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*quantized tensor creation functions", category=UserWarning)
             channels = torch._make_per_channel_quantized_tensor(int8_weight, scale.double(), zeros, 0)
-        packed, int8_weight = torch.ops.quantized.linear_prepack(channels, None), None
+        int8_weight = None  # before the kernels' own copy is made: the head's is the peak of loading
+        packed = torch.ops.quantized.linear_prepack(channels, None)
     del linear._parameters["weight"]
     linear.__class__ = Int8GatedOutput if isinstance(linear, GatedOutput) else Int8Linear
     linear.packed = packed
