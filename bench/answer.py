@@ -7,12 +7,10 @@ clock starts.
 """
 
 import copy
-import csv
-import io
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +30,7 @@ from transformers import (
 )
 from transformers.models.lfm2.modeling_lfm2 import Lfm2RotaryEmbedding
 
+from ..evaluate.files import csv_of, rows_of_csv
 from ..model import FireboltConfig, FireboltForConditionalGeneration, FireboltImageProcessor
 from ..model.quantization import Int8Linear, logits_drift, quantize_int8
 from .kernels import device_name
@@ -448,18 +447,11 @@ def linear_share(subject: Subject, tokens: int = 8) -> float:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([field.name for field in fields(Row)])
-    writer.writerows(astuple(row) for row in rows)
-    return text.getvalue()
+    return csv_of(Row, rows)
 
 
 def from_csv(text: str) -> list[Row]:
-    kinds = {field.name: field.type for field in fields(Row)}
-    return [
-        Row(**{name: kinds[name](value) for name, value in row.items()}) for row in csv.DictReader(io.StringIO(text))
-    ]
+    return rows_of_csv(Row, text)
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:

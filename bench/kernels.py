@@ -6,13 +6,11 @@ in turns with it. Each size is checked before it is timed: ours may be at most t
 definition in the same dtype, and some roundings are always allowed.
 """
 
-import csv
-import io
 import math
 import platform
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
+from ..evaluate.files import csv_of, rows_of_csv
 from ..kernels import reference
 from . import modulator
 from .cases import OPS, Case, Inputs, inputs
@@ -318,19 +317,11 @@ def commit() -> str:
 
 
 def to_csv(points: Sequence[Point]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([field.name for field in fields(Point)])
-    writer.writerows(astuple(point) for point in points)
-    return text.getvalue()
+    return csv_of(Point, points)
 
 
 def from_csv(text: str) -> list[Point]:
-    numbers = {field.name for field in fields(Point) if field.type is float}
-    return [
-        Point(**{name: float(value) if name in numbers else value for name, value in row.items()})
-        for row in csv.DictReader(io.StringIO(text))
-    ]
+    return rows_of_csv(Point, text)
 
 
 def speed_ups(points: Sequence[Point]) -> list[dict[str, Any]]:

@@ -7,11 +7,11 @@ import time
 import unicodedata
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .checkpoint import Loaded, choose_device, load, locate, quiet
 from .errors import Failure, Misuse, first_line
+from .outputs import check_picture, write_picture
 
 if TYPE_CHECKING:
     import torch
@@ -110,7 +110,7 @@ def ask(
         raise Misuse(f"--max-new-tokens is {max_new_tokens}; at least 1 is wanted")
     _check_image_path(image)
     if grounding is not None:
-        _check_output(grounding, image)
+        check_picture("--grounding", grounding, (".png",), image, "image")
     picture = _open(image)
     place = choose_device(device)
     folder = locate(checkpoint)
@@ -230,32 +230,6 @@ def _open(image: str) -> "Image.Image":
         raise Misuse(str(error)) from None
 
 
-def _check_output(path: str, image: str) -> None:
-    """Raise Misuse unless a file can be made at `path`; leaves nothing there."""
-    output = Path(path)
-    if output.suffix.lower() != ".png":
-        raise Misuse(f"--grounding {path}: a file that ends in .png is wanted")
-    if not output.parent.is_dir():
-        raise Misuse(f"--grounding {path}: there is no directory {output.parent}; make it first")
-    try:
-        if output.exists() and not output.is_file():
-            raise Misuse(f"--grounding {path} is not a file; name a .png file")
-        if output.exists() and output.samefile(image):
-            raise Misuse(f"--grounding {path} is the image itself; name another file")
-        probe = _beside(output)
-        probe.touch(exist_ok=False)
-        probe.unlink()
-        if output.exists():
-            output.open("r+b").close()
-    except OSError as error:
-        raise Misuse(f"--grounding {path} cannot be written ({error.strerror}); name a place that can") from None
-
-
-def _beside(path: Path) -> Path:
-    """A name in the same directory, so that renaming it to `path` is one step."""
-    return path.with_name(f".firebolt-{os.getpid()}.tmp")
-
-
 def prompt(loaded: Loaded, question: str, images: int = 1) -> str:
     """The prompt as the checkpoint wants it: in its chat template, or the question as it stands where it has none."""
     if loaded.processor.chat_template is None:
@@ -315,9 +289,10 @@ def _ground(loaded: Loaded, inputs, text: str, tokens, picture, reply: Reply, pa
     kept = rests.grid_mask[0]
     boxes, effects = rests.boxes[0][kept].tolist(), rests.effects[0][kept].tolist()
     words = _words(loaded, inputs, text, reply.question) if loaded.model.config.connector == "cmm" else None
-    unfinished = _beside(Path(path))
-    try:
-        draw(
+    write_picture(
+        "--grounding",
+        path,
+        lambda unfinished: draw(
             picture,
             [word.word for word in words or ()],
             [word.weights for word in words] if words else None,
@@ -326,12 +301,8 @@ def _ground(loaded: Loaded, inputs, text: str, tokens, picture, reply: Reply, pa
             reply.question,
             reply.answer,
             unfinished,
-        )
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise Failure(f"--grounding {path} could not be written ({error.strerror}); name another place") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
+        ),
+    )
     views = [
         View("tile" if number else "global", box, effect) for number, (box, effect) in enumerate(zip(boxes, effects))
     ]

@@ -144,7 +144,7 @@ class _Speech:
         if not self.begun:
             self(reply.answer or "(an empty answer)")
         self.console.print()
-        _show_facts(reply, self.console)
+        _show_reply(reply, self.console)
 
 
 def _ask_many(batch: str, out: str, batch_size: int, as_json: bool, how: dict) -> None:
@@ -168,11 +168,7 @@ def _ask_many(batch: str, out: str, batch_size: int, as_json: bool, how: dict) -
         raise Failure(f"{done.bad} of {done.questions} questions could not be answered; see {done.problems}")
 
 
-def _show_facts(reply, console) -> None:
-    from rich.text import Text
-
-    if not reply.complete:
-        console.print(Text(f"(cut short after {reply.answer_tokens} tokens)", "dim"))
+def _show_reply(reply, console) -> None:
     timing = reply.timing
     facts = [
         f"loaded in {_seconds(timing.load_s)}",
@@ -181,9 +177,19 @@ def _show_facts(reply, console) -> None:
         *([f"{timing.tokens_per_s:.0f} tokens/s"] if timing.tokens_per_s else []),
         f"{reply.device}, {', '.join(filter(None, (reply.dtype, reply.quantize)))}",
     ]
+    picture = None if reply.grounding is None else f"where it comes from: {reply.grounding.picture}"
+    _show_facts(reply, facts, picture, console)
+
+
+def _show_facts(reply, facts: list[str], picture: str | None, console) -> None:
+    """What stands under an answer."""
+    from rich.text import Text
+
+    if not reply.complete:
+        console.print(Text(f"(cut short after {reply.answer_tokens} tokens)", "dim"))
     console.print(Text(" · ".join(facts), "dim"))
-    if reply.grounding is not None:
-        console.print(Text(f"where it comes from: {reply.grounding.picture}", "dim"))
+    if picture is not None:
+        console.print(Text(picture, "dim"))
 
 
 def _seconds(seconds: float) -> str:
@@ -269,17 +275,14 @@ def _show_watched(reply) -> None:
     console = _console()
     console.print(Text(reply.question, "bold"))
     console.print(Text(reply.answer or "(an empty answer)", "bold dark_orange"))
-    if not reply.complete:
-        console.print(Text(f"(cut short after {reply.answer_tokens} tokens)", "dim"))
     facts = [
         f"loaded in {_seconds(reply.timing.load_s)}",
         f"{reply.frames} frames looked at in {_seconds(reply.look_s)} ({reply.mode})",
         f"{reply.answer_tokens} token{'s' if reply.answer_tokens > 1 else ''} in {_seconds(reply.timing.total_s)}",
         f"{reply.device}, {reply.dtype}",
     ]
-    console.print(Text(" · ".join(facts), "dim"))
-    if reply.attention is not None:
-        console.print(Text(f"where it looked: {reply.attention}", "dim"))
+    picture = None if reply.attention is None else f"where it looked: {reply.attention}"
+    _show_facts(reply, facts, picture, console)
 
 
 @evaluations.command("tiny")

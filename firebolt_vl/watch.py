@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .ask import Timing, TokenClock, stops
+from .ask import Timing, TokenClock, specials, stops
 from .checkpoint import TOKENIZERS, Loaded, check_report, choose_device, locate, quiet, read_json
 from .errors import Failure, Misuse, first_line
+from .outputs import check_picture, write_picture
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -90,7 +91,7 @@ def watch(
             raise Misuse(f"{name} is {number}; at least 1 is wanted")
     _check_video_path(video)
     if attention is not None:
-        _check_output(attention, video)
+        check_picture("--attention", attention, PICTURES, video, "video")
     source = _open(video, frames)
     place = choose_device(device)
     folder = locate(checkpoint)
@@ -150,32 +151,6 @@ def _check_video_path(video: str) -> None:
         raise Misuse(f"{video} cannot be opened ({error.strerror}); check the path of the video") from None
     if stat.S_ISDIR(mode):
         raise Misuse(f"{video} is a directory; name one video file in it")
-
-
-def _check_output(path: str, video: str) -> None:
-    """Raise Misuse unless a file can be made at `path`; leaves nothing there."""
-    output = Path(path)
-    if output.suffix.lower() not in PICTURES:
-        raise Misuse(f"--attention {path}: a file that ends in {' or '.join(PICTURES)} is wanted")
-    if not output.parent.is_dir():
-        raise Misuse(f"--attention {path}: there is no directory {output.parent}; make it first")
-    try:
-        if output.exists() and not output.is_file():
-            raise Misuse(f"--attention {path} is not a file; name a {' or '.join(PICTURES)} file")
-        if output.exists() and output.samefile(video):
-            raise Misuse(f"--attention {path} is the video itself; name another file")
-        probe = _beside(output)
-        probe.touch(exist_ok=False)
-        probe.unlink()
-        if output.exists():
-            output.open("r+b").close()
-    except OSError as error:
-        raise Misuse(f"--attention {path} cannot be written ({error.strerror}); name a place that can") from None
-
-
-def _beside(path: Path) -> Path:
-    """A name in the same directory, so that renaming it to `path` is one step."""
-    return path.with_name(f".firebolt-watch-{os.getpid()}.tmp")
 
 
 def _open(path: str, frames: int | None) -> _Source:
@@ -246,9 +221,7 @@ def _inputs(loaded: Loaded, source: _Source, question: str):
     if processor.chat_template is not None:
         text = processor.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
     shown = {"images": source.frames[0]} if source.times is None else {"videos": [source.frames]}
-    bos = processor.tokenizer.bos_token  # a template that starts with the first token must not get another one
-    specials = not (bos and text.startswith(bos))
-    inputs = processor(text=[text], return_tensors="pt", add_special_tokens=specials, **shown)
+    inputs = processor(text=[text], return_tensors="pt", **specials(loaded, text), **shown)
     taken = inputs["input_ids"].shape[1] + inputs["frames"].shape[1]
     most = model.config.text_config.max_position_embeddings
     if taken >= most:
@@ -299,14 +272,11 @@ def _draw(path: str, source: _Source, maps, reply: Watched) -> None:
 
     times = source.times
     captions = [f"{time:.1f} s" for time in times] if times is not None else [f"look {i + 1}" for i in range(len(maps))]
-    unfinished = _beside(Path(path))
-    try:
-        if path.lower().endswith(".gif"):
+
+    def draw(unfinished: Path) -> None:
+        if unfinished.suffix.lower() == ".gif":
             draw_animation(source.frames, maps, captions, unfinished)
         else:
             draw_page(source.frames, maps, captions, reply.question, reply.answer, reply.mode, unfinished)
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise Failure(f"--attention {path} could not be written ({error.strerror}); name another place") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
+
+    write_picture("--attention", path, draw)

@@ -6,26 +6,6 @@ import pytest
 from conversations import BROKEN, broken_folder, picture, row, write_conversations, write_rows
 from tiny_models import write_checkpoint
 
-from firebolt_vl import cli
-
-
-class Result:
-    def __init__(self, code: int, out: str, err: str):
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def firebolt(capfd, tmp_path, monkeypatch):
-    """Run the command in this process, in a directory of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments) -> Result:
-        capfd.readouterr()
-        code = cli.run([str(argument) for argument in arguments])
-        return Result(code, *capfd.readouterr())
-
-    return run
-
 
 def test_data_check_names_every_broken_row(firebolt, tmp_path):
     broken_folder(tmp_path)
