@@ -18,7 +18,7 @@ ROOT = Path(kernels.__file__).resolve().parents[1]
 
 
 def test_the_kernels_are_loaded_once_where_their_folder_is_found_under_two_names():
-    """In the repository root `import kernels` finds ./kernels too; transformers does that, for a package of that name."""
+    """In the repository root `import kernels` finds ./kernels too, and transformers looks for a package so named."""
     code = """
 import torch, transformers, firebolt_vl.kernels as ours
 from firebolt_vl.kernels import film
