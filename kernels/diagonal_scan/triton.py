@@ -86,11 +86,21 @@ def _store_modes(ptr, n, N, real, imag):
 
 
 @triton.jit
-def _load_powers(powers_ptr, v, CHUNK: tl.constexpr, BLOCK_N: tl.constexpr):
-    """w [CHUNK, BLOCK_N] of channel v, real and imaginary."""
-    entry = tl.arange(0, CHUNK)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    powers = powers_ptr + v * (2 * CHUNK * BLOCK_N) + entry
-    return tl.load(powers), tl.load(powers + CHUNK * BLOCK_N)
+def _load_powers(powers_ptr, v, length, CHUNK: tl.constexpr, BLOCK_N: tl.constexpr):
+    """w [CHUNK, BLOCK_N] of channel v, real and imaginary, for a text of so many steps.
+
+    Growing modes overflow beyond them, where all that w meets is 0, and their product would be no number.
+    """
+    time = tl.arange(0, CHUNK)[:, None]
+    powers = powers_ptr + v * (2 * CHUNK * BLOCK_N) + time * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    inside = time < length
+    return tl.load(powers, mask=inside, other=0.0), tl.load(powers + CHUNK * BLOCK_N, mask=inside, other=0.0)
+
+
+@triton.jit
+def _sum_of_lags(lags, powers):
+    """sum_l r_l w_l [BLOCK_N]. No text is as long as a lag of 0, where growing modes may have overflowed."""
+    return tl.sum(tl.where(lags[:, None] != 0, lags[:, None] * powers, 0.0), 0)
 
 
 @triton.jit
@@ -171,7 +181,6 @@ def diagonal_scan_tables_kernel(
     d_skip_ptr,  # [D] or None
     powers_ptr,  # [D GROUPS,2,CHUNK,BLOCK_N] float32, contiguous: w
     taps_ptr,  # [D GROUPS,CHUNK] float32, contiguous: k, the skip in k_0
-    L,
     N: tl.constexpr,
     GROUPS: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -182,8 +191,7 @@ def diagonal_scan_tables_kernel(
     d, group = v // GROUPS, v % GROUPS
     l, n = tl.arange(0, CHUNK), group * BLOCK_N + tl.arange(0, BLOCK_N)
     z_real, z_imag = _load_modes(z_ptr, z_strides, d, n, N)
-    # Growing modes overflow beyond the last step, where all that they meet is 0.
-    real, imag = _power(z_real[None, :], z_imag[None, :], tl.minimum(l, L - 1)[:, None])
+    real, imag = _power(z_real[None, :], z_imag[None, :], l[:, None])
     powers = powers_ptr + v * (2 * CHUNK * BLOCK_N) + l[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
     tl.store(powers, real.to(tl.float32))
     tl.store(powers + CHUNK * BLOCK_N, imag.to(tl.float32))
@@ -242,9 +250,8 @@ def diagonal_scan_kernel(
     in_real, in_imag = _load_modes(b_ptr, b_strides, d, n, N)
     c_real, c_imag = _load_modes(c_ptr, c_strides, d, n, N)
     out_real, out_imag = _times(2 * c_real, 2 * c_imag, z_real, z_imag)
-    w_real, w_imag = _load_powers(powers_ptr, v, CHUNK, BLOCK_N)
     if REVERSE:
-        z_imag, w_imag = -z_imag, -w_imag
+        z_imag = -z_imag
         in_real, in_imag, out_real, out_imag = out_real, -out_imag, in_real, -in_imag
     full_real, full_imag = _power(z_real, z_imag, 0 * n + CHUNK)
     first_row = slot * rows_per_slot
@@ -252,6 +259,9 @@ def diagonal_scan_kernel(
         row = 0 * v + number
         of_x, start, length = _text(cu_seqlens_ptr, row, L)
         x = x_ptr + of_x * x_strides[0] + d * x_strides[1] + start * x_strides[2]
+        w_real, w_imag = _load_powers(powers_ptr, v, length, CHUNK, BLOCK_N)
+        if REVERSE:
+            w_imag = -w_imag
         chunks = (length + CHUNK - 1) // CHUNK
         blocks = (chunks + COLUMNS - 1) // COLUMNS
         tail_real, tail_imag = _power(z_real, z_imag, 0 * n + (length - (chunks - 1) * CHUNK))
@@ -346,7 +356,6 @@ def diagonal_scan_sums_kernel(
     d, D = v // GROUPS, channels // GROUPS
     n = (v % GROUPS).to(tl.int32) * BLOCK_N + tl.arange(0, BLOCK_N)
     column = tl.arange(0, COLUMNS)
-    w_real, w_imag = _load_powers(powers_ptr, v, CHUNK, BLOCK_N)
     late = tl.arange(1, CHUNK + 1)[:, None].to(tl.float32)
     own_real, own_imag = tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32)
     late_real, late_imag = tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32)
@@ -355,6 +364,7 @@ def diagonal_scan_sums_kernel(
         row = 0 * v + number
         of_x, start, length = _text(cu_seqlens_ptr, row, L)
         x = x_ptr + of_x * x_strides[0] + d * x_strides[1] + start * x_strides[2]
+        w_real, w_imag = _load_powers(powers_ptr, v, length, CHUNK, BLOCK_N)
         chunks = (length + CHUNK - 1) // CHUNK
         states = _states(states_ptr, v * chunks_of_all, cu_seqlens_ptr, row, start, L, CHUNK, BLOCK_N)
         for block in range(0, chunks, COLUMNS):
@@ -417,6 +427,7 @@ def diagonal_scan_lags_kernel(
     lags = tl.zeros([CHUNK, CHUNK], tl.float32)
     full_real, full_imag = tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32)
     last_real, last_imag = tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32)
+    longest = 0
     first_row = (tl.program_id(0) // channels) * rows_per_slot
     for number in range(first_row, tl.minimum(first_row + rows_per_slot, rows)):
         row = 0 * v + number
@@ -439,12 +450,13 @@ def diagonal_scan_lags_kernel(
             full_real, full_imag = full_real + sum_real, full_imag + sum_imag
         h_real, h_imag = _load_last_state(states, chunks, BLOCK_N)
         g_real, g_imag = _load_last_state(gradients, chunks, BLOCK_N)
-        slope_real, slope_imag = _slope(z_real, z_imag, 0 * n + (length - (chunks - 1) * CHUNK))
+        slope_real, slope_imag = _slope(z_real, z_imag, 0 * n + (length - tl.maximum(chunks - 1, 0) * CHUNK))
         h_real, h_imag = _times(slope_real, slope_imag, h_real, h_imag)
         sum_real, sum_imag = _times(g_real, g_imag, h_real, -h_imag)
         last_real, last_imag = last_real + sum_real, last_imag + sum_imag
-    # Growing modes overflow beyond L, where there is no chunk to multiply.
-    slope_real, slope_imag = _slope(z_real, z_imag, 0 * n + tl.minimum(L, CHUNK))
+        longest = tl.maximum(longest, length)
+    # Growing modes overflow beyond the longest text, where there is no chunk to multiply.
+    slope_real, slope_imag = _slope(z_real, z_imag, 0 * n + tl.minimum(longest, CHUNK))
     full_real, full_imag = _times(slope_real, -slope_imag, full_real, full_imag)
     _store_modes(sums_ptr + (slot * D + d) * (2 * N), n, N, full_real + last_real, full_imag + last_imag)
     entry = tl.arange(0, CHUNK)[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
@@ -511,12 +523,12 @@ def diagonal_scan_parameters_kernel(
     b_real, b_imag = _load_modes(b_ptr, b_strides, d, n, N)
     c_real, c_imag = _load_modes(c_ptr, c_strides, d, n, N)
     z_imag, b_imag, c_real, c_imag = -z_imag, -b_imag, 2 * c_real, -2 * c_imag
-    w_real, w_imag = _load_powers(powers_ptr, v, CHUNK, BLOCK_N)
+    w_real, w_imag = _load_powers(powers_ptr, v, CHUNK, CHUNK, BLOCK_N)
     lags = _lag_sums(lags_ptr, slots, channels, v, 0, CHUNK)
     if dd_skip_ptr is not None:
         same = tl.sum(tl.where(tl.arange(0, CHUNK) == 0, lags, 0.0), 0)
         tl.store(dd_skip_ptr + d, same, mask=v % GROUPS == 0)
-    taps_real, taps_imag = tl.sum(lags[:, None] * w_real, 0), -tl.sum(lags[:, None] * w_imag, 0)
+    taps_real, taps_imag = _sum_of_lags(lags, w_real), -_sum_of_lags(lags, w_imag)
     own = d * (2 * N)
 
     real, imag = _sum_slots(of_u_ptr, slots, 0, 2, d, D, n, N)
@@ -529,7 +541,7 @@ def diagonal_scan_parameters_kernel(
     _store_modes(dc_ptr + own, n, N, 2 * (real + through_real), 2 * (imag + through_imag))
 
     lags = _lag_sums(lags_ptr, slots, channels, v, 1, CHUNK) * tl.arange(1, CHUNK + 1).to(tl.float32)
-    taps_real, taps_imag = tl.sum(lags[:, None] * w_real, 0), -tl.sum(lags[:, None] * w_imag, 0)
+    taps_real, taps_imag = _sum_of_lags(lags, w_real), -_sum_of_lags(lags, w_imag)
     through_real, through_imag = _times(c_real, c_imag, taps_real, taps_imag)
     real, imag = _sum_slots(of_u_ptr, slots, 1, 2, d, D, n, N)
     of_b_real, of_b_imag = _times(b_real, b_imag, real + through_real, imag + through_imag)
@@ -639,7 +651,6 @@ def _tables(modes: dict, d_skip: Tensor | None, u: Tensor, cu_seqlens: Tensor | 
         **arguments,
         d_skip_ptr=d_skip,
         taps_ptr=taps,
-        L=L,
         num_warps=4,
     )
     return arguments | {

@@ -35,15 +35,17 @@ def selective_scan(
         return text_by_text(selective_scan, *arguments, cu_seqlens)
     dtype = compute_dtype(u, delta, A, B, C, D, z, delta_bias, initial_state)
     x, delta, A = u.to(dtype), delta.to(dtype), A.to(dtype)
-    if delta_bias is not None:
-        delta = delta + delta_bias.to(dtype).unsqueeze(-1)
-    if delta_softplus:
-        delta = F.softplus(delta)
     groups = math.lcm(*(matrix.shape[1] for matrix in (B, C) if matrix.ndim == 4))
     B, C = (_time_first(matrix.to(dtype), groups) for matrix in (B, C))
     h = x.new_zeros(x.shape[0], *A.shape) if initial_state is None else initial_state.to(dtype)
     # Time first, and modes before channels: what is equal for all channels is then one factor for a whole row.
-    inputs, steps = (t.permute(2, 0, 1).contiguous().unflatten(-1, (groups, 1, -1)) for t in (x, delta))
+    inputs, steps = (t.permute(2, 0, 1).contiguous() for t in (x, delta))
+    # After the copy: traced, a softplus of permuted axes lies in memory otherwise than run.
+    if delta_bias is not None:
+        steps = steps + delta_bias.to(dtype)
+    if delta_softplus:
+        steps = F.softplus(steps)
+    inputs, steps = (t.unflatten(-1, (groups, 1, -1)) for t in (inputs, steps))
     A, h = (t.mT.unflatten(-1, (groups, -1)).transpose(-2, -3) for t in (A, h))  # [(batch,) G, N, D / G]
     if u.shape[-1] == 1:
         h = torch.exp(steps[0] * A) * h + (steps[0] * inputs[0]) * B[0]

@@ -19,9 +19,9 @@ CASES = {
 }
 
 
-def run(implementation, dtype, T, G, top_k=4, top_k_mode="renormalize", ssm="s4d"):
+def run(implementation, dtype, T, G, top_k=4, top_k_mode="renormalize", ssm="s4d", seed=0):
     """Output and every gradient of a layer, with masks."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = CMMConfig(
         text_width=24, grid_width=10, heads=2, head_dim=6, top_k=top_k, top_k_mode=top_k_mode, ssm=ssm, state_size=4,
         dropout=0.0,
@@ -53,3 +53,21 @@ def test_output_and_gradients_are_those_of_the_definitions_in_float64(implementa
     found = run(implementation, torch.float32, **CASES[case])
     for name, value in found.items():
         assert_within_budget(value, narrow[name], exact[name], ratio=2.0, roundings=12)
+
+
+@pytest.mark.parametrize("ssm", ["s4", "s4d", "mamba"])
+def test_the_pytorch_forms_compile_into_one_graph(ssm):
+    torch.manual_seed(0)
+    config = CMMConfig(text_width=16, grid_width=10, heads=2, head_dim=6, top_k=3, ssm=ssm, state_size=4, dropout=0.0)
+    layer = CrossModalModulator(config).to(DEVICE)
+    text = torch.randn(2, 19, 16, device=DEVICE, requires_grad=True)
+    grids = torch.randn(2, 5, 10, device=DEVICE, requires_grad=True)
+    leaves = [text, grids, *layer.parameters()]
+    with use_implementation("pytorch"):
+        wanted = layer(text, grids)
+        found = torch.compile(layer, fullgraph=True, backend="aot_eager")(text, grids)
+        torch.testing.assert_close(found, wanted)
+        cotangent = torch.randn_like(wanted)
+        gradients = (torch.autograd.grad(y, leaves, cotangent, allow_unused=True) for y in (found, wanted))
+        for ours, theirs in zip(*gradients):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -189,6 +189,26 @@ def test_growing_modes_that_overflow_beyond_the_last_step_leave_no_trace(L):
         assert torch.isfinite(tensor).all()
 
 
+@pytest.mark.parametrize("borders", [(0, 3), (0, 5, 5, 12), (0, 0, 4, 7, 9, 14)])
+def test_growing_modes_that_overflow_beyond_the_longest_text_leave_no_trace(borders):
+    longest = max(end - start for start, end in itertools.pairwise(borders))
+    (u, z, *rest), cotangents = inputs(B=1, L=borders[-1], rows=len(borders) - 1)
+    z = torch.polar(torch.full(z.shape, 2.0 ** (90 / longest)), torch.rand(z.shape))
+    cu_seqlens = torch.tensor(borders, device=DEVICE)
+    for tensor in check_against_definition(diagonal_scan, [u, z, *rest], cotangents, cu_seqlens=cu_seqlens):
+        assert torch.isfinite(tensor).all()
+
+
+def test_a_text_that_overflows_leaves_no_trace_in_a_shorter_one():
+    (u, z, *rest, d_skip, h0), _ = inputs(B=1, L=37, rows=2)
+    z = torch.polar(torch.full(z.shape, 2.0**18), torch.rand(z.shape))
+    y, h = run(u, z, *rest, d_skip, h0, cu_seqlens=torch.tensor([0, 5, 37], device=DEVICE))
+    alone = run(u[..., :5], z, *rest, d_skip, h0[:1])
+    assert not torch.isfinite(h[1]).all()
+    assert torch.isfinite(h[0]).all()
+    torch.testing.assert_close((y[..., :5], h[:1]), alone)
+
+
 @pytest.mark.parametrize("t", [0, 15, 16, 40])
 def test_a_later_input_changes_no_bit_of_an_earlier_output(t):
     (u, *rest), _ = inputs(L=50)
