@@ -37,9 +37,9 @@ setup(
     package_dir={FACE: FACE, **{f"{FACE}.{layer}": layer for layer in LAYERS}},
     package_data={FACE: ["tiny/*"], f"{FACE}.train": ["configs/*.toml", "configs/accelerate/*.yaml"]},
     install_requires=[
-        "torch>=2.11",
+        "torch>=2.12",
         # A torch for GPUs pins the Triton that it was built with; Triton's wheels are for Linux.
-        "triton>=3.6; platform_system == 'Linux'",
+        "triton>=3.7; platform_system == 'Linux'",
         "einops>=0.8",
         "numpy>=1.26",
         "transformers>=5.23,<6",
