@@ -1,9 +1,11 @@
 """Time the convolution algorithms of a device against each other: `firebolt bench crossover`.
 
 Prints, for each width D and batch B, milliseconds of each algorithm over L, forward and forward + backward, the fastest
-of them and the one that `choose_algorithm` takes. The table in kernels/fft_conv/choice.py comes from here.
+of them, the one that `choose_algorithm` takes, and that one's time over the fastest's. The table in
+kernels/fft_conv/choice.py comes from here.
 """
 
+import math
 from functools import partial
 
 import torch
@@ -15,7 +17,7 @@ from .timing import Run, clock_name, time_in_turns
 
 WIDTHS = (64, 256, 1024)
 BATCHES = (1, 8)
-LENGTHS = tuple(2**p for p in range(4, 16))
+LENGTHS = (16, 32, 48, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 12288, 16384, 32768)
 # An algorithm this many times slower than the fastest is not timed at greater lengths.
 HOPELESS = 8.0
 
@@ -55,7 +57,7 @@ def print_crossover(dtype_name: str, seconds: float, longest: int, device: str =
     print(f"{dtype_name}, {name}, {clock_name(device)}; shortest time in ms")
     for backward in (False, True):
         print("forward + backward" if backward else "forward")
-        print(f"{'D':>5} {'B':>2} {'L':>5} " + " ".join(f"{name:>9}" for name in known) + "  fastest   chosen")
+        print(f"{'D':>5} {'B':>2} {'L':>5} " + " ".join(f"{name:>9}" for name in known) + "  fastest   chosen    ratio")
         for D in WIDTHS:
             for B in BATCHES:
                 names = known
@@ -64,5 +66,6 @@ def print_crossover(dtype_name: str, seconds: float, longest: int, device: str =
                     fastest = min(ms, key=ms.get)
                     columns = " ".join(f"{ms[name]:9.3f}" if name in ms else " " * 9 for name in known)
                     chosen = choose_algorithm(L, D, B, dtype, device, kernels=device != "cpu")
-                    print(f"{D:5} {B:2} {L:5} {columns}  {fastest:9} {chosen}", flush=True)
+                    ratio = ms[chosen] / ms[fastest] if chosen in ms else math.nan
+                    print(f"{D:5} {B:2} {L:5} {columns}  {fastest:9} {chosen:9} {ratio:5.2f}", flush=True)
                     names = [name for name in names if ms[name] < HOPELESS * ms[fastest]]

@@ -20,6 +20,10 @@ from .s4 import S4
 from .s4d import S4D
 from .state import DecodeState
 
+# Tokens, of all rows, for which FiLM takes the way of fewest calls. Measured on one core at D = 1024, G = 5: the layer
+# takes 4 % less time for 2 tokens, 2 % less for 32, and as much for 64.
+FEW_TOKENS = 32
+
 
 def uses_grid_table(width: int, grids: int, tokens: int | None = None) -> bool:
     """Whether FiLM is cheaper from a table of the grids than from each token's context; both are the same function.
@@ -269,7 +273,7 @@ class CrossModalModulator(nn.Module):
             "dropout_p": self.config.dropout if self.training else 0.0,
         }
         if "table" in side and self._takes_short_way(text, text_mask, q, side):
-            r, normed, w, seen = self._film_of_one_token(text, q, side, ssm)
+            r, normed, w, seen = self._film_of_few_tokens(text, q, side, ssm)
         elif "table" in side:
             r, normed, w, seen = self._film_from_table(text, q, side, options, ssm)
         else:
@@ -308,20 +312,21 @@ class CrossModalModulator(nn.Module):
         return r, normed, w, seen
 
     def _takes_short_way(self, text: Tensor, text_mask: Tensor | None, q: Tensor, side: dict[str, Any]) -> bool:
-        """Whether this is a token of an answer being generated on a CPU, where a call costs as much as its numbers."""
+        """Whether these are few tokens on a CPU, without gradients, where a call costs as much as its numbers."""
+        drops = self.training and self.config.dropout > 0
         return (
-            text.shape[1] == 1
+            text.shape[0] * text.shape[1] <= FEW_TOKENS
             and text_mask is None
-            and side["mask"] is not None
-            and not (self.training or torch.is_grad_enabled() or torch.is_autocast_enabled(text.device.type))
+            and not (drops or torch.is_grad_enabled() or torch.is_autocast_enabled(text.device.type))
             and choose("grounded_film", text, q, side["table"]) == "pytorch"
         )
 
-    def _film_of_one_token(self, text, q, side, ssm):
+    def _film_of_few_tokens(self, text, q, side, ssm):
         """`_film_from_table` in fewer calls: the scales and shifts of both FiLMs are one product with the table."""
         dtype = wide_dtype(text.dtype)
         scores = (q.to(dtype) * (1 / math.sqrt(q.shape[-1]))).transpose(1, 2) @ side["k"].to(dtype).permute(0, 2, 3, 1)
-        scores = scores.masked_fill(~side["mask"][:, None, None], -INFINITY)  # [B,H,1,G]
+        if side["mask"] is not None:
+            scores = scores.masked_fill(~side["mask"][:, None, None], -INFINITY)  # [B,H,T,G]
         top_k = self.config.top_k
         selects = top_k and top_k < scores.shape[-1]
         if selects and self.config.top_k_mode == "renormalize":
@@ -330,7 +335,7 @@ class CrossModalModulator(nn.Module):
             a = softmax_or_zero(scores).masked_fill_(~largest_of_few_or_many(scores, top_k), 0)
         else:
             a = softmax_or_zero(scores)
-        w = a.mean(1)  # [B,1,G]
+        w = a.mean(1)  # [B,T,G]
 
         bias = torch.cat([self.film_in.bias, self.film_out.bias]).to(dtype)
         film = torch.baddbmm(bias, w, side["table"].to(dtype)).mul_(self.gate.to(dtype))

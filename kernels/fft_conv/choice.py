@@ -2,24 +2,42 @@
 
 import torch
 
-# Longest L for an algorithm that works in time; beyond it the FFT.
+# On a CPU, in float32: the longest L that is always convolved in time, so that a later input does not change one bit of
+# an earlier output; the largest D L with which the chunked algorithm does that, direct beyond; and the longest L, with
+# the fewest B D, for which direct is still faster than the FFT.
 #
-# Measured by `firebolt bench crossover` on an AMD EPYC with AVX-512: float32, one thread, shortest time of
-# direct / chunked / FFT in ms, forward. Forward + backward crosses at the same place.
+# Measured by `firebolt bench crossover --seconds 0.3 --longest 16384` on an AMD EPYC with AVX-512: one thread, shortest
+# time of direct / chunked / FFT in ms, forward.
 #
-#       L    D 64, B 1             D 256, B 8            D 1024, B 1           D 1024, B 8
-#      16    0.06 / 0.05 / 0.04    0.11 / 0.34 / 0.15    0.10 / 0.29 / 0.12    0.32 / 1.3 / 0.56
-#      32    0.06 / 0.05 / 0.04    0.18 / 0.44 / 0.22    0.14 / 0.41 / 0.17    0.79 / 2.1 / 1.0
-#      64    0.07 / 0.13 / 0.05    0.36 / 0.66 / 0.47    0.32 / 1.5  / 0.35    1.7  / 3.4 / 2.0
-#     128    0.10 / 0.29 / 0.07    3.1  / 2.4  / 1.1     0.87 / 4.5  / 0.94    5.4  / 8.0 / 4.6
-#     256    0.19 / 0.64 / 0.12    8.4  / 6.3  / 2.3     2.4  / 12   / 1.7     30   / 24  / 8.5
-#    1024    2.2  / 3.9  / 0.71    72   / 63   / 13      31   / 65   / 8.3     310  / 240 / 75
+#       L    D 64, B 1             D 64, B 8             D 256, B 1            D 256, B 8
+#      16    0.10 / 0.07 / 0.07    0.11 / 0.09 / 0.10    0.11 / 0.08 / 0.09    0.15 / 0.14 / 0.19
+#      32    0.11 / 0.07 / 0.07    0.13 / 0.10 / 0.12    0.12 / 0.13 / 0.10    0.22 / 0.24 / 0.28
+#      48    0.20 / 0.20 / 0.09    0.25 / 0.27 / 0.18    0.24 / 0.54 / 0.15    0.45 / 0.84 / 0.56
+#      64    0.21 / 0.19 / 0.09    0.27 / 0.27 / 0.19    0.25 / 0.54 / 0.16    0.57 / 0.85 / 0.60
+#     128    0.40 / 0.40 / 0.12    0.62 / 0.58 / 0.31    0.54 / 1.3  / 0.25    1.9  / 2.3  / 1.4
+#     256    0.82 / 0.82 / 0.17    1.6  / 1.4  / 0.67    1.3  / 3.1  / 0.48    7.0  / 6.2  / 2.8
+#    1024    4.7  / 4.7  / 0.54    16   / 12   / 3.0     10   / 16   / 2.2     103  / 52   / 12
 #
-# The times cross between 64 and 128 whatever D and B are. But a sum of 64 terms, one by one, has more than twice the
-# float32 error of the definition, and the FFT has not: the line is where direct meets the error budget as well.
-# float64 has no fast grouped convolution: the chunked algorithm stands in, so that up to the same length a later input
-# does not change one bit of an earlier output. Other devices have not been measured.
+#       L    D 1024, B 1           D 1024, B 8
+#      16    0.14 / 0.18 / 0.16    0.30 / 0.36 / 0.61
+#      32    0.18 / 0.39 / 0.22    0.73 / 0.89 / 1.1
+#      48    0.38 / 2.0  / 0.41    1.8  / 3.6  / 2.3
+#      64    0.45 / 2.0  / 0.44    2.6  / 3.7  / 2.6
+#     128    1.3  / 5.3  / 0.93    7.8  / 9.5  / 5.4
+#     256    3.4  / 13   / 1.8     41   / 31   / 13
+#    1024    45   / 67   / 7.9     965  / 207  / 54
+#
+# The FFT's lead grows on to L = 16384. What is chosen takes at most 1.14 times the fastest at every length and width of
+# that run; forward + backward it is at most 1.50 times (D 256, B 1, L 32), beyond L = 64 once more the fastest.
+#
+# Direct adds up blocks of at most 32 taps. Without them it is up to 1.6 times as fast beyond L = 32, but no candidate:
+# one sum of 64 products, one by one, has three times the float32 error of the definition, where the budget is twice;
+# and at D 1024 and L 128 it would be 1.4 times as fast as the FFT, with 3.5 times the error.
+#
+# float64 has no fast grouped convolution: the chunked algorithm stands in. Other devices have not been measured.
 IN_TIME_UP_TO = 32
+MOST_OF_ONE_CHUNK = 4096
+DIRECT_UP_TO, FEWEST_ROWS_OF_DIRECT = 64, 1024
 
 
 # Longest L for Toeplitz blocks by Triton's kernels. Not measured: no GPU has been at hand. `firebolt bench crossover
@@ -44,14 +62,14 @@ def choose_algorithm(
 
     Where Triton's `kernels` run, and u has `dtype`: `"toeplitz"`, `"monarch"`, or `"vendor"`, the FFT of the device's
     library.
-
-    D and B do not move the crossover on the machine measured; they are arguments because they may on another.
     """
     if kernels:
         return "toeplitz" if TOEPLITZ_UP_TO[dtype] >= L else BEYOND_TOEPLITZ[dtype]
-    if L > IN_TIME_UP_TO:
-        return "fft"
-    return "direct" if dtype == torch.float32 and torch.device(device).type == "cpu" else "chunked"
+    if dtype != torch.float32 or torch.device(device).type != "cpu":
+        return "chunked" if L <= IN_TIME_UP_TO else "fft"
+    if L <= IN_TIME_UP_TO:
+        return "chunked" if D * L <= MOST_OF_ONE_CHUNK else "direct"
+    return "direct" if L <= DIRECT_UP_TO and B * D >= FEWEST_ROWS_OF_DIRECT else "fft"
 
 
 def transform_size(L: int, K: int) -> int:

@@ -101,13 +101,25 @@ class _InTime(torch.autograd.Function):
 
 
 def _direct(u: Tensor, k: Tensor) -> Tensor:
+    """By blocks of at most CHUNK taps: a grouped convolution adds its products up one by one, and rounds as often."""
+    u, taps = _by_time(u), k.shape[-1]
+    size = -(-taps // -(-taps // CHUNK))
+    y = _direct_block(u, k[:, :size])
+    for start in range(size, taps, size):
+        y[..., start:] += _direct_block(u[..., :-start], k[:, start : start + size])
+    return y
+
+
+def _direct_block(u: Tensor, k: Tensor) -> Tensor:
     width, taps = k.shape
     return F.conv1d(F.pad(u, (taps - 1, 0)), k.flip(-1).unsqueeze(1), groups=width)
 
 
 def _chunked(u: Tensor, k: Tensor) -> Tensor:
     batch, _, L = u.shape
-    size = min(L, CHUNK)
+    if L <= CHUNK:
+        return _one_chunk(u, k)
+    size = CHUNK
     chunks = -(-L // size)
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
     for channels in _channel_blocks(u, size * max(size, chunks * batch)):
@@ -123,6 +135,33 @@ def _chunked(u: Tensor, k: Tensor) -> Tensor:
             out[:, m * batch :].baddbmm_(x[:, : (chunks - m) * batch], toeplitz)
         y[:, channels] = out.unflatten(1, (chunks, batch)).permute(2, 0, 1, 3).flatten(2)[..., :L]
     return y
+
+
+def _one_chunk(u: Tensor, k: Tensor) -> Tensor:
+    """`_chunked` of no more than a chunk: one Toeplitz block a channel."""
+    batch, _, L = u.shape
+    u = _by_time(u)
+    y = torch.empty_like(u)
+    for channels in _channel_blocks(u, L * max(L, batch)):
+        # toeplitz[s, t] = k[t - s], with s reversed; zeros stand for lags before 0.
+        toeplitz = F.pad(k[channels], (L - 1, L - k.shape[-1])).unfold(-1, L, 1)
+        x = u[:, channels].flip(-1)
+        if batch == 1:  # a row times a matrix: faster term by term
+            y[:, channels] = (x.unsqueeze(-1) * toeplitz).sum(-2)
+        else:
+            y[:, channels] = (x.transpose(0, 1) @ toeplitz.contiguous()).transpose(0, 1)
+    return y
+
+
+def _by_time(u: Tensor) -> Tensor:
+    """u [B,D,L], contiguous. Where channels are last, row by row: a matrix is turned by tiles, a batch of them number
+    by number, in three times the time."""
+    if u.stride(1) != 1:
+        return u.contiguous()
+    turned = torch.empty_like(u, memory_format=torch.contiguous_format)
+    for row, source in zip(turned, u):
+        row.copy_(source)
+    return turned
 
 
 class _InFrequency(torch.autograd.Function):

@@ -203,9 +203,9 @@ def cauchy_kernel(
         few_real = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
         few_imag = tl.zeros([BLOCK_R, BLOCK_L], tl.float32)
         for n in range(start, min(start + SUMMED, N)):
-            w = w_row + n * w_strides[1]
+            w = w_row + (0 * channel + n) * w_strides[1]
             p, q, s, t = _resolvents(z_real, z_imag, tl.load(w), tl.load(w + w_strides[2]))  # [BLOCK_L]
-            v = v_rows + n * v_strides[2]
+            v = v_rows + (0 * channel + n) * v_strides[2]
             v_real = tl.load(v, mask=row < R, other=0.0)[:, None]
             v_imag = tl.load(v + v_strides[3], mask=row < R, other=0.0)[:, None]
             few_real += v_real * (p + s)[None, :] + v_imag * (t - q)[None, :]
@@ -243,7 +243,7 @@ def cauchy_backward_kernel(
     number = (tl.program_id(0) // slots).to(tl.int64)
     channel, row = number // R, number % R
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    known = tl.minimum(n, N - 1)
+    known = tl.minimum(n, N - 1).to(tl.int64)
     v = v_ptr + channel * v_strides[0] + row * v_strides[1] + known * v_strides[2]
     w = w_ptr + channel * w_strides[0] + known * w_strides[1]
     v_real, v_imag = tl.load(v)[:, None], tl.load(v + v_strides[3])[:, None]
@@ -301,7 +301,7 @@ def cauchy_backward_nodes_kernel(
     slot = tl.program_id(0).to(tl.int64)
     first = slot * rows_per_slot
     for number in range(first, tl.minimum(first + rows_per_slot, C * R)):
-        channel, row = number // R, number % R
+        channel, row = (0 * slot + number) // R, (0 * slot + number) % R
         grad = grad_ptr + channel * grad_strides[0] + row * grad_strides[1] + l.to(tl.int64) * grad_strides[2]
         grad_real = tl.load(grad, mask=l < L, other=0.0)
         grad_imag = tl.load(grad + grad_strides[3], mask=l < L, other=0.0)
@@ -311,7 +311,7 @@ def cauchy_backward_nodes_kernel(
             few_real = tl.zeros([BLOCK_L], tl.float32)
             few_imag = tl.zeros([BLOCK_L], tl.float32)
             for n in range(start, min(start + SUMMED, N)):
-                v, w = v_row + n * v_strides[2], w_row + n * w_strides[1]
+                v, w = v_row + (0 * slot + n) * v_strides[2], w_row + (0 * slot + n) * w_strides[1]
                 p, q, s, t = _resolvents(z_real, z_imag, tl.load(w), tl.load(w + w_strides[2]))
                 v_real, v_imag = tl.load(v), tl.load(v + v_strides[3])
                 near_real, near_imag, far_real, far_imag = _of_differences(

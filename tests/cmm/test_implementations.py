@@ -46,8 +46,8 @@ def run(implementation, dtype, T, G, top_k=4, top_k_mode="renormalize", ssm="s4d
 def test_output_and_gradients_are_those_of_the_definitions_in_float64(implementation, case):
     """Within twice the error that the definitions themselves have in float32.
 
-    The floor is twelve roundings: a gradient has been through some thirty ops, and one run of them may be lucky. The
-    Triton kernels run S4D as a scan, and its modes, rounded to float32, are multiplied with themselves at every step.
+    The floor is twelve roundings: a single draw may be lucky, while over eight seeds the definitions' own gradients are
+    up to 20 roundings off, and the largest error of each gradient by the other forms is at most 1.6 times theirs.
     """
     exact, narrow = (run("reference", dtype, **CASES[case]) for dtype in (torch.float64, torch.float32))
     found = run(implementation, torch.float32, **CASES[case])

@@ -133,6 +133,24 @@ def test_cauchy_and_its_gradients_are_the_definitions(data, rows, channels, N, L
     check_against_definition(cauchy, [v, z, w], [gradient])
 
 
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("far", ["v", "z", "w", "gradient"])
+def test_offsets_of_cauchy_pass_2_to_the_31(far, axis):
+    """Of each axis 2^29 pairs of numbers apart, backward too. Memory that nothing touches costs nothing."""
+    near = {"v": torch.randn(3, 3, 3, dtype=torch.complex64), "z": nodes(3), "w": poles(3, 3)}
+    near["gradient"] = torch.randn(3, 3, 3, dtype=torch.complex64)
+    tensor = near[far]
+    if axis >= tensor.ndim:
+        pytest.skip("it has no such axis")
+    strides = [2**29 if number == axis else stride for number, stride in enumerate(tensor.stride())]
+    moved = torch.empty(3 * 2**29, dtype=torch.complex64, device=DEVICE).as_strided(tensor.shape, strides).copy_(tensor)
+    found = []
+    for tensors in (near, near | {far: moved}):
+        found.append(by_triton(cauchy, [tensors["v"], tensors["z"], tensors["w"]], [tensors["gradient"]]))
+    for ours, theirs in zip(*found):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("Lz", [17, 257])
 def test_cauchy_of_as_many_poles_as_a_model_has_is_within_the_budget(Lz):
     v, z, w = torch.randn(2, 4, 32, dtype=torch.complex64), nodes(Lz), poles(4, 32)
