@@ -11,7 +11,7 @@ from numerics import assert_close
 from safetensors.torch import load_file
 from tiny_models import make_model, make_processor
 from torch import nn
-from trainings import config, losses, run, steps, told, weights, write_start
+from trainings import config, interrupted, losses, run, steps, told, weights, write_start
 from transformers import Lfm2ForCausalLM
 
 from firebolt_vl.cmm.precision import WideParameters
@@ -221,29 +221,6 @@ def test_adapters_learn_beside_the_connector_and_come_out_merged(folder):
 def test_unknown_keys_of_lora_are_refused(folder):
     with pytest.raises(ConfigError, match="lora: unknown r; known are rank, alpha, dropout, targets"):
         run(folder, lora={"r": 4})
-
-
-class Killed(BaseException):
-    """Not an error: nothing on the way may catch it."""
-
-
-def interrupted(folder, out: str, at: int, **keys) -> None:
-    """A run that ends within its step number `at`, after it is written down and before a checkpoint of it is."""
-
-    def report(*arguments):
-        raise Killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        told_of = loop.History.add
-
-        def add(history, line):
-            told_of(history, line)
-            if line["step"] == at:
-                raise Killed
-
-        patch.setattr(loop.History, "add", add)
-        with pytest.raises(Killed):
-            run(folder, out, **keys)
 
 
 # Several epochs, so that the order changes; dropout, so that the random state counts.
