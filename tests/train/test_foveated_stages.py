@@ -243,6 +243,19 @@ def test_a_batch_of_bad_rows_alone_is_no_reason_to_stop(folder):
         assert sorted(line["loss"] > 0 for line in found) == [False, True]
 
 
+def test_perplexity_is_without_the_loss_on_coarse_tokens(folder):
+    """That of the labels held out; the loss of a step has it."""
+    found = {}
+    for weight in (0.0, 0.5):
+        make_foveated(lambda_coarse=weight).save_pretrained(folder / str(weight))
+        images = FoveatedProcessor.from_pretrained(folder / "model")
+        images.save_pretrained(folder / str(weight))
+        keys = {"model": str(folder / str(weight)), "validation_share": 0.25, "max_steps": 1, "lr": 0.0}
+        (found[weight],) = read_history(run(folder, f"run-{weight}", **keys) / HISTORY)
+    assert found[0.0]["perplexity"] == found[0.5]["perplexity"]
+    assert found[0.5]["loss"] > 1.3 * found[0.0]["loss"]
+
+
 def test_gradient_checkpointing_changes_nothing(folder):
     plain, saved = (run(folder, str(on), gradient_checkpointing=on) for on in (False, True))
     assert losses(saved) == pytest.approx(losses(plain), rel=1e-5)

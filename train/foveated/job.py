@@ -170,6 +170,16 @@ class FoveatedJob(ConversationsJob):
         rates = {group["part"]: group["lr"] for group in self.optimizer.param_groups}
         return rates.get("connector", next(iter(rates.values())))
 
+    @torch.no_grad()
+    def validate(self) -> float | None:
+        """exp of the mean over the labels (or pairs) held out, without what `lambda_coarse` adds to a step's loss."""
+        config = self.model.config
+        weight, config.lambda_coarse = config.lambda_coarse, 0.0
+        try:
+            return super().validate()
+        finally:
+            config.lambda_coarse = weight
+
     def _parts(self) -> dict[str, list[nn.Module]]:
         found = {"vision": self.model.encoder.dino, "decoder": self.model.llm}
         return {part: [found[part]] for part in PARTS if part in found}
