@@ -57,8 +57,8 @@ class Killed(BaseException):
     """Not an error: nothing on the way may catch it."""
 
 
-def interrupted(folder, out: str, at: int, **keys) -> None:
-    """A run that ends within its step number `at`, after it is written down and before a checkpoint of it is."""
+def interrupted(run, folder: Path, out: str, at: int, **keys) -> None:
+    """A `run` that ends within its step number `at`, after it is written down and before a checkpoint of it is."""
 
     with pytest.MonkeyPatch.context() as patch:
         told_of = loop.History.add

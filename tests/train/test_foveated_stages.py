@@ -6,14 +6,14 @@ import pytest
 import torch
 from conversations import picture, row, write_rows
 from foveated import make_foveated
+from foveated_trainings import config, run, write_start
 from numerics import assert_close
 from safetensors.torch import load_file
 from tiny_models import make_tokenizer
 from torch import nn
-from trainings import QUIET, interrupted, losses, run, steps, told, weights
-from videos import write_video
+from trainings import interrupted, losses, steps, told, weights
 
-from firebolt_vl.model import FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM
+from firebolt_vl.model import FoveatedProcessor, FoveatedVLM
 from firebolt_vl.model.foveated.configuration_foveated import MODES
 from firebolt_vl.train.config import LOOKS, ConfigError, FoveatedConfig, checked, load_config
 from firebolt_vl.train.data.chat import IGNORED
@@ -22,27 +22,6 @@ from firebolt_vl.train.foveated.job import FoveatedJob, PreferenceLoss, last_ans
 from firebolt_vl.train.loop import HISTORY, read_history
 
 STAGES = ("text", "answers", "preferences")
-
-
-def write_start(folder):
-    """`folder`/model and `folder`/data/rows.jsonl: an image, several, a video, text alone; each with two answers."""
-    make_foveated().save_pretrained(folder / "model")
-    images = FoveatedImageProcessor(size={"height": 28, "width": 28}, image_frames=3)
-    FoveatedProcessor(images, make_tokenizer()).save_pretrained(folder / "model")
-    data = folder / "data"
-    data.mkdir()
-    for number in range(3):
-        picture(number).save(data / f"{number}.png")
-    write_video(data / "clip.mp4", seconds=4)
-    seen = [{"image": "0.png"}, {"image": ["1.png", "2.png"]}, {"video": "clip.mp4"}, {}]
-    rows = []
-    for number in range(16):
-        texts = [f"what is {number}?" + "!" * (number % 5), f"it is {number * number}"]
-        if number % 3 == 0:
-            texts += ["and then?", "no more"]
-        rows.append({**row(*texts), **seen[number % 4], "rejected": f"not {number}"})
-    write_rows(data / "rows.jsonl", rows)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -55,18 +34,6 @@ def folder(start, tmp_path):
     for name in ("model", "data"):
         (tmp_path / name).symlink_to(start / name, target_is_directory=True)
     return tmp_path
-
-
-def config(folder, **keys) -> FoveatedConfig:
-    start = {"model": str(folder / "model"), "data": [str(folder / "data" / "rows.jsonl")]}
-    sizes = {"batch_size": 4, "max_steps": 4, "lr": 1e-3, "frames": 2}
-    return checked(FoveatedConfig, {**QUIET, **start, **sizes, **keys})
-
-
-@pytest.fixture(autouse=True)
-def foveated_runs(monkeypatch):
-    """`run` and `interrupted` train the foveated model here."""
-    monkeypatch.setattr("trainings.config", config)
 
 
 def job_of(folder, rows=(0, 1, 2, 3), **keys):
@@ -288,7 +255,7 @@ LONGER = {"max_steps": 7, "save_every": 3, "eval_every": 4, "validation_share": 
 def test_a_broken_run_goes_on_as_if_it_never_broke(folder, loss):
     unbroken = run(folder, "unbroken", loss=loss, **LONGER)
     for at in (1, 5):
-        interrupted(folder, "run", at, loss=loss, **LONGER)
+        interrupted(run, folder, "run", at, loss=loss, **LONGER)
         out = run(folder, "run", resume=True, loss=loss, **LONGER)
         assert told(out) == told(unbroken)
         assert steps(out) == [*range(1, 8)]

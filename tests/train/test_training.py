@@ -213,7 +213,7 @@ def test_adapters_learn_beside_the_connector_and_come_out_merged(folder):
     last = json.loads((out / loop.HISTORY).read_text().splitlines()[-1])
     assert math.exp(loss) == pytest.approx(last["perplexity"], rel=1e-4)
     assert last["loss"] < losses(out)[0]
-    interrupted(folder, "broken", 4, lora=lora, max_steps=6, save_every=3, lr=5e-3)
+    interrupted(run, folder, "broken", 4, lora=lora, max_steps=6, save_every=3, lr=5e-3)
     again = run(folder, "broken", resume=True, lora=lora, max_steps=6, save_every=3, lr=5e-3)
     assert weights(again) == weights(out)
 
@@ -236,7 +236,7 @@ def unbroken(start):
 @pytest.mark.parametrize("at", [1, 3, 8, 11])
 def test_a_broken_run_goes_on_as_if_it_never_broke(start, folder, unbroken, at):
     keys = {"model": str(start / "dropout" / "model"), **LONGER}
-    interrupted(folder, "run", at, **keys)
+    interrupted(run, folder, "run", at, **keys)
     out = run(folder, "run", resume=True, **keys)
     assert told(out) == told(unbroken)
     assert steps(out) == [*range(1, 12)]
@@ -299,7 +299,7 @@ def test_checkpoints_of_a_run_before_do_not_outlive_it(folder):
     for file in (folder / "run" / "checkpoints").rglob("optimizer.bin"):
         file.write_bytes(b"")
     with pytest.warns(UserWarning, match="is damaged"):
-        interrupted(folder, "run", 4, resume=True, max_steps=8, save_every=2)
+        interrupted(run, folder, "run", 4, resume=True, max_steps=8, save_every=2)
     assert [path.name for path in (folder / "run" / "checkpoints").iterdir()] == ["step-00000002"]
 
 

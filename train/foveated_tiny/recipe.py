@@ -61,7 +61,7 @@ class Settings:
 
     clips: int = 4000
     tower_steps: int = 1500
-    steps: int = 500
+    steps: int = 300
     test_clips: int = 800
     split: str = "held-out"
 
