@@ -189,7 +189,8 @@ def do_run(work: Path, stage: Stage, mode: str, seed: int, settings: Settings, r
         "resumed": resumed,
         **examine(model.eval(), stage.exam, stage.cards, stage.texts, EXAM_SEED),
     }
-    write_text(row_file(work, mode, seed), json.dumps(rounded(row), indent=1) + "\n")
+    row = rounded(row)
+    write_text(row_file(work, mode, seed), json.dumps(row, indent=1) + "\n")
     shutil.rmtree(folder / "checkpoints")
     return row
 
