@@ -113,8 +113,8 @@ def sample_scene(rng: np.random.Generator, layout: str, split: str, scale: float
     """A random scene of digits of a split, their sizes multiplied by `scale`."""
     if layout not in LAYOUTS:
         raise ValueError(f"layout: {layout!r} came, one of {', '.join(LAYOUTS)} is wanted")
-    background = _sample_background(rng)
-    brightness = float(np.mean([_luma(corner) for corner in background]))
+    background = sample_background(rng)
+    brightness = brightness_of(background)
     counts = DIGITS_PER_SCENE[layout]
     tiles = rng.permutation(4)[: rng.choice(list(counts), p=list(counts.values()))]
     # In a third of the scenes digits repeat, and in a third colours do, so that counts above one are common.
@@ -131,7 +131,7 @@ def sample_scene(rng: np.random.Generator, layout: str, split: str, scale: float
                 label,
                 int(rng.choice(sources(split)[label])),
                 colour,
-                _sample_ink(rng, colour, brightness),
+                sample_ink(rng, colour, brightness),
                 *place,
                 angle=rng.uniform(-14, 14),
                 aspect=rng.uniform(0.85, 1.1),
@@ -141,7 +141,7 @@ def sample_scene(rng: np.random.Generator, layout: str, split: str, scale: float
         )
     strokes = ()
     if layout in ("clutter", "across"):
-        strokes = tuple(_sample_stroke(rng, brightness) for _ in range(rng.integers(3, 9)))
+        strokes = tuple(sample_stroke(rng, brightness) for _ in range(rng.integers(3, 9)))
     return Scene(layout, tuple(digits), strokes, background)
 
 
@@ -177,11 +177,16 @@ def _paste(image: Image.Image, digit: Digit) -> None:
     image.paste(digit.ink, (left, top), ink.point((255 * level.clip(0, 1)).astype(int).tolist()))
 
 
+def brightness_of(background: tuple[RGB, RGB, RGB, RGB]) -> float:
+    """The mean of its corners, 0..1."""
+    return float(np.mean([_luma(corner) for corner in background]))
+
+
 def _luma(colour: Sequence[float]) -> float:
     return (0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]) / 255
 
 
-def _sample_background(rng: np.random.Generator) -> tuple[RGB, RGB, RGB, RGB]:
+def sample_background(rng: np.random.Generator) -> tuple[RGB, RGB, RGB, RGB]:
     """White paper, black, or a light or dark grey, faintly coloured and shaded."""
     kind = rng.random()
     if kind < 0.25:
@@ -193,7 +198,7 @@ def _sample_background(rng: np.random.Generator) -> tuple[RGB, RGB, RGB, RGB]:
     return tuple(tuple(int(value) for value in corner) for corner in corners.clip(0, 255))
 
 
-def _sample_ink(rng: np.random.Generator, colour: str, brightness: float) -> RGB:
+def sample_ink(rng: np.random.Generator, colour: str, brightness: float) -> RGB:
     """An ink of the colour that stands out from the background: the first of twelve, or else the best of them."""
     best, best_contrast = None, -1.0
     for _ in range(12):
@@ -233,7 +238,7 @@ def _sample_centre(rng: np.random.Generator, half: int, size: float, across: boo
     return 0.5 + distance if half else 0.5 - distance
 
 
-def _sample_stroke(rng: np.random.Generator, brightness: float) -> Stroke:
+def sample_stroke(rng: np.random.Generator, brightness: float) -> Stroke:
     y, x = rng.uniform(0, 1, 2)
     length, direction = rng.uniform(0.02, 0.16), rng.uniform(0, 2 * math.pi)
     level = brightness + rng.choice([-1, 1]) * rng.uniform(0.1, 0.5)

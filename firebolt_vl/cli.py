@@ -455,12 +455,15 @@ def data_check(
     max_length: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="The longest row, in tokens of --checkpoint.")
     ] = None,
+    preferences: Annotated[
+        bool, typer.Option("--preferences", help="Every row needs a `rejected` answer, for training on preferences.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read every row and open every image: each bad row by file, line and kind. Exit code 1 where there is one."""
+    """Read all rows, open all images and videos: each bad row by file, line, kind. Exit code 1 where there is one."""
     from .train_commands import check_data
 
-    check_data(files, image_root, checkpoint, max_length, as_json)
+    check_data(files, image_root, checkpoint, max_length, preferences, as_json)
 
 
 @data.command("convert")

@@ -11,9 +11,15 @@ SHOWN = 100
 
 
 def check_data(
-    files: list[str], image_root: str | None, checkpoint: str | None, max_length: int | None, as_json: bool
+    files: list[str],
+    image_root: str | None,
+    checkpoint: str | None,
+    max_length: int | None,
+    preferences: bool,
+    as_json: bool,
 ) -> None:
-    """Read every row and open every image; exit code 1 where a row is bad."""
+    """Read every row and open every image and video; exit code 1 where a row is bad."""
+    from .model.foveated import read_video
     from .train.data import Conversations
 
     if max_length is not None and checkpoint is None:
@@ -27,6 +33,8 @@ def check_data(
             max_length=max_length,
             max_bad_share=1.0,
             check_images=True,
+            read_video=lambda file: read_video(file).frames,
+            preferences=preferences,
             report=_tell(as_json),
         ).problems
     except ValueError as error:

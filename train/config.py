@@ -14,6 +14,9 @@ from typing import Any
 SHIPPED = Path(__file__).parent / "configs"
 PARTS = ("vision", "connector", "decoder")
 PRECISIONS = ("float32", "bf16")
+LOSSES = ("text", "answers", "preferences")
+LOOKS = ("coarse_only", "coarse_fine", "autoregressive")
+QUERY = ("query_dim", "visual_scale", "deep_query", "lambda_coarse")
 
 
 class ConfigError(ValueError):
@@ -21,16 +24,14 @@ class ConfigError(ValueError):
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Training on conversations: which model, which of its parts, on what, and how.
+class RowsConfig:
+    """What every training on rows of data files is told.
 
     model              a checkpoint to go on from: a folder or a hub id; or, for a new one:
     decoder, vision    trained backbones, folders or hub ids, between which a new connector is put; or
     architecture       text_config and vision_config of backbones with random weights
     tokenizer          default: that of `model` or `decoder`
-    connector, fusion, cmm    of a new model, as in FireboltConfig
     train              the parts that learn, of "vision", "connector" and "decoder"
-    lora               rank, alpha, dropout, targets: adapters on the decoder in the place of its weights (peft)
 
     data, validation   data files (train/data); without validation files `validation_share` of the rows is kept for it
     image_root         where paths of images start; default: the folder of each file
@@ -41,9 +42,9 @@ class TrainConfig:
     batch_size         rows of one step, over all processes and accumulated micro-batches
     micro_batch_size   rows that one process has on its device at a time; None: all of its share
     epochs, max_steps  how long; max_steps wins
-    lr, ssm_lr         peak learning rates; ssm_lr (None: lr) for the SSM's own parameters
+    lr                 peak learning rate
     min_lr             where the cosine ends, after warmup_steps of linear rise
-    weight_decay       none on SSM parameters, norms and biases
+    weight_decay       none on norms, biases and other vectors
     clip               the largest norm of the gradient
 
     eval_every         steps between validations, 0: at the end alone; the best by perplexity is kept in OUT/best
@@ -56,11 +57,7 @@ class TrainConfig:
     vision: str | None = None
     architecture: dict | None = None
     tokenizer: str | None = None
-    connector: str = "cmm"
-    fusion: str = "replace"
-    cmm: dict = field(default_factory=dict)
     train: list[str] = field(default_factory=lambda: ["connector"])
-    lora: dict | None = None
 
     data: list[str] = field(default_factory=list)
     validation: list[str] = field(default_factory=list)
@@ -68,7 +65,6 @@ class TrainConfig:
     image_root: str | None = None
     max_length: int = 2048
     max_bad_share: float = 0.01
-    packing: bool = False
     workers: int = 2
 
     batch_size: int = 128
@@ -76,7 +72,6 @@ class TrainConfig:
     epochs: int = 5
     max_steps: int | None = None
     lr: float = 5e-4
-    ssm_lr: float | None = None
     min_lr: float = 1e-6
     warmup_steps: int = 100
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
@@ -108,8 +103,6 @@ class TrainConfig:
             raise ConfigError("tokenizer: random weights (architecture) come with none; name a folder or a hub id")
         if not self.train or (unknown := [part for part in self.train if part not in PARTS]):
             raise ConfigError(f"train: {unknown[0]!r} came" if self.train else "train: no part came")
-        if self.lora is not None and "decoder" in self.train:
-            raise ConfigError("lora, train: adapters stand in the place of the decoder's weights; take one of the two")
         if not self.data:
             raise ConfigError("data: no file came; name the data files (`firebolt data check` looks through them)")
         check_choice("precision", self.precision, PRECISIONS)
@@ -117,7 +110,7 @@ class TrainConfig:
             raise ConfigError(f"betas: {self.betas} came, two numbers are wanted")
         for name in ("batch_size", "epochs", "keep", "log_every", "max_length", "max_steps", "micro_batch_size"):
             check_least(name, getattr(self, name), 1)
-        for name in ("eval_every", "save_every", "warmup_steps", "workers", "lr", "ssm_lr", "min_lr", "weight_decay"):
+        for name in ("eval_every", "save_every", "warmup_steps", "workers", "lr", "min_lr", "weight_decay"):
             check_least(name, getattr(self, name), 0)
         for name in ("validation_share", "max_bad_share"):
             if not 0 <= getattr(self, name) <= 1:
@@ -132,6 +125,71 @@ class TrainConfig:
                 f"process{'es' if processes > 1 else ''}; a multiple of {micro * processes} is wanted"
             )
         return self.batch_size // (micro * processes)
+
+
+@dataclass(frozen=True)
+class TrainConfig(RowsConfig):
+    """Training on conversations: which model, which of its parts, on what, and how; beside the keys of RowsConfig
+
+    connector, fusion, cmm    of a new model, as in FireboltConfig
+    lora               rank, alpha, dropout, targets: adapters on the decoder in the place of its weights (peft)
+    ssm_lr             peak learning rate for the SSM's own parameters; None: lr. They have no weight decay.
+    """
+
+    connector: str = "cmm"
+    fusion: str = "replace"
+    cmm: dict = field(default_factory=dict)
+    lora: dict | None = None
+    packing: bool = False
+    ssm_lr: float | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.lora is not None and "decoder" in self.train:
+            raise ConfigError("lora, train: adapters stand in the place of the decoder's weights; take one of the two")
+        check_least("ssm_lr", self.ssm_lr, 0)
+
+
+@dataclass(frozen=True)
+class FoveatedConfig(RowsConfig):
+    """A stage in the training of the foveated model; beside the keys of RowsConfig
+
+    loss               "text": all text; "answers": the answers alone; "preferences": answers over rejected ones (DPO)
+    beta               of "preferences": how dear it is to leave the model that the stage began with
+    mode               where to look: "coarse_fine", "coarse_only" or "autoregressive"
+    frames             how many frames of a video, spread over it; None: one a second, at most 64
+    query              of a new model: query_dim, visual_scale, deep_query, lambda_coarse, as in FoveatedVLMConfig
+    vision_lr, decoder_lr    peak learning rates of these parts; None: lr
+    min_lr             where all parts' cosines end, also that of a part whose peak is lower
+    """
+
+    train: list[str] = field(default_factory=lambda: list(PARTS))
+    loss: str = "answers"
+    beta: float = 0.1
+    mode: str = "coarse_fine"
+    frames: int | None = None
+    query: dict = field(default_factory=dict)
+    vision_lr: float | None = None
+    decoder_lr: float | None = None
+    lr: float = 3e-5
+    min_lr: float = 0.0
+    batch_size: int = 32
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("loss", self.loss, LOSSES)
+        check_choice("mode", self.mode, LOOKS)
+        if self.loss == "preferences" and self.mode != "coarse_fine":
+            raise ConfigError(f"mode: {self.mode!r} came; preferences are learned in 'coarse_fine'")
+        if self.mode == "autoregressive" and self.gradient_checkpointing:
+            raise ConfigError("gradient_checkpointing: it switches off the cache that mode 'autoregressive' lives on")
+        check_least("frames", self.frames, 1)
+        for name in ("beta", "vision_lr", "decoder_lr"):
+            check_least(name, getattr(self, name), 0)
+        if unknown := sorted(set(self.query) - set(QUERY)):
+            raise ConfigError(f"query: unknown {', '.join(unknown)}; known are {', '.join(QUERY)}")
+        if self.query and self.model is not None:
+            raise ConfigError("query: it is that of the checkpoint (model); only a new model is told")
 
 
 @dataclass(frozen=True)
@@ -171,8 +229,8 @@ class TinyConfig:
             raise ConfigError(f"test_scenes: {self.test_scenes} came, 0 or at least 4 (one of each layout) is wanted")
 
 
-RECIPES = {"conversations": TrainConfig, "tiny": TinyConfig}
-Config = TrainConfig | TinyConfig
+RECIPES = {"conversations": TrainConfig, "foveated": FoveatedConfig, "tiny": TinyConfig}
+Config = TrainConfig | FoveatedConfig | TinyConfig
 
 
 def check_least(name: str, value: float | None, least: float) -> None:
@@ -292,5 +350,5 @@ def _typed(key: str, value: Any, kind: Any) -> Any:
 
 
 def to_json(config: Config) -> str:
-    recipe = next(name for name, kind in RECIPES.items() if isinstance(config, kind))
+    recipe = next(name for name, kind in RECIPES.items() if type(config) is kind)
     return json.dumps({"recipe": recipe, **asdict(config)}, indent=1) + "\n"

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 
 from ..model import FireboltForConditionalGeneration, FireboltProcessor
-from .config import ConfigError, TrainConfig
+from .config import ConfigError, RowsConfig
 from .data import BatchOrder, Collator, Conversations, Problem
 from .data.batches import MicroBatch, StepBatches, check_packing
 from .data.chat import IGNORED
@@ -70,27 +71,54 @@ class ConversationsJob(Job):
     into processes and micro-batches.
     """
 
-    def __init__(self, config: TrainConfig, report: Callable[[Problem], None] = lambda problem: None):
-        check_packing(config.packing)
+    counted = "answer_tokens"
+    """What the mean is over, by the name that a step's numbers have it under."""
+    collator = Collator
+
+    def __init__(self, config: RowsConfig, report: Callable[[Problem], None] = lambda problem: None):
         self.config = config
-        self.model, self.processor = start_model(config)
-        choose_parts(self.model, config.train, config.lora)
+        self.model, self.processor = self._start_model()
         if config.gradient_checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
-        self.dataset, self.rows, self.held_out, self.validation = read_data(config, self.processor, report)
+        self.dataset, self.rows, self.held_out, self.validation = read_data(
+            config, self.processor, report, **self._reading()
+        )
         sizes = self.dataset.sizes[self.rows]
         self.order = BatchOrder(sizes, min(config.batch_size, len(sizes)), config.seed)
         self.steps = config.max_steps or config.epochs * self.order.batches_per_epoch
+
+    def _start_model(self) -> tuple[PreTrainedModel, FireboltProcessor]:
+        """The model, with gradients where it learns, and its processor."""
+        check_packing(self.config.packing)
+        model, processor = start_model(self.config)
+        choose_parts(model, self.config.train, self.config.lora)
+        return model, processor
+
+    def _reading(self) -> dict:
+        """What `Conversations` is told beside the configuration."""
+        return {}
+
+    def _loss(self) -> nn.Module:
+        """A module with the model as `model`, from a micro-batch to the sum of its losses."""
+        blank = self.processor.image_processor([[blank_image(self.processor)]], return_tensors="pt")
+        return AnswerLoss(self.model, dict(blank), self.config.precision == "bf16")
+
+    def _groups(self) -> list[dict]:
+        return parameter_groups(self.model, self.config.lr, self.config.ssm_lr, self.config.weight_decay)
+
+    def _set_rates(self, number: int) -> float:
+        config = self.config
+        return set_learning_rates(self.optimizer, number, self.steps, config.warmup_steps, config.min_lr)
+
+    def _parts(self) -> dict[str, list[nn.Module]]:
+        return part_modules(self.model)
 
     def prepare(self, accelerator: Accelerator) -> None:
         config = self.config
         self.accelerator = accelerator
         self.micro_batches = config.accumulation(accelerator.num_processes)
-        blank = self.processor.image_processor([[blank_image(self.processor)]], return_tensors="pt")
-        loss = AnswerLoss(self.model, dict(blank), config.precision == "bf16")
-        groups = parameter_groups(self.model, config.lr, config.ssm_lr, config.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas))
-        self.loss, self.optimizer = accelerator.prepare(loss, optimizer)
+        optimizer = torch.optim.AdamW(self._groups(), lr=config.lr, betas=tuple(config.betas))
+        self.loss, self.optimizer = accelerator.prepare(self._loss(), optimizer)
         # Dropout differs between processes; what a checkpoint holds replaces this.
         torch.manual_seed(config.seed + 1000 * accelerator.process_index)
 
@@ -111,7 +139,7 @@ class ConversationsJob(Job):
         return DataLoader(
             range(len(dataset)),
             batch_sampler=batches,
-            collate_fn=Collator(dataset, self.processor),
+            collate_fn=self.collator(dataset, self.processor),
             num_workers=self.config.workers,
             pin_memory=self.accelerator.device.type == "cuda",
             # Of its own: the loader would draw from the generator that dropout draws from.
@@ -120,7 +148,7 @@ class ConversationsJob(Job):
 
     def _learn(self) -> None:
         self.loss.train()
-        for part, modules in part_modules(self.model).items():
+        for part, modules in self._parts().items():
             if part == "vision" and part not in self.config.train:
                 for module in modules:
                     module.eval()
@@ -129,14 +157,14 @@ class ConversationsJob(Job):
         config, accelerator = self.config, self.accelerator
         batches = [self._noted(next(self._batches), self.dataset) for _ in range(self.micro_batches)]
         counts = torch.tensor(
-            [sum(batch.answer_tokens for batch in batches), sum(batch.text_tokens for batch in batches)],
+            [sum(batch.counted for batch in batches), sum(batch.text_tokens for batch in batches)],
             dtype=torch.float64,
             device=accelerator.device,
         )
-        answer_tokens, text_tokens = accelerator.reduce(counts).tolist()
+        counted, text_tokens = accelerator.reduce(counts).tolist()
         # Of processes the mean of the gradients is taken.
-        share = accelerator.num_processes / max(answer_tokens, 1)
-        rate = set_learning_rates(self.optimizer, number, self.steps, config.warmup_steps, config.min_lr)
+        share = accelerator.num_processes / max(counted, 1)
+        rate = self._set_rates(number)
         total = torch.zeros((), device=accelerator.device, dtype=torch.float64)
         for turn, batch in enumerate(batches):
             last = turn == len(batches) - 1
@@ -148,10 +176,10 @@ class ConversationsJob(Job):
         self.optimizer.step()
         self.optimizer.zero_grad()
         return {
-            "loss": float(accelerator.reduce(total)) / max(answer_tokens, 1),
+            "loss": float(accelerator.reduce(total)) / max(counted, 1),
             "lr": rate,
             "gradient_norm": float(norm),
-            "answer_tokens": int(answer_tokens),
+            self.counted: int(counted),
             "tokens": int(text_tokens),
         }
 
@@ -182,10 +210,10 @@ class ConversationsJob(Job):
         for batch in self._loader([[int(i) for i in part] for part in mine], self.validation):
             batch = self._noted(batch, self.validation)
             sums[0] += self.loss(**self._inputs(batch))
-            sums[1] += batch.answer_tokens
-        total, tokens = accelerator.reduce(sums).tolist()
+            sums[1] += batch.counted
+        total, counted = accelerator.reduce(sums).tolist()
         self._learn()
-        return math.exp(min(total / max(tokens, 1), 700))
+        return math.exp(min(total / max(counted, 1), 700))
 
     def save(self, folder: Path) -> None:
         state = self.accelerator.get_state_dict(self.loss)
@@ -195,7 +223,7 @@ class ConversationsJob(Job):
 
 
 def read_data(
-    config: TrainConfig, processor: FireboltProcessor, report: Callable[[Problem], None]
+    config: RowsConfig, processor: FireboltProcessor, report: Callable[[Problem], None], **reading
 ) -> tuple[Conversations, np.ndarray, np.ndarray, Conversations]:
     """The data, the rows of it to train on, those held out, and the data that these are rows of.
 
@@ -210,6 +238,7 @@ def read_data(
             max_length=config.max_length,
             max_bad_share=config.max_bad_share,
             report=report,
+            **reading,
         )
 
     dataset = read(config.data)

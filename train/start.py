@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ..evaluate.files import write_text
-from .config import Config, ConfigError, TinyConfig, TrainConfig, to_json
+from .config import Config, ConfigError, FoveatedConfig, RowsConfig, TinyConfig, to_json
 from .data import Problem
 from .loop import LoopOptions, holds_run, run
 from .progress import Shown
@@ -47,17 +47,20 @@ def train(
 
         train_tiny(config, folder, resume, note)
         return folder
-    return train_conversations(config, folder, resume, note, report)
+    return train_on_rows(config, folder, resume, note, report)
 
 
-def train_conversations(
-    config: TrainConfig,
+def train_on_rows(
+    config: RowsConfig,
     folder: Path,
     resume: bool,
     note: Callable[[str], None],
     report: Callable[[Problem], None],
 ) -> Path:
-    from .conversations import ConversationsJob
+    if isinstance(config, FoveatedConfig):
+        from .foveated.job import FoveatedJob as Kind
+    else:
+        from .conversations import ConversationsJob as Kind
 
     accelerator = new_accelerator(config.trackers, folder)
     main = accelerator.is_main_process
@@ -65,7 +68,7 @@ def train_conversations(
         keep_config(config, folder, resume, note)
     set_seed(config.seed)
     with accelerator.main_process_first() if accelerator.num_processes > 1 else nullcontext():
-        job = ConversationsJob(config, report if main else lambda problem: None)
+        job = Kind(config, report if main else lambda problem: None)
     if main:
         problems, model = job.dataset.problems, job.model
         learning = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -47,12 +47,14 @@ def preference_loss(
     reference_chosen: Tensor,
     reference_rejected: Tensor,
     beta: float = 0.1,
+    reduce: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Direct preference optimisation (arXiv 2305.18290, equation 7) from log-probabilities [B] of whole answers.
 
     r = beta (policy - reference) for the chosen and the rejected answer; loss = mean of -log sigmoid(r_c - r_r).
-    Returns the loss and both rewards r [B].
+    Returns the loss (without `reduce` that of each pair, [B]) and both rewards r [B].
     """
     chosen = beta * (policy_chosen - reference_chosen)
     rejected = beta * (policy_rejected - reference_rejected)
-    return -F.logsigmoid(chosen - rejected).mean(), chosen.detach(), rejected.detach()
+    losses = -F.logsigmoid(chosen - rejected)
+    return losses.mean() if reduce else losses, chosen.detach(), rejected.detach()

@@ -23,6 +23,14 @@ def test_data_check_names_every_broken_row(firebolt, tmp_path):
     assert report["bad"] == len(report["problems"]) == len(BROKEN) - 2  # no tokenizer: no control tokens, no length
 
 
+def test_data_check_of_preferences(firebolt, tmp_path):
+    write_rows(tmp_path / "rows.jsonl", [row("a", "b", rejected="c"), row("a", "b")])
+    assert firebolt("data", "check", "rows.jsonl").code == 0
+    found = firebolt("data", "check", "rows.jsonl", "--preferences")
+    assert found.code == 1
+    assert "rows.jsonl:2: no rejected answer" in found.out
+
+
 def test_data_check_of_good_rows(firebolt, tmp_path):
     picture().save(tmp_path / "0.png")
     write_rows(tmp_path / "rows.jsonl", [row("a", "b", image="0.png")])
@@ -38,7 +46,10 @@ def test_data_check_of_good_rows(firebolt, tmp_path):
         (["data", "convert", "coco", "a", "b"], "coco: no such format; choose from cc3m, llava-cot, mmpr"),
         (["data", "convert", "mmpr", "none.json", "b"], "none.json: there is no such file"),
         (["data", "convert", "mmpr", "a", "b", "--pattern", "x"], "only the images of cc3m are named by one"),
-        (["train", "stage7"], "stage7: no such configuration ships; choose from lora, stage1, stage2, tiny"),
+        (
+            ["train", "stage7"],
+            "stage7: no such configuration ships; choose from foveated-stage1, ",
+        ),
         (["train", "stage1", "lrr=1"], "lrr: there is no such key; did you mean lr?"),
         (["train", "stage1", "decoder=null", "vision=null", "model=none"], "model: none cannot be loaded: "),
     ],

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
 from conversations import write_conversations
 from tiny_models import write_checkpoint
 
+from firebolt_vl.train import loop
 from firebolt_vl.train.config import TrainConfig, checked
 from firebolt_vl.train.loop import HISTORY, read_history
 from firebolt_vl.train.start import train
@@ -49,3 +51,23 @@ def told(out: Path) -> str:
     """What a run has computed, without its times."""
     lines = read_history(out / HISTORY)
     return json.dumps([{key: value for key, value in line.items() if key != "seconds"} for line in lines])
+
+
+class Killed(BaseException):
+    """Not an error: nothing on the way may catch it."""
+
+
+def interrupted(run, folder: Path, out: str, at: int, **keys) -> None:
+    """A `run` that ends within its step number `at`, after it is written down and before a checkpoint of it is."""
+
+    with pytest.MonkeyPatch.context() as patch:
+        told_of = loop.History.add
+
+        def add(history, line):
+            told_of(history, line)
+            if line["step"] == at:
+                raise Killed
+
+        patch.setattr(loop.History, "add", add)
+        with pytest.raises(Killed):
+            run(folder, out, **keys)

@@ -1,4 +1,4 @@
-"""What `accelerate launch` runs in each process of the test of several: the runs of RUNS, one after the other.
+"""What `accelerate launch` runs in each process of the test of several: the runs of RUNS and FOVEATED, one by one.
 
 CUDA_VISIBLE_DEVICES= accelerate launch --multi_gpu --num_processes 2 tests/support/two_processes.py FOLDER
 """
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from foveated_trainings import run as run_foveated
 from trainings import run
 from transformers.utils import logging
 
@@ -17,6 +18,10 @@ END_TO_END = {"train": ALL, "batch_size": 8, "max_steps": 4, "validation_share":
 # Micro-batches of one row: every other one is text alone.
 STAGE_1 = {"train": ["connector"], "batch_size": 4, "max_steps": 4}
 RUNS = {"end-to-end": END_TO_END, "stage-1": STAGE_1}
+# The foveated model's, of FOLDER/foveated. Of four rows one is text alone, one an image, one several, one a video.
+FOVEATED = {
+    loss: {"loss": loss, "batch_size": 4, "max_steps": 3, "beta": 1.0} for loss in ("text", "answers", "preferences")
+}
 MICRO = {"end-to-end": 2, "stage-1": 1}
 
 
@@ -28,6 +33,8 @@ def main(folder: Path) -> None:
     logging.disable_progress_bar()
     for name, keys in RUNS.items():
         run(folder, f"two-{name}", micro_batch_size=MICRO[name], **keys)
+    for name, keys in FOVEATED.items():
+        run_foveated(folder / "foveated", f"two-{name}", micro_batch_size=1, **keys)
     # As far as the checkpoint of step 3 the same run.
     run(folder, "two-end-to-end", resume=True, micro_batch_size=MICRO["end-to-end"], **{**END_TO_END, "max_steps": 5})
 

@@ -19,7 +19,9 @@ from conversations import (
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import make_processor
+from videos import write_video
 
+from firebolt_vl.model.foveated import read_video
 from firebolt_vl.train.data import BatchOrder, Collator, Conversations, TooManyBadRows
 from firebolt_vl.train.data import batches as batching
 from firebolt_vl.train.data.batches import StepBatches, check_packing
@@ -50,6 +52,67 @@ def test_each_kind_of_broken_row_is_named_with_its_file_and_line(tmp_path):
     assert found.problems.rows == len(BROKEN) + 2
     assert f"{len(BROKEN)} of {len(BROKEN) + 2} rows cannot be used: 4 unreadable image, " in found.problems.summary()
     assert [found.row(i) for i in range(2)] == [check_row(one) for one in good]
+
+
+def test_videos_are_read_and_what_is_wrong_with_them_is_named(tmp_path):
+    write_video(tmp_path / "clip.mp4", seconds=3)
+    (tmp_path / "text.mp4").write_text("hello")
+    write_shard(tmp_path / "shard.tar", {"clip.mp4": (tmp_path / "clip.mp4").read_bytes()})
+    bad = {
+        "missing video": "none.mp4",
+        "video is a folder": ".",
+        "video in a shard": "shard.tar/clip.mp4",
+        "unreadable video": "text.mp4",
+    }
+    rows = [row("a", "b", video=name) for name in ("clip.mp4", *bad.values())]
+    file, told = write_rows(tmp_path / "rows.jsonl", rows), []
+    found = read(file, check_images=True, report=told.append, read_video=lambda path: read_video(path, frames=3).frames)
+    assert [(problem.place, problem.kind) for problem in told] == [
+        (str(line), kind) for line, kind in enumerate(bad, start=2)
+    ]
+    (example,) = [found[i] for i in range(len(found))]
+    assert example.is_video
+    assert [image.size for image in example.images] == [(64, 64)] * 3
+    levels = [np.asarray(image).mean() for image in example.images]
+    assert levels == sorted(levels)
+    assert levels[0] < levels[-1]
+
+
+def test_a_video_is_not_opened_before_its_turn(tmp_path):
+    (tmp_path / "text.mp4").write_text("hello")
+    file = write_rows(tmp_path / "rows.jsonl", [row("a", "b", video="text.mp4")])
+    found = read(file, read_video=lambda path: read_video(path).frames)
+    with pytest.raises(BadRow, match="unreadable video"):
+        found[0]
+    write_rows(tmp_path / "rows.jsonl", [row("a", "b"), row("a", "b", video="text.mp4")])
+    told = []
+    read(file, report=told.append)  # for a model that looks at images
+    assert [str(problem) for problem in told] == [f"{file}:2: row with a video: text.mp4; this model looks at images"]
+
+
+def test_preferences_need_two_answers_and_a_bad_one_is_named(tmp_path):
+    good = row("what?", "that", "and?", "this", rejected="nothing")
+    bad = {
+        "no rejected answer": row("a", "b"),
+        "rejected is no text": row("a", "b", rejected=["c"]),
+        "empty rejected answer": row("a", "b", rejected=" "),
+        "rejected is chosen": row("a", "b", rejected="b"),
+        "control token in the text": row("a", "b", rejected="c<|im_end|>"),
+        "over-long text": row("a", "b", rejected="c" * 600),
+        "half a character": json.dumps(row("a", "b", rejected="\ud83d")).encode(),
+    }
+    file, told = write_rows(tmp_path / "rows.jsonl", [good, *bad.values()]), []
+    found = read(file, preferences=True, report=told.append)
+    assert [(problem.place, problem.kind) for problem in told] == [
+        (str(line), kind) for line, kind in enumerate(bad, start=2)
+    ]
+    example = found[0]
+    chosen, rejected = (TOKENIZER.decode(tokens.ids) for tokens in (example.tokens, example.rejected))
+    assert chosen.count("this") == 1
+    assert rejected == chosen.replace("this", "nothing")
+    # Training on answers leaves it alone, whatever it is.
+    assert len(read(file)) == 1 + len(bad)
+    assert read(file)[0].rejected is None
 
 
 def test_without_looking_into_images_a_damaged_one_is_noted_when_its_turn_comes(tmp_path):

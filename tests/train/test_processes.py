@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import foveated_trainings
 import pytest
 import torch
 import two_processes
@@ -24,7 +25,10 @@ LAUNCHES = Path(firebolt_vl.train.config.__file__).parent / "configs" / "acceler
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_start(tmp_path_factory.mktemp("processes"), rows=20, text_only=2)
+    folder = write_start(tmp_path_factory.mktemp("processes"), rows=20, text_only=2)
+    (folder / "foveated").mkdir()
+    foveated_trainings.write_start(folder / "foveated")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +57,16 @@ def test_two_processes_are_one_with_the_doubled_batch(launched, name):
         before, after = (load_file(out / "model.safetensors") for out in (one, two))
         for tensor in before:
             assert_close(after[tensor], before[tensor], relative=1e-4)
+
+
+@pytest.mark.parametrize("name", two_processes.FOVEATED)
+def test_two_processes_are_one_in_the_foveated_models_stages(launched, name):
+    folder = launched / "foveated"
+    one = foveated_trainings.run(folder, f"one-{name}", micro_batch_size=2, **two_processes.FOVEATED[name])
+    for mine, theirs in zip(*(read_history(out / HISTORY) for out in (folder / f"two-{name}", one)), strict=True):
+        for measured in ("loss", "gradient_norm"):
+            assert mine[measured] == pytest.approx(theirs[measured], rel=1e-4)
+        assert mine["tokens"] == theirs["tokens"]
 
 
 def test_stage_1_meets_micro_batches_of_text_alone(folder):

@@ -6,7 +6,7 @@ from firebolt_vl.train.config import ConfigError, TinyConfig, TrainConfig, load_
 
 
 def test_the_shipped_ones_are_the_recipe_of_the_paper():
-    assert shipped() == ["lora", "stage1", "stage2", "tiny"]
+    assert shipped() == ["foveated-stage1", "foveated-stage2", "foveated-stage3", "lora", "stage1", "stage2", "tiny"]
     first, second, lora = (load_config(name) for name in ("stage1", "stage2", "lora"))
     assert (first.train, first.lr, first.batch_size) == (["connector"], 5e-4, 128)
     assert (second.train, second.lr, second.batch_size) == (["vision", "connector", "decoder"], 1e-4, 8)
@@ -70,7 +70,7 @@ def test_toml_and_yaml_say_the_same(tmp_path, name, text):
         (["vision=null"], "decoder, vision: a new model is put between both"),
         (["decoder=null", "vision=null"], "nothing came to start from"),
         (["train=decoder", "lora.rank=2"], "lora, train: adapters stand in the place of the decoder's weights"),
-        (["recipe=soup"], "recipe: 'soup' came, one of conversations, tiny is wanted"),
+        (["recipe=soup"], "recipe: 'soup' came, one of conversations, foveated, tiny is wanted"),
         (["max_steps"], "max_steps: key=value is wanted"),
         (["recipe=tiny"], "decoder: there is no such key"),
     ],
@@ -82,7 +82,8 @@ def test_what_is_wrong_is_named(overrides, said):
 
 def test_files_that_are_none(tmp_path):
     with pytest.raises(
-        ConfigError, match="stage9: no such configuration ships; choose from lora, stage1, stage2, tiny, or"
+        ConfigError,
+        match=r"stage9: no such configuration ships; choose from foveated-stage1, .* tiny, or",
     ):
         load_config("stage9")
     with pytest.raises(ConfigError, match=r"none\.toml cannot be read \(No such file"):

@@ -11,7 +11,7 @@ from numerics import assert_close
 from safetensors.torch import load_file
 from tiny_models import make_model, make_processor
 from torch import nn
-from trainings import config, losses, run, steps, told, weights, write_start
+from trainings import config, interrupted, losses, run, steps, told, weights, write_start
 from transformers import Lfm2ForCausalLM
 
 from firebolt_vl.cmm.precision import WideParameters
@@ -213,7 +213,7 @@ def test_adapters_learn_beside_the_connector_and_come_out_merged(folder):
     last = json.loads((out / loop.HISTORY).read_text().splitlines()[-1])
     assert math.exp(loss) == pytest.approx(last["perplexity"], rel=1e-4)
     assert last["loss"] < losses(out)[0]
-    interrupted(folder, "broken", 4, lora=lora, max_steps=6, save_every=3, lr=5e-3)
+    interrupted(run, folder, "broken", 4, lora=lora, max_steps=6, save_every=3, lr=5e-3)
     again = run(folder, "broken", resume=True, lora=lora, max_steps=6, save_every=3, lr=5e-3)
     assert weights(again) == weights(out)
 
@@ -221,29 +221,6 @@ def test_adapters_learn_beside_the_connector_and_come_out_merged(folder):
 def test_unknown_keys_of_lora_are_refused(folder):
     with pytest.raises(ConfigError, match="lora: unknown r; known are rank, alpha, dropout, targets"):
         run(folder, lora={"r": 4})
-
-
-class Killed(BaseException):
-    """Not an error: nothing on the way may catch it."""
-
-
-def interrupted(folder, out: str, at: int, **keys) -> None:
-    """A run that ends within its step number `at`, after it is written down and before a checkpoint of it is."""
-
-    def report(*arguments):
-        raise Killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        told_of = loop.History.add
-
-        def add(history, line):
-            told_of(history, line)
-            if line["step"] == at:
-                raise Killed
-
-        patch.setattr(loop.History, "add", add)
-        with pytest.raises(Killed):
-            run(folder, out, **keys)
 
 
 # Several epochs, so that the order changes; dropout, so that the random state counts.
@@ -259,7 +236,7 @@ def unbroken(start):
 @pytest.mark.parametrize("at", [1, 3, 8, 11])
 def test_a_broken_run_goes_on_as_if_it_never_broke(start, folder, unbroken, at):
     keys = {"model": str(start / "dropout" / "model"), **LONGER}
-    interrupted(folder, "run", at, **keys)
+    interrupted(run, folder, "run", at, **keys)
     out = run(folder, "run", resume=True, **keys)
     assert told(out) == told(unbroken)
     assert steps(out) == [*range(1, 12)]
@@ -322,7 +299,7 @@ def test_checkpoints_of_a_run_before_do_not_outlive_it(folder):
     for file in (folder / "run" / "checkpoints").rglob("optimizer.bin"):
         file.write_bytes(b"")
     with pytest.warns(UserWarning, match="is damaged"):
-        interrupted(folder, "run", 4, resume=True, max_steps=8, save_every=2)
+        interrupted(run, folder, "run", 4, resume=True, max_steps=8, save_every=2)
     assert [path.name for path in (folder / "run" / "checkpoints").iterdir()] == ["step-00000002"]
 
 

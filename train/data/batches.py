@@ -4,7 +4,7 @@ The order is a function of the seed and the number of the step alone, so a posit
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ...model import FireboltProcessor
-from .chat import IGNORED
-from .dataset import Conversations
+from .chat import IGNORED, Tokens
+from .dataset import Conversations, Example
 from .problems import BadRow, Problem
 
 BATCHES_A_POOL = 50
@@ -95,6 +95,11 @@ class MicroBatch:
         return 0 if self.inputs is None else int((self.inputs["labels"][:, 1:] != IGNORED).sum())
 
     @property
+    def counted(self) -> int:
+        """What the mean of the loss is over."""
+        return self.answer_tokens
+
+    @property
     def text_tokens(self) -> int:
         return 0 if self.inputs is None else int(self.inputs["attention_mask"].sum())
 
@@ -105,8 +110,9 @@ class MicroBatch:
     def to(self, device: torch.device) -> "MicroBatch":
         if self.inputs is None:
             return self
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
-        return MicroBatch(moved, self.problems)
+        return replace(
+            self, inputs={name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
+        )
 
 
 class Collator:
@@ -117,28 +123,35 @@ class Collator:
         self.processor = processor
 
     def __call__(self, rows: Sequence[int]) -> MicroBatch:
+        examples, problems = self._read(rows)
+        if not examples:
+            return MicroBatch(None, problems)
+        images = {}
+        if any(example.images for example in examples):
+            images = self.processor.image_processor([example.images for example in examples], return_tensors="pt")
+        return MicroBatch({**self._text([example.tokens for example in examples]), **images}, problems)
+
+    def _read(self, rows: Sequence[int]) -> tuple[list[Example], list[Problem]]:
         examples, problems = [], []
         for row in rows:
             try:
                 examples.append(self.dataset[int(row)])
             except BadRow as error:
                 problems.append(self.dataset.problem(int(row), error))
-        if not examples:
-            return MicroBatch(None, problems)
-        longest = max(len(example.tokens.ids) for example in examples)
-        pad = self.processor.tokenizer.pad_token_id or 0
-        ids = torch.full((len(examples), longest), pad)
+        return examples, problems
+
+    def _text(self, texts: Sequence[Tokens]) -> dict[str, Tensor]:
+        """`input_ids`, `attention_mask` and `labels` [N,T], padded on the right."""
+        longest = max(len(tokens.ids) for tokens in texts)
+        ids = torch.full((len(texts), longest), self.processor.tokenizer.pad_token_id or 0)
         mask = torch.zeros_like(ids)
         labels = torch.full_like(ids, IGNORED)
-        for row, example in enumerate(examples):
-            length = len(example.tokens.ids)
-            ids[row, :length] = torch.tensor(example.tokens.ids)
-            labels[row, :length] = torch.tensor(example.tokens.labels)
+        for row, tokens in enumerate(texts):
+            length = len(tokens.ids)
+            ids[row, :length] = torch.tensor(tokens.ids)
+            labels[row, :length] = torch.tensor(tokens.labels)
             mask[row, :length] = 1
-        images = {}
-        if any(example.images for example in examples):
-            images = self.processor.image_processor([example.images for example in examples], return_tensors="pt")
-        return MicroBatch({"input_ids": ids, "attention_mask": mask, "labels": labels, **images}, problems)
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 class StepBatches(torch.utils.data.Sampler):

@@ -3,7 +3,7 @@
 import json
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from .chat import Chat, Tokens
 from .pictures import IMAGE_SUFFIXES, SHARD, Pictures, read_member, samples
 from .problems import BadRow, Problem, Problems
-from .rows import Row, check_row, parse_row
+from .rows import Row, check_row, parse_row, rejected_row
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -33,6 +33,10 @@ class Example:
 
     tokens: Tokens
     images: list[Image.Image]
+    """Of a video its frames."""
+    rejected: Tokens | None = None
+    """The conversation with the rejected answer, where preferences are learned."""
+    is_video: bool = False
 
 
 class Lines:
@@ -84,10 +88,10 @@ class Shard:
         if ".json" not in self.samples[place.name]:
             raise BadRow("sample without JSON", f"{place.name} has {', '.join(self.samples[place.name])} alone")
         row = parse_row(data)
-        if row.images or "image" in json.loads(data):
+        if row.images or row.video is not None or "image" in json.loads(data):
             return row
         own = [f"{self.file.name}/{f.name}" for s, f in self.samples[place.name].items() if s in IMAGE_SUFFIXES]
-        return Row(tuple(own), row.turns)
+        return replace(row, images=tuple(own))
 
 
 def open_source(file: Path, root: Path | None) -> Lines | Shard:
@@ -108,6 +112,9 @@ class Conversations:
     Every row is parsed and checked once, here; images are looked for but not decoded (`check_images` decodes them too).
     What is bad is told to `report` and counted in `problems`. Raises TooManyBadRows where more than `max_bad_share` of
     the rows are bad; a row that turns out bad when it is read (a damaged image) raises BadRow.
+
+    read_video     gives the frames of a video's file, and raises ValueError; None: rows with a video are bad ones
+    preferences    every row has a rejected answer, which is tokenised too
     """
 
     def __init__(
@@ -119,10 +126,14 @@ class Conversations:
         max_length: int | None = None,
         max_bad_share: float = 0.01,
         check_images: bool = False,
+        read_video: Callable[[Path], list[Image.Image]] | None = None,
+        preferences: bool = False,
         report: Callable[[Problem], None] = lambda problem: None,
     ):
         self.sources = [open_source(Path(file), image_root) for file in files]
         self.chat = Chat(tokenizer, max_length) if tokenizer is not None else None
+        self.read_video = read_video
+        self.preferences = preferences
         self.max_bad_share = max_bad_share
         self.problems = Problems()
         self.report = report
@@ -132,9 +143,12 @@ class Conversations:
                 self.problems.rows += 1
                 try:
                     row = source.row(place, data)
-                    length = self.chat.check(row) if self.chat else row.size
+                    texts = [row, rejected_row(row)] if preferences else [row]
+                    length = max(self.chat.check(text) if self.chat else text.size for text in texts)
                     for image in row.images:
                         source.pictures.open(image) if check_images else source.pictures.check(image)
+                    if row.video is not None:
+                        self._video(source, row.video, opened=check_images)
                 except BadRow as error:
                     self._note(Problem(str(source.file), place.name, error.kind, error.message))
                     continue
@@ -178,7 +192,22 @@ class Conversations:
     def __getitem__(self, index: int) -> Example:
         source, place = self._located(index)
         row = source.row(place, source.read(place))
-        return Example(self.chat(row), [source.pictures.open(image) for image in row.images])
+        rejected = self.chat(rejected_row(row)) if self.preferences else None
+        if row.video is not None:
+            return Example(self.chat(row), self._video(source, row.video), rejected, is_video=True)
+        return Example(self.chat(row), [source.pictures.open(image) for image in row.images], rejected)
+
+    def _video(self, source: Lines | Shard, path: str, opened: bool = True) -> list[Image.Image]:
+        """Its frames; none unless it is to be opened."""
+        file = source.pictures.video(path)
+        if self.read_video is None:
+            raise BadRow("row with a video", f"{path}; this model looks at images")
+        if not opened:
+            return []
+        try:
+            return self.read_video(file)
+        except (ValueError, OSError) as error:  # VideoError is one
+            raise BadRow("unreadable video", str(error)) from None
 
 
 def write_row(row: dict) -> str:

@@ -1,4 +1,5 @@
-"""Images of rows: files below a folder, or members of tar shards below it ("shards/00000.tar/000000017.jpg")."""
+"""Images and videos of rows: files below a folder; images also members of tar shards below it
+("shards/00000.tar/000000017.jpg")."""
 
 import tarfile
 from collections.abc import Iterator
@@ -75,6 +76,17 @@ class Pictures:
             return decode_image(read_member(shard, self._member(path, shard, member)), path)
         except (ImageError, OSError) as error:
             raise BadRow("unreadable image", str(error)) from None
+
+    def video(self, path: str) -> Path:
+        """The file of a video. Raises BadRow where there is none; what is in it is not looked at."""
+        file, member = self._split(path)
+        if member is not None:
+            raise BadRow("video in a shard", f"{path}: videos are read from files of their own")
+        if not file.exists():
+            raise BadRow("missing video", f"{file}: there is no such file")
+        if file.is_dir():
+            raise BadRow("video is a folder", f"{file}")
+        return file
 
     def _split(self, path: str) -> tuple[Path, str | None]:
         """(file, None), or (shard, the name of the file in it)."""

@@ -1,14 +1,15 @@
-"""One row of a data file: a conversation about no, one or several images (firebolt-vl.md, section 8).
+"""One row of a data file: a conversation about no, one or several images (firebolt-vl.md, section 8), or a video.
 
     {"image": "photos/1.jpg", "conversations": [{"from": "human", "value": ...}, {"from": "assistant", "value": ...}]}
 
-`image` may be a list, or null or absent for text alone. The human begins, the two take turns, and the assistant ends.
-Other keys (an id, a source) are left alone.
+`image` may be a list, or null or absent for text alone; `video` may stand in its place. The human begins, the two take
+turns, and the assistant ends. For training on preferences `rejected` is a worse last answer; otherwise it is left
+alone, as other keys (an id, a source) are.
 """
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from .problems import BadRow
@@ -27,6 +28,9 @@ class Turn:
 class Row:
     images: tuple[str, ...]
     turns: tuple[Turn, ...]
+    video: str | None = None
+    rejected: object = None
+    """What stands there, whatever it is: `rejected_row` looks at it."""
 
     @property
     def size(self) -> int:
@@ -64,7 +68,24 @@ def check_row(value: object) -> Row:
     """The row in what JSON held. Raises BadRow."""
     if not isinstance(value, dict):
         raise BadRow("not an object", f"{_named(value)} came, {{...}} is wanted")
-    return Row(_images(value.get("image")), _turns(value))
+    images, video = _images(value.get("image")), _video(value.get("video"))
+    if images and video is not None:
+        raise BadRow("image and video", "a row has one of both")
+    return Row(images, _turns(value), video, value.get("rejected"))
+
+
+def rejected_row(row: Row) -> Row:
+    """The same conversation with the rejected answer in the place of the last one. Raises BadRow."""
+    if row.rejected is None:
+        raise BadRow("no rejected answer", "preferences are learned from rows with `rejected` beside the conversation")
+    if not isinstance(row.rejected, str):
+        raise BadRow("rejected is no text", f"{_named(row.rejected)} came, a text is wanted")
+    if not row.rejected.strip():
+        raise BadRow("empty rejected answer", "`rejected` holds no words")
+    if row.rejected == row.turns[-1].text:
+        raise BadRow("rejected is chosen", "`rejected` is the very answer that it stands beside")
+    _check_unicode(row.rejected, "`rejected`")
+    return replace(row, turns=(*row.turns[:-1], Turn(ASSISTANT, row.rejected)))
 
 
 def _images(value: object) -> tuple[str, ...]:
@@ -72,14 +93,27 @@ def _images(value: object) -> tuple[str, ...]:
     for image in images:
         if not isinstance(image, str):
             raise BadRow("image is no path", f"{_named(image)} came, a path, a list of paths or null is wanted")
-        if not image.strip():
-            raise BadRow("empty image path", "leave `image` away, or null, where a row has none")
-        if image.startswith(("http://", "https://", "data:")):
-            raise BadRow("image is an address", f"{image[:60]}; download the images and give their paths")
-        if "\x00" in image:
-            raise BadRow("image is no path", "a path with a NUL character came")
-        _check_unicode(image, "the image's path")
+        _check_path("image", image)
     return tuple(images)
+
+
+def _video(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise BadRow("video is no path", f"{_named(value)} came, a path or null is wanted")
+    _check_path("video", value)
+    return value
+
+
+def _check_path(what: str, path: str) -> None:
+    if not path.strip():
+        raise BadRow(f"empty {what} path", f"leave `{what}` away, or null, where a row has none")
+    if path.startswith(("http://", "https://", "data:")):
+        raise BadRow(f"{what} is an address", f"{path[:60]}; download the {what}s and give their paths")
+    if "\x00" in path:
+        raise BadRow(f"{what} is no path", "a path with a NUL character came")
+    _check_unicode(path, f"the {what}'s path")
 
 
 def _turns(row: dict) -> tuple[Turn, ...]:

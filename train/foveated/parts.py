@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..model import FoveatedVLM
-from ..model.foveated import preference_loss, sequence_log_probabilities
+from ...model import FoveatedVLM
+from ...model.foveated import preference_loss, sequence_log_probabilities
 
 
 def parameter_groups(model: FoveatedVLM) -> dict[str, list[nn.Parameter]]:
@@ -36,6 +36,37 @@ def rate(step: int, warmup: int, total: int, base: float, end: float) -> float:
     return end + (base - end) * (1 + math.cos(math.pi * share)) / 2
 
 
+def preference_losses(
+    model: FoveatedVLM,
+    reference: FoveatedVLM,
+    chosen: dict[str, Tensor],
+    rejected: dict[str, Tensor],
+    frames: Tensor | None = None,
+    frame_mask: Tensor | None = None,
+    beta: float = 0.1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Stage 3, in mode `coarse_fine`: the preference loss [B] of each pair, and the rewards [B] of both answers.
+
+    chosen, rejected: input_ids, attention_mask and loss_mask [B,S] of prompt and answer, 1 in loss_mask on the answer's
+    tokens. Both are read with the visual tokens of one look. `reference` is a copy of the model before this stage.
+    """
+
+    def of(judge: FoveatedVLM) -> list[Tensor]:
+        shown = {"mode": "coarse_fine", "use_cache": False}
+        if frames is not None:
+            visual = judge.get_visual_tokens(frames, frame_mask, "coarse_fine")
+            shown |= {"visual_tokens": visual.tokens, "visual_mask": visual.mask}
+        found = []
+        for text in (chosen, rejected):
+            logits = judge(text["input_ids"], text["attention_mask"], **shown).logits
+            found.append(sequence_log_probabilities(logits.float(), text["input_ids"], text["loss_mask"]))
+        return found
+
+    with torch.no_grad():
+        as_before = of(reference)
+    return preference_loss(*of(model), *as_before, beta=beta, reduce=False)
+
+
 def preference_step(
     model: FoveatedVLM,
     reference: FoveatedVLM,
@@ -45,21 +76,6 @@ def preference_step(
     frame_mask: Tensor | None = None,
     beta: float = 0.1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Stage 3: the preference loss of a batch in mode `coarse_fine`, and the rewards [B] of both answers.
-
-    chosen, rejected: input_ids, attention_mask and loss_mask [B,S] of prompt and answer, 1 in loss_mask on the answer's
-    tokens. Both are read with the visual tokens of one look. `reference` is a copy of the model before this stage.
-    """
-
-    def of(judge: FoveatedVLM) -> list[Tensor]:
-        visual = judge.get_visual_tokens(frames, frame_mask, "coarse_fine")
-        shown = {"visual_tokens": visual.tokens, "visual_mask": visual.mask, "mode": "coarse_fine", "use_cache": False}
-        found = []
-        for text in (chosen, rejected):
-            logits = judge(text["input_ids"], text["attention_mask"], **shown).logits
-            found.append(sequence_log_probabilities(logits.float(), text["input_ids"], text["loss_mask"]))
-        return found
-
-    with torch.no_grad():
-        as_before = of(reference)
-    return preference_loss(*of(model), *as_before, beta=beta)
+    """The mean of `preference_losses`, and the rewards [B] of both answers."""
+    losses, *rewards = preference_losses(model, reference, chosen, rejected, frames, frame_mask, beta)
+    return losses.mean(), *rewards

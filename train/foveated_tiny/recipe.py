@@ -1,0 +1,266 @@
+"""A small foveated model for each mode and seed: does it help to look, and where do the queries look?
+
+python -m firebolt_vl.train.foveated_tiny [--out DIR] [--work DIR] [--seeds 0 1 2] [--modes ...] [--quick]
+
+Each finished run is a row in WORK/runs and is not run again; one that was stopped goes on from its checkpoint.
+"""
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import Dinov2Config, Dinov2Model, GenerationConfig
+from transformers.utils import logging
+
+from ...evaluate.digits import COLOURS
+from ...evaluate.files import markdown_table, write_text, write_whole
+from ...evaluate.questions import Question
+from ...model import FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
+from ..loop import LoopOptions, Told, run
+from ..start import close, new_accelerator
+from ..tiny.fusion import EMBEDDING_STD, Rows, tokenize
+from ..tiny.recipe import rounded, use_some_cores
+from ..tiny.tokenizer import make_tokenizer
+from .exam import examine
+from .jobs import LookJob, TowerJob
+from .picture import draw_examples
+from .pool import Clips, make_cards, make_clips
+
+SIDE, PATCH = 80, 8
+VISION = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "mlp_ratio": 2,
+    "image_size": SIDE,
+    "patch_size": PATCH,
+}
+TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
+MODES = ("coarse_only", "coarse_fine", "autoregressive")
+CLIPS_SEED, CARDS_SEED, EXAM_SEED, TOWER_SEED = 1, 2, 3, 0
+ROWS, STAGE = "runs", "stage.pt"
+SAVE_EVERY = 100
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a row of results belongs to: another number here is another pool of runs."""
+
+    clips: int = 4000
+    tower_steps: int = 1500
+    steps: int = 300
+    test_clips: int = 800
+    split: str = "held-out"
+
+    @classmethod
+    def quick(cls) -> "Settings":
+        """Enough to see every part work, not to see anything in its numbers."""
+        return cls(clips=40, tower_steps=3, steps=3, test_clips=8)
+
+
+@dataclass
+class Stage:
+    """What all runs share: a vision tower, and clips to learn from."""
+
+    tower: dict[str, Tensor]
+    seconds: float
+    """What it took of a core."""
+    clips: Clips
+    cards: Tensor
+    exam: Clips
+    processor: FoveatedProcessor
+    texts: Rows
+
+
+def new_processor() -> FoveatedProcessor:
+    return FoveatedProcessor(FoveatedImageProcessor(size={"height": SIDE, "width": SIDE}), make_tokenizer())
+
+
+def new_model_config(processor: FoveatedProcessor, mode: str) -> FoveatedVLMConfig:
+    return FoveatedVLMConfig(
+        vision_config=VISION,
+        text_config={**TEXT, "vocab_size": len(processor.tokenizer), **_ends(processor)},
+        query_dim=64,
+        visual_scale=EMBEDDING_STD,
+        mode=mode,
+        frame_block=256,
+    )
+
+
+def new_model(processor: FoveatedProcessor, tower: dict[str, Tensor], mode: str, seed: int) -> FoveatedVLM:
+    """The untrained model of a seed around a trained vision tower."""
+    torch.manual_seed(seed)
+    model = FoveatedVLM(new_model_config(processor, mode))
+    model.encoder.dino.load_state_dict(tower)
+    model.generation_config = GenerationConfig(**_ends(processor))
+    return model
+
+
+def _ends(processor: FoveatedProcessor) -> dict[str, int]:
+    return {name: getattr(processor.tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+
+
+def make_texts(processor: FoveatedProcessor) -> Rows:
+    """Question and answer for each of 6 colours and 10 digits, as row 10 colour + digit."""
+    asked = [
+        Question("digit of", f"what digit is {colour}?", str(digit), held_out=False)
+        for colour in COLOURS
+        for digit in range(10)
+    ]
+    return tokenize(processor.tokenizer, list(enumerate(asked)))
+
+
+def make_stage(work: Path, settings: Settings, report) -> Stage:
+    """Draw the clips and train the tower, unless `work` holds those of these settings."""
+    processor, file = new_processor(), work / STAGE
+    wanted = {name: value for name, value in asdict(settings).items() if name != "steps"}
+    kept = torch.load(file, weights_only=False) if file.is_file() else {}
+    if kept.get("settings") != wanted:
+        begun = time.process_time()
+        clips = make_clips(settings.clips, CLIPS_SEED, SIDE, "train")
+        exam = make_clips(settings.test_clips, EXAM_SEED, SIDE, settings.split)
+        job = TowerJob(Dinov2Config(**VISION), clips, settings.tower_steps, TOWER_SEED)
+        folder = work / "tower"
+        train(job, folder, wanted, report)
+        kept = {
+            "settings": wanted,
+            "tower": Dinov2Model.from_pretrained(folder).state_dict(),
+            "clips": clips,
+            "exam": exam,
+            "seconds": time.process_time() - begun,
+        }
+        write_whole(file, lambda temporary: torch.save(kept, temporary))
+        shutil.rmtree(folder)
+    parts = {name: kept[name] for name in ("tower", "seconds", "clips", "exam")}
+    return Stage(**parts, cards=make_cards(CARDS_SEED), processor=processor, texts=make_texts(processor))
+
+
+def train(job, folder: Path, settings: dict, report) -> bool:
+    """Run a job in a folder, on from where one of the same settings was stopped: whether there was one."""
+    kept = folder / "settings.json"
+    resume = kept.is_file() and json.loads(kept.read_text(encoding="utf-8")) == settings
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    write_text(kept, json.dumps(settings))
+    accelerator = new_accelerator([], folder, cpu=True)
+    run(job, accelerator, LoopOptions(folder, SAVE_EVERY, resume=resume, plot=False), report)
+    close(accelerator)
+    return resume
+
+
+def row_file(work: Path, mode: str, seed: int) -> Path:
+    return work / ROWS / f"{mode}-seed-{seed}.json"
+
+
+def read_row(work: Path, mode: str, seed: int, settings: Settings) -> dict | None:
+    """The results of a finished run. None where there is none, or only one of other settings."""
+    try:
+        row = json.loads(row_file(work, mode, seed).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return row if row.get("settings") == asdict(settings) else None
+
+
+def do_run(work: Path, stage: Stage, mode: str, seed: int, settings: Settings, report) -> dict:
+    """Train and examine one mode and seed; keep the row, and the model in WORK/MODE-seed-N."""
+    begun = time.process_time()
+    model = new_model(stage.processor, stage.tower, mode, seed)
+    job = LookJob(model, stage.processor, stage.clips, stage.cards, stage.texts, settings.steps)
+    folder = work / f"{mode}-seed-{seed}"
+    resumed = train(job, folder, asdict(settings), report)
+    row = {
+        "mode": mode,
+        "seed": seed,
+        "settings": asdict(settings),
+        "cpu_seconds": time.process_time() - begun,
+        "resumed": resumed,
+        **examine(model.eval(), stage.exam, stage.cards, stage.texts, EXAM_SEED),
+    }
+    row = rounded(row)
+    write_text(row_file(work, mode, seed), json.dumps(row, indent=1) + "\n")
+    shutil.rmtree(folder / "checkpoints")
+    return row
+
+
+def spread(values: Sequence[float], scale: float = 100.0) -> str:
+    """Mean of the seeds, lowest and highest in brackets."""
+    mean, low, high = (scale * one for one in (sum(values) / len(values), min(values), max(values)))
+    return f"{mean:.1f} ({low:.1f} to {high:.1f})"
+
+
+COLUMNS = {
+    "right answers": ("accuracy", "all"),
+    "still": ("accuracy", "still"),
+    "moving": ("accuracy", "moving"),
+    "weight on the asked digit": ("attention", "inside"),
+    "its share of the frame": ("attention", "area"),
+    "on another digit": ("attention", "other"),
+    "peak on the asked digit": ("attention", "peak"),
+    "by chance": ("attention", "peak_chance"),
+}
+
+
+def table(rows: Sequence[dict]) -> str:
+    """A line for each mode: in %, the mean of the seeds, lowest and highest in brackets."""
+    found = []
+    for mode in dict.fromkeys(row["mode"] for row in rows):
+        its = [row for row in rows if row["mode"] == mode]
+        found.append([f"`{mode}`", *(spread([row[part][name] for row in its]) for part, name in COLUMNS.values())])
+    return markdown_table(["mode", *COLUMNS], found)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m firebolt_vl.train.foveated_tiny", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--out", type=Path, default=Path("out/foveated"), help="the folder of results and picture")
+    parser.add_argument("--work", type=Path, default=Path("out/foveated-tiny"), help="the folder of everything else")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--steps", type=int, default=Settings.steps)
+    parser.add_argument("--split", choices=("held-out", "validation"), default=Settings.split)
+    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it works")
+    options = parser.parse_args(arguments)
+    settings = Settings.quick() if options.quick else Settings(steps=options.steps, split=options.split)
+    use_some_cores()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+    def say(what: str):
+        def report(told: Told) -> None:
+            if told.step % 50 == 0 or told.step == told.steps:
+                print(f"{what}: step {told.step} of {told.steps}, loss {told.measured['loss']:.3f}", flush=True)
+
+        return report
+
+    stage = make_stage(options.work, settings, say("vision tower"))
+    rows = []
+    for seed in options.seeds:
+        for mode in options.modes:
+            row = read_row(options.work, mode, seed, settings)
+            if row is None:
+                row = do_run(options.work, stage, mode, seed, settings, say(f"{mode}, seed {seed}"))
+            rows.append(row)
+            print(f"{mode}, seed {seed}: {100 * row['accuracy']['all']:.1f} % right", flush=True)
+    results = {"tower_cpu_seconds": stage.seconds, "runs": rows}
+    write_text(options.out / "foveated.json", json.dumps(rounded(results), indent=1) + "\n")
+    folders = {mode: options.work / f"{mode}-seed-{options.seeds[0]}" for mode in options.modes}
+    models = {mode: FoveatedVLM.from_pretrained(folder).eval() for mode, folder in folders.items()}
+    write_whole(
+        options.out / "foveated.png",
+        lambda temporary: draw_examples(models, stage.exam, stage.cards, stage.texts, stage.processor, temporary),
+    )
+    print(table(sorted(rows, key=lambda row: options.modes.index(row["mode"]))))
