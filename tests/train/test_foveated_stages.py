@@ -184,7 +184,10 @@ def test_preferences_are_learned(folder):
     found = losses(out)
     assert found[0] == pytest.approx(0.6931, rel=1e-3)
     assert found[-1] < 0.5 * found[0]
-    assert read_history(out / HISTORY)[0]["pairs"] == 16
+    lines = read_history(out / HISTORY)
+    assert {line["pairs"] for line in lines} == {16}
+    assert lines[0]["preferred"] < 0.8
+    assert lines[-1]["preferred"] == 1.0
 
 
 def test_rows_of_text_alone_leave_the_connector_as_it_is(folder):

@@ -67,6 +67,7 @@ def test_two_processes_are_one_in_the_foveated_models_stages(launched, name):
         for measured in ("loss", "gradient_norm"):
             assert mine[measured] == pytest.approx(theirs[measured], rel=1e-4)
         assert mine["tokens"] == theirs["tokens"]
+        assert mine.keys() == theirs.keys()
 
 
 def test_stage_1_meets_micro_batches_of_text_alone(folder):

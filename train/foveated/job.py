@@ -106,15 +106,18 @@ class PreferenceLoss(TextLoss):
         # Out of the module's sight: it is not trained, wrapped, or kept in checkpoints.
         self.reference = (reference,)
         self.beta = beta
+        self.preferred: list[Tensor] = []
+        """Of each micro-batch since the last step: in how many pairs the chosen answer has the higher reward."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **frames: Tensor) -> Tensor:
         (reference,) = self.reference
         text = {"input_ids": input_ids, "attention_mask": attention_mask, "loss_mask": (labels != IGNORED).long()}
         chosen, rejected = ({name: tensor.chunk(2)[half] for name, tensor in text.items()} for half in range(2))
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.bf16):
-            losses, _, _ = preference_losses(self.model, reference, chosen, rejected, beta=self.beta, **frames)
+            losses, *rewards = preference_losses(self.model, reference, chosen, rejected, beta=self.beta, **frames)
             # Where every row was bad there is a pair without answers.
             there = (chosen["loss_mask"] + rejected["loss_mask"]).any(-1)
+            self.preferred.append((rewards[0] > rewards[1])[there].sum())
             return losses[there].sum() + self._nothing(frames)
 
 
@@ -169,6 +172,16 @@ class FoveatedJob(ConversationsJob):
             group["lr"] = rate(number, config.warmup_steps, self.steps, group["peak_lr"], config.min_lr)
         rates = {group["part"]: group["lr"] for group in self.optimizer.param_groups}
         return rates.get("connector", next(iter(rates.values())))
+
+    def step(self, number: int) -> dict[str, float]:
+        """Of preferences also `preferred`, the share of pairs whose chosen answer has the higher reward."""
+        if not self.preferences:
+            return super().step(number)
+        preferred = self.accelerator.unwrap_model(self.loss).preferred
+        preferred.clear()
+        measured = super().step(number)
+        total = self.accelerator.reduce(torch.stack(preferred).sum())
+        return {**measured, "preferred": int(total) / max(measured["pairs"], 1)}
 
     @torch.no_grad()
     def validate(self) -> float | None:
