@@ -34,7 +34,7 @@ def test_tables_are_those_of_the_shipped_results():
 
 
 def test_measured_times_are_the_kept_ones():
-    """They come from `firebolt bench kernels --op cmm --out docs` and `python -m firebolt_vl.bench.measured`."""
+    """They come from `firebolt bench kernels --op cmm --op vandermonde` and `python -m firebolt_vl.bench.measured`."""
     assert measured.markdown(from_csv(measured.KEPT.read_text(encoding="utf-8"))) in README.read_text(encoding="utf-8")
 
 
