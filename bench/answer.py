@@ -31,6 +31,7 @@ from transformers import (
 from transformers.models.lfm2.modeling_lfm2 import Lfm2RotaryEmbedding
 
 from ..evaluate.files import csv_of, rows_of_csv
+from ..kernels.linear import PRODUCT
 from ..model import FireboltConfig, FireboltForConditionalGeneration, FireboltImageProcessor
 from ..model.quantization import Int8Linear, logits_drift, quantize_int8
 from .kernels import device_name
@@ -429,7 +430,12 @@ def notes(subjects: Sequence[Subject], device: str) -> list[str]:
     return told
 
 
-LINEAR_KERNELS = ("aten::mm", "aten::addmm", "quantized::linear_with_input_q_dq_qweight_dq_output_fp32")
+LINEAR_KERNELS = (
+    "aten::mm",
+    "aten::addmm",
+    f"mkldnn::{PRODUCT}",
+    "quantized::linear_with_input_q_dq_qweight_dq_output_fp32",
+)
 
 
 def linear_share(subject: Subject, tokens: int = 8) -> float:

@@ -153,10 +153,12 @@ class PlainModulator(nn.Module):
 
 
 def linear_maps(layer: CrossModalModulator) -> Callable[[Tensor, Tensor], Tensor]:
-    """The dense part of the layer alone: the linear maps of the FFN and of the gated output, added up."""
+    """The dense part of the layer alone, as torch.nn.Linear computes it: the linear maps of the FFN and of the gated
+    output, added up."""
+    up, down, output = layer.ffn.up, layer.ffn.down, layer.ssm.output
 
     def forward(text: Tensor, grids: Tensor) -> Tensor:
-        first, second = F.linear(text, layer.ssm.output.weight, layer.ssm.output.bias).chunk(2, -1)
-        return layer.ffn.down(layer.ffn.up(text)) + first + second
+        first, second = F.linear(text, output.weight, output.bias).chunk(2, -1)
+        return F.linear(F.linear(text, up.weight, up.bias), down.weight, down.bias) + first + second
 
     return forward

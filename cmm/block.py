@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .compaction import Packing
+from .linear import Linear
 from .state import DecodeState
 
 
@@ -153,7 +154,7 @@ def tied_dropout(x: Tensor, p: float, training: bool) -> Tensor:
     return x * F.dropout(torch.ones_like(x[:, :1]), p)
 
 
-class GatedOutput(nn.Linear):
+class GatedOutput(Linear):
     """GELU, dropout, a pointwise Linear to 2 D and a gated linear unit: how S4 and S4D mix their channels."""
 
     def __init__(self, width: int, dropout: float):

@@ -10,6 +10,7 @@ from ..kernels.common.grid_weights import INFINITY, softmax_or_zero
 from .config import CMMConfig
 from .feed_forward import FeedForward
 from .inputs import check_prefill, check_text, prepared_grids, token_as_text, without_masked
+from .linear import Linear
 from .positions import GridPositions
 from .precision import wide_dtype
 from .state import DecodeState
@@ -64,10 +65,10 @@ class CrossAttend(nn.Module):
         width, attention_width = config.text_width, config.heads * config.head_dim
         self.positions = GridPositions(config.grid_width) if config.grid_positions else None
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.q_proj = nn.Linear(width, attention_width)
-        self.k_proj = nn.Linear(config.grid_width, attention_width)
-        self.v_proj = nn.Linear(config.grid_width, attention_width)
-        self.o_proj = nn.Linear(attention_width, width)
+        self.q_proj = Linear(width, attention_width)
+        self.k_proj = Linear(config.grid_width, attention_width)
+        self.v_proj = Linear(config.grid_width, attention_width)
+        self.o_proj = Linear(attention_width, width)
         self.ffn = FeedForward(width, config.ffn_multiplier, config.dropout, config.layer_norm_eps)
 
     def reset_parameters(self) -> None:
@@ -181,8 +182,8 @@ class Prepend(nn.Module):
         super().__init__()
         self.config = config
         self.positions = GridPositions(config.grid_width) if config.grid_positions else None
-        self.up = nn.Linear(config.grid_width, config.text_width)
-        self.down = nn.Linear(config.text_width, config.text_width)
+        self.up = Linear(config.grid_width, config.text_width)
+        self.down = Linear(config.text_width, config.text_width)
 
     def reset_parameters(self) -> None:
         """Initialise this layer and everything in it anew."""

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .linear import Linear
+
 
 class FeedForward(nn.Module):
     """LayerNorm -> Linear -> GELU -> dropout -> Linear -> dropout, without the residual."""
@@ -10,8 +12,8 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, multiplier: int, dropout: float, eps: float):
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=eps)
-        self.up = nn.Linear(width, multiplier * width)
-        self.down = nn.Linear(multiplier * width, width)
+        self.up = Linear(width, multiplier * width)
+        self.down = Linear(multiplier * width, width)
         self.dropout = nn.Dropout(dropout)
 
     def reset_parameters(self) -> None:

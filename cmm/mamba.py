@@ -10,6 +10,7 @@ from ..kernels import selective_scan
 from ..kernels.common.autocast import without_autocast
 from .block import SSMBlock, tied_dropout
 from .compaction import window_before
+from .linear import Linear
 from .precision import WideParameters
 
 # Its softplus is 0, exactly: a position that is not there takes no time.
@@ -71,12 +72,12 @@ class Mamba(SSMBlock):
         self.conv_taps = conv_taps
         self.inner_width = expand * width
         self.dt_rank = math.ceil(width / 16)
-        self.in_proj = nn.Linear(width, 2 * self.inner_width, bias=False)
+        self.in_proj = Linear(width, 2 * self.inner_width, bias=False)
         self.conv = nn.Conv1d(self.inner_width, self.inner_width, conv_taps, groups=self.inner_width)
-        self.x_proj = nn.Linear(self.inner_width, self.dt_rank + 2 * self.state_size, bias=False)
-        self.dt_proj = nn.Linear(self.dt_rank, self.inner_width, bias=False)
+        self.x_proj = Linear(self.inner_width, self.dt_rank + 2 * self.state_size, bias=False)
+        self.dt_proj = Linear(self.dt_rank, self.inner_width, bias=False)
         self.kernel = MambaKernel(self.inner_width, self.state_size, dt_min, dt_max)
-        self.out_proj = nn.Linear(self.inner_width, width, bias=False)
+        self.out_proj = Linear(self.inner_width, width, bias=False)
         self.kernel.reset_parameters()
         self._reset_dt_proj()
 

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from ..kernels import correlation_context, film_residual, grounded_film
 from ..kernels.common.device import choose
 from ..kernels.common.grid_weights import INFINITY, largest_of_few_or_many, softmax_or_zero
+from ..kernels.linear import linear
 from .config import CMMConfig
 from .feed_forward import FeedForward
 from .inputs import check_prefill, check_text, prepared_grids, token_as_text, without_masked
+from .linear import Linear
 from .mamba import Mamba
 from .positions import GridPositions
 from .precision import wide_dtype
@@ -87,13 +89,13 @@ class CrossModalModulator(nn.Module):
         self.config = config
         width, correlation_width = config.text_width, config.heads * config.head_dim
         self.positions = GridPositions(config.grid_width) if config.grid_positions else None
-        self.q_proj = nn.Linear(width, correlation_width, bias=False)
-        self.k_proj = nn.Linear(config.grid_width, correlation_width, bias=False)
-        self.v_proj = nn.Linear(config.grid_width, width, bias=False)
+        self.q_proj = Linear(width, correlation_width, bias=False)
+        self.k_proj = Linear(config.grid_width, correlation_width, bias=False)
+        self.v_proj = Linear(config.grid_width, width, bias=False)
         self.norm_in = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.film_in = nn.Linear(width, 2 * width)
+        self.film_in = Linear(width, 2 * width)
         self.ssm = _ssm(config)
-        self.film_out = nn.Linear(width, 2 * width)
+        self.film_out = Linear(width, 2 * width)
         self.gate = nn.Parameter(torch.full((1,), 0.5))
         self.ffn = FeedForward(width, config.ffn_multiplier, config.dropout, config.layer_norm_eps)
         self.norm_out = nn.LayerNorm(width, eps=config.layer_norm_eps)
@@ -255,7 +257,7 @@ class CrossModalModulator(nn.Module):
         side = {"k": self.k_proj(x).unflatten(-1, (self.config.heads, self.config.head_dim)), "mask": grid_mask}
         v = self.v_proj(x)
         if uses_grid_table(self.config.text_width, grids.shape[1], tokens):
-            side["table"] = torch.cat([v @ self.film_in.weight.mT, v @ self.film_out.weight.mT], -1)
+            side["table"] = torch.cat([linear(v, self.film_in.weight), linear(v, self.film_out.weight)], -1)
         else:
             side["v"] = v
         return side

@@ -14,15 +14,24 @@ WIDTH = 24
 
 
 def collect() -> dict:
-    """Versions, devices (`name`; `dtypes` of the CPU, measured; `memory_bytes` of a GPU) and for each op its
-    implementation on each device."""
+    """Versions, devices and for each op its implementation on each device.
+
+    Of the CPU also `dtypes`, measured, and `float32_products`, who makes them; of a GPU its `memory_bytes`.
+    """
     import torch
 
     from . import speeds
     from .kernels.common.device import OPS, implementation
+    from .kernels.linear import ONEDNN
 
     devices = [
-        {"device": "cpu", "name": _processor_name(), "threads": torch.get_num_threads(), "dtypes": speeds.told()}
+        {
+            "device": "cpu",
+            "name": _processor_name(),
+            "threads": torch.get_num_threads(),
+            "dtypes": speeds.told(),
+            "float32_products": "oneDNN" if ONEDNN else "PyTorch's own choice",
+        }
     ]
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
@@ -86,6 +95,8 @@ def show(found: dict, console: Console) -> None:
         for dtype, speed in entry.get("dtypes", {}).items():
             times = f"{speed['token_ms']:.1f} ms a token, {speed['prompt_ms']:.0f} ms a prompt through the same weights"
             line(f"  {dtype}", f"{times}: a large checkpoint in it runs in {speed['runs_in']}")
+        if "float32_products" in entry:
+            line("  linear layers", f"float32 by {entry['float32_products']}")
         for op, implementations in found["ops"].items():
             chosen = implementations[entry["device"]]
             line(f"  {op}", f"{chosen['name']:<8}", chosen["why"])

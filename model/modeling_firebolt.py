@@ -19,12 +19,14 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
 from ..cmm import CrossAttend, CrossModalModulator, Prepend
+from ..cmm.linear import Linear, compute_fast
 from .cache_firebolt import ConnectorCacheLayer, bind, connector_layer
 from .configuration_firebolt import FireboltConfig
 from .fusion import DecoderInputs, Fusion, Grids, Text, summarize_prompt
 from .grounding import Grounding, answer_mask, occlusion_effects, to_pixels, unit_boxes
 from .original import is_original, load_original
 from .packing import has_hole
+from .pooling_head import pool_by_one_query
 from .quantization import is_quantized
 from .short_convolution import step_by_products
 
@@ -76,6 +78,8 @@ class FireboltModel(FireboltPreTrainedModel):
         self.connector = CONNECTOR_CLASSES[config.connector](config.connector_config())
         self.language_model = AutoModel.from_config(config.text_config)
         step_by_products(self.language_model)
+        pool_by_one_query(self.vision_tower)
+        compute_fast(self)
         self.compiled_step = None
         self.post_init()
 
@@ -310,7 +314,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, GenerationMixin)
     def __init__(self, config: FireboltConfig):
         super().__init__(config)
         self.model = FireboltModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..cmm.block import GatedOutput
+from ..cmm.linear import Linear
 
 LARGEST = 127
 CENTRE = 128  # what zero is among the unsigned 8-bit numbers that the kernels take
@@ -25,7 +26,7 @@ def has_kernels() -> bool:
     return there and built_in and torch.cpu._is_vnni_supported()
 
 
-class Int8Linear(nn.Linear):
+class Int8Linear(Linear):
     """A linear layer whose weights are 8-bit integers, each output channel with a scale of its own.
 
         y = s_x (round(x / s_x) round(W / s_w)^T) s_w + b        s_x = max |x| / 127 of each token, s_w of each channel
@@ -123,7 +124,7 @@ def quantized_linears(model: nn.Module) -> dict[str, nn.Linear]:
     return {
         name: module
         for name, module in model.named_modules()
-        if type(module) in (nn.Linear, GatedOutput) and name.startswith(tuple(inside))
+        if type(module) in (nn.Linear, Linear, GatedOutput) and name.startswith(tuple(inside))
     }
 
 

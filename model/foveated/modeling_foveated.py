@@ -17,6 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
+from ...cmm.linear import compute_fast
 from .cache_foveated import VisualCacheLayer, bind, visual_layer
 from .configuration_foveated import FoveatedVLMConfig, check_mode
 from .encoder import FoveatedEncoder, PatchMemory
@@ -134,6 +135,7 @@ class FoveatedVLM(FoveatedPreTrainedModel, GenerationMixin):
         self.llm = AutoModelForCausalLM.from_config(config.text_config)
         self.dino_to_llm = nn.Linear(config.vision_config.hidden_size, width)
         self.llm_to_query = nn.Linear(width, config.query_dim)
+        compute_fast(self)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -30,7 +30,7 @@ def timed(monkeypatch, **answer_ms: float) -> None:
 
 
 def test_half_precision_that_is_slow_is_widened_and_float32_never_narrowed(monkeypatch):
-    timed(monkeypatch, float32=10, bfloat16=9, float16=11)
+    timed(monkeypatch, float32=10, bfloat16=10.9, float16=11.1)
     assert [speeds.runs_in(dtype) for dtype in ("float32", "bfloat16", "float16")] == ["float32", "bfloat16", "float32"]
 
 

@@ -117,9 +117,11 @@ def test_shards_and_a_state_before_the_first_forward_load_too(tmp_path, model):
 def test_converted_checkpoint_is_saved_as_ours(tmp_path, model):
     model.save_pretrained(tmp_path)
     loaded = FireboltForConditionalGeneration.from_pretrained(tmp_path).eval()
+    for name, kept in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], kept), name
     with torch.no_grad():
-        found = loaded(input_ids=VECTORS["in.input_ids"], **pixels()).logits
-        assert torch.equal(found, model(input_ids=VECTORS["in.input_ids"], **pixels()).logits)
+        found, wanted = (one(input_ids=VECTORS["in.input_ids"], **pixels()).logits for one in (loaded, model))
+    assert_close(found, wanted, relative=1e-6)  # products may add in another order where memory is aligned otherwise
 
 
 def test_every_key_of_the_original_is_accounted_for(folder):

@@ -1,0 +1,119 @@
+"""The dense product, by whichever of the libraries in PyTorch is fast on this processor."""
+
+import platform
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+PRODUCT = "_linear_pointwise"
+"""PyTorch's name for oneDNN's product with rows of weights as they are, which its compiler calls too."""
+
+LEAST_WEIGHTS = 2**19
+"""From so many weights on: below, what it takes to start oneDNN's product (some 30 us) is more than it saves."""
+
+
+def _maker() -> str:
+    """Of the processor, as x86 processors tell it: "GenuineIntel", "AuthenticAMD"; "" where it is not known."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
+    except OSError:
+        return platform.processor().rpartition(" ")[2]
+
+
+def _onednn_is_faster() -> bool:
+    """Whether float32 products go to oneDNN here: on x86 that is not Intel's, where MKL takes its slower paths.
+
+    By the maker and not by a measurement, so that a run and its repetition take the same one. Milliseconds of eight
+    products with weights [N, K] in turn, more than the caches hold, two cores of an AMD EPYC (Zen 4 class, AVX-512),
+    torch 2.13, `python -m firebolt_vl.bench.linear`:
+
+        rows  N     K     MKL    oneDNN
+           1  4608  1024  10.4     5.6
+           1  1024  4608   9.4     6.5
+          33  4608  1024  29.4    21.4
+        1280  4608  1024   620     535
+        1280  1024  4608   593     470
+    """
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, PRODUCT)
+    return there and torch.backends.mkl.is_available() and _maker() not in ("", "GenuineIntel")
+
+
+ONEDNN = _onednn_is_faster()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x W^T + b: `torch.nn.functional.linear`, on every device, in every dtype, with the same gradients.
+
+    Two things are different on a CPU. Where oneDNN is faster (`ONEDNN`) it makes the float32 products, forward
+    and backward. And `x` is always one matrix of rows: a slice such as the last column of [B,T,K] makes PyTorch
+    copy the whole of W first, which for the head of a language model takes as long as all of its layers.
+
+    Arguments: x [..., K]; weight [N,K]; bias [N] or None. Returns [..., N].
+    """
+    if x.device.type != "cpu" or x.dim() < 2 or not x.numel() or x.shape[-1] != weight.shape[-1]:
+        return F.linear(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    y = (_by_onednn if ONEDNN and _onednn_takes(x, weight, bias) else F.linear)(rows, weight, bias)
+    return y.view(*x.shape[:-1], -1)
+
+
+def _onednn_takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    if weight.numel() < LEAST_WEIGHTS or torch.is_autocast_enabled("cpu"):
+        return False
+    if len(x) == 1 and not weight.is_contiguous():  # the one case in which it is slower: a gradient of a single row
+        return False
+    if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in tensors):
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    # It has neither forward-mode gradients nor vmap, and takes no tensors of a kind of their own.
+    if any(type(t) not in (Tensor, nn.Parameter) for t in tensors):
+        return False
+    return not (forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active())
+
+
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return _Linear.apply(x, weight, bias)
+    return _product(x, weight, bias)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [M,K], weight [N,K], bias [N] or None -> [M,N], without gradients."""
+    if torch.compiler.is_compiling():
+        return torch.ops.firebolt_vl.onednn_linear(x, weight, bias)
+    return getattr(torch.ops.mkldnn, PRODUCT)(x, weight, bias, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    """g W and g^T x are products of rows as well."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            linear(g, weight.mT) if of_x else None,
+            linear(g.mT, x.mT) if of_weight else None,
+            g.sum(0) if of_bias else None,
+        )
+
+
+# The compiler knows the product only with packed weights: it gets it whole.
+@torch.library.custom_op("firebolt_vl::onednn_linear", mutates_args=(), device_types="cpu")
+def _registered(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return getattr(torch.ops.mkldnn, PRODUCT)(x, weight, bias, "none", [], "")
+
+
+@_registered.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])

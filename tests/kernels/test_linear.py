@@ -1,0 +1,156 @@
+"""The dense product: what torch.nn.functional.linear gives, whoever computes it."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from numerics import assert_close, assert_within_budget
+
+from firebolt_vl.cmm.linear import Linear, compute_fast
+from firebolt_vl.kernels import linear as module
+from firebolt_vl.kernels.linear import linear
+
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, module.PRODUCT)
+ONEDNN = pytest.param(True, marks=pytest.mark.skipif(not HAS_ONEDNN, reason="this PyTorch has no oneDNN"))
+BOTH = pytest.mark.parametrize("onednn", [False, ONEDNN])
+
+
+@pytest.fixture
+def by_onednn(monkeypatch):
+    """Take oneDNN, or not, for products of any size."""
+
+    def choose(onednn):
+        monkeypatch.setattr(module, "ONEDNN", onednn)
+        monkeypatch.setattr(module, "LEAST_WEIGHTS", 0)
+
+    return choose
+
+
+@pytest.fixture
+def products(by_onednn, monkeypatch):
+    """The shapes of what oneDNN is asked to multiply."""
+    calls, product = [], module._product
+
+    def counted(x, weight, bias):
+        calls.append((tuple(x.shape), tuple(weight.shape)))
+        return product(x, weight, bias)
+
+    by_onednn(True)
+    monkeypatch.setattr(module, "_product", counted)
+    return calls
+
+
+def gradients(function, x, weight, bias, dtype):
+    leaves = [None if t is None else t.to(dtype, copy=True).requires_grad_() for t in (x, weight, bias)]
+    y = function(*leaves)
+    leaves = [leaf for leaf in leaves if leaf is not None]
+    g = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape)
+    return [y, *torch.autograd.grad(y, leaves, g.to(dtype))]
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="this PyTorch has no oneDNN")
+@given(
+    rows=st.sampled_from([(1,), (7,), (2, 3), (1, 1), (3, 1, 5)]),
+    K=st.sampled_from([1, 3, 64, 100]),
+    N=st.sampled_from([1, 2, 48, 130]),
+    biased=st.booleans(),
+    transposed=st.booleans(),
+    every_other=st.booleans(),
+)
+def test_value_and_gradients_are_as_exact_as_pytorchs(rows, K, N, biased, transposed, every_other):
+    weight = torch.randn(K, N).mT if transposed else torch.randn(N, K)
+    x = torch.randn(*rows, 2 * K)[..., ::2] if every_other else torch.randn(*rows, K)
+    bias = torch.randn(N) if biased else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "ONEDNN", True)
+        patch.setattr(module, "LEAST_WEIGHTS", 0)
+        found = gradients(linear, x, weight, bias, torch.float32)
+    wanted, exact = (gradients(F.linear, x, weight, bias, dtype) for dtype in (torch.float32, torch.float64))
+    for ours, theirs, truth in zip(found, wanted, exact):
+        assert ours.dtype == torch.float32
+        assert_within_budget(ours, theirs, truth, roundings=3)
+
+
+@BOTH
+def test_second_gradients_are_there(by_onednn, onednn):
+    by_onednn(onednn)
+    x, weight = torch.randn(4, 6, requires_grad=True), torch.randn(5, 6, requires_grad=True)
+    seconds = []
+    for function in (linear, F.linear):
+        (first,) = torch.autograd.grad(function(x, weight).square().sum(), x, create_graph=True)
+        seconds.append(torch.autograd.grad(first.square().sum(), (x, weight)))
+    for ours, theirs in zip(*seconds):
+        assert_close(ours, theirs, relative=1e-5)
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="this PyTorch has no oneDNN")
+def test_onednn_makes_float32_products_forward_and_backward_and_no_others(products):
+    layer = Linear(8, 6)
+    layer(torch.randn(2, 5, 8, requires_grad=True)).sum().backward()
+    assert products == [((10, 8), (6, 8)), ((10, 6), (8, 6)), ((6, 10), (8, 10))]
+    products.clear()
+    layer(torch.randn(1, 8))
+    assert len(products) == 1
+    products.clear()
+    x = torch.randn(3, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    assert linear(x.double(), layer.weight.double()).dtype == torch.float64
+    torch.func.vmap(lambda row: linear(row[None], layer.weight))(x)
+    _, tangent = torch.func.jvp(lambda value: linear(value, layer.weight), (x,), (torch.ones_like(x),))
+    assert_close(tangent, layer.weight.sum(1).expand(3, 6), relative=1e-5)
+    assert linear(torch.empty(0, 8), layer.weight).shape == (0, 6)
+    assert linear(torch.randn(8), layer.weight).shape == (6,)
+    assert products == []
+
+
+def test_a_slice_does_not_copy_the_weights():
+    """PyTorch's own product of such a column copies them all: half of a prompt's time, for the head of a decoder."""
+    weight = torch.randn(256, 64)
+    column = torch.randn(1, 7, 64)[:, -1:]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        linear(column, weight)
+    assert max(event.self_cpu_memory_usage for event in profile.key_averages()) < weight.nbytes / 4
+
+
+def test_wrong_sizes_are_told_as_pytorch_tells_them():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        linear(torch.randn(2, 3), torch.randn(4, 5))
+
+
+@BOTH
+def test_it_compiles_into_one_graph(by_onednn, onednn):
+    by_onednn(onednn)
+    layer, x = Linear(8, 6), torch.randn(2, 3, 8, requires_grad=True)
+    compiled = torch.compile(lambda x: torch.relu(layer(x)), fullgraph=True, backend="aot_eager")
+    wanted = torch.autograd.grad(torch.relu(layer(x)).sum(), (x, layer.weight, layer.bias))
+    for ours, theirs in zip(torch.autograd.grad(compiled(x).sum(), (x, layer.weight, layer.bias)), wanted):
+        assert_close(ours, theirs, relative=1e-5)
+    with torch.no_grad():
+        assert_close(compiled(x), torch.relu(layer(x)), relative=1e-5)
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="this PyTorch has no oneDNN")
+def test_the_compilers_view_of_it_passes_opcheck():
+    torch.library.opcheck(torch.ops.firebolt_vl.onednn_linear, (torch.randn(3, 8), torch.randn(6, 8), torch.randn(6)))
+
+
+def test_layers_compute_so_in_place():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU()))
+    names, x = list(model.state_dict()), torch.randn(5, 4)
+    before = model(x)
+    compute_fast(model)
+    assert [type(layer) for layer in model] == [Linear, torch.nn.Sequential]
+    assert type(model[1][0]) is Linear
+    assert list(model.state_dict()) == names
+    assert_close(model(x), before, relative=1e-6)
+
+
+def test_the_choice_is_the_same_in_every_process():
+    show = "from firebolt_vl.kernels.linear import ONEDNN; print(ONEDNN)"
+    told = {subprocess.run([sys.executable, "-c", show], capture_output=True, text=True).stdout for _ in range(2)}
+    assert told == {f"{module.ONEDNN}\n"}
