@@ -7,6 +7,7 @@ which gives 64, in turns in one process.
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ..evaluate.files import markdown_table
 from ..model import FoveatedVLM, FoveatedVLMConfig
 from ..model.foveated.configuration_foveated import MODES
+from .kernels import device_name
 from .timing import Run, clock_name, quantile, time_in_turns
 
 FRAMES = (2, 4, 8)
@@ -75,6 +77,30 @@ def measure(
     return rows
 
 
+class Passes(NamedTuple):
+    """Milliseconds of one frame's way through the vision tower, and of one query's, in a block of so many frames."""
+
+    frames: int
+    patches_ms: float
+    query_ms: float
+
+
+def measure_passes(foveated: FoveatedVLM, frame_size: int, counts: Sequence[int], seconds: float = 1.0) -> list[Passes]:
+    found = []
+    for count in counts:
+        frames = torch.randn(count, 3, frame_size, frame_size)
+        queries = foveated.q_static.expand(count, -1)
+        with torch.no_grad():
+            memory = foveated.encoder.remember(frames)
+            runs = {
+                "patches": Run(lambda _, frames=frames: foveated.encoder.remember(frames)),
+                "query": Run(lambda _, memory=memory, queries=queries: foveated.encoder.look(memory, queries)),
+            }
+            times = time_in_turns(runs, "cpu", seconds)
+        found.append(Passes(count, *(quantile(times[name], 0.5) / count for name in runs)))
+    return found
+
+
 def _answer(model: nn.Module, inputs: dict, length: int) -> Tensor:
     return model.generate(**inputs, max_new_tokens=length, min_new_tokens=length, do_sample=False)
 
@@ -125,7 +151,7 @@ def _peer_inputs(peer: nn.Module, count: int, question: Tensor) -> dict[str, Ten
     }
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[Row], passes: Sequence[Passes] = ()) -> str:
     table = markdown_table(
         ["", "frames", "visual tokens", "first token", "frames/s", "tokens/s after it"],
         [
@@ -140,13 +166,23 @@ def markdown(rows: Sequence[Row]) -> str:
             for row in rows
         ],
     )
-    how = f"Medians, float32, batch 1, a question of {QUESTION} tokens; {clock_name('cpu')}, torch {torch.__version__}."
+    how = (
+        f"Medians, float32, batch 1, a question of {QUESTION} tokens; {device_name('cpu')}, {clock_name('cpu')}, "
+        f"torch {torch.__version__}."
+    )
+    for one in passes:
+        how += (
+            f" In a block of {one.frames} a frame's patches take {one.patches_ms:.1f} ms, a query's way past them "
+            f"{one.query_ms:.2f} ms ({100 * one.query_ms / (one.patches_ms + one.query_ms):.1f} %)."
+        )
     return f"{table}\n\n{how}"
 
 
 def main(frames: Sequence[int]) -> None:
     torch.manual_seed(0)
-    print(markdown(measure(frames, FoveatedVLM(FoveatedVLMConfig()).eval(), make_peer(), 224)))
+    model = FoveatedVLM(FoveatedVLMConfig()).eval()
+    rows = measure(frames, model, make_peer(), 224)
+    print(markdown(rows, measure_passes(model, 224, (1, max(frames)))))
 
 
 if __name__ == "__main__":

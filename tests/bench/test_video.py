@@ -19,7 +19,11 @@ def test_every_mode_is_timed_at_every_number_of_frames():
     for row in rows:
         assert row.first_token_s > 0
         assert row.frames_per_s == row.frames / row.first_token_s
-    table = video.markdown(rows)
+    passes = video.measure_passes(model, 28, (1, 3), seconds=0.0)
+    assert [one.frames for one in passes] == [1, 3]
+    assert all(one.patches_ms > 0 and one.query_ms > 0 for one in passes)
+    table = video.markdown(rows, passes)
+    assert "In a block of 3 a frame's patches take" in table
     assert table.count("\n| ") == 1 + len(rows)
     assert "| autoregressive | 3 | 3 |" in table
 
