@@ -146,13 +146,13 @@ def by_triton(op, tensors, cotangents, **options):
         return results(op, fresh_leaves(tensors), cotangents, **options)
 
 
-def check_against_definition(op, tensors, cotangents, tied=(), definition=None, **options):
+def check_against_definition(op, tensors, cotangents, tied=(), definition=None, roundings=ROUNDINGS, **options):
     """Value and every gradient within the budget; returns what the kernels gave. The definition is that of the same
     name, unless it is given.
 
     A maximum can be lucky. Where the definition's own error on these inputs does not make room for the kernel's, it is
     measured on more that differ by a thousandth, and the largest counts. The tensors whose numbers are `tied` differ by
-    one factor, so that equals stay equal.
+    one factor, so that equals stay equal. `roundings` says for which dtypes the floor is more than one.
     """
     definition = definition or getattr(reference, op.__name__)
     options = {name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
@@ -165,14 +165,14 @@ def check_against_definition(op, tensors, cotangents, tied=(), definition=None, 
     assert [ours.dtype for ours in found] == [theirs.dtype for theirs in wanted]
     try:
         for ours, theirs, truth in zip(found, wanted, exact):
-            assert_within_budget(ours, theirs, truth, roundings=ROUNDINGS.get(ours.dtype, 1))
+            assert_within_budget(ours, theirs, truth, roundings=roundings.get(ours.dtype, 1))
     except AssertionError:
         own = own_errors(wanted, exact)
         for _ in range(VARIATIONS):
             varied = [varied_a_little(tensor, as_a_whole=number in tied) for number, tensor in enumerate(tensors)]
             own = map(max, own, own_errors(defined(varied), defined(map(widened, varied))))
         for ours, error, truth in zip(found, own, exact):
-            assert_within_budget(ours, error * largest(truth), truth, roundings=ROUNDINGS.get(ours.dtype, 1))
+            assert_within_budget(ours, error * largest(truth), truth, roundings=roundings.get(ours.dtype, 1))
     return found
 
 
