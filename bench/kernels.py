@@ -324,6 +324,19 @@ def from_csv(text: str) -> list[Point]:
     return rows_of_csv(Point, text)
 
 
+def beside(kept: Sequence[Point], points: Sequence[Point]) -> list[Point]:
+    """`points`, after those of `kept` that they do not stand for: of another op, mode, dtype, device or clock.
+
+    All providers of an op are measured in turns, so that an op's lines come and go together.
+    """
+
+    def measured(point: Point) -> tuple[str, ...]:
+        return point.op, point.mode, point.dtype, point.device, point.clock
+
+    anew = {measured(point) for point in points}
+    return [*(point for point in kept if measured(point) not in anew), *points]
+
+
 def speed_ups(points: Sequence[Point]) -> list[dict[str, Any]]:
     """For each size and mode the medians by provider, and how many times faster ours is; None where it is red."""
     groups: dict[tuple, dict[str, Point]] = {}

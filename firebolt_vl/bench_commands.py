@@ -109,6 +109,7 @@ def kernel_benchmarks(
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise Misuse(f"--out {out}: it is a file; name a folder")
+    kept = _kept_points(folder / "kernels.csv")
     torch.set_num_threads(threads)
     points, notes = [], []
     seconds = measuring.QUICK_SECONDS if quick else measuring.SECONDS
@@ -124,7 +125,7 @@ def kernel_benchmarks(
         if not of_op:
             continue
         try:
-            write_text(folder / "kernels.csv", measuring.to_csv(points))
+            write_text(folder / "kernels.csv", measuring.to_csv(measuring.beside(kept, points)))
             write_whole(folder / f"{op}.png", lambda path, of_op=of_op: measuring.plot(of_op, path))
         except OSError as error:
             raise Failure(f"--out {out}: {error.strerror or error}") from None
@@ -142,6 +143,16 @@ def kernel_benchmarks(
         for line in red:
             print(line, file=sys.stderr)
         raise Failure(f"{len(red)} sizes have a red check: no speed-up is told for them")
+
+
+def _kept_points(file: Path) -> list:
+    """What is there of earlier runs. Raises Misuse where it is something else."""
+    from .bench import kernels as measuring
+
+    try:
+        return measuring.from_csv(file.read_text(encoding="utf-8")) if file.exists() else []
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise Misuse(f"--out: {file} is not a table of this command ({error}); name another folder") from None
 
 
 def _show_times(rows) -> None:

@@ -346,7 +346,9 @@ def bench_kernels(
     mode: Annotated[
         str | None, typer.Option(metavar="MODE", help="forward, backward or both together. Default: each of the three.")
     ] = None,
-    out: Annotated[str, typer.Option(metavar="DIR", help="Where kernels.csv and the plots go.")] = "out/bench",
+    out: Annotated[
+        str, typer.Option(metavar="DIR", help="Where kernels.csv (other ops' lines in it stay) and the plots go.")
+    ] = "out/bench",
     quick: Annotated[bool, typer.Option("--quick", help="Few sizes, each of them for a short time.")] = False,
     threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads on a CPU.")] = 1,
     as_json: AsJson = False,

@@ -153,6 +153,23 @@ class TestCommand:
         assert len(points) == 3 * (3 + 2 + 3 + 2)
         assert {point.check for point in points} == {"green"}
 
+    def test_lines_of_other_ops_and_modes_stay(self, bench, small, tmp_path):
+        table = tmp_path / "figures" / "kernels.csv"
+        for arguments in (["--op", "film_residual"], ["--op", "grounded_film", "--mode", "forward"]):
+            assert bench(*arguments, "--out", "figures")[0] == 0
+        before = from_csv(table.read_text())
+        assert bench("--op", "film_residual", "--mode", "both", "--out", "figures")[0] == 0
+        after = from_csv(table.read_text())
+        kept = [point for point in before if (point.op, point.mode) != ("film_residual", "both")]
+        assert after[: len(kept)] == kept
+        anew = [(point.op, point.mode, point.provider) for point in after[len(kept) :]]
+        assert sorted(anew) == [("film_residual", "both", name) for name in ("compiled", "eager", "ours")]
+        table.write_text("time,flies\n1,2\n")
+        code, _, err = bench("--op", "film_residual", "--mode", "forward", "--out", "figures")
+        assert code == 2
+        assert "is not a table of this command" in err
+        assert table.read_text() == "time,flies\n1,2\n"
+
     def test_json(self, bench, small):
         code, out, err = bench("--op", "film_residual", "--mode", "forward", "--json")
         assert (code, err) == (0, "")
