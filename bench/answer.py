@@ -28,12 +28,16 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
-from transformers.models.lfm2.modeling_lfm2 import Lfm2RotaryEmbedding
+from transformers.models.lfm2.modeling_lfm2 import Lfm2RotaryEmbedding, Lfm2ShortConv
+from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
 
+from ..cmm.linear import Linear
 from ..evaluate.files import csv_of, rows_of_csv
 from ..kernels.linear import PRODUCT
 from ..model import FireboltConfig, FireboltForConditionalGeneration, FireboltImageProcessor
+from ..model.pooling_head import OneQueryPooling
 from ..model.quantization import Int8Linear, logits_drift, quantize_int8
+from ..model.short_convolution import StepwiseShortConv
 from .kernels import device_name
 from .modulator import PlainModulator
 from .timing import Run, peak_bytes
@@ -238,9 +242,8 @@ def _ours(dtype: str, device: str, new_tokens: int, wanted: Sequence[str], sizes
                 name, dtype, _generating(bare, text, new_tokens, device), bare, [bare.model.layers, bare.lm_head]
             )
         elif name in ("original-policy", "original-policy-plain"):
-            anew = model
+            anew = as_in_transformers(sharing())
             if name.endswith("plain"):
-                anew = sharing()
                 anew.model.connector = PlainModulator(anew.model.connector)
             answer = _beginning_anew(anew, inputs, device)
             yield Subject(name, dtype, answer, anew, _step_modules(model), anew=True)
@@ -249,6 +252,15 @@ def _ours(dtype: str, device: str, new_tokens: int, wanted: Sequence[str], sizes
 def _step_modules(model: FireboltForConditionalGeneration) -> list[nn.Module]:
     connector = model.model.connector
     return [model.model.language_model.layers, model.lm_head, connector.q_proj, connector.ssm, connector.ffn]
+
+
+def as_in_transformers(model: FireboltForConditionalGeneration) -> FireboltForConditionalGeneration:
+    """The model with vision tower, decoder and head as transformers computes them; the connector is left as it is."""
+    theirs = {Linear: nn.Linear, OneQueryPooling: SiglipMultiheadAttentionPoolingHead, StepwiseShortConv: Lfm2ShortConv}
+    for part in (model.model.vision_tower, model.model.language_model, model.lm_head):
+        for module in part.modules():
+            module.__class__ = theirs.get(type(module), type(module))
+    return model
 
 
 def decoder_alone(model: FireboltForConditionalGeneration) -> Lfm2ForCausalLM:
@@ -262,7 +274,7 @@ def decoder_alone(model: FireboltForConditionalGeneration) -> Lfm2ForCausalLM:
 
 
 def _beginning_anew(model: nn.Module, inputs: dict[str, Tensor], device: str) -> Callable[[int], list[float]]:
-    """The original's policy: each token encodes the image and runs the whole text again."""
+    """The original's policy: each token encodes the image and runs the whole text again, with logits of all of it."""
 
     @torch.no_grad()
     def answer(n: int) -> list[float]:
@@ -271,8 +283,8 @@ def _beginning_anew(model: nn.Module, inputs: dict[str, Tensor], device: str) ->
         for number in _measured(n):
             made = ids[:, :1].expand(-1, number)
             began = time.perf_counter()
-            logits = model(input_ids=torch.cat([ids, made], 1), **pixels, use_cache=False, logits_to_keep=1).logits
-            logits.argmax(-1).item()
+            logits = model(input_ids=torch.cat([ids, made], 1), **pixels, use_cache=False).logits
+            logits[:, -1].argmax(-1).item()
             times.append(time.perf_counter() - began)
         return np.cumsum(np.interp(range(n), _measured(n), times)).tolist()
 

@@ -122,6 +122,25 @@ def test_the_decoder_alone_is_the_decoder():
     assert bare.lm_head.weight.data_ptr() == ours.lm_head.weight.data_ptr()
 
 
+def test_the_originals_policy_computes_in_transformers_own_backbones():
+    names = ["ours", "original-policy", "original-policy-plain"]
+    subjects = {s.name: s for s in measuring.build("float32", "cpu", 5, False, names, SMALL)}
+    ours = subjects["ours"].model
+    for name in names[1:]:
+        model = subjects[name].model
+        parts = (model.model.vision_tower, model.model.language_model, model.lm_head)
+        kinds = {type(module).__module__ for part in parts for module in part.modules()}
+        assert not [kind for kind in kinds if kind.startswith("firebolt_vl")]
+        assert next(model.parameters()).data_ptr() == next(ours.parameters()).data_ptr()
+    text, grids = torch.randint(8, 290, (1, 9)), torch.randn(1, 5, ours.config.vision_config.hidden_size)
+    pixels = torch.rand(1, 3, SMALL.image_size, SMALL.image_size)
+    with torch.no_grad():
+        theirs = subjects["original-policy"].model
+        assert_close(theirs(text, grids=grids).logits, ours(text, grids=grids).logits, relative=1e-5)
+        wanted, found = (model.model.vision_tower(pixels).pooler_output for model in (ours, theirs))
+        assert_close(found, wanted, relative=1e-5)
+
+
 def test_bytes_are_counted_once_and_8_bits_as_one():
     shared = torch.nn.Linear(16, 8)
     assert measuring.weight_bytes([shared, torch.nn.Sequential(shared)]) == 4 * (16 * 8 + 8)
