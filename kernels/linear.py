@@ -10,12 +10,14 @@ from torch.autograd import forward_ad
 PRODUCT = "_linear_pointwise"
 """PyTorch's name for oneDNN's product with rows of weights as they are, which its compiler calls too."""
 
+NOT_INTEL = ("AuthenticAMD", "HygonGenuine")
 LEAST_WEIGHTS = 2**19
 """From so many weights on: below, what it takes to start oneDNN's product (some 30 us) is more than it saves."""
 
 
 def _maker() -> str:
-    """Of the processor, as x86 processors tell it: "GenuineIntel", "AuthenticAMD"; "" where it is not known."""
+    """Of the processor, as x86 processors tell it: "GenuineIntel", "AuthenticAMD"; something else where it is not
+    known."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
@@ -24,11 +26,11 @@ def _maker() -> str:
 
 
 def _onednn_is_faster() -> bool:
-    """Whether float32 products go to oneDNN here: on x86 that is not Intel's, where MKL takes its slower paths.
+    """Whether float32 products go to oneDNN here: on processors where MKL takes its slower paths.
 
-    By the maker and not by a measurement, so that a run and its repetition take the same one. Milliseconds of eight
-    products with weights [N, K] in turn, more than the caches hold, two cores of an AMD EPYC (Zen 4 class, AVX-512),
-    torch 2.13, `python -m firebolt_vl.bench.linear`:
+    By the maker and not by a measurement, so that a run and its repetition take the same one. Milliseconds of a product
+    with weights [N,K] that no cache holds, two cores of an AMD EPYC with AVX-512, torch 2.13,
+    `python -m firebolt_vl.bench.linear`:
 
         rows  N     K     MKL    oneDNN
            1  4608  1024  10.4     5.6
@@ -38,7 +40,7 @@ def _onednn_is_faster() -> bool:
         1280  1024  4608   593     470
     """
     there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, PRODUCT)
-    return there and torch.backends.mkl.is_available() and _maker() not in ("", "GenuineIntel")
+    return there and torch.backends.mkl.is_available() and _maker() in NOT_INTEL
 
 
 ONEDNN = _onednn_is_faster()
