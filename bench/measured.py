@@ -38,8 +38,8 @@ def markdown(points: Sequence[Point]) -> str:
             f"Medians in {first.dtype}; in the layer G=5, K=4, D_v=768, H=4, D_h=32.",
             f"Measured on a shared server, {first.device}, {first.clock}, torch {first.torch}.",
             "The film part is the layer with an SSM and an FFN that do nothing. The equations of the S4 block are the",
-            "generating function by the plain Cauchy sum, and torch.fft. Linear maps: those of the FFN and of the GLU, as",
-            "torch.nn.Linear computes them.",
+            "generating function by the plain Cauchy sum, and torch.fft. Linear maps: those of the FFN and of the GLU,",
+            "as torch.nn.Linear computes them.",
         ]
     )
 

@@ -5,6 +5,7 @@ import json
 
 import golden
 import torch
+from numerics import largest
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
 from firebolt_vl.model import FoveatedVLM, FoveatedVLMConfig
@@ -115,3 +116,12 @@ def make_frames(counts: list[int], seed: int = 0, size: int = 28) -> dict[str, t
     frames = torch.randn(*mask.shape, 3, size, size, generator=generator)
     frames[~mask] = float("nan")
     return {"frames": frames, "frame_mask": mask}
+
+
+def largest_part(preferences: dict[str, torch.Tensor]) -> float:
+    """Of the differences that rewards and their loss are made of: beta times the largest log-probability of a text.
+
+    A reward is some hundredth of it: what rounding leaves of the difference hangs on the order of the sums before it.
+    """
+    parts = [largest(tensor) for name, tensor in preferences.items() if name.endswith("logps")]
+    return DESCRIBED["cases"]["dpo"]["beta"] * max(parts)
