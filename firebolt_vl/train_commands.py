@@ -172,6 +172,8 @@ def ablate(tables: list[str], seeds: int, out: str, quick: bool, processes: int 
             f"perplexity {row['perplexity']:.3f}, {row['seconds']:.0f} s",
             file=sys.stderr,
         )
+        # What is stopped on the way leaves tables of all that is there.
+        write_report(folder, wanted, seeds, settings, command_line())
 
     try:
         fill_pool(folder, names, seeds, settings, locate(None), processes or max(1, (os.cpu_count() or 1)), report)

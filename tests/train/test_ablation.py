@@ -198,6 +198,21 @@ def test_the_command_fills_the_pool_and_prints_the_tables(out, tmp_path, monkeyp
     assert "ssn: there is no such; choose from ssm, connector, top-k, fusion, positions" in capfd.readouterr().err
 
 
+def test_a_pool_that_is_stopped_leaves_tables_of_what_is_there(out, rows, monkeypatch, capfd):
+    def stop_after_one(folder, names, seeds, settings, checkpoint, processes, report):
+        report("prepend", 0, rows["prepend"])
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Settings, "quick", classmethod(lambda cls: SMALL))
+    monkeypatch.setattr(runs, "fill_pool", stop_after_one)
+    (out / "connector.md").unlink(missing_ok=True)
+    assert cli.run(["ablate", "connector", "--quick", "--out", str(out)]) == 1
+    assert "no space left; the finished runs are kept" in capfd.readouterr().err
+    page = (out / "connector.md").read_text()
+    assert "| prepend |" in page
+    assert "Not all 1 seeds are there yet: cross-attend." in page
+
+
 def test_features_come_in_batches(task):
     pixels = [torch.randint(0, 256, (5, 3, side, side), dtype=torch.uint8) for side in (COARSE, FINE)]
     assert_close(features(task.tower, *pixels, batch=2), features(task.tower, *pixels), relative=1e-4)
