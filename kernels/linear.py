@@ -32,12 +32,14 @@ def _onednn_is_faster() -> bool:
     with weights [N,K] that no cache holds, two cores of an AMD EPYC with AVX-512, torch 2.13,
     `python -m firebolt_vl.bench.linear`:
 
-        rows  N     K     MKL    oneDNN
-           1  4608  1024  10.4     5.6
-           1  1024  4608   9.4     6.5
-          33  4608  1024  29.4    21.4
-        1280  4608  1024   620     535
-        1280  1024  4608   593     470
+        rows  N      K     MKL    oneDNN
+           1   4608  1024   1.52    1.00
+           1   1024  4608   1.34    0.86
+           1  65536  1024  21.0    12.9
+          33   4608  1024   7.42    2.93
+          33   1024  4608   3.15    2.50
+        1280   4608  1024  93.3    70.3
+        1280   1024  4608  80.9    61.8
     """
     there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, PRODUCT)
     return there and torch.backends.mkl.is_available() and _maker() in NOT_INTEL
