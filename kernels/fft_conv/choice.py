@@ -28,7 +28,8 @@ import torch
 #    1024    45   / 67   / 7.9     965  / 207  / 54
 #
 # The FFT's lead grows on to L = 16384. What is chosen takes at most 1.14 times the fastest at every length and width of
-# that run; forward + backward it is at most 1.50 times (D 256, B 1, L 32), beyond L = 64 once more the fastest.
+# that run. Forward + backward it is at most 1.17 times beyond L = 32, the fastest beyond L = 48, and up to 1.47 times
+# (D 256, B 1, L 32) where it has to be in time.
 #
 # Direct adds up blocks of at most 32 taps. Without them it is up to 1.6 times as fast beyond L = 32, but no candidate:
 # one sum of 64 products, one by one, has three times the float32 error of the definition, where the budget is twice;
@@ -37,7 +38,7 @@ import torch
 # float64 has no fast grouped convolution: the chunked algorithm stands in. Other devices have not been measured.
 IN_TIME_UP_TO = 32
 MOST_OF_ONE_CHUNK = 4096
-DIRECT_UP_TO, FEWEST_ROWS_OF_DIRECT = 64, 1024
+DIRECT_UP_TO, FEWEST_ROWS_OF_DIRECT = 48, 1024
 
 
 # Longest L for Toeplitz blocks by Triton's kernels. Not measured: no GPU has been at hand. `firebolt bench crossover
