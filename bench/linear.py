@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..evaluate.files import markdown_table
-from ..kernels.linear import PRODUCT
+from ..kernels.linear import onednn_product
 from .kernels import device_name
 from .timing import Run, clock_name, quantile, time_in_turns
 
@@ -32,14 +32,13 @@ class Times(NamedTuple):
 
 def measure(rows: Iterable[int], sizes: Iterable[tuple[int, int]], seconds: float = 0.5) -> list[Times]:
     found = []
-    product = getattr(torch.ops.mkldnn, PRODUCT)
     for N, K in sizes:
         weights = torch.randn(min(max(1, BYTES // (4 * N * K)), MOST), N, K)
         for count in rows:
             x = torch.randn(count, K)
             runs = {
                 "plain": Run(lambda _, x=x, w=weights: [F.linear(x, one) for one in w]),
-                "onednn": Run(lambda _, x=x, w=weights: [product(x, one, None, "none", [], "") for one in w]),
+                "onednn": Run(lambda _, x=x, w=weights: [onednn_product(x, one) for one in w]),
             }
             with torch.inference_mode():
                 times = time_in_turns(runs, "cpu", seconds)

@@ -86,11 +86,13 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _product(x, weight, bias)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x [M,K], weight [N,K], bias [N] or None -> [M,N], without gradients."""
-    if torch.compiler.is_compiling():
-        return torch.ops.firebolt_vl.onednn_linear(x, weight, bias)
+def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [M,K], weight [N,K], bias [N] or None, float32 on a CPU -> [M,N], by oneDNN and without gradients."""
     return getattr(torch.ops.mkldnn, PRODUCT)(x, weight, bias, "none", [], "")
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return (_registered if torch.compiler.is_compiling() else onednn_product)(x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):
@@ -115,7 +117,7 @@ class _Linear(torch.autograd.Function):
 # The compiler knows the product only with packed weights: it gets it whole.
 @torch.library.custom_op("firebolt_vl::onednn_linear", mutates_args=(), device_types="cpu")
 def _registered(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return getattr(torch.ops.mkldnn, PRODUCT)(x, weight, bias, "none", [], "")
+    return onednn_product(x, weight, bias)
 
 
 @_registered.register_fake
