@@ -36,7 +36,8 @@ from ..evaluate.files import csv_of, rows_of_csv
 from ..kernels.linear import PRODUCT
 from ..model import FireboltConfig, FireboltForConditionalGeneration, FireboltImageProcessor
 from ..model.pooling_head import OneQueryPooling
-from ..model.quantization import Int8Linear, logits_drift, quantize_int8
+from ..model.prepacking import prepack_weights
+from ..model.quantization import logits_drift, quantize_int8
 from ..model.short_convolution import StepwiseShortConv
 from .kernels import device_name
 from .modulator import PlainModulator
@@ -231,12 +232,13 @@ def _ours(dtype: str, device: str, new_tokens: int, wanted: Sequence[str], sizes
     sharing = lambda: copy.deepcopy(model, {id(p): p for p in model.parameters()})  # noqa: E731
     for name in wanted:
         if name == "ours":
-            yield Subject(name, dtype, _generating(model, inputs, new_tokens, device), model, _step_modules(model))
+            fast = prepack_weights(sharing())
+            yield Subject(name, dtype, _generating(fast, inputs, new_tokens, device), fast, _step_modules(fast))
         elif name == "ours-int8":
-            small = quantize_int8(sharing())
+            small = prepack_weights(quantize_int8(sharing()))
             yield Subject(name, "int8", _generating(small, inputs, new_tokens, device), small, _step_modules(small))
         elif name == "ours-compiled":
-            fast = sharing().compile_step()
+            fast = prepack_weights(sharing()).compile_step()
             yield Subject(name, dtype, _generating(fast, inputs, new_tokens, device), fast, _step_modules(fast))
         elif name == "decoder-alone":
             bare = decoder_alone(model)
@@ -356,8 +358,7 @@ def weight_bytes(modules: Sequence[nn.Module]) -> int:
     """Bytes of the distinct parameters and buffers in modules, 8-bit weights included."""
     tensors = {}
     for module in (inner for outer in modules for inner in outer.modules()):
-        if isinstance(module, Int8Linear) and module.packed is not None:
-            tensors[id(module)] = module.in_features * module.out_features
+        tensors[id(module)] = getattr(module, "packed_bytes", 0)
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             tensors[tensor.data_ptr()] = tensor.nbytes
     return sum(tensors.values())

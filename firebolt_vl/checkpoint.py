@@ -164,10 +164,11 @@ def load(
 
     `dtype` "auto" is the checkpoint's own, except that on a CPU half precision that is slower there than float32 is
     widened (`speeds.runs_in`; small models are not worth the measurement). `quantize` "int8" puts the weights that a
-    token passes into 8 bits. `compile_step`: torch.compile of the generation step, at the first answer.
+    token passes into 8 bits; what stays bfloat16 on a CPU is prepacked. `compile_step`: torch.compile of the generation
+    step, at the first answer.
     """
     config = check_files(folder)
-    from .model import FireboltForConditionalGeneration, quantize_int8
+    from .model import FireboltForConditionalGeneration, prepack_weights, quantize_int8
     from .model.original import is_original
 
     try:
@@ -189,6 +190,7 @@ def load(
         _widen_if_faster(model)
     if quantize == "int8":
         quantize_int8(model)
+    prepack_weights(model)
     if compile_step:
         model.compile_step()
     return Loaded(model, processor)

@@ -8,6 +8,7 @@ from .foveated import FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, Fo
 from .grounding import Grounding
 from .image_processing_firebolt import FireboltImageProcessor
 from .modeling_firebolt import FireboltForConditionalGeneration, FireboltModel
+from .prepacking import prepack_weights
 from .processing_firebolt import CHAT_TEMPLATE, FireboltProcessor
 from .quantization import logits_drift, quantize_int8
 
@@ -44,5 +45,6 @@ __all__ = [
     "FoveatedVLMConfig",
     "Grounding",
     "logits_drift",
+    "prepack_weights",
     "quantize_int8",
 ]

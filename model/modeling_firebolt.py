@@ -27,6 +27,7 @@ from .grounding import Grounding, answer_mask, occlusion_effects, to_pixels, uni
 from .original import is_original, load_original
 from .packing import has_hole
 from .pooling_head import pool_by_one_query
+from .prepacking import is_prepacked
 from .quantization import is_quantized
 from .short_convolution import step_by_products
 
@@ -417,9 +418,11 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, GenerationMixin)
         )
 
     def save_pretrained(self, *args, **kwargs) -> None:
-        """As on any model of transformers. Raises ValueError for one whose weights are in 8 bits."""
+        """As on any model of transformers. Raises ValueError for one whose weights are in 8 bits, or prepacked."""
         if is_quantized(self):
             raise ValueError("save_pretrained: the weights are in 8 bits; save the model, then load it and quantise it")
+        if is_prepacked(self):
+            raise ValueError("save_pretrained: the weights are prepacked; save the model, then load it and prepack it")
         super().save_pretrained(*args, **kwargs)
 
     @classmethod

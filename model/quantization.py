@@ -44,6 +44,11 @@ class Int8Linear(Linear):
         integers, scale = self.integers()
         return integers.float() * scale[:, None]
 
+    @property
+    def packed_bytes(self) -> int:
+        """Of the integers where the kernels hold them, beside the buffers."""
+        return 0 if self.packed is None else self.in_features * self.out_features
+
     def integers(self) -> tuple[Tensor, Tensor]:
         """The integers [N,K] int8 and the scales [N] float32."""
         if self.packed is None:

@@ -12,7 +12,9 @@ from commands import assert_refused
 
 from firebolt_vl import speeds
 from firebolt_vl.checkpoint import load
-from firebolt_vl.model import FireboltConfig, FireboltForConditionalGeneration
+from firebolt_vl.kernels.linear import can_prepack
+from firebolt_vl.model import FireboltConfig, FireboltForConditionalGeneration, prepacking
+from firebolt_vl.model.prepacking import is_prepacked
 from firebolt_vl.model.quantization import is_quantized
 from firebolt_vl.speeds import Speed
 
@@ -53,6 +55,16 @@ def test_what_is_asked_for_is_what_is_measured_not(half, monkeypatch):
     monkeypatch.setattr(speeds, "LARGE", 0)
     assert load(half, "cpu", dtype="bfloat16").model.dtype == torch.bfloat16
     assert load(half, "cpu", dtype="float32").model.dtype == torch.float32
+
+
+@pytest.mark.skipif(not can_prepack(), reason="this CPU has no bfloat16 products of prepacked weights")
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_what_stays_bfloat16_is_prepacked(half, monkeypatch, quantize):
+    monkeypatch.setattr(prepacking, "LEAST_WEIGHTS", 0)
+    model = load(half, "cpu", dtype="bfloat16", quantize=quantize).model
+    assert is_prepacked(model)
+    assert is_quantized(model) == (quantize == "int8")
+    assert not is_prepacked(load(half, "cpu", dtype="float32", quantize=quantize).model)
 
 
 def test_a_speed_is_measured_once(monkeypatch):
