@@ -93,8 +93,9 @@ def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
 
 def can_prepack() -> bool:
     """Whether oneDNN has bfloat16 products with weights in a layout of its own here (CPUs with AVX-512 or better)."""
-    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, PRODUCT)
-    return there and hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    named = (PRODUCT, "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
+    there = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in named)
+    return there and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def prepacked(weight: Tensor) -> Tensor:

@@ -108,15 +108,12 @@ def test_all_linear_layers_are_prepacked_and_the_rest_as_it_was(ssm):
 
 
 @needs_layout
-@pytest.mark.parametrize(
-    "mode",
-    [{"do_sample": False}, {"num_beams": 3, "do_sample": False}, {"do_sample": False, "cache_implementation": "static"}],
-    ids=["greedy", "beams", "static"],
-)
+@pytest.mark.parametrize("mode", [{}, {"num_beams": 3}, {"cache_implementation": "static"}], ids=str)
 def test_it_answers_as_before(mode):
     plain, model = both()
-    asked = {"max_new_tokens": 6, "min_new_tokens": 6, "return_dict_in_generate": True, "output_logits": True}
-    found, wanted = (each.generate(**some_inputs(), **asked, **mode) for each in (model, plain))
+    asked = {**some_inputs(), "max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, **mode}
+    told = {"return_dict_in_generate": True, "output_logits": True}
+    found, wanted = (each.generate(**asked, **told) for each in (model, plain))
     assert torch.equal(found.sequences, wanted.sequences)
     for ours, theirs in zip(found.logits, wanted.logits):
         assert_close(ours.double(), theirs.double(), relative=2**-6)
