@@ -14,6 +14,7 @@ from torch import nn
 
 from firebolt_vl.cmm.block import GatedOutput
 from firebolt_vl.cmm.linear import Linear
+from firebolt_vl.kernels import linear as kernel
 from firebolt_vl.kernels.linear import can_prepack, prepacked
 from firebolt_vl.model import prepack_weights, prepacking, quantize_int8
 from firebolt_vl.model.prepacking import PrepackedLinear, is_prepacked, prepack_linear
@@ -44,12 +45,14 @@ def some_inputs():
     N=st.sampled_from([1, 2, 48, 130]),
     bias=st.booleans(),
     seed=st.integers(0, 99),
+    filled=st.booleans(),
 )
-def test_the_layer_is_its_equation(rows, K, N, bias, seed):
+def test_the_layer_is_its_equation(rows, K, N, bias, seed, filled):
     torch.manual_seed(seed)
     linear = nn.Linear(K, N, bias=bias).bfloat16()
     x, weight = torch.randn(*rows, K).bfloat16(), linear.weight.detach().clone()
-    with torch.no_grad():
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "FULL_ROWS_FROM", 0 if filled else 2**60)
         plain = linear(x)
         assert prepack_linear(linear)
         found = linear(x)
