@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ..cmm.block import GatedOutput
 from ..cmm.linear import Linear
 from ..kernels.linear import LEAST_WEIGHTS, can_prepack, linear_prepacked, prepacked
+from .mapped_memory import release_file_pages
 
 
 class PrepackedLinear(Linear):
@@ -64,6 +65,7 @@ def prepack_linear(linear: nn.Linear) -> bool:
     if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not can_prepack():
         return False
     packed = prepacked(weight.detach())
+    release_file_pages(weight)
     del linear._parameters["weight"]
     linear.packed = packed
     linear.__class__ = PREPACKED[type(linear)]
@@ -75,7 +77,8 @@ def prepack_weights(model: nn.Module) -> nn.Module:
 
     For generation on a CPU: the products of a token take about three quarters of the time, those of a short prompt too
     (`python -m firebolt_vl.bench.linear`), with the same results to the last bits. Layer by layer, so that no second
-    copy of the weights is ever there, except of the head where it is tied to the embedding, which stays as it is.
+    copy of the weights is ever there (on Linux not of a checkpoint's mapped file either), except of the head where it
+    is tied to the embedding, which stays as it is.
     Layers of fewer than half a million weights, in other dtypes or on other devices stay as they are.
 
     The model can generate, run forward, give gradients of its inputs, be copied and moved; it has no gradients for

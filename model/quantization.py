@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..cmm.block import GatedOutput
 from ..cmm.linear import Linear
+from .mapped_memory import release_file_pages
 
 LARGEST = 127
 CENTRE = 128  # what zero is among the unsigned 8-bit numbers that the kernels take
@@ -101,6 +102,7 @@ def _rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
 def quantize_linear(linear: nn.Linear) -> None:
     """Make an Int8Linear (of a GatedOutput an Int8GatedOutput) of `linear`, in place."""
     int8_weight, scale = _rounded(linear.weight.detach())
+    release_file_pages(linear.weight)
     packed = None
     if int8_weight.device.type == "cpu" and has_kernels():
         zeros = torch.zeros(len(scale), dtype=torch.int64)
