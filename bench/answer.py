@@ -231,15 +231,15 @@ def _ours(dtype: str, device: str, new_tokens: int, wanted: Sequence[str], sizes
     inputs = {**text, **pixels}
     sharing = lambda: copy.deepcopy(model, {id(p): p for p in model.parameters()})  # noqa: E731
     for name in wanted:
-        if name == "ours":
-            fast = prepack_weights(sharing())
-            yield Subject(name, dtype, _generating(fast, inputs, new_tokens, device), fast, _step_modules(fast))
-        elif name == "ours-int8":
-            small = prepack_weights(quantize_int8(sharing()))
-            yield Subject(name, "int8", _generating(small, inputs, new_tokens, device), small, _step_modules(small))
-        elif name == "ours-compiled":
-            fast = prepack_weights(sharing()).compile_step()
-            yield Subject(name, dtype, _generating(fast, inputs, new_tokens, device), fast, _step_modules(fast))
+        if name in ("ours", "ours-int8", "ours-compiled"):  # as `firebolt ask` loads them
+            ours = sharing()
+            if name == "ours-int8":
+                quantize_int8(ours)
+            prepack_weights(ours)
+            if name == "ours-compiled":
+                ours.compile_step()
+            kept_in = "int8" if name == "ours-int8" else dtype
+            yield Subject(name, kept_in, _generating(ours, inputs, new_tokens, device), ours, _step_modules(ours))
         elif name == "decoder-alone":
             bare = decoder_alone(model)
             yield Subject(

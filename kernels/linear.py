@@ -44,8 +44,12 @@ def _onednn_is_faster() -> bool:
         1280   4608  1024  93.3    70.3
         1280   1024  4608  80.9    61.8
     """
-    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, PRODUCT)
-    return there and torch.backends.mkl.is_available() and _maker() in NOT_INTEL
+    return _onednn_has(PRODUCT) and torch.backends.mkl.is_available() and _maker() in NOT_INTEL
+
+
+def _onednn_has(*names: str) -> bool:
+    """Whether this PyTorch was built with oneDNN, and has these of its ops."""
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 
 ONEDNN = _onednn_is_faster()
@@ -96,8 +100,7 @@ def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
 
 def can_prepack() -> bool:
     """Whether oneDNN has bfloat16 products with weights in a layout of its own here (CPUs with AVX-512 or better)."""
-    named = (PRODUCT, "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
-    there = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in named)
+    there = _onednn_has(PRODUCT, "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
     return there and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 

@@ -35,19 +35,25 @@ class PrepackedLinear(Linear):
         return linear_prepacked(x, self.packed, self.bias)
 
     def _apply(self, fn, recurse=True):
-        self.__class__ = PLAIN[type(self)]
-        weight = self.__dict__.pop("packed").to_dense()
-        self.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
+        self._become_plain(self.weight)
         nn.Module._apply(self, fn, recurse)
         prepack_linear(self)
         return self
+
+    def _become_plain(self, weight: Tensor) -> None:
+        """Be the layer that this one was made of, with W = weight."""
+        self.__dict__.pop("packed")
+        self.__class__ = PLAIN[type(self)]
+        self.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
 
     def __getstate__(self):
         """Copies and pickles hold W itself: oneDNN's layout is this machine's, and torch cannot copy it."""
         return {**self.__dict__, "packed": self.weight}
 
     def __setstate__(self, state):
-        super().__setstate__({**state, "packed": prepacked(state["packed"])})
+        super().__setstate__(state)
+        self._become_plain(state["packed"])
+        prepack_linear(self)
 
 
 class PrepackedGatedOutput(GatedOutput, PrepackedLinear):
@@ -78,8 +84,8 @@ def prepack_weights(model: nn.Module) -> nn.Module:
     For generation on a CPU: the products of a token take about three quarters of the time, those of a short prompt too
     (`python -m firebolt_vl.bench.linear`), with the same results to the last bits. Layer by layer, so that no second
     copy of the weights is ever there (on Linux not of a checkpoint's mapped file either), except of the head where it
-    is tied to the embedding, which stays as it is.
-    Layers of fewer than half a million weights, in other dtypes or on other devices stay as they are.
+    is tied to the embedding, which stays as it is. Layers of fewer than half a million weights, in other dtypes or on
+    other devices stay as they are.
 
     The model can generate, run forward, give gradients of its inputs, be copied and moved; it has no gradients for
     those weights and is saved before this, not after.

@@ -84,6 +84,18 @@ def test_copies_pickles_and_casts_keep_the_weight(kind):
 
 
 @needs_layout
+def test_a_pickle_read_where_there_is_no_such_layout_is_an_ordinary_layer(monkeypatch):
+    layer = nn.Linear(24, 48).bfloat16()
+    weight = layer.weight.detach().clone()
+    prepack_linear(layer)
+    kept = pickle.dumps(layer)
+    monkeypatch.setattr(prepacking, "can_prepack", lambda: False)
+    found = pickle.loads(kept)
+    assert type(found) is Linear
+    assert torch.equal(found.weight, weight)
+
+
+@needs_layout
 def test_inputs_have_gradients_and_autocast_chooses():
     linear, x = nn.Linear(32, 16).bfloat16().requires_grad_(False), torch.randn(5, 32).bfloat16().requires_grad_()
     (wanted,) = torch.autograd.grad(linear(x).sum(), x)
