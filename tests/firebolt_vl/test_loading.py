@@ -119,8 +119,8 @@ def test_loading_takes_the_memory_of_the_weights_and_little_more(tmp_path, check
         "kept = read(sys.argv[2]); print(resident('VmHWM') - before, resident('VmRSS') - before)"
     )
     arguments = [sys.executable, "-c", code, str(checkpoint), str(tmp_path / "large")]
-    # glibc keeps freed blocks of up to 32 MB for later, how many is a matter of chance: up to 1.3 times the weights were
-    # counted so. With a threshold that stands still, what is freed is gone.
+    # glibc keeps freed blocks of up to 32 MB for later, how many is a matter of chance: up to 1.3 times the weights
+    # were counted so. With a threshold that stands still, what is freed is gone.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(arguments, check=True, capture_output=True, text=True, env=environment)
     peak, after = map(int, done.stdout.split())
