@@ -36,23 +36,24 @@ setup(
     packages=packages,
     package_dir={FACE: FACE, **{f"{FACE}.{layer}": layer for layer in LAYERS}},
     package_data={FACE: ["tiny/*"], f"{FACE}.train": ["configs/*.toml", "configs/accelerate/*.yaml"]},
+    # Lower bounds and upper bounds are the oldest and the newest minor versions that `make test-versions` passes with.
     install_requires=[
-        "torch>=2.12",
+        "torch>=2.12,<2.16",
         # A torch for GPUs pins the Triton that it was built with; Triton's wheels are for Linux.
-        "triton>=3.7; platform_system == 'Linux'",
-        "einops>=0.8",
-        "numpy>=1.26",
-        "transformers>=5.23,<6",
-        "tokenizers>=0.22",
-        "safetensors>=0.6",
-        "pillow>=11",
+        "triton>=3.7,<3.10; platform_system == 'Linux'",
+        "einops>=0.8,<0.9",
+        "numpy>=1.26,<2.5",
+        "transformers>=5.23,<5.25",
+        "tokenizers>=0.23,<0.24",
+        "safetensors>=0.8,<0.9",
+        "pillow>=11,<14",
         "matplotlib>=3.9",
         "typer>=0.16",
         "rich>=14",
     ],
     extras_require={
         # scikit-learn ships the handwritten digits that the embedded model is trained and tested on.
-        "train": ["scikit-learn>=1.5", "accelerate>=1.10", "peft>=0.18", "tensorboard>=2.19", "pyyaml>=6"],
+        "train": ["scikit-learn>=1.5", "accelerate>=1.10,<1.16", "peft>=0.18,<0.22", "tensorboard>=2.19", "pyyaml>=6"],
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.130"],
         # PyAV brings FFmpeg's libraries with it: nothing else is installed or run.
         "video": ["av>=14"],

@@ -28,17 +28,14 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
-from transformers.models.lfm2.modeling_lfm2 import Lfm2RotaryEmbedding, Lfm2ShortConv
-from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
 
 from ..cmm.linear import Linear
 from ..evaluate.files import csv_of, rows_of_csv
 from ..kernels.linear import PRODUCT
 from ..model import FireboltConfig, FireboltForConditionalGeneration, FireboltImageProcessor
-from ..model.pooling_head import OneQueryPooling
+from ..model.compat import restore_stock
 from ..model.prepacking import prepack_weights
 from ..model.quantization import logits_drift, quantize_int8
-from ..model.short_convolution import StepwiseShortConv
 from .kernels import device_name
 from .modulator import PlainModulator
 from .timing import Run, peak_bytes
@@ -260,10 +257,11 @@ def _step_modules(model: FireboltForConditionalGeneration) -> list[nn.Module]:
 
 def as_in_transformers(model: FireboltForConditionalGeneration) -> FireboltForConditionalGeneration:
     """The model with vision tower, decoder and head as transformers computes them; the connector is left as it is."""
-    theirs = {Linear: nn.Linear, OneQueryPooling: SiglipMultiheadAttentionPoolingHead, StepwiseShortConv: Lfm2ShortConv}
+    restore_stock(model)
     for part in (model.model.vision_tower, model.model.language_model, model.lm_head):
         for module in part.modules():
-            module.__class__ = theirs.get(type(module), type(module))
+            if type(module) is Linear:
+                module.__class__ = nn.Linear
     return model
 
 
@@ -273,7 +271,7 @@ def decoder_alone(model: FireboltForConditionalGeneration) -> Lfm2ForCausalLM:
         bare = Lfm2ForCausalLM(model.config.text_config)
     weights = {f"model.{name}": value for name, value in model.model.language_model.state_dict().items()}
     bare.load_state_dict({**weights, "lm_head.weight": model.lm_head.weight}, assign=True)
-    bare.model.rotary_emb = Lfm2RotaryEmbedding(model.config.text_config).to(model.device)
+    bare.model.rotary_emb = type(bare.model.rotary_emb)(model.config.text_config).to(model.device)
     return bare.eval().requires_grad_(False)
 
 

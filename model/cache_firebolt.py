@@ -2,13 +2,12 @@
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
-from transformers.cache_utils import Cache, DynamicLayer
 
 from ..cmm import DecodeState
+from .compat import ExtraLayer
 
 
-class ConnectorCacheLayer:
+class ConnectorCacheLayer(ExtraLayer):
     """The connector's side of a conversation, appended to the layers of the Cache that `generate` makes.
 
     state        the connector's DecodeState: SSM state, grid-side table, keys and grid mask; None where no row has an
@@ -22,14 +21,7 @@ class ConnectorCacheLayer:
     prompt       with fusion "concat", until the prompt ends: the modulated chunks so far, each with its mask
     """
 
-    is_compileable = True
-    is_sliding = False
-    supports_early_init = False
-    is_initialized = True
-
-    def __init__(self):
-        self.record_past = False
-        self.reset()
+    record_past = False
 
     def reset(self) -> None:
         self.state: DecodeState | None = None
@@ -58,9 +50,6 @@ class ConnectorCacheLayer:
             tensor = getattr(self, name)
             setattr(self, name, function(tensor) if tensor is not None else None)
         self.prompt = [(function(chunk), function(mask)) for chunk, mask in self.prompt]
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         def select(tensor: Tensor) -> Tensor:
@@ -99,111 +88,3 @@ class ConnectorCacheLayer:
         self.width = max(self.width - n, 0)
         self.columns -= n
         self.kept = self.kept - forgotten
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def offload(self) -> None:
-        """The state is small and used at every step: it stays where it is."""
-
-    def prefetch(self) -> None:
-        """See `offload`."""
-
-
-class GrowingLayer(DynamicLayer):
-    """The keys and values of an attention layer, [B,H,L,D_h] each: the first L positions of memory with room for more.
-
-    A DynamicLayer copies all of them for each token. Here a token costs its own keys and values, and every `MARGIN`
-    tokens a copy. Where gradients are recorded it is a DynamicLayer.
-    """
-
-    MARGIN = 256
-
-    _rooms: tuple[Tensor, Tensor] | None = None
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
-            return super().update(key_states, value_states, *args, **kwargs)
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start = self.get_seq_length()
-        end = start + key_states.shape[-2]
-        if not self._has_room(end, key_states):
-            self._rooms = tuple(self._moved(kept, new, end) for kept, new in self._pairs(key_states, value_states))
-        for room, new in zip(self._rooms, (key_states, value_states)):
-            room[:, :, start:end] = new
-        self.keys, self.values = (room[:, :, :end] for room in self._rooms)
-        return self.keys, self.values
-
-    def _pairs(self, key_states: Tensor, value_states: Tensor) -> list[tuple[Tensor, Tensor]]:
-        return [(self.keys, key_states), (self.values, value_states)]
-
-    def _has_room(self, end: int, new: Tensor) -> bool:
-        """Whether what is kept lies in the rooms (a beam search puts others in its place) and `end` positions fit."""
-        if self._rooms is None or self.keys.data_ptr() != self._rooms[0].data_ptr():
-            return False
-        if self._rooms[0].is_inference() and not torch.is_inference_mode_enabled():
-            return False  # such memory cannot be written to here
-        batch_size, _, size, _ = self._rooms[0].shape
-        return size >= end and batch_size == new.shape[0]
-
-    def _moved(self, kept: Tensor, new: Tensor, end: int) -> Tensor:
-        room = new.new_empty(*new.shape[:2], end + self.MARGIN, new.shape[-1])
-        if kept.numel():
-            room[:, :, : kept.shape[-2]] = kept
-        return room
-
-    def reset(self) -> None:
-        self._rooms = None
-        super().reset()
-
-
-class _TextLengthMixin:
-    """A cache whose length, where no layer is named, counts text columns.
-
-    `generate` slices `input_ids` by the length of the cache. Prepended grids, a pooled vector or a second copy of the
-    prompt lengthen the decoder's layers but are not part of `input_ids`. Masks are made from a named layer's length.
-    """
-
-    def get_seq_length(self, layer_idx: int | None = None) -> int:
-        if layer_idx is None:
-            return connector_layer(self).columns
-        return super().get_seq_length(layer_idx)
-
-
-class FireboltDynamicCache(_TextLengthMixin, DynamicCache):
-    """A DynamicCache with the connector's state in its last layer."""
-
-
-class FireboltStaticCache(_TextLengthMixin, StaticCache):
-    """A StaticCache with the connector's state in its last layer."""
-
-
-def connector_layer(cache: Cache) -> ConnectorCacheLayer | None:
-    """The connector's layer of a cache, or None where it has none yet."""
-    return next((layer for layer in reversed(cache.layers) if isinstance(layer, ConnectorCacheLayer)), None)
-
-
-def bind(cache: Cache) -> ConnectorCacheLayer:
-    """The connector's layer of `cache`, appended to it if absent.
-
-    The cache object stays the same one, since its owner may hold on to it; only its class is narrowed, and that of
-    its attention layers to GrowingLayer.
-    Raises TypeError for caches that LFM2's short convolutions cannot use, ValueError for one that is already filled.
-    """
-    if (layer := connector_layer(cache)) is not None:
-        return layer
-    if type(cache) not in (DynamicCache, StaticCache) or getattr(cache, "offloading", False):
-        kind = "an offloaded cache" if getattr(cache, "offloading", False) else type(cache).__name__
-        raise TypeError(f"past_key_values: {kind} came; LFM2 works with a DynamicCache or a StaticCache alone")
-    if not cache.layers:
-        raise ValueError("past_key_values: DynamicCache() without a config came, DynamicCache(config=...) is wanted")
-    if int(cache.get_seq_length()) > 0:
-        raise ValueError("past_key_values: a filled cache without the connector's state came, an empty one is wanted")
-    for attention in cache.layers:
-        if type(attention) is DynamicLayer:
-            attention.__class__ = GrowingLayer
-    layer = ConnectorCacheLayer()
-    cache.layers.append(layer)
-    cache.__class__ = FireboltDynamicCache if type(cache) is DynamicCache else FireboltStaticCache
-    return layer

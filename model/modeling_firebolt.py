@@ -13,23 +13,30 @@ from transformers import (
     StaticCache,
 )
 from transformers.cache_utils import Cache
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
 from ..cmm import CrossAttend, CrossModalModulator, Prepend
 from ..cmm.linear import Linear, compute_fast
-from .cache_firebolt import ConnectorCacheLayer, bind, connector_layer
+from .cache_firebolt import ConnectorCacheLayer
+from .compat import (
+    CACHE,
+    CACHE_NAMES,
+    CachedGeneration,
+    extend,
+    find_layer,
+    given_cache,
+    layer_masks,
+    pool_by_one_query,
+    step_by_products,
+)
 from .configuration_firebolt import FireboltConfig
 from .fusion import DecoderInputs, Fusion, Grids, Text, summarize_prompt
 from .grounding import Grounding, answer_mask, occlusion_effects, to_pixels, unit_boxes
 from .original import is_original, load_original
-from .packing import has_hole
-from .pooling_head import pool_by_one_query
+from .packing import has_hole, kept_columns
 from .prepacking import is_prepacked
 from .quantization import is_quantized
-from .short_convolution import step_by_products
 
 CONNECTOR_CLASSES = {"cmm": CrossModalModulator, "prepend": Prepend, "cross_attend": CrossAttend}
 PIXEL_ARGUMENTS = ("pixel_values", "pixel_tiles", "tile_mask", "image_mask")
@@ -49,7 +56,7 @@ class FireboltPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["Lfm2DecoderLayer", "SiglipEncoderLayer", "CrossModalModulator", "Prepend", "CrossAttend"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = list(CACHE_NAMES)
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -194,6 +201,7 @@ class FireboltModel(FireboltPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         if (input_ids is None) == (inputs_embeds is None):
@@ -203,9 +211,10 @@ class FireboltModel(FireboltPreTrainedModel):
         text = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache is None:
             use_cache = self.config.text_config.use_cache and not self.training
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config.text_config)
-        memory = bind(past_key_values) if past_key_values is not None else None
+        cache = given_cache(cache, past_key_values)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config.text_config)
+        memory = extend(cache, ConnectorCacheLayer) if cache is not None else None
         text_mask = self._text_mask(attention_mask, text, memory, prompt_mask)
 
         seen = None
@@ -222,13 +231,13 @@ class FireboltModel(FireboltPreTrainedModel):
             Text(text, text_mask), seen, attention_mask, position_ids, prompt_mask, prompt_summary
         )
         steps = self.compiled_step is not None and decoder.embeddings.shape[1] == 1
-        steps = steps and isinstance(past_key_values, StaticCache) and not self.training
+        steps = steps and isinstance(cache, StaticCache) and not self.training
         outputs = (self.compiled_step if steps else self.language_model)(
             inputs_embeds=decoder.embeddings,
-            attention_mask=self._decoder_masks(decoder, text_mask, past_key_values, make=steps),
+            attention_mask=self._decoder_masks(decoder, text_mask, cache, make=steps),
             position_ids=decoder.position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
+            **{CACHE: cache},
             **kwargs,
         )
         hidden = outputs.last_hidden_state
@@ -236,9 +245,9 @@ class FireboltModel(FireboltPreTrainedModel):
             hidden = hidden.gather(1, decoder.places[..., None].expand(-1, -1, hidden.shape[-1]))
         return BaseModelOutputWithPast(
             last_hidden_state=hidden,
-            past_key_values=past_key_values if use_cache else None,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE: cache if use_cache else None},
         )
 
     def _text_mask(
@@ -279,15 +288,10 @@ class FireboltModel(FireboltPreTrainedModel):
         """
         if not make and (text_mask is None or decoder.embeddings.shape[1] > 1):
             return decoder.attention_mask
-        attention = create_causal_mask(
-            config=self.config.text_config,
-            inputs_embeds=decoder.embeddings,
-            attention_mask=decoder.attention_mask,
-            past_key_values=cache,
-            position_ids=decoder.position_ids,
-        )
         kept = None if text_mask is None else decoder.attention_mask[:, -1:].bool()
-        return {"full_attention": attention, "conv": kept}
+        return layer_masks(
+            self.config.text_config, decoder.embeddings, decoder.attention_mask, kept, decoder.position_ids, cache
+        )
 
 
 def check_same_images(memory: ConnectorCacheLayer, image_mask: Tensor | None) -> None:
@@ -302,7 +306,7 @@ def check_same_images(memory: ConnectorCacheLayer, image_mask: Tensor | None) ->
             raise ValueError("image_mask: other rows have an image than in the first turn of this cache")
 
 
-class FireboltForConditionalGeneration(FireboltPreTrainedModel, GenerationMixin):
+class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration, GenerationMixin):
     """Firebolt-VL with its language-model head: answers questions about images, in text.
 
     Rows may have no image (their text embeddings reach the decoder unchanged), one, or several. Generation is exact
@@ -311,6 +315,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, GenerationMixin)
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    cache_layer = ConnectorCacheLayer
+    first_call_arguments = (*GRID_ARGUMENTS, "prompt_summary")
 
     def __init__(self, config: FireboltConfig):
         super().__init__(config)
@@ -367,6 +373,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, GenerationMixin)
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         r"""Logits of the next token at each text column, and the loss where there are labels.
@@ -398,12 +405,13 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, GenerationMixin)
             grid_images=grid_images,
             prompt_mask=prompt_mask,
             prompt_summary=prompt_summary,
+            cache=cache,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = self.lm_head(kept_columns(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(
@@ -412,9 +420,9 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, GenerationMixin)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE: outputs.get(CACHE)},
         )
 
     def save_pretrained(self, *args, **kwargs) -> None:
@@ -532,9 +540,9 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, GenerationMixin)
     def generate(self, inputs: Tensor | None = None, *args, **kwargs):
         """`GenerationMixin.generate`, with every image encoded once, before beams or samples repeat the inputs."""
         kwargs = {name: value for name, value in kwargs.items() if value is not None or name not in PIXEL_ARGUMENTS}
-        cache = kwargs.get("past_key_values")
-        memory = connector_layer(cache) if isinstance(cache, Cache) else None
-        started = memory is not None and memory.columns > 0
+        cache = given_cache(*(kwargs.get(name) for name in CACHE_NAMES))
+        memory = find_layer(cache, ConnectorCacheLayer) if isinstance(cache, Cache) else None
+        started = memory is not None and memory.begun
         if "pixel_values" in kwargs:
             pixels = {name: kwargs.pop(name) for name in (*PIXEL_ARGUMENTS, "grid_boxes") if name in kwargs}
             if kwargs.get("grids") is not None:
@@ -570,62 +578,61 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, GenerationMixin)
         seen = self.model._given_grids(*(kwargs.get(name) for name in GRID_ARGUMENTS), text)
         return summarize_prompt(self.model.connector, text, kwargs["prompt_mask"].to(self.device), seen)
 
-    def _prepare_cache_for_generation(
-        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
-    ):
-        implementation = generation_config.cache_implementation
-        if implementation not in (None, "dynamic", "static"):
-            raise ValueError(
-                f"cache_implementation: {implementation!r} came; LFM2's convolution states cannot be quantised, "
-                "offloaded or windowed: 'dynamic' or 'static' is wanted"
-            )
+    def kind(self) -> str:
+        cmm = self.config.cmm_config
+        chosen = (cmm["ssm"], cmm["top_k_mode"], *(name for name in ("kernel_taps", "grid_positions") if cmm[name]))
+        return " ".join(("firebolt", self.config.connector, self.config.fusion, *chosen))
+
+    def miniature(self) -> tuple["FireboltForConditionalGeneration", dict[str, Tensor]]:
+        """A small model of this kind with random weights, and a padded batch for it, one row without an image."""
+        text = {
+            "vocab_size": 61,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "layer_types": ["conv", "full_attention", "conv"],
+            "block_auto_adjust_ff_dim": False,
+            "initializer_range": 0.3,
+        }
+        vision = {
+            "hidden_size": 24,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 8,
+        }
+        small = {"text_width": 32, "grid_width": 24, "heads": 2, "head_dim": 8, "top_k": 2, "state_size": 4}
+        taps = self.config.cmm_config["kernel_taps"] and 4
+        config = FireboltConfig(
+            text_config=text,
+            vision_config=vision,
+            cmm_config={**self.config.cmm_config, **small, "kernel_taps": taps},
+            connector=self.config.connector,
+            fusion=self.config.fusion,
+        )
+        columns = torch.arange(8)
+        inputs = {
+            "input_ids": (torch.tensor([3, 7, 11])[:, None] * (columns + 2)) % 61,
+            "attention_mask": (columns >= torch.tensor([3, 0, 1])[:, None]).long(),
+            "pixel_values": torch.randn(3, 3, 16, 16),
+            "pixel_tiles": torch.randn(3, 4, 3, 8, 8),
+            "image_mask": torch.tensor([True, True, False]),
+        }
+        return type(self)(config), inputs
+
+    def decoder_length(self, columns: int, model_kwargs: dict) -> int:
         if self.model.connector.inserts_grids and model_kwargs.get("grids") is not None:
-            max_cache_length += model_kwargs["grids"].shape[1]
+            columns += model_kwargs["grids"].shape[1]
         elif self.config.fusion == "pool":
-            max_cache_length += 1
+            columns += 1
         elif self.config.fusion == "concat" and model_kwargs.get("prompt_mask") is not None:
-            max_cache_length += model_kwargs["prompt_mask"].shape[1]
+            columns += model_kwargs["prompt_mask"].shape[1]
         if self.model.compiled_step is not None:
-            max_cache_length = -(-max_cache_length // STATIC_LENGTH) * STATIC_LENGTH
-        super()._prepare_cache_for_generation(
-            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
-        )
-        if (cache := model_kwargs.get("past_key_values")) is not None:
-            layer = bind(cache)
-            if generation_config.is_assistant:
-                layer.activate_past_recording()
-
-    def _valid_auto_compile_criteria(self, model_kwargs, generation_config) -> bool:
-        """Never compile the whole forward, whose memory of the conversation is not made for it: see `compile_step`."""
-        return False
-
-    def create_masks_for_generate(self, attention_mask=None, **_) -> Tensor | None:
-        """Leave the mask as it is: the connector reads the text's, and the decoder makes its own from its positions."""
-        return attention_mask
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids,
-        next_sequence_length=None,
-        past_key_values=None,
-        attention_mask=None,
-        inputs_embeds=None,
-        is_first_iteration=False,
-        **kwargs,
-    ):
-        model_inputs = super().prepare_inputs_for_generation(
-            input_ids,
-            next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration,
-            **kwargs,
-        )
-        if past_key_values is not None and connector_layer(past_key_values).columns > 0:
-            for name in (*GRID_ARGUMENTS, "prompt_summary"):
-                model_inputs.pop(name, None)
-        return model_inputs
+            columns = -(-columns // STATIC_LENGTH) * STATIC_LENGTH
+        return columns
 
 
 __all__ = ["FireboltForConditionalGeneration", "FireboltModel", "FireboltPreTrainedModel"]

@@ -56,3 +56,18 @@ def pack(candidates: torch.Tensor, keep: torch.Tensor, text_mask: torch.Tensor) 
     mask = (columns >= first[:, None]) & (columns < (first + kept)[:, None])
     embeddings = candidates.gather(1, source[..., None].expand(-1, -1, candidates.shape[-1]))
     return Packed(embeddings * mask[..., None].to(embeddings.dtype), mask, places)
+
+
+def kept_columns(hidden: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """The columns of hidden [B,T,D] that get logits, as models of transformers take it.
+
+    logits_to_keep: how many at the end (0: all); an index [n] for all rows; an index [B,n] for each row; or a mask
+    [B,T] bool, which gives [n,D].
+    """
+    if isinstance(logits_to_keep, int):
+        return hidden[:, slice(-logits_to_keep, None)]
+    if logits_to_keep.dim() == 1:
+        return hidden[:, logits_to_keep]
+    if logits_to_keep.dtype == torch.bool:
+        return hidden[logits_to_keep]
+    return torch.take_along_dim(hidden, logits_to_keep[..., None], dim=1)

@@ -28,3 +28,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_remembered(tmp_path_factory):
+    """What passed a self-check before the tests is not taken from, and not left in, the user's own folder."""
+    os.environ["FIREBOLT_CACHE"] = str(tmp_path_factory.mktemp("firebolt-cache"))

@@ -2,11 +2,11 @@
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
-from transformers.cache_utils import Cache
+
+from ..compat import ExtraLayer
 
 
-class VisualCacheLayer:
+class VisualCacheLayer(ExtraLayer):
     """The frames' side of a cache: they fill the decoder's first positions, but are no part of `input_ids`.
 
     frames    visual tokens seen so far, masked ones included
@@ -15,20 +15,15 @@ class VisualCacheLayer:
     query     [B,Q], where the next frame is to be looked at; None before the first one, and outside `watch`
     """
 
-    is_compileable = True
-    is_croppable = True
-    is_sliding = False
-    supports_early_init = False
-    is_initialized = True
-
-    def __init__(self):
-        self.reset()
-
     def reset(self) -> None:
         self.frames = 0
         self.columns = 0
         self.mask: Tensor | None = None
         self.query: Tensor | None = None
+
+    @property
+    def begun(self) -> bool:
+        return self.frames + self.columns > 0
 
     def add_frames(self, mask: Tensor | None, batch_size: int, frames: int, device: torch.device) -> None:
         """Note `frames` more visual tokens, those of `mask` [B,frames] attended to (None: all)."""
@@ -53,9 +48,6 @@ class VisualCacheLayer:
             tensor = getattr(self, name)
             setattr(self, name, function(tensor) if tensor is not None else None)
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.batch_select_indices(beam_idx)
-
     def batch_select_indices(self, indices: Tensor) -> None:
         self._map_rows(lambda tensor: tensor.index_select(0, indices.to(tensor.device)))
 
@@ -72,55 +64,3 @@ class VisualCacheLayer:
                 "be forgotten"
             )
         self.columns += tokens_to_remove
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def offload(self) -> None:
-        """The state is small and used at every step: it stays where it is."""
-
-    def prefetch(self) -> None:
-        """See `offload`."""
-
-
-class _TextLengthMixin:
-    """A cache whose length, where no layer is named, counts text columns, since `generate` slices `input_ids` by it."""
-
-    def get_seq_length(self, layer_idx: int | None = None) -> int:
-        if layer_idx is None:
-            return visual_layer(self).columns
-        return super().get_seq_length(layer_idx)
-
-
-class FoveatedDynamicCache(_TextLengthMixin, DynamicCache):
-    """A DynamicCache with the frames' side in its last layer."""
-
-
-class FoveatedStaticCache(_TextLengthMixin, StaticCache):
-    """A StaticCache with the frames' side in its last layer."""
-
-
-def visual_layer(cache: Cache) -> VisualCacheLayer | None:
-    """The frames' layer of a cache, or None where it has none yet."""
-    return next((layer for layer in reversed(cache.layers) if isinstance(layer, VisualCacheLayer)), None)
-
-
-def bind(cache: Cache) -> VisualCacheLayer:
-    """The frames' layer of `cache`, appended to it if absent.
-
-    The cache object stays the same one, since its owner may hold on to it; only its class is narrowed.
-    Raises TypeError for other kinds of caches, ValueError for one that is already filled without it.
-    """
-    if (layer := visual_layer(cache)) is not None:
-        return layer
-    if type(cache) not in (DynamicCache, StaticCache) or getattr(cache, "offloading", False):
-        kind = "an offloaded cache" if getattr(cache, "offloading", False) else type(cache).__name__
-        raise TypeError(f"past_key_values: {kind} came, a DynamicCache or a StaticCache is wanted")
-    if not cache.layers:
-        raise ValueError("past_key_values: DynamicCache() without a config came, DynamicCache(config=...) is wanted")
-    if int(cache.get_seq_length()) > 0:
-        raise ValueError("past_key_values: a filled cache without the frames' side came, an empty one is wanted")
-    layer = VisualCacheLayer()
-    cache.layers.append(layer)
-    cache.__class__ = FoveatedDynamicCache if type(cache) is DynamicCache else FoveatedStaticCache
-    return layer

@@ -57,7 +57,7 @@ class FoveatedVLMConfig(PreTrainedConfig):
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="dinov2"),
     }
-    keys_to_ignore_at_inference = ["past_key_values", "visual"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache", "visual"]
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.dinov2.modeling_dinov2 import Dinov2Attention, eager_attention_forward
 
+from ..compat.dinov2 import attend, check_layers, heads
 from .configuration_foveated import FoveatedVLMConfig
 
 
@@ -63,6 +62,7 @@ class FoveatedEncoder(nn.Module):
     def __init__(self, config: FoveatedVLMConfig):
         super().__init__()
         self.dino = AutoModel.from_config(config.vision_config)
+        check_layers(self.layers)
         width = config.vision_config.hidden_size
         self.query_input_proj = nn.Linear(config.query_dim, width, bias=False)
         self.output_proj = nn.Linear(width, width)
@@ -91,8 +91,8 @@ class FoveatedEncoder(nn.Module):
         for layer in self.layers:
             normed = layer.norm1(x)
             attention = layer.attention
-            key, value = _heads(attention.k_proj(normed), attention), _heads(attention.v_proj(normed), attention)
-            attended = _attend(attention, _heads(attention.q_proj(normed), attention), key, value)
+            key, value = heads(attention.k_proj(normed), attention), heads(attention.v_proj(normed), attention)
+            attended = attend(attention, heads(attention.q_proj(normed), attention), key, value)
             x = x + layer.drop_path(layer.layer_scale1(attention.o_proj(attended)))
             x = x + layer.drop_path(layer.layer_scale2(layer.mlp(layer.norm2(x))))
             if deep:
@@ -102,8 +102,8 @@ class FoveatedEncoder(nn.Module):
         if not deep:
             last = self.layers[-1]
             normed = last.norm1(features)
-            keys = [_heads(last.attention.k_proj(normed), last.attention)]
-            values = [_heads(last.attention.v_proj(normed), last.attention)]
+            keys = [heads(last.attention.k_proj(normed), last.attention)]
+            values = [heads(last.attention.v_proj(normed), last.attention)]
         return PatchMemory(keys, values, features if return_features else None)
 
     def _nothing(self, frames: Tensor, deep: bool) -> PatchMemory:
@@ -138,26 +138,13 @@ class FoveatedEncoder(nn.Module):
         return z, torch.stack(weights, dim=1) if return_attention else None
 
     @staticmethod
-    def _attend_once(attention: Dinov2Attention, query: Tensor, keys: Tensor, values: Tensor, return_attention: bool):
+    def _attend_once(attention: nn.Module, query: Tensor, keys: Tensor, values: Tensor, return_attention: bool):
         """Attention of one row [F,1,D] to all of a frame's: [F,1,D], and the weights [F,H,N] or None."""
-        query = _heads(query, attention)
+        query = heads(query, attention)
         if not return_attention:
-            return _attend(attention, query, keys, values), None
+            return attend(attention, query, keys, values), None
         weights = torch.softmax(query @ keys.transpose(-2, -1) * attention.scaling, dim=-1)  # [F,H,1,N]
         return (weights @ values).transpose(1, 2).flatten(-2), weights[:, :, 0]
-
-
-def _heads(rows: Tensor, attention: Dinov2Attention) -> Tensor:
-    """[F,N,D] -> [F,H,N,D_h]"""
-    return rows.unflatten(-1, (attention.num_attention_heads, attention.head_dim)).transpose(1, 2)
-
-
-def _attend(attention: Dinov2Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention over all keys by the implementation that the configuration names: [F,H,n,D_h] -> [F,n,D]."""
-    function = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
-    dropout = attention.attention_dropout if attention.training else 0.0
-    attended, _ = function(attention, query, key, value, None, dropout=dropout, scaling=attention.scaling)
-    return attended.flatten(-2)
 
 
 __all__ = ["FoveatedEncoder", "PatchMemory"]

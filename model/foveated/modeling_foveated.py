@@ -14,17 +14,17 @@ from transformers import (
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
 from ...cmm.linear import compute_fast
-from .cache_foveated import VisualCacheLayer, bind, visual_layer
+from ..compat import CACHE, CACHE_NAMES, CachedGeneration, extend, find_layer, given_cache
+from ..packing import kept_columns
+from .cache_foveated import VisualCacheLayer
 from .configuration_foveated import FoveatedVLMConfig, check_mode
 from .encoder import FoveatedEncoder, PatchMemory
 from .loss import next_token_loss, previous_kept
 from .original import CONFIG_FIELDS, convert_state_dict, load_original, original_config
 
-VISUAL_ARGUMENTS = ("visual_tokens", "visual_mask")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -94,7 +94,7 @@ class FoveatedPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "video", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["LlamaDecoderLayer", "FoveatedEncoder"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = list(CACHE_NAMES)
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -108,7 +108,7 @@ class FoveatedPreTrainedModel(PreTrainedModel):
             init.normal_(module.q_init)
 
 
-class FoveatedVLM(FoveatedPreTrainedModel, GenerationMixin):
+class FoveatedVLM(FoveatedPreTrainedModel, CachedGeneration, GenerationMixin):
     r"""One visual token for each frame: DINOv2 looks by a query, a Llama decoder reads and says where to look next.
 
     Visual tokens come before the text, one a frame. By `mode`:
@@ -125,6 +125,8 @@ class FoveatedVLM(FoveatedPreTrainedModel, GenerationMixin):
     """
 
     _tied_weights_keys = {"llm.lm_head.weight": "llm.model.embed_tokens.weight"}
+    cache_layer = VisualCacheLayer
+    first_call_arguments = ("visual_tokens", "visual_mask")
 
     def __init__(self, config: FoveatedVLMConfig):
         super().__init__(config)
@@ -178,7 +180,7 @@ class FoveatedVLM(FoveatedPreTrainedModel, GenerationMixin):
     def generate(self, inputs: Tensor | None = None, *args, **kwargs):
         """`GenerationMixin.generate`, with every frame looked at once, before beams or samples repeat the inputs.
 
-        frames, frame_mask and mode are those of `forward`; or `past_key_values` is a state of `watch`.
+        frames, frame_mask and mode are those of `forward`; or the cache is a state of `watch`.
         """
         frames, mask = kwargs.pop("frames", None), kwargs.pop("frame_mask", None)
         mode = kwargs.pop("mode", None)
@@ -189,33 +191,45 @@ class FoveatedVLM(FoveatedPreTrainedModel, GenerationMixin):
             kwargs.update(visual_tokens=visual.tokens, visual_mask=visual.mask)
         return super().generate(inputs, *args, **kwargs)
 
-    def _prepare_cache_for_generation(
-        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
-    ):
-        implementation = generation_config.cache_implementation
-        if implementation not in (None, "dynamic", "static"):
-            raise ValueError(f"cache_implementation: {implementation!r} came, 'dynamic' or 'static' is wanted")
-        if model_kwargs.get("visual_tokens") is not None:
-            max_cache_length += model_kwargs["visual_tokens"].shape[1]
-        super()._prepare_cache_for_generation(
-            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
-        )
-        if (cache := model_kwargs.get("past_key_values")) is not None:
-            bind(cache)
+    def kind(self) -> str:
+        return f"foveated {self.config.mode}"
 
-    def create_masks_for_generate(self, attention_mask=None, **_) -> Tensor | None:
-        """Leave the mask as it is: that of the frames goes in front of it in `forward`."""
-        return attention_mask
-
-    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, inputs_embeds=None, **kwargs):
-        model_inputs = super().prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
+    def miniature(self) -> tuple["FoveatedVLM", dict[str, Tensor]]:
+        """A small model of this kind with random weights, and a padded batch for it, one frame of which is missing."""
+        text = {
+            "vocab_size": 61,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "initializer_range": 0.3,
+        }
+        vision = {
+            "hidden_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 8,
+        }
+        config = FoveatedVLMConfig(
+            vision_config={"model_type": "dinov2", **vision},
+            text_config={"model_type": "llama", **text},
+            query_dim=16,
+            mode=self.config.mode,
         )
-        layer = visual_layer(past_key_values) if past_key_values is not None else None
-        if layer is not None and layer.columns + layer.frames > 0:
-            for name in VISUAL_ARGUMENTS:
-                model_inputs.pop(name, None)
-        return model_inputs
+        columns = torch.arange(8)
+        inputs = {
+            "input_ids": (torch.tensor([3, 7])[:, None] * (columns + 2)) % 61,
+            "attention_mask": (columns >= torch.tensor([3, 0])[:, None]).long(),
+            "frames": torch.randn(2, 3, 3, 16, 16),
+            "frame_mask": torch.tensor([[True, True, False], [True, True, True]]),
+        }
+        return type(self)(config), inputs
+
+    def decoder_length(self, columns: int, model_kwargs: dict) -> int:
+        visual = model_kwargs.get("visual_tokens")
+        return columns if visual is None else columns + visual.shape[1]
 
     def watch(
         self,
@@ -241,7 +255,7 @@ class FoveatedVLM(FoveatedPreTrainedModel, GenerationMixin):
         seen = self._encode(frames, frame_mask, deep)
         batch_size = len(seen.kept)
         cache = DynamicCache(config=self.config.text_config) if state is None else state
-        layer = bind(cache)
+        layer = extend(cache, VisualCacheLayer)
         if layer.columns:
             raise ValueError(f"state: a cache with {layer.columns} text columns came; frames come before the text")
         if layer.query is None:
@@ -291,6 +305,7 @@ class FoveatedVLM(FoveatedPreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
         **kwargs,
     ) -> FoveatedOutput:
         r"""Logits of the next token, and the loss.
@@ -319,15 +334,15 @@ class FoveatedVLM(FoveatedPreTrainedModel, GenerationMixin):
         ):
             if not given:
                 raise ValueError(f"{names} of them is wanted")
+        cache = given_cache(cache, past_key_values)
         text = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         batch_size, columns = text.shape[:2]
         if use_cache is None:
-            use_cache = past_key_values is not None or (self.config.text_config.use_cache and not self.training)
-        cache = past_key_values
+            use_cache = cache is not None or (self.config.text_config.use_cache and not self.training)
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config.text_config)
-        layer = bind(cache) if cache is not None else None
-        begun = layer is not None and layer.frames + layer.columns > 0
+        layer = extend(cache, VisualCacheLayer) if cache is not None else None
+        begun = layer is not None and layer.begun
         self._check_text(text, attention_mask, loss_mask, labels, layer)
 
         visual = None
@@ -345,7 +360,7 @@ class FoveatedVLM(FoveatedPreTrainedModel, GenerationMixin):
         front = visual.tokens.to(text.dtype) if visual is not None else text[:, :0]
         outputs = self._read(front, seen, text, attention_mask, cache, **kwargs)
         hidden = self._of_mode(mode, outputs.last_hidden_state, seen, columns)
-        logits = self.llm.lm_head(slice_logits_to_keep(hidden, logits_to_keep))
+        logits = self.llm.lm_head(kept_columns(hidden, logits_to_keep))
 
         loss = None
         whole = not begun and isinstance(logits_to_keep, int) and logits_to_keep == 0
@@ -363,10 +378,10 @@ class FoveatedVLM(FoveatedPreTrainedModel, GenerationMixin):
         return FoveatedOutput(
             loss=loss,
             logits=logits,
-            past_key_values=cache if use_cache else None,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             visual=visual if frames is not None else None,
+            **{CACHE: cache if use_cache else None},
         )
 
     def _read(self, front: Tensor, seen, text: Tensor, attention_mask, cache: Cache | None = None, **kwargs):
@@ -374,7 +389,7 @@ class FoveatedVLM(FoveatedPreTrainedModel, GenerationMixin):
 
         `seen` [B,T] is the visual tokens' mask, attention_mask [B, past + S] that of all text; None: all of them.
         """
-        layer = visual_layer(cache) if cache is not None else VisualCacheLayer()
+        layer = find_layer(cache, VisualCacheLayer) if cache is not None else VisualCacheLayer()
         past = layer.frames + layer.columns
         if front.shape[1]:
             layer.add_frames(seen, *front.shape[:2], text.device)
@@ -402,8 +417,8 @@ class FoveatedVLM(FoveatedPreTrainedModel, GenerationMixin):
             inputs_embeds=embeddings.to(self.llm.dtype),
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=cache is not None,
+            **{CACHE: cache},
             **kwargs,
         )
 
@@ -529,7 +544,7 @@ class FoveatedVLM(FoveatedPreTrainedModel, GenerationMixin):
                 raise ValueError(f"{name}: {tuple(tensor.shape)} came, {list(shape)} is wanted")
         if layer is not None and layer.query is not None and len(layer.query) != batch_size:
             raise ValueError(
-                f"past_key_values: {len(layer.query)} rows came, {batch_size} are wanted, one for each text; its "
+                f"{CACHE}: {len(layer.query)} rows came, {batch_size} are wanted, one for each text; its "
                 "batch_repeat_interleave makes more"
             )
 

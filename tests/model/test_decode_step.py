@@ -11,8 +11,8 @@ from numerics import assert_close
 from transformers import DynamicCache, Lfm2Model
 from transformers.cache_utils import DynamicLayer
 
-from firebolt_vl.model.cache_firebolt import GrowingLayer, bind
-from firebolt_vl.model.short_convolution import StepwiseShortConv
+from firebolt_vl.model.cache_firebolt import ConnectorCacheLayer
+from firebolt_vl.model.compat import CACHE, GrowingLayer, StepwiseShortConv, extend
 
 
 def decoders(bias: bool, dtype=torch.float64):
@@ -34,7 +34,7 @@ def test_the_short_convolutions_step_is_that_of_transformers(bias):
     caches = DynamicCache(config=config), DynamicCache(config=config)
     for part in (text[:, :4], *text[:, 4:].split(1, dim=1)):
         wanted, found = (
-            decoder(inputs_embeds=part, past_key_values=cache, use_cache=True).last_hidden_state
+            decoder(inputs_embeds=part, use_cache=True, **{CACHE: cache}).last_hidden_state
             for decoder, cache in zip((theirs, ours), caches)
         )
         # Its norms compute in float32 whatever the dtype.
@@ -60,7 +60,7 @@ def test_the_short_convolutions_step_is_summed_in_float32():
         for convolution in convolutions:
             cache = DynamicCache(config=config)
             steps = (text.to(convolution.in_proj.weight.dtype)).split([4, 1], dim=1)
-            found.append([convolution(part, past_key_values=cache) for part in steps][-1].double())
+            found.append([convolution(part, **{CACHE: cache}) for part in steps][-1].double())
         errors.append([(given - found[0]).norm() for given in found[1:]])
     theirs_error, ours_error = torch.tensor(errors).norm(dim=0)
     assert ours_error <= 1.2 * theirs_error
@@ -150,7 +150,7 @@ def test_a_step_writes_its_own_keys_and_copies_none():
 def test_decoding_keeps_the_keys_and_values_and_nothing_else_that_grows():
     model = tiny_models.make_model()
     cache = DynamicCache(config=model.config.text_config)
-    memory = bind(cache)
+    memory = extend(cache, ConnectorCacheLayer)
     inputs = {**tiny_models.make_text([6]), **tiny_models.make_pixels(1)}
     model(**inputs, past_key_values=cache, prompt_mask=inputs["attention_mask"].bool())
     sizes = []

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from numerics import assert_close
 from transformers import DynamicCache, StaticCache
 
+from firebolt_vl.model.compat import CACHE
 from firebolt_vl.model.fusion import summarize_prompt
 
 KINDS = [
@@ -99,7 +100,7 @@ def test_a_compiled_step_equals_the_step(connector, fusion):
     torch._dynamo.utils.counters.clear()
     for mode in ({"do_sample": False}, {"do_sample": True}, {"do_sample": False, "max_new_tokens": 20}):
         found = generated(model, inputs, **mode)
-        assert isinstance(found.past_key_values, StaticCache)
+        assert isinstance(found[CACHE], StaticCache)
         assert_same_generation(found, generated(plain, inputs, **mode))
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
@@ -177,7 +178,7 @@ def test_second_turn_on_the_cache_equals_the_whole_conversation(connector, fusio
     whole = generated(
         model, {"input_ids": ids, "attention_mask": mask, **images, "prompt_mask": prompt}, do_sample=False
     )
-    second = {"input_ids": ids, "attention_mask": mask, "past_key_values": first.past_key_values}
+    second = {"input_ids": ids, "attention_mask": mask, "past_key_values": first[CACHE]}
     assert_same_generation(generated(model, second, do_sample=False), whole)
 
 
@@ -322,4 +323,4 @@ def test_images_that_come_after_the_first_turn_are_refused():
     first = generated(model, text, do_sample=False)
     ids = torch.cat([first.sequences, text["input_ids"]], dim=1)
     with pytest.raises(ValueError, match="pixel_values: images came with a cache"):
-        model.generate(input_ids=ids, past_key_values=first.past_key_values, **tiny_models.make_pixels(1))
+        model.generate(input_ids=ids, past_key_values=first[CACHE], **tiny_models.make_pixels(1))

@@ -8,6 +8,8 @@ import torch
 from foveated import MODES, make_foveated, make_frames
 from numerics import assert_close
 
+from firebolt_vl.model.compat import CACHE
+
 ROUNDING = 5e-5
 MODEL = make_foveated()
 modes = pytest.mark.parametrize("mode", MODES)
@@ -90,7 +92,7 @@ def test_a_second_turn_on_the_cache_equals_the_whole_conversation(mode):
     ids = torch.cat([first.sequences, tiny_models.make_text([4, 4, 4], seed=5)["input_ids"]], dim=1)
     mask = torch.nn.functional.pad(inputs["attention_mask"], (0, ids.shape[1] - inputs["input_ids"].shape[1]), value=1)
     whole = {"input_ids": ids, "attention_mask": mask}
-    second = generated({**whole, "past_key_values": first.past_key_values}, do_sample=False)
+    second = generated({**whole, "past_key_values": first[CACHE]}, do_sample=False)
     frames = {name: inputs[name] for name in ("frames", "frame_mask")}
     assert_same(second, generated({**whole, **frames}, mode=mode, do_sample=False))
 

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numerics import assert_close, largest
 
+from firebolt_vl.model.compat import CACHE
+
 # Both sides are float32: another order of the same operations.
 ROUNDING = 2e-5
 kinds = pytest.mark.parametrize("deep", [True, False], ids=["deep", "shallow"])
@@ -277,7 +279,7 @@ class TestRefusals:
 
     def test_frames_after_text_and_strange_states_are_refused(self):
         model, inputs = model_of(), batch([2, 2], [4, 4])
-        cache = model(**inputs).past_key_values
+        cache = model(**inputs)[CACHE]
         with pytest.raises(ValueError, match="frames: they came with a filled cache"):
             model(inputs["input_ids"], frames=inputs["frames"], past_key_values=cache)
         cache.crop(-4)
@@ -288,7 +290,7 @@ class TestRefusals:
         _, state = model.watch(inputs["frames"])
         with pytest.raises(ValueError, match="state: 2 rows came, 1 are wanted"):
             model.watch(inputs["frames"][:1], state=state)
-        with pytest.raises(ValueError, match="past_key_values: 2 rows came, 1 are wanted"):
+        with pytest.raises(ValueError, match=f"{CACHE}: 2 rows came, 1 are wanted"):
             model(inputs["input_ids"][:1], past_key_values=state)
 
     def test_configurations_that_cannot_be(self):

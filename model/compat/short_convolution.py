@@ -1,10 +1,13 @@
 """LFM2's short convolution, for the one token of a generation step."""
 
+import logging
+
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
 from transformers.utils.import_utils import is_causal_conv1d_available
+
+from .versions import CACHE, CACHE_NAMES, replace_modules
 
 
 class StepwiseShortConv(Lfm2ShortConv):
@@ -17,23 +20,17 @@ class StepwiseShortConv(Lfm2ShortConv):
     as in transformers, and so does everything where the `causal_conv1d` package brings a kernel for the step.
     """
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        past_key_values: Cache | None = None,
-        attention_mask: Tensor | None = None,
-        **kwargs,
-    ) -> Tensor:
-        state = past_key_values.get_conv_state(self.layer_idx, state_idx=0) if past_key_values is not None else None
+    def forward(self, hidden_states: Tensor, *args, **kwargs) -> Tensor:
+        cache = next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
         if (
-            state is None
+            args
+            or cache is None
             or hidden_states.shape[1] != 1
-            or attention_mask is not None
-            or past_key_values.is_recording_past(self.layer_idx)
+            or kwargs.get("attention_mask") is not None
+            or cache.is_recording_past(self.layer_idx)
+            or (state := cache.get_conv_state(self.layer_idx, state_idx=0)) is None
         ):
-            return super().forward(
-                hidden_states, past_key_values=past_key_values, attention_mask=attention_mask, **kwargs
-            )
+            return super().forward(hidden_states, *args, **kwargs)
         B, C, x = self.in_proj(hidden_states).chunk(3, dim=-1)
         window = torch.cat([state[..., 1:], (B * x).mT.to(state.dtype)], dim=-1)  # [B,D,conv_kernel_size]
         state.copy_(window)
@@ -43,10 +40,15 @@ class StepwiseShortConv(Lfm2ShortConv):
         return self.out_proj(C * y.to(C.dtype).unsqueeze(1))
 
 
+def _without_advice(record: logging.LogRecord) -> bool:
+    """Drop the advice to install `causal_conv1d`, whose kernels are for GPUs, where there is none."""
+    return "causal_conv1d" not in record.getMessage()
+
+
 def step_by_products(decoder: nn.Module) -> None:
     """Let the short convolutions of an Lfm2Model take their steps so; their parameters and names stay as they are."""
-    if is_causal_conv1d_available():
-        return
-    for module in decoder.modules():
-        if type(module) is Lfm2ShortConv:
-            module.__class__ = StepwiseShortConv
+    if not torch.cuda.is_available():
+        logging.getLogger("transformers.integrations.hub_kernels").addFilter(_without_advice)
+    if not is_causal_conv1d_available():
+        parameters = ("self", "hidden_states", CACHE, "attention_mask", "kwargs")
+        replace_modules(decoder, StepwiseShortConv, parameters)

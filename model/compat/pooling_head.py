@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
 
-from ..kernels.linear import linear
+from ...kernels.linear import linear
+from .versions import replace_modules
 
 
 class OneQueryPooling(SiglipMultiheadAttentionPoolingHead):
@@ -32,6 +33,4 @@ class OneQueryPooling(SiglipMultiheadAttentionPoolingHead):
 
 def pool_by_one_query(vision_tower: nn.Module) -> None:
     """Let the pooling head of a SiglipVisionModel compute so; its parameters and names stay as they are."""
-    for module in vision_tower.modules():
-        if type(module) is SiglipMultiheadAttentionPoolingHead:
-            module.__class__ = OneQueryPooling
+    replace_modules(vision_tower, OneQueryPooling, ("self", "hidden_state"))

@@ -7,7 +7,7 @@ import torch
 from numerics import assert_close
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from firebolt_vl.model.pooling_head import OneQueryPooling, pool_by_one_query
+from firebolt_vl.model.compat import OneQueryPooling, pool_by_one_query
 
 
 @pytest.mark.parametrize("images", [1, 3])

@@ -1,0 +1,32 @@
+"""All that rests on parts of transformers that it does not promise, in one place (`versions.TESTED`).
+
+A module of transformers is replaced only in a version that was tested, and where it takes what ours was written for;
+elsewhere it runs itself, and one line says so. The cache and the hooks of `generate` have no such way out: before a
+model generates with a version for the first time, `self_check` compares cached with uncached generation.
+"""
+
+from .caches import ExtraLayer, GrowingLayer, extend, find_layer
+from .generation import CachedGeneration
+from .masks import layer_masks
+from .pooling_head import OneQueryPooling, pool_by_one_query
+from .short_convolution import StepwiseShortConv, step_by_products
+from .versions import CACHE, CACHE_NAMES, TESTED, given_cache, is_tested, restore_stock
+
+__all__ = [
+    "CACHE",
+    "CACHE_NAMES",
+    "TESTED",
+    "CachedGeneration",
+    "ExtraLayer",
+    "GrowingLayer",
+    "OneQueryPooling",
+    "StepwiseShortConv",
+    "extend",
+    "find_layer",
+    "given_cache",
+    "is_tested",
+    "layer_masks",
+    "pool_by_one_query",
+    "restore_stock",
+    "step_by_products",
+]

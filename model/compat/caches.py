@@ -1,0 +1,148 @@
+"""Caches of transformers with room to grow, and with a layer of ours at their end."""
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import Cache, DynamicLayer
+
+from .versions import CACHE, can_replace
+
+Layer = TypeVar("Layer", bound="ExtraLayer")
+
+
+class ExtraLayer:
+    """What a cache asks of each of its layers, for one that holds no keys and values but a model's own memory.
+
+    A model's layer adds `reset`, `crop`, `batch_select_indices` and `batch_repeat_interleave`, as DynamicLayer has
+    them. `columns` counts the text columns seen so far, padding included; it is the length of the cache.
+    """
+
+    is_compileable = True
+    is_croppable = True
+    is_sliding = False
+    supports_early_init = False
+    is_initialized = True
+    columns = 0
+
+    def __init__(self):
+        self.reset()
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was seen yet."""
+        return self.columns > 0
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def offload(self) -> None:
+        """The memory is small and used at every step: it stays where it is."""
+
+    def prefetch(self) -> None:
+        """See `offload`."""
+
+
+class GrowingLayer(DynamicLayer):
+    """The keys and values of an attention layer, [B,H,L,D_h] each: the first L positions of memory with room for more.
+
+    A DynamicLayer copies all of them for each token. Here a token costs its own keys and values, and every `MARGIN`
+    tokens a copy. Where gradients are recorded it is a DynamicLayer.
+    """
+
+    MARGIN = 256
+
+    _rooms: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
+            return super().update(key_states, value_states, *args, **kwargs)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if not self._has_room(end, key_states):
+            self._rooms = tuple(self._moved(kept, new, end) for kept, new in self._pairs(key_states, value_states))
+        for room, new in zip(self._rooms, (key_states, value_states)):
+            room[:, :, start:end] = new
+        self.keys, self.values = (room[:, :, :end] for room in self._rooms)
+        return self.keys, self.values
+
+    def _pairs(self, key_states: Tensor, value_states: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return [(self.keys, key_states), (self.values, value_states)]
+
+    def _has_room(self, end: int, new: Tensor) -> bool:
+        """Whether what is kept lies in the rooms (a beam search puts others in its place) and `end` positions fit."""
+        if self._rooms is None or self.keys.data_ptr() != self._rooms[0].data_ptr():
+            return False
+        if self._rooms[0].is_inference() and not torch.is_inference_mode_enabled():
+            return False  # such memory cannot be written to here
+        batch_size, _, size, _ = self._rooms[0].shape
+        return size >= end and batch_size == new.shape[0]
+
+    def _moved(self, kept: Tensor, new: Tensor, end: int) -> Tensor:
+        room = new.new_empty(*new.shape[:2], end + self.MARGIN, new.shape[-1])
+        if kept.numel():
+            room[:, :, : kept.shape[-2]] = kept
+        return room
+
+    def reset(self) -> None:
+        self._rooms = None
+        super().reset()
+
+
+class _TextLengthMixin:
+    """A cache whose length, where no layer is named, counts text columns.
+
+    `generate` slices `input_ids` by the length of the cache. What a model puts into the decoder beside the text
+    (frames, prepended grids, a pooled vector, a second copy of the prompt) lengthens the decoder's layers but is no
+    part of `input_ids`. Masks are made from a named layer's length.
+    """
+
+    def get_seq_length(self, layer_idx: int | None = None) -> int:
+        if layer_idx is None:
+            return next(layer for layer in reversed(self.layers) if isinstance(layer, ExtraLayer)).columns
+        return super().get_seq_length(layer_idx)
+
+
+class ExtendedDynamicCache(_TextLengthMixin, DynamicCache):
+    """A DynamicCache with a layer of ours at its end."""
+
+
+class ExtendedStaticCache(_TextLengthMixin, StaticCache):
+    """A StaticCache with a layer of ours at its end."""
+
+
+def find_layer(cache: Cache, kind: type[Layer]) -> Layer | None:
+    """The layer of class `kind` in a cache, or None where there is none yet."""
+    return next((layer for layer in reversed(cache.layers) if isinstance(layer, kind)), None)
+
+
+def extend(cache: Cache, kind: type[Layer]) -> Layer:
+    """The layer of class `kind` of `cache`, appended to it if absent.
+
+    The cache object stays the same one, since its owner may hold on to it; only its class is narrowed, and that of
+    its attention layers to GrowingLayer.
+    Raises TypeError for caches other than DynamicCache and StaticCache, ValueError for one that is already filled.
+    """
+    if (layer := find_layer(cache, kind)) is not None:
+        return layer
+    if type(cache) not in (DynamicCache, StaticCache) or getattr(cache, "offloading", False):
+        came = "an offloaded cache" if getattr(cache, "offloading", False) else type(cache).__name__
+        raise TypeError(f"{CACHE}: {came} came, a DynamicCache or a StaticCache is wanted")
+    if not cache.layers:
+        raise ValueError(f"{CACHE}: DynamicCache() without a config came, DynamicCache(config=...) is wanted")
+    if int(cache.get_seq_length()) > 0:
+        raise ValueError(f"{CACHE}: a cache came that was filled without this model, an empty one is wanted")
+    if can_replace(DynamicLayer, "update", ("self", "key_states", "value_states", "args", "kwargs")):
+        for attention in cache.layers:
+            if type(attention) is DynamicLayer:
+                attention.__class__ = GrowingLayer
+    layer = kind()
+    cache.layers.append(layer)
+    cache.__class__ = ExtendedDynamicCache if type(cache) is DynamicCache else ExtendedStaticCache
+    return layer

@@ -1,0 +1,90 @@
+"""Which versions of transformers this package was tested with, and whether a part of it is still what ours replaces."""
+
+import inspect
+import logging
+from collections.abc import Callable
+
+import transformers
+from torch import nn
+from transformers import GenerationMixin
+from transformers.cache_utils import Cache
+
+# The minor versions that the tests pass with; setup.py admits the same (tests/test_requirements.py).
+TESTED = ("5.23", "5.24")
+# What `forward` and `generate` call the cache: "past_key_values" up to 5.23, "cache" from 5.24 on.
+CACHE_NAMES = ("cache", "past_key_values")
+CACHE = next(
+    (
+        name
+        for name in CACHE_NAMES
+        if name in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    ),
+    CACHE_NAMES[0],
+)
+
+logger = logging.getLogger(__name__)
+_told: set[str] = set()
+_replaced: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def is_tested() -> bool:
+    """Whether the installed transformers is one of the minor versions that the tests pass with."""
+    return ".".join(transformers.__version__.split(".")[:2]) in TESTED
+
+
+def given_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
+    """The cache of a call, by whichever of the two names it came. Raises ValueError where both came."""
+    if cache is not None and past_key_values is not None:
+        raise ValueError("cache, past_key_values: both came, and they are two names of one argument; one is wanted")
+    return cache if cache is not None else past_key_values
+
+
+def can_replace(stock: type, method: str, parameters: tuple[str, ...]) -> bool:
+    """Whether `stock.method` takes these parameters, no others, in a version that was tested.
+
+    Where it does not, `stock` itself is to run: one line in the log says so, once for each method.
+    """
+    if not is_tested():
+        _tell(
+            f"transformers {transformers.__version__} is none of the versions that firebolt-vl was tested with "
+            f"({', '.join(TESTED)}): modules of transformers run in the place of firebolt-vl's faster ones"
+        )
+        return False
+    found = _parameters(getattr(stock, method, None))
+    if found != parameters:
+        _tell(
+            f"{stock.__name__}.{method} of transformers {transformers.__version__} takes ({', '.join(found)}), not "
+            f"({', '.join(parameters)}): it runs in the place of firebolt-vl's faster one"
+        )
+        return False
+    return True
+
+
+def replace_modules(module: nn.Module, ours: type[nn.Module], parameters: tuple[str, ...]) -> None:
+    """Let every module in `module` whose class is the base of `ours` compute as `ours`, if `can_replace` its forward.
+
+    Parameters and names stay as they are.
+    """
+    (stock,) = ours.__bases__
+    _replaced[ours] = stock
+    if can_replace(stock, "forward", parameters):
+        for inner in module.modules():
+            if type(inner) is stock:
+                inner.__class__ = ours
+
+
+def restore_stock(module: nn.Module) -> None:
+    """Undo `replace_modules` in `module`, for all classes of ours."""
+    for inner in module.modules():
+        if type(inner) in _replaced:
+            inner.__class__ = _replaced[type(inner)]
+
+
+def _parameters(function: Callable | None) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters) if function is not None else ()
+
+
+def _tell(line: str) -> None:
+    if line not in _told:
+        _told.add(line)
+        logger.warning(line)
