@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 MINUTES := 10
 OP :=
+ENVIRONMENTS :=
 TRITON := 3.9.0
 export IMAGE := $(firstword $(sort $(wildcard examples/*.png)))
 export QUESTION := what digit is at the top left?
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu bench compile-report fuzz format lint tiny
+.PHONY: help demo test test-versions test-gpu bench compile-report fuzz format lint tiny
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -23,6 +24,10 @@ demo: $(READY) ## ask an example image a question, write out/demo.png (IMAGE=...
 
 test: $(READY) ## run all tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+test-versions: $(READY) ## run the models' tests with the oldest and newest versions admitted (ENVIRONMENTS=newest: one)
+	$(BIN)/python tests/support/versions.py $(ENVIRONMENTS) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) \
+	    $(if $(ENVIRONMENTS),,--out docs/versions.md)
 
 test-gpu: $(READY) ## run the kernels' tests on this machine's GPU, compiled, bfloat16 too
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "this PyTorch sees no GPU")'

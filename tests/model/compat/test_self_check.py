@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -173,14 +174,14 @@ class TestRemembered:
         ask(tiny_models.make_model())
 
 
-def test_a_padded_batch_is_answered_in_silence():
+def test_a_padded_batch_is_answered_in_silence(tmp_path):
     """What a user sees of all this."""
     code = (
         "import torch, sys; sys.path.insert(0, sys.argv[1]); import tiny_models\n"
         "inputs = {**tiny_models.make_text([5, 2]), **tiny_models.make_pixels(2)}\n"
         "print(tiny_models.make_model().generate(**inputs, max_new_tokens=3, do_sample=False).shape[0])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, tiny_models.__file__.rsplit("/", 1)[0]], capture_output=True, text=True, check=True
-    )
+    support = str(Path(tiny_models.__file__).parent)
+    command = [sys.executable, "-c", code, support]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("2\n", "")
