@@ -1,9 +1,9 @@
 """Whole answers, side by side: ours in several forms, its decoder alone, the original's way, and peers of the field.
 
-All are built at full size with random weights (firebolt-vl.md section 10): nothing is downloaded, and what is measured
-does not depend on what the weights say. Every subject gets one image of the same photo's size, in the views or patches
-that its own preprocessing makes of it, and 32 tokens of text; then they answer in turns. Inputs are ready before the
-clock starts.
+All are built at full size, that of LFM2-350M and SigLIP 2 base/16, with random weights: nothing is downloaded, and what
+is measured does not depend on what the weights say. Every subject gets one image of the same photo's size, in the views
+or patches that its own preprocessing makes of it, and 32 tokens of text; then they answer in turns. Inputs are ready
+before the clock starts.
 """
 
 import copy

@@ -63,8 +63,8 @@ def by_equations(layer: CrossModalModulator | S4, T: int) -> Callable[..., Tenso
 def modulator_by_equations(
     layer: CrossModalModulator, ssm: Callable[[Tensor, Tensor | None], Tensor]
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """The layer's function of (text, grids), written from firebolt-vl.md section 2: the context c of each token, then
-    W_f c + b_f of each token; `ssm` in the place of the layer's own."""
+    """The layer's function of (text, grids) by its equations (docs/mathematics.md, section 2): the context c of each
+    token, then W_f c + b_f of each token; `ssm` in the place of the layer's own."""
     config = layer.config
 
     def heads(projected: Tensor) -> Tensor:

@@ -9,7 +9,9 @@ TOP_K_MODES = ("renormalize", "truncate")
 
 @dataclass(frozen=True)
 class CMMConfig:
-    """Sizes and choices of firebolt-vl.md sections 1, 2 and 4; a ValueError or TypeError names the field that is wrong.
+    """Sizes and choices of the layer (docs/mathematics.md, section 2).
+
+    Raises ValueError or TypeError, which name the field that is wrong.
 
     text_width, grid_width    D_t and D_v: widths of the text and grid embeddings
     heads, head_dim           H and D_h of the correlation

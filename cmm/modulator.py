@@ -31,7 +31,7 @@ def uses_grid_table(width: int, grids: int, tokens: int | None = None) -> bool:
     """Whether FiLM is cheaper from a table of the grids than from each token's context; both are the same function.
 
     From the table: 4 D^2 G once, then 4 D G a token. From the context: D G and 4 D^2 a token. So the table wins iff
-    4 D (T - G) > 3 T G (firebolt-vl.md section 6.1). Measured on one core at D = 1024 both take the same time at T = 66
+    4 D (T - G) > 3 T G (docs/mathematics.md, 2.11). Measured on one core at D = 1024 both take the same time at T = 66
     for G = 64 and at T = 320 for G = 256, where the rule has 68 and 316. `tokens` None: the table is made once and T is
     unknown, a prompt and the tokens generated after it; there it wins iff G < D.
     """

@@ -1,4 +1,4 @@
-"""What the decoder reads: the connector's output laid out with the text (firebolt-vl.md, section 3)."""
+"""What the decoder reads: the connector's output laid out with the text (docs/mathematics.md, section 3)."""
 
 from typing import NamedTuple
 

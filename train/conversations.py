@@ -65,7 +65,7 @@ class AnswerLoss(nn.Module):
 
 
 class ConversationsJob(Job):
-    """A model that learns from conversations (firebolt-vl.md, section 8).
+    """A model that learns from conversations (docs/mathematics.md, section 8).
 
     The gradient of a step is that of the mean over all answer tokens of its `batch_size` rows, however they are cut
     into processes and micro-batches.

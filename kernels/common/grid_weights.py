@@ -1,4 +1,4 @@
-"""The weights of grids for tokens (firebolt-vl.md section 2), which correlation_context and grounded_film share."""
+"""The weights of grids for tokens (docs/mathematics.md, section 2), shared by correlation_context and grounded_film."""
 
 import math
 from collections.abc import Callable

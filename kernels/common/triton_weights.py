@@ -1,4 +1,4 @@
-"""The weights of grids for tokens (firebolt-vl.md section 2), which correlation_context and grounded_film share.
+"""The weights of grids for tokens (docs/mathematics.md, section 2), shared by correlation_context and grounded_film.
 
 Scores, the selection and the softmax of few grids live in registers, one head at a time; only the mean over heads
 leaves the program, and the backward pass makes all else again. With more grids the scores of one head at a time go

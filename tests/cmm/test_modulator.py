@@ -31,7 +31,7 @@ def force_order(monkeypatch, table: bool):
 
 
 def written_out(layer, text, grids, grid_mask, boxes, images):
-    """firebolt-vl.md section 2 for text without padding, line by line."""
+    """docs/mathematics.md, section 2, for text without padding, line by line."""
     config = layer.config
     heads = (config.heads, config.head_dim)
     x_v = layer.positions(grids, boxes, images) if layer.positions is not None else grids

@@ -2,8 +2,7 @@
 
     python tests/support/full_size_step.py [--rows 8] [--micro 1]
 
-The sizes are those of LFM2-350M and SigLIP 2 base/16 at 256 (firebolt-vl.md, section 10); rows are captions about
-images of noise.
+The sizes are those of LFM2-350M and SigLIP 2 base/16 at 256; rows are captions about images of noise.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""One row of a data file: a conversation about no, one or several images (firebolt-vl.md, section 8), or a video.
+"""One row of a data file: a conversation about no, one or several images (docs/training.md), or a video.
 
     {"image": "photos/1.jpg", "conversations": [{"from": "human", "value": ...}, {"from": "assistant", "value": ...}]}
 
