@@ -169,7 +169,8 @@ def ablate(tables: list[str], seeds: int, out: str, quick: bool, processes: int 
         right = row["accuracy"].get("inside", {}).get("all", 0)
         print(
             f"{done} of {left}: {name}, seed {seed}: {100 * right:.1f} % inside the tiles, "
-            f"perplexity {row['perplexity']:.3f}, {row['seconds']:.0f} s",
+            f"perplexity {row['perplexity']:.3f}, {row['seconds']:.0f} s"
+            + (f"; {row['skipped_steps']} steps were skipped" if row["skipped_steps"] else ""),
             file=sys.stderr,
         )
         # What is stopped on the way leaves tables of all that is there.

@@ -45,7 +45,8 @@ class RowsConfig:
     lr                 peak learning rate
     min_lr             where the cosine ends, after warmup_steps of linear rise
     weight_decay       none on norms, biases and other vectors
-    clip               the largest norm of the gradient
+    clip               the largest norm of the gradient; 0: any
+    max_bad_steps      a step whose loss or gradient is infinite or NaN is skipped; more than so many in a row: it stops
 
     eval_every         steps between validations, 0: at the end alone; the best by perplexity is kept in OUT/best
     save_every         steps between checkpoints, 0: at the end alone; the last `keep` of them are kept
@@ -77,6 +78,7 @@ class RowsConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     weight_decay: float = 0.01
     clip: float = 1.0
+    max_bad_steps: int = 10
     precision: str = "bf16"
     gradient_checkpointing: bool = False
 
@@ -202,6 +204,7 @@ class TinyConfig:
     grounding_loss     the weight of the grounding loss
     tower              a folder that holds a tower and its scenes already (OUT/tower of another run)
     test_scenes        scenes of the exam at the end, of `split`; None: likewise (800); 0: no exam
+    max_bad_steps      as for other trainings
     """
 
     max_steps: int = 2800
@@ -211,6 +214,7 @@ class TinyConfig:
     tower: str | None = None
     test_scenes: int | None = None
     split: str = "held-out"
+    max_bad_steps: int = 10
 
     seed: int = 0
     out: str | None = None

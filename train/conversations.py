@@ -18,9 +18,11 @@ from .config import ConfigError, RowsConfig
 from .data import BatchOrder, Collator, Conversations, Problem
 from .data.batches import MicroBatch, StepBatches, check_packing
 from .data.chat import IGNORED
-from .loop import Job
+from .interrupts import ignore_interrupts
+from .loop import Job, agreed
 from .models import choose_parts, part_modules, save_trained, start_model
 from .optimizer import parameter_groups, set_learning_rates
+from .states import States
 
 TEXT = ("input_ids", "attention_mask", "labels")
 
@@ -122,6 +124,9 @@ class ConversationsJob(Job):
         # Dropout differs between processes; what a checkpoint holds replaces this.
         torch.manual_seed(config.seed + 1000 * accelerator.process_index)
 
+    def states(self) -> States:
+        return States({"loss": self.loss}, [self.optimizer])
+
     def start(self, step: int) -> None:
         self._learn()
         turns = StepBatches(
@@ -144,6 +149,7 @@ class ConversationsJob(Job):
             pin_memory=self.accelerator.device.type == "cuda",
             # Of its own: the loader would draw from the generator that dropout draws from.
             generator=torch.Generator(),
+            worker_init_fn=ignore_interrupts,
         )
 
     def _learn(self) -> None:
@@ -173,15 +179,19 @@ class ConversationsJob(Job):
                 accelerator.backward(loss * share)
             total += loss.detach()
         norm = accelerator.clip_grad_norm_(self.loss.parameters(), config.clip or math.inf)
-        self.optimizer.step()
+        total, norms = agreed(accelerator, total, norm)
+        finite = math.isfinite(total) and math.isfinite(norms)
+        if finite:
+            self.optimizer.step()
         self.optimizer.zero_grad()
-        return {
-            "loss": float(accelerator.reduce(total)) / max(counted, 1),
+        measured = {
+            "loss": total / max(counted, 1),
             "lr": rate,
             "gradient_norm": float(norm),
             self.counted: int(counted),
             "tokens": int(text_tokens),
         }
+        return measured if finite else {**measured, "skipped": True}
 
     def _noted(self, batch: MicroBatch, dataset: Conversations) -> MicroBatch:
         for problem in batch.problems:
@@ -197,7 +207,7 @@ class ConversationsJob(Job):
 
     @torch.no_grad()
     def validate(self) -> float | None:
-        """exp of the mean cross-entropy of the answer tokens held out; None where no row is."""
+        """exp of the mean cross-entropy of the answer tokens held out; None where there are none."""
         if not len(self.held_out):
             return None
         self.loss.eval()
@@ -213,7 +223,10 @@ class ConversationsJob(Job):
             sums[1] += batch.counted
         total, counted = accelerator.reduce(sums).tolist()
         self._learn()
-        return math.exp(min(total / max(counted, 1), 700))
+        if not counted:
+            return None
+        mean = total / counted
+        return math.exp(min(mean, 700)) if math.isfinite(mean) else mean
 
     def save(self, folder: Path) -> None:
         state = self.accelerator.get_state_dict(self.loss)

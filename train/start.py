@@ -15,7 +15,7 @@ from accelerate.utils import set_seed
 from ..evaluate.files import write_text
 from .config import Config, ConfigError, FoveatedConfig, RowsConfig, TinyConfig, to_json
 from .data import Problem
-from .loop import LoopOptions, holds_run, run
+from .loop import LoopOptions, holds_run, run, skipped_words
 from .progress import Shown
 
 DEFAULT_OUT = Path("out/train")
@@ -79,10 +79,14 @@ def train_on_rows(
         if len(problems):
             note(problems.summary())
     accelerator.init_trackers("firebolt", config={})
-    options = LoopOptions(folder, config.save_every, config.keep, config.eval_every, resume)
+    options = LoopOptions(
+        folder, config.save_every, config.keep, config.eval_every, resume, max_bad_steps=config.max_bad_steps
+    )
     with Shown(folder.name, config.log_every, shown=main) as shown:
-        run(job, accelerator, options, shown)
+        skipped = run(job, accelerator, options, shown)
     close(accelerator)
+    if main and skipped:
+        note(skipped_words(skipped, job.steps))
     return folder
 
 

@@ -21,7 +21,6 @@ from firebolt_vl.train.config import ConfigError
 from firebolt_vl.train.conversations import AnswerLoss, ConversationsJob, blank_image
 from firebolt_vl.train.data import Collator, TooManyBadRows
 from firebolt_vl.train.data.chat import IGNORED
-from firebolt_vl.train.loop import TrainingError
 from firebolt_vl.train.optimizer import cosine, parameter_groups
 
 ALL = ["vision", "connector", "decoder"]
@@ -263,9 +262,9 @@ def damage_flipped(file):
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        ("model.safetensors", damage_flipped),
-        ("optimizer.bin", damage_cut),
-        ("random_states_0.pkl", damage_missing),
+        ("weights.safetensors", damage_flipped),
+        ("optimizer.safetensors", damage_cut),
+        ("generators-0.json", damage_missing),
         ("manifest.json", damage_cut),
         ("manifest.json", damage_flipped),
     ],
@@ -288,7 +287,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(start, folder, unb
 def test_with_every_checkpoint_damaged_a_run_starts_anew(start, folder, unbroken):
     shutil.copytree(unbroken, folder / "run")
     for checkpoint in (folder / "run" / "checkpoints").iterdir():
-        (checkpoint / "optimizer.bin").write_bytes(b"")
+        (checkpoint / "optimizer.safetensors").write_bytes(b"")
     with pytest.warns(UserWarning, match="is damaged"):
         out = run(folder, resume=True, model=str(start / "dropout" / "model"), **LONGER)
     assert (told(out), weights(out)) == (told(unbroken), weights(unbroken))
@@ -296,7 +295,7 @@ def test_with_every_checkpoint_damaged_a_run_starts_anew(start, folder, unbroken
 
 def test_checkpoints_of_a_run_before_do_not_outlive_it(folder):
     run(folder, max_steps=4, save_every=2)
-    for file in (folder / "run" / "checkpoints").rglob("optimizer.bin"):
+    for file in (folder / "run" / "checkpoints").rglob("optimizer.safetensors"):
         file.write_bytes(b"")
     with pytest.warns(UserWarning, match="is damaged"):
         interrupted(run, folder, "run", 4, resume=True, max_steps=8, save_every=2)
@@ -354,12 +353,6 @@ def test_a_batch_of_bad_rows_alone_is_no_reason_to_stop(folder, tmp_path):
     out = run(folder, data=[str(file)], batch_size=1, max_steps=4, max_bad_share=0.6)
     assert sorted(losses(out))[:2] == [0, 0]
     assert min(sorted(losses(out))[2:]) > 0
-
-
-def test_a_loss_that_is_not_finite_stops(folder, monkeypatch):
-    monkeypatch.setattr(ConversationsJob, "step", lambda job, number: {"loss": math.nan})
-    with pytest.raises(TrainingError, match="the loss is nan at step 1"):
-        run(folder)
 
 
 def test_weight_decay_is_for_matrices_and_the_ssm_has_a_rate_of_its_own():

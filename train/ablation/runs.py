@@ -82,7 +82,7 @@ def do_run(out: Path, name: str, seed: int, settings: Settings, checkpoint: Path
     write_text(kept, json.dumps(settings.to_dict()))
     begun, begun_cpu = time.perf_counter(), time.process_time()
     accelerator = new_accelerator([], work, cpu=True)
-    run(job, accelerator, LoopOptions(work, SAVE_EVERY, resume=resume, plot=False))
+    skipped = run(job, accelerator, LoopOptions(work, SAVE_EVERY, resume=resume, plot=False))
     close(accelerator)
     row = {
         "variant": name,
@@ -92,6 +92,7 @@ def do_run(out: Path, name: str, seed: int, settings: Settings, checkpoint: Path
         "seconds": time.perf_counter() - begun,
         "cpu_seconds": time.process_time() - begun_cpu,
         "resumed": resume,
+        "skipped_steps": skipped,
         **examine(job.model.eval(), task),
     }
     write_text(row_file(out, name, seed), json.dumps(rounded(row), indent=1) + "\n")

@@ -148,17 +148,18 @@ def make_stage(work: Path, settings: Settings, report) -> Stage:
     return Stage(**parts, cards=make_cards(CARDS_SEED), processor=processor, texts=make_texts(processor))
 
 
-def train(job, folder: Path, settings: dict, report) -> bool:
-    """Run a job in a folder, on from where one of the same settings was stopped: whether there was one."""
+def train(job, folder: Path, settings: dict, report) -> dict:
+    """Run a job in a folder, on from where one of the same settings was stopped: whether there was one, and how many
+    steps were skipped."""
     kept = folder / "settings.json"
     resume = kept.is_file() and json.loads(kept.read_text(encoding="utf-8")) == settings
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
     write_text(kept, json.dumps(settings))
     accelerator = new_accelerator([], folder, cpu=True)
-    run(job, accelerator, LoopOptions(folder, SAVE_EVERY, resume=resume, plot=False), report)
+    skipped = run(job, accelerator, LoopOptions(folder, SAVE_EVERY, resume=resume, plot=False), report)
     close(accelerator)
-    return resume
+    return {"resumed": resume, "skipped_steps": skipped}
 
 
 def row_file(work: Path, mode: str, seed: int) -> Path:
@@ -180,13 +181,13 @@ def do_run(work: Path, stage: Stage, mode: str, seed: int, settings: Settings, r
     model = new_model(stage.processor, stage.tower, mode, seed)
     job = LookJob(model, stage.processor, stage.clips, stage.cards, stage.texts, settings.steps)
     folder = work / f"{mode}-seed-{seed}"
-    resumed = train(job, folder, asdict(settings), report)
+    trained = train(job, folder, asdict(settings), report)
     row = {
         "mode": mode,
         "seed": seed,
         "settings": asdict(settings),
         "cpu_seconds": time.process_time() - begun,
-        "resumed": resumed,
+        **trained,
         **examine(model.eval(), stage.exam, stage.cards, stage.texts, EXAM_SEED),
     }
     row = rounded(row)

@@ -18,6 +18,7 @@ from ...evaluate.questions import GROUNDED_KINDS, NOTHING, Question
 from ...kernels import correlation_context
 from ...model import FireboltForConditionalGeneration, FireboltProcessor
 from ..loop import Job
+from ..states import States
 from .optimizers import Optimizers
 
 BATCH = 128
@@ -112,7 +113,7 @@ class Views:
 
 
 class Batches:
-    """Batches without end, each row once before any comes again. What it knows of its place can be saved."""
+    """Batches without end, each row once before any comes again. Its place can be saved, as tensors."""
 
     def __init__(self, rows: Rows, size: int):
         self.rows, self.size = rows, size
@@ -126,10 +127,18 @@ class Batches:
         return self.rows[chosen]
 
     def state_dict(self) -> dict:
-        return {"order": self.order, "place": self.place}
+        return {"order": self.order, "place": torch.tensor(self.place)}
 
     def load_state_dict(self, state: dict) -> None:
-        self.order, self.place = state["order"], state["place"]
+        """Raises ValueError where it is no place in these rows."""
+        order, place = state["order"], state["place"]
+        if order.dtype != torch.long or (
+            len(order) and not torch.equal(order.sort().values, torch.arange(len(self.rows.ids)))
+        ):
+            raise ValueError(f"order: an order of {len(self.rows.ids)} rows is wanted")
+        if place.dtype != torch.long or place.ndim or place < 0:
+            raise ValueError(f"place: {place} came, a number from 0 is wanted")
+        self.order, self.place = order, int(place)
 
 
 class FusionJob(Job):
@@ -174,12 +183,16 @@ class FusionJob(Job):
             is_matrix=lambda name: ".kernel." not in name,
         )
         self.questions, self.captions = Batches(questions, BATCH), Batches(captions, CAPTION_BATCH)
-        self.registered = (self.questions, self.captions)
         self.spread = views.features.std()
 
     def prepare(self, accelerator: Accelerator) -> None:
         self.model = accelerator.prepare(self.model)
         self.optimizers.prepare(accelerator)
+
+    def states(self) -> States:
+        return States(
+            {"model": self.model}, self.optimizers.parts, {"questions": self.questions, "captions": self.captions}
+        )
 
     def start(self, step: int) -> None:
         self.model.train()
@@ -196,8 +209,9 @@ class FusionJob(Job):
         if self.grounding_loss_weight:
             grounded = grounding_loss(self.model, rows, shown, grids, mask, self.views.boxes)
             loss = loss + self.grounding_loss_weight * grounded
-        self.optimizers.step(loss, number)
-        return {"loss": answers.item(), "tokens": int(rows.text.sum())}
+        done = self.optimizers.step(loss, number)
+        measured = {"loss": answers.item(), "tokens": int(rows.text.sum())}
+        return measured if done else {**measured, "skipped": True}
 
     def save(self, folder: Path) -> None:
         self.model.eval().save_pretrained(folder)

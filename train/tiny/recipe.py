@@ -29,7 +29,7 @@ from ...evaluate.questions import GROUNDED_KINDS
 from ...evaluate.tiny import evaluate_model, print_report
 from ...model import FireboltConfig, FireboltForConditionalGeneration, FireboltImageProcessor, FireboltProcessor
 from ..config import ConfigError, TinyConfig
-from ..loop import FOLDERS, HISTORY, PLOT, LoopOptions, Told, run
+from ..loop import FOLDERS, HISTORY, PLOT, LoopOptions, Told, run, skipped_words
 from ..progress import Shown
 from ..start import close, keep_config, new_accelerator
 from .fusion import FusionJob, Rows, Views, tokenize
@@ -167,9 +167,9 @@ def train_seed(
     job = FusionJob(model, stage.processor, views, stage.questions, stage.captions, sizes.fusion_steps, weight)
     accelerator = new_accelerator(list(trackers), loop.out, cpu=True)
     accelerator.init_trackers("firebolt", config={})
-    run(job, accelerator, loop, report)
+    skipped = run(job, accelerator, loop, report)
     close(accelerator)
-    trained = {"training_seed": seed, "grounding_loss_weight": weight}
+    trained = {"training_seed": seed, "grounding_loss_weight": weight, "skipped_steps": skipped}
     trained["cpu_seconds"] = round(time.process_time() - start)
     if sizes.test_scenes:
         trained |= evaluate_model(job.model.eval(), job.processor, sizes.test_scenes, seed=0, split=split)
@@ -186,15 +186,17 @@ def train_tiny(config: TinyConfig, folder: Path, resume: bool, note: Callable[[s
         if config.tower:
             raise ConfigError(f"tower: {work} holds no {STAGE}; name the folder `tower` of another run")
         note(f"drawing {sizes.scenes} scenes, then {sizes.tower_steps} steps of the vision tower")
-        loop = LoopOptions(work, config.save_every, config.keep, resume=resume)
+        loop = LoopOptions(work, config.save_every, config.keep, resume=resume, max_bad_steps=config.max_bad_steps)
         with Shown("vision tower", config.log_every) as shown:
             make_stage(work, sizes.scenes, loop, sizes.tower_steps, shown)
-    loop = LoopOptions(folder, config.save_every, config.keep, resume=resume)
+    loop = LoopOptions(folder, config.save_every, config.keep, resume=resume, max_bad_steps=config.max_bad_steps)
     with Shown(f"seed {config.seed}", config.log_every) as shown:
         results = train_seed(
             config.seed, config.grounding_loss, work, sizes, config.split, loop, shown, config.trackers
         )
     write_results(results, folder)
+    if results["skipped_steps"]:
+        note(skipped_words(results["skipped_steps"], sizes.fusion_steps))
     if sizes.test_scenes:
         print_report(results, Console(stderr=True))
 

@@ -1,0 +1,39 @@
+"""Ctrl-C during a training: once lets the step at hand end, twice stops at once."""
+
+import os
+import signal
+import threading
+
+SAID = b"\nstopping after this step, with a checkpoint; Ctrl-C again stops at once\n"
+
+
+class Interrupts:
+    """As a context, in the main thread: `asked` says whether Ctrl-C came.
+
+    With `listens` False, and where Ctrl-C was ignored before (nohup), all stays as it is.
+    """
+
+    def __init__(self, listens: bool):
+        self.listens = listens and threading.current_thread() is threading.main_thread()
+        self.asked = False
+
+    def __enter__(self) -> "Interrupts":
+        self.before = signal.getsignal(signal.SIGINT)
+        self.listens = self.listens and self.before is signal.default_int_handler
+        if self.listens:
+            signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.listens:
+            signal.signal(signal.SIGINT, self.before)
+
+    def _ask(self, *_) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.write(2, SAID)  # print() cannot be called from within itself
+
+
+def ignore_interrupts(*_) -> None:
+    """For processes that only help: they end with the one that they help."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
