@@ -7,7 +7,6 @@ import shutil
 import foveated_trainings
 import pytest
 import torch
-from conversations import broken_folder, row, write_rows
 from safetensors.torch import load_file, save_file
 from trainings import assert_finite, config, interrupted, losses, poisoned, run, steps, told, weights, write_start
 
@@ -43,8 +42,11 @@ def skipped(out) -> list[int]:
     return [line["step"] for line in read_history(out / HISTORY) if "skipped" in line]
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("keys", [{}, {"train": ALL}, {"lora": {"rank": 2}}], ids=["stage1", "stage2", "lora"])
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [({}, math.nan), ({}, -math.inf), ({"train": ALL}, math.inf), ({"lora": {"rank": 2}}, math.nan)],
+    ids=["stage1", "stage1-inf", "stage2-inf", "lora"],
+)
 def test_a_gradient_that_is_not_finite_at_the_last_step(folder, keys, value):
     """Model, best model and checkpoint are those of the step before."""
     keys = {**keys, "validation_share": 0.2, "max_steps": 3}
@@ -175,15 +177,6 @@ def test_a_perplexity_that_is_not_finite_is_never_the_best(folder, first, monkey
     assert weights(out / "best") == weights(out)
 
 
-def test_rows_held_out_without_one_good_answer_have_no_perplexity(folder, tmp_path):
-    (tmp_path / "bad").mkdir()
-    broken_folder(tmp_path / "bad")
-    file = write_rows(tmp_path / "bad" / "rows.jsonl", [row("a", "b", image="half.png")])
-    out = run(folder, max_steps=1, validation=[str(file)], max_bad_share=1.0)
-    assert "perplexity" not in read_history(out / HISTORY)[0]
-    assert not (out / "best").exists()
-
-
 def poison(checkpoint, name: str, key: str) -> None:
     """As a run without these checks would have left it: its sums are right."""
     tensors = load_file(checkpoint / name)
@@ -219,9 +212,7 @@ def test_a_resumed_run_passes_over_a_poisoned_checkpoint(folder, name, key):
     "notes",
     [
         {"best": math.nan, "skipped": 0, "in_a_row": 0},
-        {"best": "low", "skipped": 0, "in_a_row": 0},
         {"best": None, "skipped": -1, "in_a_row": 0},
-        {"best": None},
         [],
     ],
 )

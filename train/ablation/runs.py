@@ -21,7 +21,7 @@ from ..tiny.recipe import rounded
 from .task import Settings, Task, keep_task, load_task
 from .variants import VARIANTS, learning, make_model
 
-ROWS, WORK, TASK = "runs", "work", "task.pt"
+ROWS, WORK, TASK = "runs", "work", "task.safetensors"
 SAVE_EVERY = 100
 
 
@@ -70,7 +70,7 @@ def do_run(out: Path, name: str, seed: int, settings: Settings, checkpoint: Path
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    task = load_task(out / WORK / TASK, checkpoint)
+    task = load_task(out / WORK / TASK, checkpoint, settings)
     variant = VARIANTS[name]
     model = make_model(variant, task.processor.tokenizer, task.tower, seed)
     job = FusionJob(

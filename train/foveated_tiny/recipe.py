@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from ...evaluate.questions import Question
 from ...model import FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
 from ..loop import LoopOptions, Told, run
 from ..start import close, new_accelerator
+from ..tensors import check_tensors, first_not_finite, read_about, read_tensors, write_tensors
 from ..tiny.fusion import EMBEDDING_STD, Rows, tokenize
 from ..tiny.recipe import rounded, use_some_cores
 from ..tiny.tokenizer import make_tokenizer
@@ -51,7 +53,7 @@ TEXT = {
 }
 MODES = ("coarse_only", "coarse_fine", "autoregressive")
 CLIPS_SEED, CARDS_SEED, EXAM_SEED, TOWER_SEED = 1, 2, 3, 0
-ROWS, STAGE = "runs", "stage.pt"
+ROWS, STAGE = "runs", "stage.safetensors"
 SAVE_EVERY = 100
 
 
@@ -124,28 +126,46 @@ def make_texts(processor: FoveatedProcessor) -> Rows:
 
 
 def make_stage(work: Path, settings: Settings, report) -> Stage:
-    """Draw the clips and train the tower, unless `work` holds those of these settings."""
+    """Draw the clips and train the tower, unless `work` holds those of these settings.
+
+    Raises ValueError, which names file and tensor, where it says so and does not hold them.
+    """
     processor, file = new_processor(), work / STAGE
     wanted = {name: value for name, value in asdict(settings).items() if name != "steps"}
-    kept = torch.load(file, weights_only=False) if file.is_file() else {}
-    if kept.get("settings") != wanted:
+    about = {}
+    with suppress(ValueError):  # none, or damaged
+        about = read_about(file)
+    if about.get("settings") != json.dumps(wanted):
         begun = time.process_time()
         clips = make_clips(settings.clips, CLIPS_SEED, SIDE, "train")
         exam = make_clips(settings.test_clips, EXAM_SEED, SIDE, settings.split)
         job = TowerJob(Dinov2Config(**VISION), clips, settings.tower_steps, TOWER_SEED)
         folder = work / "tower"
         train(job, folder, wanted, report)
-        kept = {
-            "settings": wanted,
-            "tower": Dinov2Model.from_pretrained(folder).state_dict(),
-            "clips": clips,
-            "exam": exam,
-            "seconds": time.process_time() - begun,
-        }
-        write_whole(file, lambda temporary: torch.save(kept, temporary))
+        tower = Dinov2Model.from_pretrained(folder).state_dict()
+        kept = {f"tower.{name}": tensor for name, tensor in tower.items()}
+        kept |= clips.tensors("clips") | exam.tensors("exam")
+        kept["seconds"] = torch.tensor(time.process_time() - begun, dtype=torch.float64)
+        write_whole(file, lambda temporary: write_tensors(temporary, kept, {"settings": json.dumps(wanted)}))
         shutil.rmtree(folder)
-    parts = {name: kept[name] for name in ("tower", "seconds", "clips", "exam")}
-    return Stage(**parts, cards=make_cards(CARDS_SEED), processor=processor, texts=make_texts(processor))
+    kept = read_tensors(file)
+    tower = {f"tower.{name}": tensor for name, tensor in Dinov2Model(Dinov2Config(**VISION)).state_dict().items()}
+    expected = {"seconds": (torch.float64, ())}
+    expected |= {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tower.items()}
+    check_tensors(
+        file, kept, expected | Clips.wanted("clips", settings.clips) | Clips.wanted("exam", settings.test_clips)
+    )
+    if (name := first_not_finite(kept)) is not None:
+        raise ValueError(f"{file}: {name} is not finite")
+    return Stage(
+        tower={name.removeprefix("tower."): kept[name] for name in tower},
+        seconds=float(kept["seconds"]),
+        clips=Clips.of_tensors(kept, "clips", file),
+        exam=Clips.of_tensors(kept, "exam", file),
+        cards=make_cards(CARDS_SEED),
+        processor=processor,
+        texts=make_texts(processor),
+    )
 
 
 def train(job, folder: Path, settings: dict, report) -> dict:

@@ -3,7 +3,7 @@
 As in the recipe of the paper's first stage the vision tower is frozen; so the grids of the whole pool are made once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from ...kernels import correlation_context
 from ...model import FireboltForConditionalGeneration, FireboltProcessor
 from ..loop import Job
 from ..states import States
+from ..tensors import Wanted
 from .optimizers import Optimizers
 
 BATCH = 128
@@ -44,6 +45,33 @@ class Rows:
     scene: Tensor
     tiles: Tensor
     by_place: Tensor
+
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
+        """All of them, by name; `of_tensors` undoes it."""
+        return {f"{prefix}.{name}": getattr(self, name) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor], prefix: str) -> "Rows":
+        return cls(*(tensors[f"{prefix}.{name}"] for name in cls.__dataclass_fields__))
+
+    @staticmethod
+    def wanted(prefix: str) -> dict[str, Wanted]:
+        """What `check_tensors` is told of them."""
+        text = dict.fromkeys(("text", "answer", "phrase"), (torch.bool, (prefix, f"length of {prefix}")))
+        rest = {
+            "tiles": (torch.bool, (prefix, 4)),
+            "by_place": (torch.bool, (prefix,)),
+            "scene": (torch.long, (prefix,)),
+        }
+        ids = {"ids": (torch.long, (prefix, f"length of {prefix}"))}
+        return {f"{prefix}.{name}": form for name, form in {**ids, **text, **rest}.items()}
+
+    def check(self, file: Path, prefix: str, scenes: int, vocabulary: int) -> None:
+        """Raises ValueError, which names the file and the tensor, for an index beyond the scenes or the vocabulary."""
+        for name, end in (("scene", scenes), ("ids", vocabulary)):
+            values = getattr(self, name)
+            if not len(values) or values.min() < 0 or values.max() >= end:
+                raise ValueError(f"{file}: {prefix}.{name}: numbers in 0..{end - 1} are wanted")
 
     def __getitem__(self, chosen: Tensor) -> "Rows":
         rows = Rows(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))

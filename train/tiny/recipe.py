@@ -32,6 +32,7 @@ from ..config import ConfigError, TinyConfig
 from ..loop import FOLDERS, HISTORY, PLOT, LoopOptions, Told, run, skipped_words
 from ..progress import Shown
 from ..start import close, keep_config, new_accelerator
+from ..tensors import check_tensors, first_not_finite, read_tensors, write_tensors
 from .fusion import FusionJob, Rows, Views, tokenize
 from .pool import make_pool
 from .tokenizer import make_tokenizer
@@ -62,7 +63,7 @@ PACKAGED = Path(__file__).resolve().parents[2] / "firebolt_vl" / "tiny"
 FIRST_SCENES_SEED = 1
 # All seeds of the second stage share one tower.
 TOWER_SEED = 0
-STAGE = "stage.pt"
+STAGE = "stage.safetensors"
 SAVE_EVERY = 200
 LEAST_SCENES, LEAST_TEST_SCENES = 500, 20
 
@@ -123,12 +124,21 @@ class Stage:
 
 
 def load_stage(work: Path) -> Stage:
-    """What `make_stage` kept in `work`."""
-    kept = torch.load(work / STAGE, weights_only=False)
-    tower = SiglipVisionModel(SiglipVisionConfig(**VISION))
-    tower.load_state_dict(kept["tower"])
-    processor = FireboltProcessor.from_pretrained(work)
-    return Stage(tower, processor, kept["grids"], kept["questions"], kept["captions"])
+    """What `make_stage` kept in `work`. Raises ValueError, which names file and tensor, where it is not that."""
+    file, tower = work / STAGE, SiglipVisionModel(SiglipVisionConfig(**VISION))
+    processor = FireboltProcessor.from_pretrained(work, local_files_only=True, trust_remote_code=False)
+    kept = read_tensors(file)
+    weights = {f"tower.{name}": tensor for name, tensor in tower.state_dict().items()}
+    wanted = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in weights.items()}
+    wanted["grids"] = (torch.float32, ("scenes", 5, VISION["hidden_size"]))
+    sizes = check_tensors(file, kept, {**wanted, **Rows.wanted("questions"), **Rows.wanted("captions")})
+    if (name := first_not_finite(kept)) is not None:
+        raise ValueError(f"{file}: {name} is not finite")
+    questions, captions = (Rows.of_tensors(kept, name) for name in ("questions", "captions"))
+    questions.check(file, "questions", sizes["scenes"], len(processor.tokenizer))
+    captions.check(file, "captions", sizes["scenes"], len(processor.tokenizer))
+    tower.load_state_dict({name: kept[f"tower.{name}"] for name in tower.state_dict()})
+    return Stage(tower, processor, kept["grids"], questions, captions)
 
 
 def make_stage(work: Path, scenes: int, loop: LoopOptions, steps: int, report: Callable[[Told], None]) -> None:
@@ -141,12 +151,12 @@ def make_stage(work: Path, scenes: int, loop: LoopOptions, steps: int, report: C
     # The hardest to learn are practised twice as often: counting, and to say what lies in a quarter.
     harder = [asked for asked in pool.questions if asked[1].kind in ("how many", *GROUNDED_KINDS)]
     stage = {
-        "tower": job.tower.state_dict(),
+        **{f"tower.{name}": tensor for name, tensor in job.tower.state_dict().items()},
         "grids": encode(job.tower.eval(), pool.pixels),
-        "questions": tokenize(processor.tokenizer, pool.questions + harder),
-        "captions": tokenize(processor.tokenizer, pool.captions),
+        **tokenize(processor.tokenizer, pool.questions + harder).tensors("questions"),
+        **tokenize(processor.tokenizer, pool.captions).tensors("captions"),
     }
-    write_whole(work / STAGE, lambda temporary: torch.save(stage, temporary))
+    write_whole(work / STAGE, lambda temporary: write_tensors(temporary, stage))
 
 
 def train_seed(
@@ -184,7 +194,10 @@ def train_tiny(config: TinyConfig, folder: Path, resume: bool, note: Callable[[s
     work = Path(config.tower) if config.tower else folder / "tower"
     if not (work / STAGE).is_file():
         if config.tower:
-            raise ConfigError(f"tower: {work} holds no {STAGE}; name the folder `tower` of another run")
+            old = (
+                " (stage.pt is a pickle of an earlier version, and is not read)" if (work / "stage.pt").exists() else ""
+            )
+            raise ConfigError(f"tower: {work} holds no {STAGE}{old}; name the folder `tower` of another run")
         note(f"drawing {sizes.scenes} scenes, then {sizes.tower_steps} steps of the vision tower")
         loop = LoopOptions(work, config.save_every, config.keep, resume=resume, max_bad_steps=config.max_bad_steps)
         with Shown("vision tower", config.log_every) as shown:
