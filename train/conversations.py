@@ -1,7 +1,7 @@
 """Training on conversations: the loss of the answers, over the whole batch of all processes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from .config import ConfigError, RowsConfig
 from .data import BatchOrder, Collator, Conversations, Problem
 from .data.batches import MicroBatch, StepBatches, check_packing
 from .data.chat import IGNORED
-from .interrupts import ignore_interrupts
+from .interrupts import ignore_interrupts, interrupts_held
 from .loop import Job, agreed
 from .models import choose_parts, part_modules, save_trained, start_model
 from .optimizer import parameter_groups, set_learning_rates
@@ -138,10 +138,10 @@ class ConversationsJob(Job):
             step,
             self.steps,
         )
-        self._batches = iter(self._loader(turns, self.dataset))
+        self._batches = self._read(turns, self.dataset)
 
-    def _loader(self, batches, dataset: Conversations) -> DataLoader:
-        return DataLoader(
+    def _read(self, batches, dataset: Conversations) -> Iterator[MicroBatch]:
+        loader = DataLoader(
             range(len(dataset)),
             batch_sampler=batches,
             collate_fn=self.collator(dataset, self.processor),
@@ -151,6 +151,8 @@ class ConversationsJob(Job):
             generator=torch.Generator(),
             worker_init_fn=ignore_interrupts,
         )
+        with interrupts_held():
+            return iter(loader)
 
     def _learn(self) -> None:
         self.loss.train()
@@ -217,7 +219,7 @@ class ConversationsJob(Job):
         pieces = np.array_split(rows, processes * -(-len(rows) // (size * processes)))
         mine = pieces[accelerator.process_index :: processes]
         sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
-        for batch in self._loader([[int(i) for i in part] for part in mine], self.validation):
+        for batch in self._read([[int(i) for i in part] for part in mine], self.validation):
             batch = self._noted(batch, self.validation)
             sums[0] += self.loss(**self._inputs(batch))
             sums[1] += batch.counted

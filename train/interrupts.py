@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from contextlib import contextmanager
 
 SAID = b"\nstopping after this step, with a checkpoint; Ctrl-C again stops at once\n"
 
@@ -32,6 +33,19 @@ class Interrupts:
         self.asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.write(2, SAID)  # print() cannot be called from within itself
+
+
+@contextmanager
+def interrupts_held():
+    """Ctrl-C comes when this ends; processes that are started within never get it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ignore_interrupts(*_) -> None:

@@ -111,11 +111,14 @@ def read_history(file: Path) -> list[dict]:
     if not file.is_file():
         return []
     lines = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int) or "loss" not in line:
+            break
+        lines.append(line)
     return lines
 
 

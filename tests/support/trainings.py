@@ -12,6 +12,7 @@ from tiny_models import write_checkpoint
 
 from firebolt_vl.train import loop
 from firebolt_vl.train.config import TrainConfig, checked
+from firebolt_vl.train.conversations import ConversationsJob  # noqa: F401  (what tests break into)
 from firebolt_vl.train.loop import HISTORY, read_history
 from firebolt_vl.train.start import train
 

@@ -61,8 +61,13 @@ def fill_pool(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as workers:
         running = {workers.submit(do_run, out, name, seed, settings, checkpoint): (name, seed) for name, seed in wanted}
-        for done in as_completed(running):
-            report(*running[done], done.result())
+        try:
+            for done in as_completed(running):
+                report(*running[done], done.result())
+        except BaseException:
+            # What has not begun is not waited for; what has ends its step, where Ctrl-C stops it.
+            workers.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def do_run(out: Path, name: str, seed: int, settings: Settings, checkpoint: Path) -> dict:

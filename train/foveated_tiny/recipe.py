@@ -23,7 +23,9 @@ from ...evaluate.digits import COLOURS
 from ...evaluate.files import markdown_table, write_text, write_whole
 from ...evaluate.questions import Question
 from ...model import FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
+from ..config import ConfigError
 from ..loop import LoopOptions, Told, run
+from ..outputs import alone_in
 from ..start import close, new_accelerator
 from ..tensors import check_tensors, first_not_finite, read_about, read_tensors, write_tensors
 from ..tiny.fusion import EMBEDDING_STD, Rows, tokenize
@@ -173,8 +175,10 @@ def train(job, folder: Path, settings: dict, report) -> dict:
     steps were skipped."""
     kept = folder / "settings.json"
     resume = kept.is_file() and json.loads(kept.read_text(encoding="utf-8")) == settings
-    if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
+    if not resume and folder.exists():
+        if not kept.is_file():
+            raise ConfigError(f"{folder} holds no run of this task; name another --work")
+        shutil.rmtree(folder)
     write_text(kept, json.dumps(settings))
     accelerator = new_accelerator([], folder, cpu=True)
     skipped = run(job, accelerator, LoopOptions(folder, SAVE_EVERY, resume=resume, plot=False), report)
@@ -267,7 +271,14 @@ def main(arguments: list[str] | None = None) -> None:
 
         return report
 
-    stage = make_stage(options.work, settings, say("vision tower"))
+    with alone_in(options.work, print):
+        stage = make_stage(options.work, settings, say("vision tower"))
+        rows = run_all(options, stage, settings, say)
+    write_all(options, stage, rows)
+
+
+def run_all(options: argparse.Namespace, stage: Stage, settings: Settings, say) -> list[dict]:
+    """The rows of all modes and seeds, those that are there already read."""
     rows = []
     for seed in options.seeds:
         for mode in options.modes:
@@ -276,6 +287,11 @@ def main(arguments: list[str] | None = None) -> None:
                 row = do_run(options.work, stage, mode, seed, settings, say(f"{mode}, seed {seed}"))
             rows.append(row)
             print(f"{mode}, seed {seed}: {100 * row['accuracy']['all']:.1f} % right", flush=True)
+    return rows
+
+
+def write_all(options: argparse.Namespace, stage: Stage, rows: list[dict]) -> None:
+    """Results and picture in `options.out`, the table on stdout."""
     results = {"tower_cpu_seconds": stage.seconds, "runs": rows}
     write_text(options.out / "foveated.json", json.dumps(rounded(results), indent=1) + "\n")
     folders = {mode: options.work / f"{mode}-seed-{options.seeds[0]}" for mode in options.modes}

@@ -30,6 +30,7 @@ from ...evaluate.tiny import evaluate_model, print_report
 from ...model import FireboltConfig, FireboltForConditionalGeneration, FireboltImageProcessor, FireboltProcessor
 from ..config import ConfigError, TinyConfig
 from ..loop import FOLDERS, HISTORY, PLOT, LoopOptions, Told, run, skipped_words
+from ..outputs import alone_in
 from ..progress import Shown
 from ..start import close, keep_config, new_accelerator
 from ..tensors import check_tensors, first_not_finite, read_tensors, write_tensors
@@ -188,16 +189,14 @@ def train_seed(
 
 def train_tiny(config: TinyConfig, folder: Path, resume: bool, note: Callable[[str], None]) -> None:
     """`firebolt train tiny`: one seed, with its evaluation in `folder`/results.json; what it prints goes to stderr."""
+    work = Path(config.tower) if config.tower else folder / "tower"
+    if config.tower and not (work / STAGE).is_file():
+        old = " (stage.pt is a pickle of an earlier version, and is not read)" if (work / "stage.pt").exists() else ""
+        raise ConfigError(f"tower: {work} holds no {STAGE}{old}; name the folder `tower` of another run")
     use_some_cores()
     keep_config(config, folder, resume, note)
     sizes = Sizes.of(config)
-    work = Path(config.tower) if config.tower else folder / "tower"
     if not (work / STAGE).is_file():
-        if config.tower:
-            old = (
-                " (stage.pt is a pickle of an earlier version, and is not read)" if (work / "stage.pt").exists() else ""
-            )
-            raise ConfigError(f"tower: {work} holds no {STAGE}{old}; name the folder `tower` of another run")
         note(f"drawing {sizes.scenes} scenes, then {sizes.tower_steps} steps of the vision tower")
         loop = LoopOptions(work, config.save_every, config.keep, resume=resume, max_bad_steps=config.max_bad_steps)
         with Shown("vision tower", config.log_every) as shown:
@@ -305,8 +304,19 @@ def main(arguments: list[str] | None = None) -> None:
     sizes = Sizes(options.scenes, options.tower_steps, options.fusion_steps, options.test_scenes)
     console = Console()
     start = time.monotonic()
-    options.work.mkdir(parents=True, exist_ok=True)
+    if out_holds_other_files(options.out):
+        parser.error(f"--out {options.out} holds files, and no results.json of this recipe; name a new folder")
     use_some_cores()
+    with alone_in(options.work, print):
+        train_and_ship(options, sizes, console, start)
+
+
+def out_holds_other_files(out: Path) -> bool:
+    """Whether the folder that is going to be replaced holds what this recipe has not written."""
+    return out.exists() and not (out / "results.json").is_file() and (not out.is_dir() or any(out.iterdir()))
+
+
+def train_and_ship(options: argparse.Namespace, sizes: Sizes, console: Console, start: float) -> None:
     weight = options.grounding_loss_weight if options.compare is None else options.compare
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as progress:
@@ -353,8 +363,7 @@ def prepare(options: argparse.Namespace, progress: Progress) -> None:
 
 def ship(checkpoint: Path, results: dict, out: Path) -> None:
     """Put a checkpoint and its results in the place of what lies in `out`."""
-    fresh = out.with_name(out.name + ".tmp")
-    shutil.rmtree(fresh, ignore_errors=True)
+    fresh = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.copytree(checkpoint, fresh, ignore=shutil.ignore_patterns(*FOLDERS, HISTORY, PLOT))
     write_results(results, fresh)
     shutil.rmtree(out, ignore_errors=True)
