@@ -31,6 +31,17 @@ class Restored:
     """What the run keeps beside its states."""
 
 
+def steps_in(folder: Path) -> list[int]:
+    found = (path.name.removeprefix("step-") for path in folder.glob("step-*"))
+    return sorted((int(name) for name in found if name.isdigit()), reverse=True)
+
+
+def kept_in(folder: Path) -> str:
+    """What of a run is there to go on from."""
+    steps = steps_in(folder)
+    return f"{folder / f'step-{steps[0]:08d}'} is kept" if steps else "no checkpoint was written before"
+
+
 class Checkpoints:
     """Checkpoints of a job's states and of the random generators, below a folder.
 
@@ -46,16 +57,10 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints that are there, whole or not; the newest first."""
-        found = (path.name.removeprefix("step-") for path in self.folder.glob("step-*"))
-        return sorted((int(name) for name in found if name.isdigit()), reverse=True)
+        return steps_in(self.folder)
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
-
-    def kept(self) -> str:
-        """What of the run is there to go on from."""
-        steps = self.steps()
-        return f"{self.path(steps[0])} is kept" if steps else "no checkpoint was written before"
 
     def save(self, step: int, notes: dict) -> None:
         """Called by every process; the files of all of them lie in one folder, which they have to share.
@@ -64,15 +69,16 @@ class Checkpoints:
         """
         if (name := not_finite(self.states, self.accelerator)) is not None:
             raise TrainingError(
-                f"after step {step} {name} is not finite; {self.kept()}. A lower learning rate may help (lr=)"
+                f"after step {step} {name} is not finite; {kept_in(self.folder)}. A lower learning rate may help (lr=)"
             )
         unfinished = self.folder / f".unfinished-{step:08d}"
         try:
             self._write(unfinished, step, notes)
         except OSError as error:
             shutil.rmtree(unfinished, ignore_errors=True)
+            why = error.strerror or error
             raise TrainingError(
-                f"the checkpoint of step {step} could not be written ({error.strerror or error}); {self.kept()}"
+                f"the checkpoint of step {step} could not be written ({why}); {kept_in(self.folder)}"
             ) from None
 
     def _write(self, unfinished: Path, step: int, notes: dict) -> None:

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 from ..evaluate.files import write_text, write_whole
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, kept_in
 from .errors import Stopped, TrainingError
 from .interrupts import Interrupts
 from .states import States, check_supported, not_finite
@@ -140,6 +140,19 @@ def run(
     Raises TrainingError where more than `max_bad_steps` steps in a row are skipped, weights are not finite or a
     checkpoint cannot be written; Stopped where the user stops it.
     """
+    # Of several processes each would stop at another step; their launcher stops them all.
+    with Interrupts(accelerator.num_processes == 1) as interrupts:
+        try:
+            return _run(job, accelerator, options, report, interrupts)
+        except Stopped:
+            raise
+        except KeyboardInterrupt:
+            raise Stopped(f"stopped at once; {kept_in(options.out / 'checkpoints')}") from None
+
+
+def _run(
+    job: Job, accelerator: Accelerator, options: LoopOptions, report: Callable[[Told], None], interrupts: Interrupts
+) -> int:
     out, main = options.out, accelerator.is_main_process
     check_supported(accelerator)
     if main:
@@ -154,36 +167,29 @@ def run(
     checkpoints.forget_after(step)
     history.keep_until(step)
     job.start(step)
-    # Of several processes each would stop at another step; their launcher stops them all.
-    with Interrupts(accelerator.num_processes == 1) as interrupts:
-        try:
-            while step < job.steps:
-                begun = time.perf_counter()
-                measured = job.step(step)
-                step += 1
-                count_skipped(notes, measured)
-                last = step == job.steps
-                measured["seconds"] = time.perf_counter() - begun
-                if last or (options.eval_every and step % options.eval_every == 0):
-                    perplexity = job.validate()
-                    if perplexity is not None:
-                        measured["perplexity"] = perplexity
-                        if math.isfinite(perplexity) and (notes["best"] is None or perplexity < notes["best"]):
-                            save_model(job, out / "best", accelerator)
-                            notes["best"] = perplexity
-                history.add({"step": step, **measured})
-                accelerator.log({key: value for key, value in measured.items() if math.isfinite(value)}, step=step)
-                report(Told(step, job.steps, measured))
-                if notes["in_a_row"] > options.max_bad_steps or notes["skipped"] == job.steps:
-                    raise TrainingError(too_many_skipped(step, measured, notes, options, checkpoints))
-                if last or interrupts.asked or (options.save_every and step % options.save_every == 0):
-                    checkpoints.save(step, notes)
-                if interrupts.asked and not last:
-                    raise Stopped(f"stopped after step {step} of {job.steps}; {checkpoints.kept()}")
-        except Stopped:
-            raise
-        except KeyboardInterrupt:
-            raise Stopped(f"stopped within step {step + 1} of {job.steps}; {checkpoints.kept()}") from None
+    while step < job.steps:
+        begun = time.perf_counter()
+        measured = job.step(step)
+        step += 1
+        count_skipped(notes, measured)
+        last = step == job.steps
+        measured["seconds"] = time.perf_counter() - begun
+        if last or (options.eval_every and step % options.eval_every == 0):
+            perplexity = job.validate()
+            if perplexity is not None:
+                measured["perplexity"] = perplexity
+                if math.isfinite(perplexity) and (notes["best"] is None or perplexity < notes["best"]):
+                    save_model(job, out / "best", accelerator)
+                    notes["best"] = perplexity
+        history.add({"step": step, **measured})
+        accelerator.log({key: value for key, value in measured.items() if math.isfinite(value)}, step=step)
+        report(Told(step, job.steps, measured))
+        if notes["in_a_row"] > options.max_bad_steps or notes["skipped"] == job.steps:
+            raise TrainingError(too_many_skipped(step, measured, notes, options, checkpoints))
+        if last or interrupts.asked or (options.save_every and step % options.save_every == 0):
+            checkpoints.save(step, notes)
+        if interrupts.asked and not last:
+            raise Stopped(f"stopped after step {step} of {job.steps}; {kept_in(checkpoints.folder)}")
     save_model(job, out, accelerator)
     if main and options.plot:
         plot_history(read_history(out / HISTORY), out / PLOT)
@@ -205,7 +211,7 @@ def too_many_skipped(step: int, measured: dict, notes: dict, options: LoopOption
     return (
         f"step {step} had to be skipped, as {notes['in_a_row'] - 1} before it (loss {measured['loss']}, norm of the "
         f"gradient {measured.get('gradient_norm', 'unknown')}; max_bad_steps={options.max_bad_steps}); "
-        f"{checkpoints.kept()}. A lower learning rate may help (lr=)"
+        f"{kept_in(checkpoints.folder)}. A lower learning rate may help (lr=)"
     )
 
 

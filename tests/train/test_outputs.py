@@ -262,7 +262,7 @@ def test_ctrl_c_ends_the_step_writes_a_checkpoint_and_the_run_goes_on_bit_for_bi
 
 def test_ctrl_c_twice_stops_at_once(folder, monkeypatch):
     monkeypatch.setattr(trainings.ConversationsJob, "step", stopped_at(2, 2))
-    with pytest.raises(Stopped, match=r"stopped within step 3 of 4; .*step-00000002 is kept"):
+    with pytest.raises(Stopped, match=r"stopped at once; .*step-00000002 is kept"):
         run(folder, save_every=1)
     assert steps(folder / "run") == [1, 2]
 
