@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
+from ..cmm.precision import WideParameters
 from ..model import FireboltForConditionalGeneration, FireboltProcessor
-from .config import ConfigError, RowsConfig
+from .config import EPOCHS, ConfigError, RowsConfig
 from .data import BatchOrder, Collator, Conversations, Problem
 from .data.batches import MicroBatch, StepBatches, check_packing
 from .data.chat import IGNORED
@@ -87,13 +88,15 @@ class ConversationsJob(Job):
         )
         sizes = self.dataset.sizes[self.rows]
         self.order = BatchOrder(sizes, min(config.batch_size, len(sizes)), config.seed)
-        self.steps = config.max_steps or config.epochs * self.order.batches_per_epoch
+        self.steps = config.max_steps or (config.epochs or EPOCHS) * self.order.batches_per_epoch
 
     def _start_model(self) -> tuple[PreTrainedModel, FireboltProcessor]:
         """The model, with gradients where it learns, and its processor."""
         check_packing(self.config.packing)
         model, processor = start_model(self.config)
         choose_parts(model, self.config.train, self.config.lora)
+        if self.config.ssm_lr is not None and not any(isinstance(m, WideParameters) for m in model.modules()):
+            raise ConfigError("ssm_lr: this model's connector has no state-space model")
         return model, processor
 
     def _reading(self) -> dict:

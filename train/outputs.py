@@ -13,6 +13,8 @@ from .loop import HISTORY, holds_run, read_history
 LOCK = ".firebolt-lock"
 CONFIG = "train.json"
 SHOWN = 3
+# What a run writes, beside its configuration and its history.
+WRITTEN = ("best", "checkpoints", "logs", "tower", "*.safetensors", "*.json", "*.jinja", "loss.png")
 
 
 @contextmanager
@@ -76,9 +78,10 @@ def check_out(folder: Path, resume: bool) -> None:
         if history.is_file() and b"\n" in history.read_bytes() and not read_history(history):
             raise ConfigError(f"out: {history} is not the history of a run; name another folder")
         return
-    found = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
     # A run that was stopped before its first step has left its configuration.
-    if found and CONFIG not in found:
+    if (folder / CONFIG).is_file():
+        return
+    if found := sorted({file.name for pattern in WRITTEN for file in folder.glob(pattern)}):
         said = ", ".join(found[:SHOWN]) + (", ..." if len(found) > SHOWN else "")
         raise ConfigError(f"out: {folder} holds {said}, which no run has written; name a new or an empty folder")
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType, set_seed
 
 from ..evaluate.files import write_text
-from .config import Config, ConfigError, FoveatedConfig, RowsConfig, TinyConfig, to_json
+from .config import Config, ConfigError, FoveatedConfig, RowsConfig, TinyConfig, check_choice, to_json
 from .data import Problem
 from .loop import LoopOptions, run, skipped_words
 from .outputs import CONFIG, alone_in, check_out, read_config
@@ -124,8 +125,14 @@ def could_be_hub_id(name: str) -> bool:
 
 def new_accelerator(trackers: list[str], folder: Path, cpu: bool = False) -> Accelerator:
     """One that leaves numbers as they are: autocast and accumulation are the job's. Raises ConfigError."""
+    for tracker in trackers:
+        check_choice("trackers", tracker, [one.value for one in LoggerType if one != LoggerType.ALL])
     if "tensorboard" in trackers and find_spec("tensorboard") is None:
         raise ConfigError("trackers: tensorboard is not installed; pip install 'firebolt-vl[train]', or trackers=[]")
+    there = [one.value for one in get_available_trackers()]
+    for tracker in trackers:
+        if tracker not in there:
+            raise ConfigError(f"trackers: {tracker} is not installed; install it, or leave it out")
     # It says of each checkpoint that tied weights are written once.
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     # Where it is not told, accelerate lets several processes without a GPU know nothing of one another.

@@ -9,7 +9,7 @@ import torch
 from conversations import BROKEN, broken_folder, row, write_rows
 from numerics import assert_close
 from safetensors.torch import load_file
-from tiny_models import make_model, make_processor
+from tiny_models import make_model, make_processor, write_checkpoint
 from torch import nn
 from trainings import config, interrupted, losses, run, steps, told, weights, write_start
 from transformers import Lfm2ForCausalLM
@@ -215,6 +215,35 @@ def test_adapters_learn_beside_the_connector_and_come_out_merged(folder):
     interrupted(run, folder, "broken", 4, lora=lora, max_steps=6, save_every=3, lr=5e-3)
     again = run(folder, "broken", resume=True, lora=lora, max_steps=6, save_every=3, lr=5e-3)
     assert weights(again) == weights(out)
+
+
+def test_an_architecture_has_the_vocabulary_of_its_tokenizer(folder):
+    """Embeddings that no token has would be most of a small model's parameters."""
+    sizes = make_model().config
+    tokenizer = make_processor().tokenizer
+    tokenizer.save_pretrained(folder / "tokenizer")
+    described = {name: getattr(sizes, name).to_dict() for name in ("text_config", "vision_config")}
+    keys = {"model": None, "architecture": described, "tokenizer": str(folder / "tokenizer")}
+    for vocabulary in (65536, len(tokenizer) + 1, len(tokenizer) - 1):
+        described["text_config"]["vocab_size"] = vocabulary
+        with pytest.raises(ConfigError, match=rf"{vocabulary}"):
+            run(folder, **keys)
+    del described["text_config"]["vocab_size"]
+    with pytest.raises(ConfigError, match=f"vocab_size is 65536, the tokenizer has {len(tokenizer)} tokens"):
+        run(folder, **keys)
+    assert not (folder / "run").exists()
+
+
+def test_a_rate_for_a_state_space_model_that_is_not_there_is_refused(folder, tmp_path):
+    write_checkpoint(tmp_path / "other", connector="prepend")
+    with pytest.raises(ConfigError, match="ssm_lr: this model's connector has no state-space model"):
+        run(folder, model=str(tmp_path / "other"), ssm_lr=1e-4)
+
+
+def test_a_resumed_run_learns_at_the_rate_that_it_is_told(folder):
+    run(folder, max_steps=2, lr=1e-3, min_lr=1e-3)
+    out = run(folder, resume=True, max_steps=4, lr=1e-5, min_lr=1e-5)
+    assert [line["lr"] for line in loop.read_history(out / loop.HISTORY)] == pytest.approx([1e-3, 1e-3, 1e-5, 1e-5])
 
 
 def test_unknown_keys_of_lora_are_refused(folder):
