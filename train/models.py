@@ -35,8 +35,10 @@ def start_model(config: TrainConfig) -> tuple[FireboltForConditionalGeneration, 
 
 
 def _checkpoint(config: TrainConfig) -> tuple[FireboltForConditionalGeneration, FireboltProcessor]:
-    model = FireboltForConditionalGeneration.from_pretrained(config.model, dtype=torch.float32)
-    return model, FireboltProcessor.from_pretrained(config.model)
+    model = FireboltForConditionalGeneration.from_pretrained(
+        config.model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
+    return model, FireboltProcessor.from_pretrained(config.model, trust_remote_code=False)
 
 
 def _new_model(config: TrainConfig) -> tuple[FireboltForConditionalGeneration, FireboltProcessor]:

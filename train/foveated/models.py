@@ -29,8 +29,10 @@ def start_model(config: FoveatedConfig) -> tuple[FoveatedVLM, FoveatedProcessor]
 
 
 def _checkpoint(config: FoveatedConfig) -> tuple[FoveatedVLM, FoveatedProcessor]:
-    model = FoveatedVLM.from_pretrained(config.model, dtype=torch.float32)
-    return model, FoveatedProcessor.from_pretrained(config.model)
+    model = FoveatedVLM.from_pretrained(
+        config.model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
+    return model, FoveatedProcessor.from_pretrained(config.model, trust_remote_code=False)
 
 
 def _new_model(config: FoveatedConfig) -> tuple[FoveatedVLM, FoveatedProcessor]:
