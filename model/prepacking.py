@@ -55,6 +55,9 @@ class PrepackedLinear(Linear):
         prepack_linear(self)
 
 
+PREPACKED = (nn.Linear, Linear)
+
+
 @torch.no_grad()
 def prepack_linear(linear: nn.Linear) -> bool:
     """Make a PrepackedLinear of `linear`, in place, if its weights are bfloat16 on a CPU that has such products."""
@@ -83,7 +86,7 @@ def prepack_weights(model: nn.Module) -> nn.Module:
     """
     model.requires_grad_(False)
     for module in model.modules():
-        if type(module) in (nn.Linear, Linear) and module.weight.numel() >= LEAST_WEIGHTS:
+        if type(module) in PREPACKED and module.weight.numel() >= LEAST_WEIGHTS:
             prepack_linear(module)
     return model
 
