@@ -154,17 +154,20 @@ def tied_dropout(x: Tensor, p: float, training: bool) -> Tensor:
     return x * F.dropout(torch.ones_like(x[:, :1]), p)
 
 
-class GatedOutput(Linear):
-    """GELU, dropout, a pointwise Linear to 2 D and a gated linear unit: how S4 and S4D mix their channels."""
+class GatedSSMBlock(SSMBlock):
+    """A block that mixes its channels by GELU, dropout, a pointwise Linear to 2 D and a gated linear unit.
+
+    `output` is that Linear and nothing more: an adapter (peft) around it adds to 2 D channels, not to D.
+    """
 
     def __init__(self, width: int, dropout: float):
-        super().__init__(width, 2 * width)
-        self.dropout = dropout
+        super().__init__(width, dropout)
+        self.output = Linear(width, 2 * width)
 
-    def forward(self, y: Tensor) -> Tensor:
+    def gated(self, y: Tensor) -> Tensor:
         """y [B, T, D], float32 or wider -> [B, T, D] in the dtype of the weights."""
         y = tied_dropout(F.gelu(y), self.dropout, self.training)
-        return F.glu(super().forward(y.to(self.bias.dtype)), dim=-1)
+        return F.glu(self.output(y.to(self.output.bias.dtype)), dim=-1)
 
 
 def check_present(state_dict: dict[str, Tensor], names: list[str]) -> None:

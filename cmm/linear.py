@@ -12,6 +12,13 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+def without_bias(layer: nn.Module, x: Tensor) -> Tensor:
+    """x W^T; where an adapter (peft) stands around the layer, what it adds too."""
+    if isinstance(layer, nn.Linear):
+        return linear(x, layer.weight)
+    return layer(x) - layer.bias
+
+
 def compute_fast(module: nn.Module) -> None:
     """Let all `nn.Linear` in a module compute as `Linear`; their parameters and names stay as they are."""
     for inner in module.modules():

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from ..kernels import correlation_context, film_residual, grounded_film
 from ..kernels.common.device import choose
 from ..kernels.common.grid_weights import INFINITY, largest_of_few_or_many, softmax_or_zero
-from ..kernels.linear import linear
 from .config import CMMConfig
 from .feed_forward import FeedForward
 from .inputs import check_prefill, check_text, prepared_grids, token_as_text, without_masked
-from .linear import Linear
+from .linear import Linear, without_bias
 from .mamba import Mamba
 from .positions import GridPositions
 from .precision import wide_dtype
@@ -257,7 +256,7 @@ class CrossModalModulator(nn.Module):
         side = {"k": self.k_proj(x).unflatten(-1, (self.config.heads, self.config.head_dim)), "mask": grid_mask}
         v = self.v_proj(x)
         if uses_grid_table(self.config.text_width, grids.shape[1], tokens):
-            side["table"] = torch.cat([linear(v, self.film_in.weight), linear(v, self.film_out.weight)], -1)
+            side["table"] = torch.cat([without_bias(self.film_in, v), without_bias(self.film_out, v)], -1)
         else:
             side["v"] = v
         return side

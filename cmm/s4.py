@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..kernels import fft_conv
 from ..kernels.common.autocast import without_autocast
-from .block import GatedOutput, SSMBlock, check_present
+from .block import GatedSSMBlock, check_present
 from .compaction import Packing, window_before
 from .dplr import (
     Chunk,
@@ -99,7 +99,7 @@ class S4Kernel(WideParameters):
         return Discrete(*(coefficient.to(narrow) for coefficient in step)), C.to(narrow)
 
 
-class S4(SSMBlock):
+class S4(GatedSSMBlock):
     """y = GLU(Linear(GELU(K * x + D x))), K the kernel of one DPLR state-space model a channel.
 
     Arguments:
@@ -131,7 +131,6 @@ class S4(SSMBlock):
             raise ValueError(f"kernel_taps: None or at least 1 wanted, {kernel_taps} found")
         self.kernel_taps = kernel_taps
         self.kernel = S4Kernel(width, self.state_size, dt_min, dt_max)
-        self.output = GatedOutput(width, dropout)
         self.kernel.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -152,13 +151,13 @@ class S4(SSMBlock):
         with without_autocast(x.device):
             run = self._convolve if self.kernel_taps is None else self._convolve_truncated
             y, state = run(u, packing, state, need_state)
-        return self.output(y), state
+        return self.gated(y), state
 
     def _run_step(self, x, state):
         u = x.to(self.dtype)
         with without_autocast(x.device):
             y, state = (self._advance if self.kernel_taps is None else self._advance_truncated)(u, state)
-        return self.output(y.unsqueeze(1)).squeeze(1), state
+        return self.gated(y.unsqueeze(1)).squeeze(1), state
 
     def _convolve(
         self, u: Tensor, packing: Packing, state: dict[str, Tensor] | None, need_state: bool

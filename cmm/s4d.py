@@ -8,7 +8,7 @@ from torch import Tensor
 from ..kernels import diagonal_scan, fft_conv, vandermonde
 from ..kernels.common.autocast import without_autocast
 from ..kernels.common.device import choose
-from .block import GatedOutput, SSMBlock, check_present
+from .block import GatedSSMBlock, check_present
 from .precision import WideParameters
 
 
@@ -81,7 +81,7 @@ class S4DKernel(WideParameters):
         return log_z.to(c.dtype), torch.exp(log_z).to(c.dtype), b.to(c.dtype), c
 
 
-class S4D(SSMBlock):
+class S4D(GatedSSMBlock):
     """y = GLU(Linear(GELU(K * x + D x))), K the kernel of one diagonal state-space model a channel.
 
     Arguments:
@@ -107,7 +107,6 @@ class S4D(SSMBlock):
         if self.state_size < 2 or self.state_size % 2:
             raise ValueError(f"state_size: an even number >= 2 wanted, {state_size} found")
         self.kernel = S4DKernel(width, self.state_size, dt_min, dt_max)
-        self.output = GatedOutput(width, dropout)
         self.kernel.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -128,7 +127,7 @@ class S4D(SSMBlock):
                 y, state = self._scan(u, packing, state, need_state)
             else:
                 y = fft_conv(u.mT, self.kernel.taps(u.shape[1]), self.kernel.D).mT
-        return self.output(y), state
+        return self.gated(y), state
 
     def _run_step(self, x, state):
         u = x.to(self.dtype)
@@ -136,7 +135,7 @@ class S4D(SSMBlock):
             _, z, b, c = self.kernel.discrete()
             before = torch.view_as_complex(state["modes"])
             y, after = diagonal_scan(u.unsqueeze(-1), z, b, c, self.kernel.D, before)
-        return self.output(y.mT).squeeze(1), {"modes": torch.view_as_real(after)}
+        return self.gated(y.mT).squeeze(1), {"modes": torch.view_as_real(after)}
 
     def _scan(self, u, packing, state, need_state):
         log_z, z, b, c = self.kernel.discrete()

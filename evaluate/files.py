@@ -1,14 +1,16 @@
 """Results in files: whole, or not there."""
 
 import csv
+import errno
 import io
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 Row = TypeVar("Row")
+BUSY = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES)
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -25,6 +27,25 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def lock(file: BinaryIO) -> bool:
+    """Take an open file for this process alone, until the process or the file ends, however that is.
+
+    Returns False where there are no locks: on some network file systems, and on Windows. Raises BlockingIOError where
+    another process has it.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in BUSY:
+            raise BlockingIOError(error.errno, "another process has it") from None
+        return False
+    return True
 
 
 def markdown_table(columns: Iterable[str], rows: Iterable[Iterable[Any]], left: int = 1) -> str:

@@ -2,12 +2,33 @@
 
 import json
 import os
+import shlex
 import sys
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import Failure, Misuse, first_line
 
 SHOWN = 100
+
+
+class Interrupted(Failure):
+    """The user stopped the command; what is kept, and how to go on."""
+
+    exit_code = 130
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+@contextmanager
+def _plain_warnings():
+    """Warnings of a run as lines, without the place in the source that they come from."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: _say(str(message))
+        yield
 
 
 def check_data(
@@ -115,25 +136,35 @@ def train(name: str, overrides: list[str], out: str | None, resume: bool) -> Non
     """Exit code 2 for what the configuration has wrong, 1 for what goes wrong later."""
     try:
         from .train.config import ConfigError, load_config
+        from .train.errors import TrainingError
         from .train.start import is_first_process, leave_others, out_folder
         from .train.start import train as start
     except ModuleNotFoundError as error:
         raise Failure(f"train needs {error.name}; pip install 'firebolt-vl[train]'") from None
     from .checkpoint import quiet
 
-    def note(text: str) -> None:
-        print(text, file=sys.stderr)
-
     try:
         config = load_config(name, overrides)
-        with quiet():
-            folder = start(config, out, resume, note, note)
     except ConfigError as error:
         raise Misuse(str(error)) from None
+    place = out_folder(config, out)
+    again = shlex.join(["firebolt", "train", name, *overrides, *(["--out", out] if out else []), "--resume"])
+    try:
+        with quiet(), _plain_warnings():
+            folder = start(config, out, resume, _say, _say)
+    except ConfigError as error:
+        raise Misuse(str(error)) from None
+    except KeyboardInterrupt as error:
+        kept = str(error) or "stopped before the first step"
+        raise Interrupted(f"{kept}; to go on: {again}") from None
+    except TrainingError as error:
+        raise Failure(f"{place}: {error}; to go on: {again}") from None
     except (RuntimeError, ValueError, OSError) as error:
         if os.environ.get("FIREBOLT_TRACEBACK"):
             raise
-        raise Failure(f"{out_folder(config, out)}: {first_line(error)}") from None
+        said = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        where = getattr(error, "filename", None) or place
+        raise Failure(f"{where}: {said}") from None
     finally:
         leave_others()
     if is_first_process():
@@ -141,24 +172,40 @@ def train(name: str, overrides: list[str], out: str | None, resume: bool) -> Non
 
 
 def ablate(tables: list[str], seeds: int, out: str, quick: bool, processes: int | None) -> None:
-    from .bench_commands import chosen, command_line
-    from .checkpoint import locate
+    from .bench_commands import chosen
 
     try:
-        from .train.ablation.report import write_report
-        from .train.ablation.runs import fill_pool, missing
         from .train.ablation.task import Settings
         from .train.ablation.variants import TABLES, variants_of
+        from .train.config import ConfigError
+        from .train.outputs import alone_in
     except ModuleNotFoundError as error:
         raise Failure(f"ablate needs {error.name}; pip install 'firebolt-vl[train]'") from None
     wanted = chosen("table", None if tables in ([], ["all"]) else tables, tuple(TABLES))
     settings = Settings.quick() if quick else Settings()
     folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise Misuse(f"--out {out}: it is a file; name a folder")
     if quick:
         seeds = 1
     names = variants_of(wanted)
+    try:
+        with alone_in(folder, _say):
+            _fill(folder, names, wanted, seeds, settings, processes)
+    except ConfigError as error:
+        raise Misuse(f"--{error}") from None
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped; the finished runs in {out} are kept, and the same command goes on") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        if os.environ.get("FIREBOLT_TRACEBACK"):
+            raise
+        raise Failure(f"{out}: {first_line(error)}; the finished runs are kept") from None
+
+
+def _fill(folder: Path, names: list[str], wanted: list[str], seeds: int, settings, processes: int | None) -> None:
+    from .bench_commands import command_line
+    from .checkpoint import locate
+    from .train.ablation.report import write_report
+    from .train.ablation.runs import fill_pool, missing
+
     left = len(missing(folder, names, seeds, settings))
     print(f"{len(names)} configurations x {seeds} seeds: {left} runs to do, the others are there", file=sys.stderr)
     done = 0
@@ -169,16 +216,12 @@ def ablate(tables: list[str], seeds: int, out: str, quick: bool, processes: int 
         right = row["accuracy"].get("inside", {}).get("all", 0)
         print(
             f"{done} of {left}: {name}, seed {seed}: {100 * right:.1f} % inside the tiles, "
-            f"perplexity {row['perplexity']:.3f}, {row['seconds']:.0f} s",
+            f"perplexity {row['perplexity']:.3f}, {row['seconds']:.0f} s"
+            + (f"; {row['skipped_steps']} steps were skipped" if row["skipped_steps"] else ""),
             file=sys.stderr,
         )
         # What is stopped on the way leaves tables of all that is there.
         write_report(folder, wanted, seeds, settings, command_line())
 
-    try:
-        fill_pool(folder, names, seeds, settings, locate(None), processes or max(1, (os.cpu_count() or 1)), report)
-        print(write_report(folder, wanted, seeds, settings, command_line()))
-    except (OSError, RuntimeError) as error:
-        if os.environ.get("FIREBOLT_TRACEBACK"):
-            raise
-        raise Failure(f"{out}: {first_line(error)}; the finished runs are kept") from None
+    fill_pool(folder, names, seeds, settings, locate(None), processes or max(1, (os.cpu_count() or 1)), report)
+    print(write_report(folder, wanted, seeds, settings, command_line()))

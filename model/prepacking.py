@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cmm.block import GatedOutput
 from ..cmm.linear import Linear
 from ..kernels.linear import LEAST_WEIGHTS, can_prepack, linear_prepacked, prepacked
 from .mapped_memory import release_file_pages
@@ -43,7 +42,7 @@ class PrepackedLinear(Linear):
     def _become_plain(self, weight: Tensor) -> None:
         """Be the layer that this one was made of, with W = weight."""
         self.__dict__.pop("packed")
-        self.__class__ = PLAIN[type(self)]
+        self.__class__ = Linear
         self.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
 
     def __getstate__(self):
@@ -56,12 +55,7 @@ class PrepackedLinear(Linear):
         prepack_linear(self)
 
 
-class PrepackedGatedOutput(GatedOutput, PrepackedLinear):
-    """GatedOutput around a linear layer in oneDNN's layout."""
-
-
-PREPACKED = {nn.Linear: PrepackedLinear, Linear: PrepackedLinear, GatedOutput: PrepackedGatedOutput}
-PLAIN = {PrepackedLinear: Linear, PrepackedGatedOutput: GatedOutput}
+PREPACKED = (nn.Linear, Linear)
 
 
 @torch.no_grad()
@@ -74,7 +68,7 @@ def prepack_linear(linear: nn.Linear) -> bool:
     release_file_pages(weight)
     del linear._parameters["weight"]
     linear.packed = packed
-    linear.__class__ = PREPACKED[type(linear)]
+    linear.__class__ = PrepackedLinear
     return True
 
 

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cmm.block import GatedOutput
 from ..cmm.linear import Linear
 from .mapped_memory import release_file_pages
 
@@ -79,10 +78,6 @@ class Int8Linear(Linear):
         return self
 
 
-class Int8GatedOutput(GatedOutput, Int8Linear):
-    """GatedOutput around a linear layer in 8 bits."""
-
-
 def _int8_product(x: Tensor, packed) -> Tensor:
     """x [...,K] in -1..1, rounded to 1/127, times packed weights -> float32 [...,N]."""
     return getattr(torch.ops.quantized, KERNEL)(x, 1 / LARGEST, CENTRE, packed)
@@ -100,7 +95,7 @@ def _rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def quantize_linear(linear: nn.Linear) -> None:
-    """Make an Int8Linear (of a GatedOutput an Int8GatedOutput) of `linear`, in place."""
+    """Make an Int8Linear of `linear`, in place."""
     int8_weight, scale = _rounded(linear.weight.detach())
     release_file_pages(linear.weight)
     packed = None
@@ -112,7 +107,7 @@ def quantize_linear(linear: nn.Linear) -> None:
         int8_weight = None  # before the kernels' own copy is made: the head's is the peak of loading
         packed = torch.ops.quantized.linear_prepack(channels, None)
     del linear._parameters["weight"]
-    linear.__class__ = Int8GatedOutput if isinstance(linear, GatedOutput) else Int8Linear
+    linear.__class__ = Int8Linear
     linear.packed = packed
     linear.register_buffer("int8_weight", int8_weight, persistent=False)
     linear.register_buffer("int8_scale", scale, persistent=False)
@@ -131,7 +126,7 @@ def quantized_linears(model: nn.Module) -> dict[str, nn.Linear]:
     return {
         name: module
         for name, module in model.named_modules()
-        if type(module) in (nn.Linear, Linear, GatedOutput) and name.startswith(tuple(inside))
+        if type(module) in (nn.Linear, Linear) and name.startswith(tuple(inside))
     }
 
 

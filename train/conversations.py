@@ -1,7 +1,7 @@
 """Training on conversations: the loss of the answers, over the whole batch of all processes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,14 +13,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
+from ..cmm.precision import WideParameters
 from ..model import FireboltForConditionalGeneration, FireboltProcessor
-from .config import ConfigError, RowsConfig
+from .config import EPOCHS, ConfigError, RowsConfig
 from .data import BatchOrder, Collator, Conversations, Problem
 from .data.batches import MicroBatch, StepBatches, check_packing
 from .data.chat import IGNORED
-from .loop import Job
+from .interrupts import ignore_interrupts, interrupts_held
+from .loop import Job, agreed
 from .models import choose_parts, part_modules, save_trained, start_model
 from .optimizer import parameter_groups, set_learning_rates
+from .states import States
 
 TEXT = ("input_ids", "attention_mask", "labels")
 
@@ -85,13 +88,15 @@ class ConversationsJob(Job):
         )
         sizes = self.dataset.sizes[self.rows]
         self.order = BatchOrder(sizes, min(config.batch_size, len(sizes)), config.seed)
-        self.steps = config.max_steps or config.epochs * self.order.batches_per_epoch
+        self.steps = config.max_steps or (config.epochs or EPOCHS) * self.order.batches_per_epoch
 
     def _start_model(self) -> tuple[PreTrainedModel, FireboltProcessor]:
         """The model, with gradients where it learns, and its processor."""
         check_packing(self.config.packing)
         model, processor = start_model(self.config)
         choose_parts(model, self.config.train, self.config.lora)
+        if self.config.ssm_lr is not None and not any(isinstance(m, WideParameters) for m in model.modules()):
+            raise ConfigError("ssm_lr: this model's connector has no state-space model")
         return model, processor
 
     def _reading(self) -> dict:
@@ -122,6 +127,9 @@ class ConversationsJob(Job):
         # Dropout differs between processes; what a checkpoint holds replaces this.
         torch.manual_seed(config.seed + 1000 * accelerator.process_index)
 
+    def states(self) -> States:
+        return States({"loss": self.loss}, [self.optimizer])
+
     def start(self, step: int) -> None:
         self._learn()
         turns = StepBatches(
@@ -133,10 +141,10 @@ class ConversationsJob(Job):
             step,
             self.steps,
         )
-        self._batches = iter(self._loader(turns, self.dataset))
+        self._batches = self._read(turns, self.dataset)
 
-    def _loader(self, batches, dataset: Conversations) -> DataLoader:
-        return DataLoader(
+    def _read(self, batches, dataset: Conversations) -> Iterator[MicroBatch]:
+        loader = DataLoader(
             range(len(dataset)),
             batch_sampler=batches,
             collate_fn=self.collator(dataset, self.processor),
@@ -144,7 +152,10 @@ class ConversationsJob(Job):
             pin_memory=self.accelerator.device.type == "cuda",
             # Of its own: the loader would draw from the generator that dropout draws from.
             generator=torch.Generator(),
+            worker_init_fn=ignore_interrupts,
         )
+        with interrupts_held():
+            return iter(loader)
 
     def _learn(self) -> None:
         self.loss.train()
@@ -173,15 +184,19 @@ class ConversationsJob(Job):
                 accelerator.backward(loss * share)
             total += loss.detach()
         norm = accelerator.clip_grad_norm_(self.loss.parameters(), config.clip or math.inf)
-        self.optimizer.step()
+        total, norms = agreed(accelerator, total, norm)
+        finite = math.isfinite(total) and math.isfinite(norms)
+        if finite:
+            self.optimizer.step()
         self.optimizer.zero_grad()
-        return {
-            "loss": float(accelerator.reduce(total)) / max(counted, 1),
+        measured = {
+            "loss": total / max(counted, 1),
             "lr": rate,
             "gradient_norm": float(norm),
             self.counted: int(counted),
             "tokens": int(text_tokens),
         }
+        return measured if finite else {**measured, "skipped": True}
 
     def _noted(self, batch: MicroBatch, dataset: Conversations) -> MicroBatch:
         for problem in batch.problems:
@@ -197,7 +212,7 @@ class ConversationsJob(Job):
 
     @torch.no_grad()
     def validate(self) -> float | None:
-        """exp of the mean cross-entropy of the answer tokens held out; None where no row is."""
+        """exp of the mean cross-entropy of the answer tokens held out; None where there are none."""
         if not len(self.held_out):
             return None
         self.loss.eval()
@@ -207,13 +222,16 @@ class ConversationsJob(Job):
         pieces = np.array_split(rows, processes * -(-len(rows) // (size * processes)))
         mine = pieces[accelerator.process_index :: processes]
         sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
-        for batch in self._loader([[int(i) for i in part] for part in mine], self.validation):
+        for batch in self._read([[int(i) for i in part] for part in mine], self.validation):
             batch = self._noted(batch, self.validation)
             sums[0] += self.loss(**self._inputs(batch))
             sums[1] += batch.counted
         total, counted = accelerator.reduce(sums).tolist()
         self._learn()
-        return math.exp(min(total / max(counted, 1), 700))
+        if not counted:
+            return None
+        mean = total / counted
+        return math.exp(min(mean, 700)) if math.isfinite(mean) else mean
 
     def save(self, folder: Path) -> None:
         state = self.accelerator.get_state_dict(self.loss)

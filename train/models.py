@@ -13,7 +13,7 @@ from ..model import (
     FireboltImageProcessor,
     FireboltProcessor,
 )
-from .config import ConfigError, TrainConfig
+from .config import ConfigError, RowsConfig, TrainConfig
 
 # Of LFM2: attention, short convolution, feed-forward.
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "in_proj", "w1", "w2", "w3"]
@@ -35,14 +35,15 @@ def start_model(config: TrainConfig) -> tuple[FireboltForConditionalGeneration, 
 
 
 def _checkpoint(config: TrainConfig) -> tuple[FireboltForConditionalGeneration, FireboltProcessor]:
-    if config.tokenizer is not None:
-        raise ConfigError("tokenizer: a checkpoint (model) has its own")
-    model = FireboltForConditionalGeneration.from_pretrained(config.model, dtype=torch.float32)
-    return model, FireboltProcessor.from_pretrained(config.model)
+    model = FireboltForConditionalGeneration.from_pretrained(
+        config.model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
+    return model, FireboltProcessor.from_pretrained(config.model, trust_remote_code=False)
 
 
 def _new_model(config: TrainConfig) -> tuple[FireboltForConditionalGeneration, FireboltProcessor]:
     new = {"connector": config.connector, "fusion": config.fusion, "cmm_config": config.cmm}
+    new = {name: value for name, value in new.items() if value is not None}
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer or config.decoder)
     torch.manual_seed(config.seed)
     if config.decoder is not None:
@@ -51,11 +52,21 @@ def _new_model(config: TrainConfig) -> tuple[FireboltForConditionalGeneration, F
         )
     else:
         model = FireboltForConditionalGeneration(FireboltConfig(**config.architecture, **new))
-    if len(tokenizer) > model.config.text_config.vocab_size:
-        raise ConfigError(f"tokenizer: it has {len(tokenizer)} tokens, the model {model.config.text_config.vocab_size}")
+    check_vocabulary(config, len(tokenizer), model.config.text_config.vocab_size)
     side = model.config.vision_config.image_size
     images = FireboltImageProcessor(size={"height": side, "width": side}, tile_size=side // 2)
     return model, FireboltProcessor(images, tokenizer, tokenizer.chat_template or CHAT_TEMPLATE)
+
+
+def check_vocabulary(config: RowsConfig, tokens: int, vocabulary: int) -> None:
+    """Raises ConfigError where the model has too small a vocabulary, or random weights have a larger one."""
+    if tokens > vocabulary:
+        raise ConfigError(f"tokenizer: it has {tokens} tokens, the model {vocabulary}")
+    if config.architecture is not None and tokens != vocabulary:
+        raise ConfigError(
+            f"architecture: text_config.vocab_size is {vocabulary}, the tokenizer has {tokens} tokens; "
+            f"set architecture.text_config.vocab_size={tokens}"
+        )
 
 
 def part_modules(model: FireboltForConditionalGeneration) -> dict[str, list[nn.Module]]:
@@ -79,8 +90,6 @@ def add_adapters(model: FireboltForConditionalGeneration, lora: dict) -> None:
     """Put low-rank adapters beside the decoder's matrices, in place (peft)."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    if unknown := sorted(set(lora) - set(LORA)):
-        raise ConfigError(f"lora: unknown {', '.join(unknown)}; known are {', '.join(LORA)}")
     chosen = {**LORA, **lora}
     inject_adapter_in_model(
         LoraConfig(

@@ -52,6 +52,9 @@ class Shown:
         self.bar.update(self.task, completed=told.step, note=note)
         if "perplexity" in told.measured:
             note += f", validation perplexity {told.measured['perplexity']:.4f}"
+        if "skipped" in told.measured:
+            note += f"; skipped, loss or gradient is not finite ({told.measured['skipped']} so far)"
+        # A bar is overwritten; that a step was skipped stays.
         notable = "perplexity" in told.measured or told.step % self.log_every == 0
-        if self.shown and not self.console.is_terminal and notable:
+        if self.shown and ("skipped" in told.measured or (notable and not self.console.is_terminal)):
             self.console.print(f"step {told.step} of {told.steps}: {note}", soft_wrap=True)

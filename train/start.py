@@ -10,18 +10,19 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType, set_seed
 
 from ..evaluate.files import write_text
-from .config import Config, ConfigError, FoveatedConfig, RowsConfig, TinyConfig, to_json
+from .config import Config, ConfigError, FoveatedConfig, RowsConfig, TinyConfig, check_choice, to_json
 from .data import Problem
-from .loop import LoopOptions, holds_run, run
+from .loop import LoopOptions, run, skipped_words
+from .outputs import CONFIG, alone_in, check_out, read_config
 from .progress import Shown
 
 DEFAULT_OUT = Path("out/train")
-CONFIG = "train.json"
 # Keys that change nothing of what a run computes.
-FREE = ("out", "workers", "trackers", "log_every", "keep", "save_every")
+FREE = ("out", "workers", "trackers", "log_every", "keep", "save_every", "max_bad_steps")
 
 
 def out_folder(config: Config, out: str | Path | None) -> Path:
@@ -40,14 +41,17 @@ def train(
     Raises ConfigError, TrainingError, ValueError and what loading models and data raises.
     """
     folder = out_folder(config, out)
-    if is_first_process():
-        check_out(folder, resume)
-    if isinstance(config, TinyConfig):
-        from .tiny.recipe import train_tiny
+    check_inputs(config)
+    with alone_in(folder, note) if is_first_process() else nullcontext():
+        if is_first_process():
+            check_out(folder, resume)
+        if isinstance(config, TinyConfig):
+            from .tiny.recipe import train_tiny
 
-        train_tiny(config, folder, resume, note)
-        return folder
-    return train_on_rows(config, folder, resume, note, report)
+            train_tiny(config, folder, resume, note)
+        else:
+            train_on_rows(config, folder, resume, note, report)
+    return folder
 
 
 def train_on_rows(
@@ -56,7 +60,7 @@ def train_on_rows(
     resume: bool,
     note: Callable[[str], None],
     report: Callable[[Problem], None],
-) -> Path:
+) -> None:
     if isinstance(config, FoveatedConfig):
         from .foveated.job import FoveatedJob as Kind
     else:
@@ -64,12 +68,11 @@ def train_on_rows(
 
     accelerator = new_accelerator(config.trackers, folder)
     main = accelerator.is_main_process
-    if main:
-        keep_config(config, folder, resume, note)
     set_seed(config.seed)
     with accelerator.main_process_first() if accelerator.num_processes > 1 else nullcontext():
         job = Kind(config, report if main else lambda problem: None)
     if main:
+        keep_config(config, folder, resume, note)
         problems, model = job.dataset.problems, job.model
         learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
         note(
@@ -79,11 +82,14 @@ def train_on_rows(
         if len(problems):
             note(problems.summary())
     accelerator.init_trackers("firebolt", config={})
-    options = LoopOptions(folder, config.save_every, config.keep, config.eval_every, resume)
+    options = LoopOptions(
+        folder, config.save_every, config.keep, config.eval_every, resume, max_bad_steps=config.max_bad_steps
+    )
     with Shown(folder.name, config.log_every, shown=main) as shown:
-        run(job, accelerator, options, shown)
+        skipped = run(job, accelerator, options, shown)
     close(accelerator)
-    return folder
+    if main and skipped:
+        note(skipped_words(skipped, job.steps))
 
 
 def is_first_process() -> bool:
@@ -91,18 +97,42 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def check_out(folder: Path, resume: bool) -> None:
-    """Raises ConfigError where a run would be written over."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"out: {folder} is a file; name a folder")
-    if not resume and holds_run(folder):
-        raise ConfigError(f"out: {folder} holds a run; --resume goes on with it, another --out starts anew")
+def check_inputs(config: Config) -> None:
+    """What can be known of files and folders at once, before anything is loaded, made or asked for on the network.
+
+    Raises ConfigError.
+    """
+    if isinstance(config, TinyConfig):
+        return
+    for key in ("data", "validation"):
+        for file in getattr(config, key):
+            if not Path(file).is_file():
+                raise ConfigError(f"{key}: {file}: there is no such file; name the rows to train on ({key}=FILE)")
+    if config.image_root is not None and not Path(config.image_root).is_dir():
+        raise ConfigError(f"image_root: {config.image_root}: there is no such folder")
+    for key in ("model", "decoder", "vision", "tokenizer"):
+        place = getattr(config, key)
+        if place is not None and not Path(place).is_dir() and not could_be_hub_id(place):
+            raise ConfigError(f"{key}: {place} cannot be loaded: there is no such folder; check the path")
+
+
+def could_be_hub_id(name: str) -> bool:
+    """Whether a name of no folder can only be meant as a model on the hub."""
+    return name.startswith("hf:") or (
+        name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).parent.exists()
+    )
 
 
 def new_accelerator(trackers: list[str], folder: Path, cpu: bool = False) -> Accelerator:
     """One that leaves numbers as they are: autocast and accumulation are the job's. Raises ConfigError."""
+    for tracker in trackers:
+        check_choice("trackers", tracker, [one.value for one in LoggerType if one != LoggerType.ALL])
     if "tensorboard" in trackers and find_spec("tensorboard") is None:
         raise ConfigError("trackers: tensorboard is not installed; pip install 'firebolt-vl[train]', or trackers=[]")
+    there = [one.value for one in get_available_trackers()]
+    for tracker in trackers:
+        if tracker not in there:
+            raise ConfigError(f"trackers: {tracker} is not installed; install it, or leave it out")
     # It says of each checkpoint that tied weights are written once.
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     # Where it is not told, accelerate lets several processes without a GPU know nothing of one another.
@@ -126,8 +156,8 @@ def leave_others() -> None:
 def keep_config(config: Config, folder: Path, resume: bool, note: Callable[[str], None]) -> None:
     """Write the configuration beside the run; tell what differs from the one that a resumed run began with."""
     file, text = folder / CONFIG, to_json(config)
-    if resume and file.is_file():
-        before, now = json.loads(file.read_text(encoding="utf-8")), json.loads(text)
+    if resume and (before := read_config(folder)):
+        now = json.loads(text)
         changed = [key for key in now if key not in FREE and before.get(key) != now[key]]
         for key in changed:
             note(

@@ -27,7 +27,9 @@ class OneQueryPooling(SiglipMultiheadAttentionPoolingHead):
         key, value = linear(hidden_state, of_patches, patch_bias).chunk(2, dim=-1)
         query, key, value = (rows.unflatten(-1, (heads, -1)).transpose(1, 2) for rows in (query, key, value))
         seen = F.scaled_dot_product_attention(query, key, value)[..., 0, :].flatten(1)  # [n,D]
-        seen = linear(seen, attention.out_proj.weight, attention.out_proj.bias)
+        out = attention.out_proj
+        # An adapter (peft) around it adds to what its weights give.
+        seen = linear(seen, out.weight, out.bias) if isinstance(out, nn.Linear) else out(seen)
         return seen + self.mlp(self.layernorm(seen))
 
 

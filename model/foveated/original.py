@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -100,7 +101,7 @@ def load_original(name: str | os.PathLike, **hub) -> tuple[dict[str, Tensor], di
         raise OSError(f"{name}: neither {', '.join(WEIGHTS)} nor any other .pt file is there")
     if kind is not None and path.endswith(".safetensors"):
         with safe_open(path, "pt") as file:
-            if not any(map(_is_renamed, file.keys())):
+            if is_ours(described, file.keys()):
                 return None
     state = (
         load_file(path) if path.endswith(".safetensors") else torch.load(path, map_location="cpu", weights_only=True)
@@ -110,8 +111,16 @@ def load_original(name: str | os.PathLike, **hub) -> tuple[dict[str, Tensor], di
     return state, {field: described[field] for field in CONFIG_FIELDS if field in (described or {})}
 
 
-def _is_renamed(key: str) -> bool:
-    return any(old in key for old in RENAMED)
+def is_ours(described: dict, names: Iterable[str]) -> bool:
+    """Whether a configuration of ours and the names of tensors beside it are what `save_pretrained` writes.
+
+    The names alone do not tell: transformers writes DINOv2's attention under the old ones, and reads them back. Only a
+    saved model says its class, and none has the original's names of a compiled module.
+    """
+    names = list(names)
+    if any("._orig_mod" in name for name in names):
+        return False
+    return bool(described.get("architectures")) or not any(old in name for name in names for old in RENAMED)
 
 
 def _described(name: str | os.PathLike, hub: dict) -> dict | None:

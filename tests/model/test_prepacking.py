@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from numerics import assert_close, assert_within_budget
 from torch import nn
 
-from firebolt_vl.cmm.block import GatedOutput
 from firebolt_vl.cmm.linear import Linear
 from firebolt_vl.kernels import linear as kernel
 from firebolt_vl.kernels.linear import can_prepack, prepacked
@@ -63,9 +62,9 @@ def test_the_layer_is_its_equation(rows, K, N, bias, seed, filled):
 
 
 @needs_layout
-@pytest.mark.parametrize("kind", [nn.Linear, Linear, GatedOutput])
+@pytest.mark.parametrize("kind", [nn.Linear, Linear])
 def test_copies_pickles_and_casts_keep_the_weight(kind):
-    layer = (kind(24, 0.0) if kind is GatedOutput else kind(24, 48)).bfloat16()
+    layer = kind(24, 48).bfloat16()
     weight, x = layer.weight.detach().clone(), torch.randn(2, 3, 24).bfloat16()
     with torch.no_grad():
         wanted = layer(x)

@@ -1,26 +1,43 @@
-"""Kill a training run at random moments (SIGKILL), resume it, and count how many end bit-equal to the unbroken one.
+"""Break training runs in many ways, resume them, and count how many end bit-equal to the unbroken one.
 
-    python tests/support/kill_and_resume.py [--kills 20] [--seed 0]
+    python tests/support/kill_and_resume.py [--rounds 20] [--seed 0]
 
 Small model, one thread, dropout on, a checkpoint every other step, so that some moments lie within the writing of one.
-What is compared: the losses and perplexities of every step, and the bytes of the final and the best model.
+A round breaks a run in one of these ways, in turn, at a random moment or size, once or more:
+
+    kill          SIGKILL
+    interrupt     Ctrl-C, sometimes twice
+    full          no file may grow beyond a size (as on a full disk)
+    read-only     the folder cannot be written
+    link          the folder is a link to another one; SIGKILL
+    two           two runs in one folder at once: one of them alone goes on; SIGKILL
+    no locks      a file system without them; SIGKILL
+
+What is compared: the losses and perplexities of every step, which are each there once, the bytes of the final and the
+best model, and the bytes of all inputs, before and after. Nothing half-written stays.
 """
 
 import argparse
+import errno
+import hashlib
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import fcntl
+
 import matplotlib.pyplot  # noqa: F401  (once, before the processes part)
 import torch
-from trainings import HISTORY, run, told, weights, write_start
+from trainings import HISTORY, run, steps, told, weights, write_start
 from transformers.utils import logging
 
 KEYS = {
@@ -31,10 +48,12 @@ KEYS = {
     "train": ["vision", "connector", "decoder"],
     "warmup_steps": 3,
 }
+NOBODY = 65534
+REFUSED = 7
 
 
-def in_child(folder: Path, out: str, resume: bool) -> int:
-    """Train in a process of its own, which shares what is imported; returns its id."""
+def in_child(folder: Path, out: str, resume: bool, before: Callable[[], None] = lambda: None) -> int:
+    """Train in a process of its own, which shares what is imported and calls `before` first; returns its id."""
     child = os.fork()
     if child:
         return child
@@ -43,29 +62,130 @@ def in_child(folder: Path, out: str, resume: bool) -> int:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.dup2(null, sys.stderr.fileno())
+        before()
         run(folder, out, resume, **KEYS)
         code = 0
+    except ValueError:
+        code = REFUSED
     finally:
         os._exit(code)
 
 
+def status_of(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def trained(folder: Path, out: str, resume: bool) -> None:
-    if status := os.waitpid(in_child(folder, out, resume), 0)[1]:
+    if status := status_of(in_child(folder, out, resume)):
         raise RuntimeError(f"training in {folder / out} ended with status {status}")
 
 
-def killed(folder: Path, out: str, after: float) -> bool:
-    """Whether the run was still at work when it was killed, `after` seconds from its start."""
-    child = in_child(folder, out, resume=False)
-    time.sleep(after)
-    os.kill(child, signal.SIGKILL)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+class Round:
+    """A folder to break a run in. `whole` is what a run takes, in seconds."""
+
+    def __init__(self, folder: Path, moments: random.Random, whole: float):
+        self.folder, self.moments, self.whole = folder, moments, whole
+        self.out = folder / "broken"
+
+    def resumes(self) -> bool:
+        return (self.out / "history.jsonl").exists()
+
+    def kill(self, before: Callable[[], None] = lambda: None) -> None:
+        child = in_child(self.folder, "broken", self.resumes(), before)
+        time.sleep(self.moments.uniform(0, self.whole))
+        os.kill(child, signal.SIGKILL)
+        status_of(child)
+
+    def interrupt(self) -> None:
+        def listen() -> None:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        child = in_child(self.folder, "broken", self.resumes(), listen)
+        time.sleep(self.moments.uniform(0.05, self.whole))
+        for _ in range(self.moments.randint(1, 2)):
+            os.kill(child, signal.SIGINT)
+            time.sleep(self.moments.uniform(0, 0.02))
+        status_of(child)
+
+    def full(self) -> None:
+        most = int(10 ** self.moments.uniform(2, 6))
+        limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))  # noqa: E731
+        status_of(in_child(self.folder, "broken", self.resumes(), limit))
+
+    def read_only(self) -> None:
+        if self.moments.random() < 0.5:
+            self.kill()
+        self.out.mkdir(exist_ok=True)
+        self.out.chmod(0o555)
+
+        def become_nobody() -> None:
+            if os.getuid() == 0:  # who may write everywhere
+                os.setgroups([])
+                os.setgid(NOBODY)
+                os.setuid(NOBODY)
+
+        before = contents(self.out)
+        if (status := status_of(in_child(self.folder, "broken", self.resumes(), become_nobody))) != REFUSED:
+            raise RuntimeError(f"training in a folder that cannot be written ended with status {status}")
+        self.out.chmod(0o755)
+        if contents(self.out) != before:
+            raise RuntimeError("something was written into a folder that cannot be written")
+
+    def link(self) -> None:
+        (self.folder / "elsewhere").mkdir()
+        self.out.symlink_to("elsewhere")
+        self.kill()
+
+    def two(self) -> None:
+        children = [in_child(self.folder, "broken", False) for _ in range(2)]
+        time.sleep(self.moments.uniform(0.3, 1) * self.whole)
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+        for child in children:
+            status_of(child)
+        if steps(self.out) != [*range(1, len(steps(self.out)) + 1)]:
+            raise RuntimeError(f"two runs wrote steps {steps(self.out)}")
+
+    def no_locks(self) -> None:
+        def flock(*_):
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        self.kill(lambda: setattr(fcntl, "flock", flock))
+
+    def clear(self) -> None:
+        if self.out.is_symlink():
+            self.out.unlink()
+        for name in ("broken", "elsewhere"):
+            if (self.folder / name).exists():
+                shutil.rmtree(self.folder / name)
+
+
+FAULTS = {
+    "kill": Round.kill,
+    "interrupt": Round.interrupt,
+    "full": Round.full,
+    "read-only": Round.read_only,
+    "link": Round.link,
+    "two": Round.two,
+    "no locks": Round.no_locks,
+}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The files below a folder, each with its SHA-256."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def outcome(out: Path) -> list:
+    left = [str(path.relative_to(out)) for path in out.rglob(".*") if path.name != ".firebolt-lock"]
+    return [told(out), steps(out), left, *(weights(out / part) for part in ("", "best"))]
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=20, metavar="N")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--rounds", type=int, default=20, metavar="N")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and sizes")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     logging.set_verbosity_error()
@@ -73,31 +193,33 @@ def main(arguments: list[str] | None = None) -> int:
     moments = random.Random(options.seed)
     equal = 0
     with tempfile.TemporaryDirectory() as temporary:
+        os.chmod(temporary, 0o755)
         folder = write_start(Path(temporary), rows=30, dropout=0.1)
+        inputs = [contents(folder / name) for name in ("model", "data")]
         start = time.perf_counter()
         trained(folder, "unbroken", resume=False)
         whole = time.perf_counter() - start
-        expected = [told(folder / "unbroken"), *(weights(folder / "unbroken" / part) for part in ("", "best"))]
-        for number in range(1, options.kills + 1):
-            while True:
-                after = moments.uniform(0, whole)
-                if killed(folder, "broken", after):
-                    break
-                shutil.rmtree(folder / "broken")
-            broken = folder / "broken"
-            steps = (broken / HISTORY).read_bytes().count(b"\n") if (broken / HISTORY).is_file() else 0
-            checkpoints = sorted(path.name for path in (broken / "checkpoints").glob("*"))
+        expected = outcome(folder / "unbroken")
+        assert expected[1] == [*range(1, KEYS["max_steps"] + 1)]
+        for number in range(options.rounds):
+            name = [*FAULTS][number % len(FAULTS)]
+            broken = Round(folder, moments, whole)
+            FAULTS[name](broken)
+            for _ in range(moments.randint(0, 1)):
+                broken.kill()
+            seen = len(steps(broken.out)) if (broken.out / HISTORY).is_file() else 0
+            kept = sorted(path.name for path in (broken.out / "checkpoints").glob("*"))
             trained(folder, "broken", resume=True)
-            found = [told(broken), *(weights(broken / part) for part in ("", "best"))]
-            equal += found == expected
+            same = outcome(broken.out) == expected and [contents(folder / part) for part in ("model", "data")] == inputs
+            equal += same
             print(
-                f"{number}: killed after {after:.2f} s at step {steps} ({', '.join(checkpoints) or 'no checkpoint'}): "
-                f"{'equal' if found == expected else 'DIFFERENT'}",
+                f"{number + 1}: {name}, broken at step {seen} ({', '.join(kept) or 'no checkpoint'}): "
+                f"{'equal' if same else 'DIFFERENT'}",
                 flush=True,
             )
-            shutil.rmtree(broken)
-    print(f"{equal} of {options.kills} resumed runs are bit-equal to the unbroken one")
-    return equal < options.kills
+            broken.clear()
+    print(f"{equal} of {options.rounds} resumed runs are bit-equal to the unbroken one")
+    return equal < options.rounds
 
 
 if __name__ == "__main__":

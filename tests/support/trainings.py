@@ -1,14 +1,18 @@
 """Small training runs: a model with random weights, a few rows, a configuration."""
 
 import json
+import math
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from conversations import write_conversations
+from safetensors.torch import load_file
 from tiny_models import write_checkpoint
 
 from firebolt_vl.train import loop
 from firebolt_vl.train.config import TrainConfig, checked
+from firebolt_vl.train.conversations import ConversationsJob  # noqa: F401  (what tests break into)
 from firebolt_vl.train.loop import HISTORY, read_history
 from firebolt_vl.train.start import train
 
@@ -71,3 +75,28 @@ def interrupted(run, folder: Path, out: str, at: int, **keys) -> None:
         patch.setattr(loop.History, "add", add)
         with pytest.raises(Killed):
             run(folder, out, **keys)
+
+
+@contextmanager
+def poisoned(kind, *at: int, value: float = math.nan):
+    """Jobs of a kind whose gradient is not finite, of one parameter, at these steps (from 0); the loss is as it was."""
+    honest = kind.step
+
+    def step(job, number):
+        if number not in at:
+            return honest(job, number)
+        learning = [p for module in job.states().modules.values() for p in module.parameters() if p.requires_grad]
+        hook = learning[-1].register_hook(lambda gradient: gradient * value)
+        try:
+            return honest(job, number)
+        finally:
+            hook.remove()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "step", step)
+        yield
+
+
+def assert_finite(file: Path) -> None:
+    for name, tensor in load_file(file).items():
+        assert tensor.isfinite().all(), f"{file}: {name}"

@@ -20,7 +20,9 @@ STAGE_1 = {"train": ["connector"], "batch_size": 4, "max_steps": 4}
 RUNS = {"end-to-end": END_TO_END, "stage-1": STAGE_1}
 # The foveated model's, of FOLDER/foveated. Of four rows one is text alone, one an image, one several, one a video.
 FOVEATED = {
-    loss: {"loss": loss, "batch_size": 4, "max_steps": 3, "beta": 1.0} for loss in ("text", "answers", "preferences")
+    "text": {"loss": "text", "batch_size": 4, "max_steps": 3},
+    "answers": {"loss": "answers", "batch_size": 4, "max_steps": 3},
+    "preferences": {"loss": "preferences", "batch_size": 4, "max_steps": 3, "beta": 1.0},
 }
 MICRO = {"end-to-end": 2, "stage-1": 1}
 

@@ -38,7 +38,7 @@ def out(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def task(out):
-    return load_task(out / runs.WORK / runs.TASK, EMBEDDED)
+    return load_task(out / runs.WORK / runs.TASK, EMBEDDED, SMALL)
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def part_of(name: str) -> str:
 @pytest.mark.parametrize("train", [["connector"], ["vision", "connector", "decoder"]], ids=["connector", "all"])
 @pytest.mark.parametrize("loss", STAGES)
 def test_each_stage_changes_the_parts_that_it_should(folder, loss, train):
-    out = run(folder, loss=loss, train=train, beta=1.0)
+    out = run(folder, loss=loss, train=train)
     before, after = loaded(folder / "model"), loaded(out)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert {part_of(name) for name in changed} == set(train)
@@ -251,7 +251,7 @@ def test_the_rates_of_the_parts_meet(folder):
     assert all(any(p is query for p in plain) for query in queries)
 
 
-LONGER = {"max_steps": 7, "save_every": 3, "eval_every": 4, "validation_share": 0.25, "warmup_steps": 2, "beta": 1.0}
+LONGER = {"max_steps": 7, "save_every": 3, "eval_every": 4, "validation_share": 0.25, "warmup_steps": 2}
 
 
 @pytest.mark.parametrize("loss", STAGES)
@@ -288,6 +288,9 @@ def test_the_shipped_stages_are_the_recipe_of_the_original():
         ({"mode": "autoregressive", "gradient_checkpointing": True}, "gradient_checkpointing: it switches off"),
         ({"frames": 0}, "frames: 0 came, at least 1 is wanted"),
         ({"beta": -1.0}, "beta: -1.0 came, at least 0 is wanted"),
+        ({"beta": 1.0}, "beta: only preferences have one, loss 'answers' came"),
+        ({"train": ["connector"], "vision_lr": 1e-5}, "vision_lr: vision does not learn (train)"),
+        ({"train": ["vision"], "decoder_lr": 1e-5}, "decoder_lr: decoder does not learn (train)"),
         ({"query": {"query_dim": 8}}, "query: it is that of the checkpoint"),
         (
             {"model": None, "decoder": "d", "vision": "v", "query": {"dim": 8}},

@@ -3,6 +3,7 @@
 import pytest
 
 from firebolt_vl.train.config import ConfigError, TinyConfig, TrainConfig, load_config, shipped
+from firebolt_vl.train.start import new_accelerator
 
 
 def test_the_shipped_ones_are_the_recipe_of_the_paper():
@@ -63,7 +64,7 @@ def test_toml_and_yaml_say_the_same(tmp_path, name, text):
         (["cmm=2"], "cmm: 2 came, a table of keys is wanted"),
         (["lr.a=2"], "lr.a=2: lr is no table of keys"),
         (["data=[]"], "data: no file came"),
-        (["betas=[0.9]"], r"betas: \[0.9\] came, two numbers are wanted"),
+        (["betas=[0.9]"], r"betas: \[0.9\] came, two numbers from 0 to below 1 are wanted"),
         (["precision=fp8"], "precision: 'fp8' came, one of float32, bf16 is wanted"),
         (["validation_share=2"], "validation_share: 2.0 came, a share in 0..1 is wanted"),
         (["model=m"], "model and decoder came to start from; one of model, decoder"),
@@ -105,3 +106,115 @@ def test_a_batch_is_cut_evenly_or_refused():
     with pytest.raises(ConfigError, match="12 rows cannot be cut into micro-batches of 3 on 3 processes; a mul"):
         one.accumulation(3)
     assert load_config("stage1").accumulation(8) == 1
+
+
+BIG = 10**400
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"connector": "cmm"}, "connector: it is that of the checkpoint"),
+        ({"fusion": "replace"}, "fusion: it is that of the checkpoint"),
+        ({"cmm": {"top_k": 2}}, "cmm: it is that of the checkpoint"),
+        ({"tokenizer": "t"}, "tokenizer: a checkpoint"),
+        ({"epochs": 2, "max_steps": 3}, "epochs, max_steps: both came; one of the two is wanted"),
+        ({"validation": ["v"], "validation_share": 0.1}, "validation, validation_share: both came"),
+        ({"train": ["decoder"], "ssm_lr": 0.1}, "ssm_lr: the state-space model is part of the connector"),
+        (
+            {"train": ["conector"]},
+            "train: 'conector' came, one of vision, connector, decoder is wanted; did you mean connector?",
+        ),
+        ({"lora": {"rnk": 2}}, "lora: unknown rnk; known are rank, alpha, dropout, targets; did you mean rank?"),
+        ({"lora": {"rank": 0}}, "lora.rank: 0 came, at least 1 is wanted"),
+        ({"lora": {"rank": "many"}}, "lora.rank: 'many' came, a whole number is wanted"),
+        ({"lora": {"dropout": 1.0}}, "lora.dropout: 1.0 came"),
+        ({"lora": {"alpha": 0}}, "lora.alpha: 0 came, more than 0 is wanted"),
+        ({"lora": {"targets": []}}, "lora.targets: no layer came"),
+        ({"lr": float("nan")}, "lr: nan came, a finite number is wanted"),
+        ({"lr": float("inf")}, "lr: inf came, a finite number is wanted"),
+        ({"clip": -1.0}, "clip: -1.0 came, at least 0 is wanted"),
+        ({"clip": float("nan")}, "clip: nan came, a finite number is wanted"),
+        ({"weight_decay": float("nan")}, "weight_decay: nan came"),
+        ({"betas": [0.9, 1.0]}, "betas: .* came, two numbers from 0 to below 1"),
+        ({"betas": [0.9, float("nan")]}, "betas: nan came, a finite number is wanted"),
+        ({"validation_share": float("nan")}, "validation_share: nan came"),
+        ({"max_steps": BIG}, r"max_steps: 1000.*\.\.\. came, at most 2147483647 is wanted"),
+        ({"lr": BIG}, r"lr: 1000.*\.\.\. came, a number is wanted"),
+        ({"batch_size": 2**31}, "batch_size: 2147483648 came, at most 2147483647 is wanted"),
+        ({"seed": -1}, "seed: -1 came, a whole number in 0..4294967295 is wanted"),
+        ({"seed": 2**64}, "seed: 18446744073709551616 came"),
+        ({"max_steps": "5"}, "max_steps: '5' came, a whole number is wanted"),
+        ({"max_bad_steps": -1}, "max_bad_steps: -1 came, at least 0 is wanted"),
+        ({"model": ""}, "model: an empty text came"),
+    ],
+)
+def test_what_changes_nothing_or_cannot_be_is_refused(keys, said):
+    with pytest.raises(ConfigError, match=said):
+        TrainConfig(**{"model": "m", "data": ["d.jsonl"], **keys})
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"connector": "cm"}, "connector: 'cm' came, one of cmm, prepend, cross_attend is wanted; did you mean cmm?"),
+        ({"fusion": "pol"}, "fusion: 'pol' came, one of replace, concat, pool is wanted; did you mean pool?"),
+        ({"connector": "prepend", "fusion": "pool"}, "fusion: 'pool' goes with connector 'cmm' alone"),
+        ({"cmm": {"topk": 2}}, "cmm: unknown topk; known are .*did you mean top_k?"),
+    ],
+)
+def test_keys_of_a_new_model(keys, said):
+    with pytest.raises(ConfigError, match=said):
+        TrainConfig(**{"decoder": "d", "vision": "v", "data": ["d.jsonl"], **keys})
+
+
+def test_a_tower_that_is_there_has_its_scenes_and_steps():
+    for key in ("scenes", "tower_steps"):
+        with pytest.raises(ConfigError, match=f"{key}: the folder t .tower. has its scenes and its tower already"):
+            TinyConfig(tower="t", **{key: 8})
+
+
+def test_a_length_on_the_command_line_takes_the_place_of_the_files():
+    assert (load_config("stage1", ["max_steps=7"]).epochs, load_config("stage1", ["max_steps=7"]).max_steps) == (
+        None,
+        7,
+    )
+    found = load_config("foveated-stage1", ["epochs=2", "validation=v.jsonl"])
+    assert (found.epochs, found.max_steps, found.validation, found.validation_share) == (2, None, ["v.jsonl"], 0.0)
+    with pytest.raises(ConfigError, match="epochs, max_steps: both came"):
+        load_config("stage1", ["max_steps=7", "epochs=1"])
+
+
+def test_a_byte_order_mark_is_no_key(tmp_path):
+    (tmp_path / "a.toml").write_text('model = "m"\ndata = ["d"]\n', encoding="utf-8-sig")
+    (tmp_path / "a.yaml").write_text("model: m\ndata: d\n", encoding="utf-8-sig")
+    assert load_config(str(tmp_path / "a.toml")) == load_config(str(tmp_path / "a.yaml"))
+
+
+@pytest.mark.parametrize("name", ["deep.toml", "deep.yaml"])
+def test_a_deep_file_is_one_line(tmp_path, name):
+    (tmp_path / name).write_text(("a = " if name.endswith("toml") else "a: ") + "[" * 5000 + "]" * 5000)
+    with pytest.raises(ConfigError, match=f"{name} is nested too deeply"):
+        load_config(str(tmp_path / name))
+    with pytest.raises(ConfigError, match="it is nested too deeply"):
+        load_config("stage1", ["cmm=" + "[" * 5000 + "]" * 5000])
+
+
+def test_what_is_no_file_and_what_is_nearly_a_name(tmp_path):
+    (tmp_path / "a.toml").mkdir()
+    with pytest.raises(ConfigError, match="is not a file; name a TOML or YAML file"):
+        load_config(str(tmp_path / "a.toml"))
+    with pytest.raises(ConfigError, match=r"no such configuration ships; .* did you mean stage1?"):
+        load_config("stag1")
+
+
+@pytest.mark.parametrize(
+    ("tracker", "said"),
+    [
+        ("tensorbord", "'tensorbord' came, one of .* did you mean tensorboard?"),
+        ("comet_ml", "comet_ml is not installed"),
+    ],
+)
+def test_a_tracker_that_is_not_there_is_known_before_anything_is_loaded(tmp_path, tracker, said):
+    with pytest.raises(ConfigError, match=f"trackers: {said}"):
+        new_accelerator([tracker], tmp_path)

@@ -9,7 +9,7 @@ import torch
 from conversations import BROKEN, broken_folder, row, write_rows
 from numerics import assert_close
 from safetensors.torch import load_file
-from tiny_models import make_model, make_processor
+from tiny_models import make_model, make_processor, write_checkpoint
 from torch import nn
 from trainings import config, interrupted, losses, run, steps, told, weights, write_start
 from transformers import Lfm2ForCausalLM
@@ -21,7 +21,6 @@ from firebolt_vl.train.config import ConfigError
 from firebolt_vl.train.conversations import AnswerLoss, ConversationsJob, blank_image
 from firebolt_vl.train.data import Collator, TooManyBadRows
 from firebolt_vl.train.data.chat import IGNORED
-from firebolt_vl.train.loop import TrainingError
 from firebolt_vl.train.optimizer import cosine, parameter_groups
 
 ALL = ["vision", "connector", "decoder"]
@@ -218,6 +217,35 @@ def test_adapters_learn_beside_the_connector_and_come_out_merged(folder):
     assert weights(again) == weights(out)
 
 
+def test_an_architecture_has_the_vocabulary_of_its_tokenizer(folder):
+    """Embeddings that no token has would be most of a small model's parameters."""
+    sizes = make_model().config
+    tokenizer = make_processor().tokenizer
+    tokenizer.save_pretrained(folder / "tokenizer")
+    described = {name: getattr(sizes, name).to_dict() for name in ("text_config", "vision_config")}
+    keys = {"model": None, "architecture": described, "tokenizer": str(folder / "tokenizer")}
+    for vocabulary in (65536, len(tokenizer) + 1, len(tokenizer) - 1):
+        described["text_config"]["vocab_size"] = vocabulary
+        with pytest.raises(ConfigError, match=rf"{vocabulary}"):
+            run(folder, **keys)
+    del described["text_config"]["vocab_size"]
+    with pytest.raises(ConfigError, match=f"vocab_size is 65536, the tokenizer has {len(tokenizer)} tokens"):
+        run(folder, **keys)
+    assert not (folder / "run").exists()
+
+
+def test_a_rate_for_a_state_space_model_that_is_not_there_is_refused(folder, tmp_path):
+    write_checkpoint(tmp_path / "other", connector="prepend")
+    with pytest.raises(ConfigError, match="ssm_lr: this model's connector has no state-space model"):
+        run(folder, model=str(tmp_path / "other"), ssm_lr=1e-4)
+
+
+def test_a_resumed_run_learns_at_the_rate_that_it_is_told(folder):
+    run(folder, max_steps=2, lr=1e-3, min_lr=1e-3)
+    out = run(folder, resume=True, max_steps=4, lr=1e-5, min_lr=1e-5)
+    assert [line["lr"] for line in loop.read_history(out / loop.HISTORY)] == pytest.approx([1e-3, 1e-3, 1e-5, 1e-5])
+
+
 def test_unknown_keys_of_lora_are_refused(folder):
     with pytest.raises(ConfigError, match="lora: unknown r; known are rank, alpha, dropout, targets"):
         run(folder, lora={"r": 4})
@@ -263,9 +291,9 @@ def damage_flipped(file):
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        ("model.safetensors", damage_flipped),
-        ("optimizer.bin", damage_cut),
-        ("random_states_0.pkl", damage_missing),
+        ("weights.safetensors", damage_flipped),
+        ("optimizer.safetensors", damage_cut),
+        ("generators-0.json", damage_missing),
         ("manifest.json", damage_cut),
         ("manifest.json", damage_flipped),
     ],
@@ -288,7 +316,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(start, folder, unb
 def test_with_every_checkpoint_damaged_a_run_starts_anew(start, folder, unbroken):
     shutil.copytree(unbroken, folder / "run")
     for checkpoint in (folder / "run" / "checkpoints").iterdir():
-        (checkpoint / "optimizer.bin").write_bytes(b"")
+        (checkpoint / "optimizer.safetensors").write_bytes(b"")
     with pytest.warns(UserWarning, match="is damaged"):
         out = run(folder, resume=True, model=str(start / "dropout" / "model"), **LONGER)
     assert (told(out), weights(out)) == (told(unbroken), weights(unbroken))
@@ -296,7 +324,7 @@ def test_with_every_checkpoint_damaged_a_run_starts_anew(start, folder, unbroken
 
 def test_checkpoints_of_a_run_before_do_not_outlive_it(folder):
     run(folder, max_steps=4, save_every=2)
-    for file in (folder / "run" / "checkpoints").rglob("optimizer.bin"):
+    for file in (folder / "run" / "checkpoints").rglob("optimizer.safetensors"):
         file.write_bytes(b"")
     with pytest.warns(UserWarning, match="is damaged"):
         interrupted(run, folder, "run", 4, resume=True, max_steps=8, save_every=2)
@@ -354,12 +382,6 @@ def test_a_batch_of_bad_rows_alone_is_no_reason_to_stop(folder, tmp_path):
     out = run(folder, data=[str(file)], batch_size=1, max_steps=4, max_bad_share=0.6)
     assert sorted(losses(out))[:2] == [0, 0]
     assert min(sorted(losses(out))[2:]) > 0
-
-
-def test_a_loss_that_is_not_finite_stops(folder, monkeypatch):
-    monkeypatch.setattr(ConversationsJob, "step", lambda job, number: {"loss": math.nan})
-    with pytest.raises(TrainingError, match="the loss is nan at step 1"):
-        run(folder)
 
 
 def test_weight_decay_is_for_matrices_and_the_ssm_has_a_rate_of_its_own():

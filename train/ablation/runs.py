@@ -21,7 +21,7 @@ from ..tiny.recipe import rounded
 from .task import Settings, Task, keep_task, load_task
 from .variants import VARIANTS, learning, make_model
 
-ROWS, WORK, TASK = "runs", "work", "task.pt"
+ROWS, WORK, TASK = "runs", "work", "task.safetensors"
 SAVE_EVERY = 100
 
 
@@ -61,8 +61,13 @@ def fill_pool(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as workers:
         running = {workers.submit(do_run, out, name, seed, settings, checkpoint): (name, seed) for name, seed in wanted}
-        for done in as_completed(running):
-            report(*running[done], done.result())
+        try:
+            for done in as_completed(running):
+                report(*running[done], done.result())
+        except BaseException:
+            # What has not begun is not waited for; what has ends its step, where Ctrl-C stops it.
+            workers.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def do_run(out: Path, name: str, seed: int, settings: Settings, checkpoint: Path) -> dict:
@@ -70,7 +75,7 @@ def do_run(out: Path, name: str, seed: int, settings: Settings, checkpoint: Path
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    task = load_task(out / WORK / TASK, checkpoint)
+    task = load_task(out / WORK / TASK, checkpoint, settings)
     variant = VARIANTS[name]
     model = make_model(variant, task.processor.tokenizer, task.tower, seed)
     job = FusionJob(
@@ -82,7 +87,7 @@ def do_run(out: Path, name: str, seed: int, settings: Settings, checkpoint: Path
     write_text(kept, json.dumps(settings.to_dict()))
     begun, begun_cpu = time.perf_counter(), time.process_time()
     accelerator = new_accelerator([], work, cpu=True)
-    run(job, accelerator, LoopOptions(work, SAVE_EVERY, resume=resume, plot=False))
+    skipped = run(job, accelerator, LoopOptions(work, SAVE_EVERY, resume=resume, plot=False))
     close(accelerator)
     row = {
         "variant": name,
@@ -92,6 +97,7 @@ def do_run(out: Path, name: str, seed: int, settings: Settings, checkpoint: Path
         "seconds": time.perf_counter() - begun,
         "cpu_seconds": time.process_time() - begun_cpu,
         "resumed": resume,
+        "skipped_steps": skipped,
         **examine(job.model.eval(), task),
     }
     write_text(row_file(out, name, seed), json.dumps(rounded(row), indent=1) + "\n")

@@ -5,6 +5,8 @@ are smaller than those of the embedded model's task, so that the whole image alo
 The vision tower is that of the embedded model, and stays as it is: the grids are made once.
 """
 
+import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,8 +18,9 @@ from transformers import SiglipVisionModel
 from ...evaluate.digits import draw
 from ...evaluate.files import write_whole
 from ...evaluate.questions import GROUNDED_KINDS
-from ...evaluate.tiny import Asked, Exam, pose
+from ...evaluate.tiny import Exam, pose
 from ...model import FireboltForConditionalGeneration, FireboltProcessor
+from ..tensors import check_tensors, first_not_finite, read_about, read_tensors, write_tensors
 from ..tiny.fusion import Rows, Views, tokenize
 from ..tiny.pool import DRAWN_SIDE, centres_of, global_views, make_pool, tiles
 from ..tiny.tower import pooled
@@ -25,6 +28,7 @@ from ..tiny.tower import pooled
 COARSE, FINE = 64, 96
 TILINGS = (1, 2, 3)
 POOL_SEED, EXAM_SEED = 11, 12
+SETTINGS = "settings"
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,9 @@ class Settings:
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict())
 
 
 @dataclass
@@ -94,8 +101,9 @@ def shown(centres: Tensor) -> Tensor:
     return seen
 
 
-def make_task(checkpoint: Path, settings: Settings, processes: int | None = None) -> dict:
-    """Draw everything and encode it by the tower of a checkpoint, the embedded one; what `Task` is made of again."""
+def make_task(checkpoint: Path, settings: Settings, processes: int | None = None) -> dict[str, Tensor]:
+    """Draw everything and encode it by the tower of a checkpoint, the embedded one; what `Task` is made of again, but
+    for the exam's questions, which `pose` draws anew."""
     model = FireboltForConditionalGeneration.from_pretrained(checkpoint).eval()
     processor = FireboltProcessor.from_pretrained(checkpoint)
     tower = model.model.vision_tower
@@ -108,40 +116,51 @@ def make_task(checkpoint: Path, settings: Settings, processes: int | None = None
     ]
     known = [(one.scene, one.question) for one in asked if not one.question.held_out]
     return {
-        "settings": settings.to_dict(),
         "features": features(tower, pool.pixels, *pool.finer),
         "shown": shown(pool.centres),
-        "questions": tokenize(processor.tokenizer, pool.questions + harder),
-        "captions": tokenize(processor.tokenizer, pool.captions),
+        **tokenize(processor.tokenizer, pool.questions + harder).tensors("questions"),
+        **tokenize(processor.tokenizer, pool.captions).tensors("captions"),
         "exam_features": features(tower, *(pixels.permute(0, 3, 1, 2) for pixels in exam_pixels)),
         "exam_shown": shown(centres_of(drawn)),
-        "exam_asked": asked,
-        "exam_rows": tokenize(processor.tokenizer, known),
+        **tokenize(processor.tokenizer, known).tensors("exam_rows"),
     }
 
 
 def keep_task(file: Path, checkpoint: Path, settings: Settings, processes: int | None = None) -> None:
     """`make_task` in a file, unless the file holds that of these settings."""
-    if file.is_file() and torch.load(file, weights_only=False)["settings"] == settings.to_dict():
-        return
+    with suppress(ValueError):  # none, or damaged
+        if read_about(file).get(SETTINGS) == settings.to_json():
+            return
     made = make_task(checkpoint, settings, processes)
-    write_whole(file, lambda temporary: torch.save(made, temporary))
+    write_whole(file, lambda temporary: write_tensors(temporary, made, {SETTINGS: settings.to_json()}))
 
 
-def load_task(file: Path, checkpoint: Path) -> Task:
-    """What `keep_task` kept, with the same checkpoint."""
-    kept = torch.load(file, weights_only=False)
+def load_task(file: Path, checkpoint: Path, settings: Settings) -> Task:
+    """What `keep_task` kept, with the same checkpoint. Raises ValueError, which names file and tensor, where it is not
+    that."""
     tower = FireboltForConditionalGeneration.from_pretrained(checkpoint).model.vision_tower
-    asked: list[Asked] = kept["exam_asked"]
+    processor = FireboltProcessor.from_pretrained(checkpoint)
+    kept, count = read_tensors(file), len(boxes())
+    wanted = {
+        "features": (torch.float32, ("scenes", count, tower.config.hidden_size)),
+        "shown": (torch.bool, ("scenes", 4, count)),
+        "exam_features": (torch.float32, ("exam", count, tower.config.hidden_size)),
+        "exam_shown": (torch.bool, ("exam", 4, count)),
+    }
+    rows = ("questions", "captions", "exam_rows")
+    for name in rows:
+        wanted |= Rows.wanted(name)
+    sizes = check_tensors(file, kept, wanted)
+    if (name := first_not_finite(kept)) is not None:
+        raise ValueError(f"{file}: {name} is not finite")
+    if (sizes["scenes"], sizes["exam"]) != (settings.scenes, settings.test_scenes):
+        raise ValueError(f"{file}: features: those of {settings.scenes} and {settings.test_scenes} scenes are wanted")
+    questions, captions, exam_rows = (Rows.of_tensors(kept, name) for name in rows)
+    for name, found in zip(rows, (questions, captions, exam_rows)):
+        found.check(file, name, sizes["exam" if name == "exam_rows" else "scenes"], len(processor.tokenizer))
     found = kept["exam_features"]
     mask = torch.ones(found.shape[:2], dtype=torch.bool)
+    _, asked = pose(settings.test_scenes, EXAM_SEED, settings.split, settings.scale)
     exam = Exam(found, mask, boxes().expand(len(found), -1, -1), asked, kept["exam_shown"])
-    return Task(
-        tower,
-        FireboltProcessor.from_pretrained(checkpoint),
-        Views(kept["features"], boxes(), kept["shown"]),
-        kept["questions"],
-        kept["captions"],
-        exam,
-        kept["exam_rows"],
-    )
+    views = Views(kept["features"], boxes(), kept["shown"])
+    return Task(tower, processor, views, questions, captions, exam, exam_rows)

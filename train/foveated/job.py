@@ -22,6 +22,7 @@ from .models import PARTS, optimizer_groups, start_model
 from .parts import preference_losses, rate
 
 BLANK_FRAMES = 2
+BETA = 0.1
 
 
 class FoveatedCollator(Collator):
@@ -154,7 +155,11 @@ class FoveatedJob(ConversationsJob):
         side = self.processor.image_processor.size["height"]
         blank = torch.zeros(1, BLANK_FRAMES, 3, side, side)
         told = (self.model, config.mode, blank, config.precision == "bf16")
-        return PreferenceLoss(*told, self.reference, config.beta) if self.preferences else TextLoss(*told)
+        return (
+            PreferenceLoss(*told, self.reference, BETA if config.beta is None else config.beta)
+            if self.preferences
+            else TextLoss(*told)
+        )
 
     def _inputs(self, batch: MicroBatch) -> dict[str, Tensor]:
         inputs = super()._inputs(batch)

@@ -5,6 +5,7 @@ from transformers import AutoTokenizer
 
 from ...model import CHAT_TEMPLATE, FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
 from ..config import ConfigError, FoveatedConfig
+from ..models import check_vocabulary
 from .parts import parameter_groups
 
 # A part by the name that configurations have for it -> by that of `parameter_groups`.
@@ -28,10 +29,10 @@ def start_model(config: FoveatedConfig) -> tuple[FoveatedVLM, FoveatedProcessor]
 
 
 def _checkpoint(config: FoveatedConfig) -> tuple[FoveatedVLM, FoveatedProcessor]:
-    if config.tokenizer is not None:
-        raise ConfigError("tokenizer: a checkpoint (model) has its own")
-    model = FoveatedVLM.from_pretrained(config.model, dtype=torch.float32)
-    return model, FoveatedProcessor.from_pretrained(config.model)
+    model = FoveatedVLM.from_pretrained(
+        config.model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
+    return model, FoveatedProcessor.from_pretrained(config.model, trust_remote_code=False)
 
 
 def _new_model(config: FoveatedConfig) -> tuple[FoveatedVLM, FoveatedProcessor]:
@@ -41,8 +42,7 @@ def _new_model(config: FoveatedConfig) -> tuple[FoveatedVLM, FoveatedProcessor]:
         model = FoveatedVLM.from_backbones(config.decoder, config.vision, dtype=torch.float32, **config.query)
     else:
         model = FoveatedVLM(FoveatedVLMConfig(**config.architecture, **config.query))
-    if len(tokenizer) > model.config.text_config.vocab_size:
-        raise ConfigError(f"tokenizer: it has {len(tokenizer)} tokens, the model {model.config.text_config.vocab_size}")
+    check_vocabulary(config, len(tokenizer), model.config.text_config.vocab_size)
     # DINOv2's own size is that of its position table; frames are smaller, in as many pixels as its patches fill evenly.
     vision = model.config.vision_config
     side = min(FoveatedImageProcessor.size["height"], vision.image_size) // vision.patch_size * vision.patch_size

@@ -9,6 +9,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from ...model import FoveatedProcessor, FoveatedVLM
 from ..loop import Job
+from ..states import States
 from ..tiny.fusion import EMBEDDING_STD, Rows
 from ..tiny.optimizers import Optimizers
 from ..tiny.pool import NO_COLOUR, NO_DIGIT, glyphs
@@ -43,6 +44,9 @@ class TowerJob(Job):
         self.tower, self.heads = accelerator.prepare(self.tower, self.heads)
         self.optimizers.prepare(accelerator)
 
+    def states(self) -> States:
+        return States({"tower": self.tower, "heads": self.heads}, self.optimizers.parts)
+
     def start(self, step: int) -> None:
         self.tower.train()
 
@@ -56,8 +60,8 @@ class TowerJob(Job):
         seen = self.tower(pixel_values=normalised(clips.pixels[clip, frame])).last_hidden_state[:, 1:].flatten(0, 1)
         kept = (labels != NO_DIGIT) | (torch.rand(len(labels)) < BACKGROUND_SHARE)
         loss = self.heads.loss(seen[kept], labels[kept], colours[kept], sources[kept], self.written)
-        self.optimizers.step(loss, number)
-        return {"loss": loss.item()}
+        done = self.optimizers.step(loss, number)
+        return {"loss": loss.item()} if done else {"loss": loss.item(), "skipped": True}
 
     def save(self, folder: Path) -> None:
         self.tower.eval().save_pretrained(folder)
@@ -117,6 +121,9 @@ class LookJob(Job):
         self.model = accelerator.prepare(self.model)
         self.optimizers.prepare(accelerator)
 
+    def states(self) -> States:
+        return States({"model": self.model}, self.optimizers.parts)
+
     def start(self, step: int) -> None:
         self.model.train()
 
@@ -134,8 +141,8 @@ class LookJob(Job):
             loss_mask=rows.answer,
             use_cache=False,
         ).loss
-        self.optimizers.step(loss, number)
-        return {"loss": loss.item()}
+        done = self.optimizers.step(loss, number)
+        return {"loss": loss.item()} if done else {"loss": loss.item(), "skipped": True}
 
     def save(self, folder: Path) -> None:
         self.model.eval().save_pretrained(folder)

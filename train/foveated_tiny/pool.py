@@ -1,9 +1,11 @@
 """What the small foveated model learns from: a pool of clips as pixels, and where each colour's digit is in them."""
 
 import os
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +14,8 @@ from torch import Tensor
 from ...evaluate.clips import draw_clip, sample_card, sample_clip
 from ...evaluate.digits import COLOURS
 from ...model import FoveatedImageProcessor
+from ..tensors import Wanted
+from ..tiny.pool import NO_DIGIT, glyphs
 
 FRAMES = 3
 CHUNK = 250
@@ -37,6 +41,31 @@ class Clips:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
+        """All of them, by name; `of_tensors` undoes it."""
+        return {f"{prefix}.{name}": getattr(self, name) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor], prefix: str, file: Path) -> "Clips":
+        """Raises ValueError, which names the file and the tensor, for a digit or a handwriting that there is not."""
+        for name, end in (("labels", NO_DIGIT), ("sources", len(glyphs()))):
+            values = tensors[f"{prefix}.{name}"]
+            if not len(values) or values.min() < -1 or values.max() >= end:
+                raise ValueError(f"{file}: {prefix}.{name}: numbers in -1..{end - 1} are wanted")
+        return cls(*(tensors[f"{prefix}.{name}"] for name in cls.__dataclass_fields__))
+
+    @staticmethod
+    def wanted(prefix: str, clips: int) -> dict[str, Wanted]:
+        """What `check_tensors` is told of so many clips."""
+        forms = {
+            "pixels": (torch.uint8, (clips, FRAMES, 3, "side", "side")),
+            "there": (torch.bool, (clips, FRAMES)),
+            "labels": (torch.long, (clips, len(COLOURS))),
+            "sources": (torch.long, (clips, len(COLOURS))),
+            "boxes": (torch.float32, (clips, FRAMES, len(COLOURS), 4)),
+        }
+        return {f"{prefix}.{name}": form for name, form in forms.items()}
 
 
 def make_clips(clips: int, seed: int, side: int, split: str, processes: int | None = None) -> Clips:

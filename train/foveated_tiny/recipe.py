@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,8 +23,11 @@ from ...evaluate.digits import COLOURS
 from ...evaluate.files import markdown_table, write_text, write_whole
 from ...evaluate.questions import Question
 from ...model import FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
+from ..config import ConfigError
 from ..loop import LoopOptions, Told, run
+from ..outputs import alone_in
 from ..start import close, new_accelerator
+from ..tensors import check_tensors, first_not_finite, read_about, read_tensors, write_tensors
 from ..tiny.fusion import EMBEDDING_STD, Rows, tokenize
 from ..tiny.recipe import rounded, use_some_cores
 from ..tiny.tokenizer import make_tokenizer
@@ -51,7 +55,7 @@ TEXT = {
 }
 MODES = ("coarse_only", "coarse_fine", "autoregressive")
 CLIPS_SEED, CARDS_SEED, EXAM_SEED, TOWER_SEED = 1, 2, 3, 0
-ROWS, STAGE = "runs", "stage.pt"
+ROWS, STAGE = "runs", "stage.safetensors"
 SAVE_EVERY = 100
 
 
@@ -124,41 +128,62 @@ def make_texts(processor: FoveatedProcessor) -> Rows:
 
 
 def make_stage(work: Path, settings: Settings, report) -> Stage:
-    """Draw the clips and train the tower, unless `work` holds those of these settings."""
+    """Draw the clips and train the tower, unless `work` holds those of these settings.
+
+    Raises ValueError, which names file and tensor, where it says so and does not hold them.
+    """
     processor, file = new_processor(), work / STAGE
     wanted = {name: value for name, value in asdict(settings).items() if name != "steps"}
-    kept = torch.load(file, weights_only=False) if file.is_file() else {}
-    if kept.get("settings") != wanted:
+    about = {}
+    with suppress(ValueError):  # none, or damaged
+        about = read_about(file)
+    if about.get("settings") != json.dumps(wanted):
         begun = time.process_time()
         clips = make_clips(settings.clips, CLIPS_SEED, SIDE, "train")
         exam = make_clips(settings.test_clips, EXAM_SEED, SIDE, settings.split)
         job = TowerJob(Dinov2Config(**VISION), clips, settings.tower_steps, TOWER_SEED)
         folder = work / "tower"
         train(job, folder, wanted, report)
-        kept = {
-            "settings": wanted,
-            "tower": Dinov2Model.from_pretrained(folder).state_dict(),
-            "clips": clips,
-            "exam": exam,
-            "seconds": time.process_time() - begun,
-        }
-        write_whole(file, lambda temporary: torch.save(kept, temporary))
+        tower = Dinov2Model.from_pretrained(folder).state_dict()
+        kept = {f"tower.{name}": tensor for name, tensor in tower.items()}
+        kept |= clips.tensors("clips") | exam.tensors("exam")
+        kept["seconds"] = torch.tensor(time.process_time() - begun, dtype=torch.float64)
+        write_whole(file, lambda temporary: write_tensors(temporary, kept, {"settings": json.dumps(wanted)}))
         shutil.rmtree(folder)
-    parts = {name: kept[name] for name in ("tower", "seconds", "clips", "exam")}
-    return Stage(**parts, cards=make_cards(CARDS_SEED), processor=processor, texts=make_texts(processor))
+    kept = read_tensors(file)
+    tower = {f"tower.{name}": tensor for name, tensor in Dinov2Model(Dinov2Config(**VISION)).state_dict().items()}
+    expected = {"seconds": (torch.float64, ())}
+    expected |= {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tower.items()}
+    check_tensors(
+        file, kept, expected | Clips.wanted("clips", settings.clips) | Clips.wanted("exam", settings.test_clips)
+    )
+    if (name := first_not_finite(kept)) is not None:
+        raise ValueError(f"{file}: {name} is not finite")
+    return Stage(
+        tower={name.removeprefix("tower."): kept[name] for name in tower},
+        seconds=float(kept["seconds"]),
+        clips=Clips.of_tensors(kept, "clips", file),
+        exam=Clips.of_tensors(kept, "exam", file),
+        cards=make_cards(CARDS_SEED),
+        processor=processor,
+        texts=make_texts(processor),
+    )
 
 
-def train(job, folder: Path, settings: dict, report) -> bool:
-    """Run a job in a folder, on from where one of the same settings was stopped: whether there was one."""
+def train(job, folder: Path, settings: dict, report) -> dict:
+    """Run a job in a folder, on from where one of the same settings was stopped: whether there was one, and how many
+    steps were skipped."""
     kept = folder / "settings.json"
     resume = kept.is_file() and json.loads(kept.read_text(encoding="utf-8")) == settings
-    if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
+    if not resume and folder.exists():
+        if not kept.is_file():
+            raise ConfigError(f"{folder} holds no run of this task; name another --work")
+        shutil.rmtree(folder)
     write_text(kept, json.dumps(settings))
     accelerator = new_accelerator([], folder, cpu=True)
-    run(job, accelerator, LoopOptions(folder, SAVE_EVERY, resume=resume, plot=False), report)
+    skipped = run(job, accelerator, LoopOptions(folder, SAVE_EVERY, resume=resume, plot=False), report)
     close(accelerator)
-    return resume
+    return {"resumed": resume, "skipped_steps": skipped}
 
 
 def row_file(work: Path, mode: str, seed: int) -> Path:
@@ -180,13 +205,13 @@ def do_run(work: Path, stage: Stage, mode: str, seed: int, settings: Settings, r
     model = new_model(stage.processor, stage.tower, mode, seed)
     job = LookJob(model, stage.processor, stage.clips, stage.cards, stage.texts, settings.steps)
     folder = work / f"{mode}-seed-{seed}"
-    resumed = train(job, folder, asdict(settings), report)
+    trained = train(job, folder, asdict(settings), report)
     row = {
         "mode": mode,
         "seed": seed,
         "settings": asdict(settings),
         "cpu_seconds": time.process_time() - begun,
-        "resumed": resumed,
+        **trained,
         **examine(model.eval(), stage.exam, stage.cards, stage.texts, EXAM_SEED),
     }
     row = rounded(row)
@@ -246,7 +271,14 @@ def main(arguments: list[str] | None = None) -> None:
 
         return report
 
-    stage = make_stage(options.work, settings, say("vision tower"))
+    with alone_in(options.work, print):
+        stage = make_stage(options.work, settings, say("vision tower"))
+        rows = run_all(options, stage, settings, say)
+    write_all(options, stage, rows)
+
+
+def run_all(options: argparse.Namespace, stage: Stage, settings: Settings, say) -> list[dict]:
+    """The rows of all modes and seeds, those that are there already read."""
     rows = []
     for seed in options.seeds:
         for mode in options.modes:
@@ -255,6 +287,11 @@ def main(arguments: list[str] | None = None) -> None:
                 row = do_run(options.work, stage, mode, seed, settings, say(f"{mode}, seed {seed}"))
             rows.append(row)
             print(f"{mode}, seed {seed}: {100 * row['accuracy']['all']:.1f} % right", flush=True)
+    return rows
+
+
+def write_all(options: argparse.Namespace, stage: Stage, rows: list[dict]) -> None:
+    """Results and picture in `options.out`, the table on stdout."""
     results = {"tower_cpu_seconds": stage.seconds, "runs": rows}
     write_text(options.out / "foveated.json", json.dumps(rounded(results), indent=1) + "\n")
     folders = {mode: options.work / f"{mode}-seed-{options.seeds[0]}" for mode in options.modes}

@@ -3,7 +3,7 @@
 As in the recipe of the paper's first stage the vision tower is frozen; so the grids of the whole pool are made once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from ...evaluate.questions import GROUNDED_KINDS, NOTHING, Question
 from ...kernels import correlation_context
 from ...model import FireboltForConditionalGeneration, FireboltProcessor
 from ..loop import Job
+from ..states import States
+from ..tensors import Wanted
 from .optimizers import Optimizers
 
 BATCH = 128
@@ -43,6 +45,33 @@ class Rows:
     scene: Tensor
     tiles: Tensor
     by_place: Tensor
+
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
+        """All of them, by name; `of_tensors` undoes it."""
+        return {f"{prefix}.{name}": getattr(self, name) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor], prefix: str) -> "Rows":
+        return cls(*(tensors[f"{prefix}.{name}"] for name in cls.__dataclass_fields__))
+
+    @staticmethod
+    def wanted(prefix: str) -> dict[str, Wanted]:
+        """What `check_tensors` is told of them."""
+        text = dict.fromkeys(("text", "answer", "phrase"), (torch.bool, (prefix, f"length of {prefix}")))
+        rest = {
+            "tiles": (torch.bool, (prefix, 4)),
+            "by_place": (torch.bool, (prefix,)),
+            "scene": (torch.long, (prefix,)),
+        }
+        ids = {"ids": (torch.long, (prefix, f"length of {prefix}"))}
+        return {f"{prefix}.{name}": form for name, form in {**ids, **text, **rest}.items()}
+
+    def check(self, file: Path, prefix: str, scenes: int, vocabulary: int) -> None:
+        """Raises ValueError, which names the file and the tensor, for an index beyond the scenes or the vocabulary."""
+        for name, end in (("scene", scenes), ("ids", vocabulary)):
+            values = getattr(self, name)
+            if not len(values) or values.min() < 0 or values.max() >= end:
+                raise ValueError(f"{file}: {prefix}.{name}: numbers in 0..{end - 1} are wanted")
 
     def __getitem__(self, chosen: Tensor) -> "Rows":
         rows = Rows(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
@@ -112,7 +141,7 @@ class Views:
 
 
 class Batches:
-    """Batches without end, each row once before any comes again. What it knows of its place can be saved."""
+    """Batches without end, each row once before any comes again. Its place can be saved, as tensors."""
 
     def __init__(self, rows: Rows, size: int):
         self.rows, self.size = rows, size
@@ -126,10 +155,18 @@ class Batches:
         return self.rows[chosen]
 
     def state_dict(self) -> dict:
-        return {"order": self.order, "place": self.place}
+        return {"order": self.order, "place": torch.tensor(self.place)}
 
     def load_state_dict(self, state: dict) -> None:
-        self.order, self.place = state["order"], state["place"]
+        """Raises ValueError where it is no place in these rows."""
+        order, place = state["order"], state["place"]
+        if order.dtype != torch.long or (
+            len(order) and not torch.equal(order.sort().values, torch.arange(len(self.rows.ids)))
+        ):
+            raise ValueError(f"order: an order of {len(self.rows.ids)} rows is wanted")
+        if place.dtype != torch.long or place.ndim or place < 0:
+            raise ValueError(f"place: {place} came, a number from 0 is wanted")
+        self.order, self.place = order, int(place)
 
 
 class FusionJob(Job):
@@ -174,12 +211,16 @@ class FusionJob(Job):
             is_matrix=lambda name: ".kernel." not in name,
         )
         self.questions, self.captions = Batches(questions, BATCH), Batches(captions, CAPTION_BATCH)
-        self.registered = (self.questions, self.captions)
         self.spread = views.features.std()
 
     def prepare(self, accelerator: Accelerator) -> None:
         self.model = accelerator.prepare(self.model)
         self.optimizers.prepare(accelerator)
+
+    def states(self) -> States:
+        return States(
+            {"model": self.model}, self.optimizers.parts, {"questions": self.questions, "captions": self.captions}
+        )
 
     def start(self, step: int) -> None:
         self.model.train()
@@ -196,8 +237,9 @@ class FusionJob(Job):
         if self.grounding_loss_weight:
             grounded = grounding_loss(self.model, rows, shown, grids, mask, self.views.boxes)
             loss = loss + self.grounding_loss_weight * grounded
-        self.optimizers.step(loss, number)
-        return {"loss": answers.item(), "tokens": int(rows.text.sum())}
+        done = self.optimizers.step(loss, number)
+        measured = {"loss": answers.item(), "tokens": int(rows.text.sum())}
+        return measured if done else {**measured, "skipped": True}
 
     def save(self, folder: Path) -> None:
         self.model.eval().save_pretrained(folder)

@@ -1,10 +1,13 @@
 """Muon for the matrices, AdamW for all else, under one schedule."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
 from torch import nn
+
+from ..loop import agreed
 
 
 class Optimizers:
@@ -53,13 +56,19 @@ class Optimizers:
         """Of the learning rates, at a step from 0."""
         return min(1.0, (number + 1) / self.warmup, (1 - number / self.steps) / self.decay + 0.01)
 
-    def step(self, loss: torch.Tensor, number: int) -> None:
-        """Step `number`, from 0, down the gradient of the loss, which is clipped at norm 1."""
+    def step(self, loss: torch.Tensor, number: int) -> bool:
+        """Step `number`, from 0, down the gradient of the loss, which is clipped at norm 1.
+
+        Whether it was done: nothing changes where loss or gradient are not finite.
+        """
         for part in self.parts:
             part.zero_grad()
         self.accelerator.backward(loss)
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        if not all(map(math.isfinite, agreed(self.accelerator, loss, norm))):
+            return False
         for part, peaks in zip(self.parts, self.peaks):
             for group, peak in zip(part.param_groups, peaks):
                 group["lr"] = peak * self.share(number)
             part.step()
+        return True

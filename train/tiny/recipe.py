@@ -29,9 +29,11 @@ from ...evaluate.questions import GROUNDED_KINDS
 from ...evaluate.tiny import evaluate_model, print_report
 from ...model import FireboltConfig, FireboltForConditionalGeneration, FireboltImageProcessor, FireboltProcessor
 from ..config import ConfigError, TinyConfig
-from ..loop import FOLDERS, HISTORY, PLOT, LoopOptions, Told, run
+from ..loop import FOLDERS, HISTORY, PLOT, LoopOptions, Told, run, skipped_words
+from ..outputs import alone_in
 from ..progress import Shown
 from ..start import close, keep_config, new_accelerator
+from ..tensors import check_tensors, first_not_finite, read_tensors, write_tensors
 from .fusion import FusionJob, Rows, Views, tokenize
 from .pool import make_pool
 from .tokenizer import make_tokenizer
@@ -62,7 +64,7 @@ PACKAGED = Path(__file__).resolve().parents[2] / "firebolt_vl" / "tiny"
 FIRST_SCENES_SEED = 1
 # All seeds of the second stage share one tower.
 TOWER_SEED = 0
-STAGE = "stage.pt"
+STAGE = "stage.safetensors"
 SAVE_EVERY = 200
 LEAST_SCENES, LEAST_TEST_SCENES = 500, 20
 
@@ -123,12 +125,21 @@ class Stage:
 
 
 def load_stage(work: Path) -> Stage:
-    """What `make_stage` kept in `work`."""
-    kept = torch.load(work / STAGE, weights_only=False)
-    tower = SiglipVisionModel(SiglipVisionConfig(**VISION))
-    tower.load_state_dict(kept["tower"])
-    processor = FireboltProcessor.from_pretrained(work)
-    return Stage(tower, processor, kept["grids"], kept["questions"], kept["captions"])
+    """What `make_stage` kept in `work`. Raises ValueError, which names file and tensor, where it is not that."""
+    file, tower = work / STAGE, SiglipVisionModel(SiglipVisionConfig(**VISION))
+    processor = FireboltProcessor.from_pretrained(work, local_files_only=True, trust_remote_code=False)
+    kept = read_tensors(file)
+    weights = {f"tower.{name}": tensor for name, tensor in tower.state_dict().items()}
+    wanted = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in weights.items()}
+    wanted["grids"] = (torch.float32, ("scenes", 5, VISION["hidden_size"]))
+    sizes = check_tensors(file, kept, {**wanted, **Rows.wanted("questions"), **Rows.wanted("captions")})
+    if (name := first_not_finite(kept)) is not None:
+        raise ValueError(f"{file}: {name} is not finite")
+    questions, captions = (Rows.of_tensors(kept, name) for name in ("questions", "captions"))
+    questions.check(file, "questions", sizes["scenes"], len(processor.tokenizer))
+    captions.check(file, "captions", sizes["scenes"], len(processor.tokenizer))
+    tower.load_state_dict({name: kept[f"tower.{name}"] for name in tower.state_dict()})
+    return Stage(tower, processor, kept["grids"], questions, captions)
 
 
 def make_stage(work: Path, scenes: int, loop: LoopOptions, steps: int, report: Callable[[Told], None]) -> None:
@@ -141,12 +152,12 @@ def make_stage(work: Path, scenes: int, loop: LoopOptions, steps: int, report: C
     # The hardest to learn are practised twice as often: counting, and to say what lies in a quarter.
     harder = [asked for asked in pool.questions if asked[1].kind in ("how many", *GROUNDED_KINDS)]
     stage = {
-        "tower": job.tower.state_dict(),
+        **{f"tower.{name}": tensor for name, tensor in job.tower.state_dict().items()},
         "grids": encode(job.tower.eval(), pool.pixels),
-        "questions": tokenize(processor.tokenizer, pool.questions + harder),
-        "captions": tokenize(processor.tokenizer, pool.captions),
+        **tokenize(processor.tokenizer, pool.questions + harder).tensors("questions"),
+        **tokenize(processor.tokenizer, pool.captions).tensors("captions"),
     }
-    write_whole(work / STAGE, lambda temporary: torch.save(stage, temporary))
+    write_whole(work / STAGE, lambda temporary: write_tensors(temporary, stage))
 
 
 def train_seed(
@@ -167,9 +178,9 @@ def train_seed(
     job = FusionJob(model, stage.processor, views, stage.questions, stage.captions, sizes.fusion_steps, weight)
     accelerator = new_accelerator(list(trackers), loop.out, cpu=True)
     accelerator.init_trackers("firebolt", config={})
-    run(job, accelerator, loop, report)
+    skipped = run(job, accelerator, loop, report)
     close(accelerator)
-    trained = {"training_seed": seed, "grounding_loss_weight": weight}
+    trained = {"training_seed": seed, "grounding_loss_weight": weight, "skipped_steps": skipped}
     trained["cpu_seconds"] = round(time.process_time() - start)
     if sizes.test_scenes:
         trained |= evaluate_model(job.model.eval(), job.processor, sizes.test_scenes, seed=0, split=split)
@@ -178,23 +189,26 @@ def train_seed(
 
 def train_tiny(config: TinyConfig, folder: Path, resume: bool, note: Callable[[str], None]) -> None:
     """`firebolt train tiny`: one seed, with its evaluation in `folder`/results.json; what it prints goes to stderr."""
+    work = Path(config.tower) if config.tower else folder / "tower"
+    if config.tower and not (work / STAGE).is_file():
+        old = " (stage.pt is a pickle of an earlier version, and is not read)" if (work / "stage.pt").exists() else ""
+        raise ConfigError(f"tower: {work} holds no {STAGE}{old}; name the folder `tower` of another run")
     use_some_cores()
     keep_config(config, folder, resume, note)
     sizes = Sizes.of(config)
-    work = Path(config.tower) if config.tower else folder / "tower"
     if not (work / STAGE).is_file():
-        if config.tower:
-            raise ConfigError(f"tower: {work} holds no {STAGE}; name the folder `tower` of another run")
         note(f"drawing {sizes.scenes} scenes, then {sizes.tower_steps} steps of the vision tower")
-        loop = LoopOptions(work, config.save_every, config.keep, resume=resume)
+        loop = LoopOptions(work, config.save_every, config.keep, resume=resume, max_bad_steps=config.max_bad_steps)
         with Shown("vision tower", config.log_every) as shown:
             make_stage(work, sizes.scenes, loop, sizes.tower_steps, shown)
-    loop = LoopOptions(folder, config.save_every, config.keep, resume=resume)
+    loop = LoopOptions(folder, config.save_every, config.keep, resume=resume, max_bad_steps=config.max_bad_steps)
     with Shown(f"seed {config.seed}", config.log_every) as shown:
         results = train_seed(
             config.seed, config.grounding_loss, work, sizes, config.split, loop, shown, config.trackers
         )
     write_results(results, folder)
+    if results["skipped_steps"]:
+        note(skipped_words(results["skipped_steps"], sizes.fusion_steps))
     if sizes.test_scenes:
         print_report(results, Console(stderr=True))
 
@@ -290,8 +304,19 @@ def main(arguments: list[str] | None = None) -> None:
     sizes = Sizes(options.scenes, options.tower_steps, options.fusion_steps, options.test_scenes)
     console = Console()
     start = time.monotonic()
-    options.work.mkdir(parents=True, exist_ok=True)
+    if out_holds_other_files(options.out):
+        parser.error(f"--out {options.out} holds files, and no results.json of this recipe; name a new folder")
     use_some_cores()
+    with alone_in(options.work, print):
+        train_and_ship(options, sizes, console, start)
+
+
+def out_holds_other_files(out: Path) -> bool:
+    """Whether the folder that is going to be replaced holds what this recipe has not written."""
+    return out.exists() and not (out / "results.json").is_file() and (not out.is_dir() or any(out.iterdir()))
+
+
+def train_and_ship(options: argparse.Namespace, sizes: Sizes, console: Console, start: float) -> None:
     weight = options.grounding_loss_weight if options.compare is None else options.compare
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as progress:
@@ -338,8 +363,7 @@ def prepare(options: argparse.Namespace, progress: Progress) -> None:
 
 def ship(checkpoint: Path, results: dict, out: Path) -> None:
     """Put a checkpoint and its results in the place of what lies in `out`."""
-    fresh = out.with_name(out.name + ".tmp")
-    shutil.rmtree(fresh, ignore_errors=True)
+    fresh = out.with_name(f".{out.name}.{os.getpid()}")
     shutil.copytree(checkpoint, fresh, ignore=shutil.ignore_patterns(*FOLDERS, HISTORY, PLOT))
     write_results(results, fresh)
     shutil.rmtree(out, ignore_errors=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from ..loop import Job
+from ..states import States
 from .optimizers import Optimizers
 from .pool import NO_COLOUR, NO_DIGIT, Pool, global_views, glyphs, tiles
 
@@ -61,6 +62,9 @@ class TowerJob(Job):
         self.tower, self.heads = accelerator.prepare(self.tower, self.heads)
         self.optimizers.prepare(accelerator)
 
+    def states(self) -> States:
+        return States({"tower": self.tower, "heads": self.heads}, self.optimizers.parts)
+
     def start(self, step: int) -> None:
         self.tower.train()
 
@@ -72,8 +76,8 @@ class TowerJob(Job):
         loss = tile_heads.loss(pooled(self.tower, tiles(views)), *targets, self.written)
         if number >= TILES_ALONE * self.steps:
             loss = loss + global_heads.loss(pooled(self.tower, views), *targets, self.written)
-        self.optimizers.step(loss, number)
-        return {"loss": loss.item()}
+        done = self.optimizers.step(loss, number)
+        return {"loss": loss.item()} if done else {"loss": loss.item(), "skipped": True}
 
     def save(self, folder: Path) -> None:
         self.tower.eval().save_pretrained(folder)

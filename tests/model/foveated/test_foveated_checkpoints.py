@@ -177,3 +177,31 @@ def test_a_new_model_around_trained_backbones(tmp_path):
     assert torch.equal(made.llm.model.norm.weight, model.llm.model.norm.weight)
     assert torch.equal(made.encoder.dino.embeddings.cls_token, model.encoder.dino.embeddings.cls_token)
     assert made.llm.lm_head.weight is made.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("load", [FoveatedVLM.from_pretrained, AutoModelForImageTextToText.from_pretrained])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("shards", [None, "40KB"])
+def test_what_a_saved_model_says_of_itself_comes_back(tmp_path, load, dtype, shards):
+    """dtype, end tokens, sampling, and what else stands in its configuration."""
+    model = make_foveated().to(dtype)
+    model.config.note = "stage 2"
+    model.generation_config.eos_token_id, model.generation_config.max_new_tokens = [3, 7], 5
+    model.save_pretrained(tmp_path, **({"max_shard_size": shards} if shards else {}))
+    again = load(tmp_path)
+    assert again.dtype == dtype
+    assert (again.generation_config.eos_token_id, again.generation_config.max_new_tokens) == ([3, 7], 5)
+    assert again.config.note == "stage 2"
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_a_dtype_that_is_asked_for_wins_and_saving_again_changes_nothing(tmp_path):
+    model = make_foveated().to(torch.bfloat16)
+    model.generation_config.do_sample, model.generation_config.temperature = True, 0.5
+    model.save_pretrained(tmp_path / "first")
+    again = FoveatedVLM.from_pretrained(tmp_path / "first", dtype=torch.float32)
+    assert again.dtype == torch.float32
+    FoveatedVLM.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    for name in ("generation_config.json", "model.safetensors"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()

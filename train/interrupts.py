@@ -1,0 +1,53 @@
+"""Ctrl-C during a training: once lets the step at hand end, twice stops at once."""
+
+import os
+import signal
+import threading
+from contextlib import contextmanager
+
+SAID = b"\nstopping after this step, with a checkpoint; Ctrl-C again stops at once\n"
+
+
+class Interrupts:
+    """As a context, in the main thread: `asked` says whether Ctrl-C came.
+
+    With `listens` False, and where Ctrl-C was ignored before (nohup), all stays as it is.
+    """
+
+    def __init__(self, listens: bool):
+        self.listens = listens and threading.current_thread() is threading.main_thread()
+        self.asked = False
+
+    def __enter__(self) -> "Interrupts":
+        self.before = signal.getsignal(signal.SIGINT)
+        self.listens = self.listens and self.before is signal.default_int_handler
+        if self.listens:
+            signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.listens:
+            signal.signal(signal.SIGINT, self.before)
+
+    def _ask(self, *_) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.write(2, SAID)  # print() cannot be called from within itself
+
+
+@contextmanager
+def interrupts_held():
+    """Ctrl-C comes when this ends; processes that are started within never get it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore_interrupts(*_) -> None:
+    """For processes that only help: they end with the one that they help."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,100 @@
+"""The folder that a run writes: for one process at a time, and never over what no run has written."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..evaluate.files import lock
+from .config import ConfigError
+from .loop import HISTORY, holds_run, read_history
+
+LOCK = ".firebolt-lock"
+CONFIG = "train.json"
+SHOWN = 3
+# What a run writes, beside its configuration and its history.
+WRITTEN = ("best", "checkpoints", "logs", "tower", "*.safetensors", "*.json", "*.jinja", "loss.png")
+
+
+@contextmanager
+def alone_in(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
+    """Have a folder for this process alone, made where there is none; what was made and stays empty goes again.
+
+    Raises ConfigError where another process has it, or it cannot be written.
+    """
+    if folder.is_symlink() and not folder.exists():
+        raise ConfigError(f"out: {folder} is a link that leads nowhere; name a folder")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"out: {folder} is a file; name a folder")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        file = _locked(folder, note)
+    except OSError as error:
+        _remove_empty(made)
+        raise ConfigError(f"out: {folder} cannot be written ({error.strerror}); name a place that can") from None
+    try:
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+        file.close()
+        _remove_empty(made)
+
+
+def _locked(folder: Path, note: Callable[[str], None]):
+    """The lock's open file; the lock goes with the process, however it ends."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / LOCK, "a+b")  # noqa: SIM115
+        try:
+            if not lock(file):
+                note(f"out: {folder}: there are no locks on this file system; see that no other run writes there")
+                return file
+        except BlockingIOError:
+            file.close()
+            raise ConfigError(
+                f"out: {folder}: another run is writing there; wait for it, or name another --out"
+            ) from None
+        # The run before may have removed it between its being opened and locked.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK)):
+                return file
+        file.close()
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def check_out(folder: Path, resume: bool) -> None:
+    """Raises ConfigError where a run, or what no run has written, would be written over."""
+    if holds_run(folder):
+        if not resume:
+            raise ConfigError(f"out: {folder} holds a run; --resume goes on with it, another --out starts anew")
+        history = folder / HISTORY
+        # Half a line is what a run that was killed in its first step leaves.
+        if history.is_file() and b"\n" in history.read_bytes() and not read_history(history):
+            raise ConfigError(f"out: {history} is not the history of a run; name another folder")
+        return
+    # A run that was stopped before its first step has left its configuration.
+    if (folder / CONFIG).is_file():
+        return
+    if found := sorted({file.name for pattern in WRITTEN for file in folder.glob(pattern)}):
+        said = ", ".join(found[:SHOWN]) + (", ..." if len(found) > SHOWN else "")
+        raise ConfigError(f"out: {folder} holds {said}, which no run has written; name a new or an empty folder")
+
+
+def read_config(folder: Path) -> dict:
+    """What the run in a folder was told; nothing where there is none. Raises ConfigError for a file of another kind."""
+    file = folder / CONFIG
+    if not file.is_file():
+        return {}
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"out: {file} is not the configuration of a run ({error})") from None
+    if not isinstance(before, dict):
+        raise ConfigError(f"out: {file} is not the configuration of a run")
+    return before
