@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from .errors import Failure, Misuse, first_line
+from .errors import Failure, Misuse, disk_failure, first_line
 
 SHOWN = 100
 
@@ -42,7 +42,11 @@ def check_data(
     _conclude(found, as_json, f"{found.rows} rows, all good")
 
 
-def convert_data(name: str, file: str, out: str, images: str | None, pattern: str | None, as_json: bool) -> None:
+def convert_data(
+    name: str, file: str, out: str, images: str | None, pattern: str | None, as_json: bool, overwrite: bool
+) -> None:
+    from .evaluate.files import OutputError
+    from .outputs import allow_overwriting
     from .train.data.convert import FORMATS, READ_ERRORS, convert
 
     if name not in FORMATS:
@@ -53,14 +57,19 @@ def convert_data(name: str, file: str, out: str, images: str | None, pattern: st
     source = Path(file)
     if not source.is_file():
         raise Misuse(f"{file}: there is no such file")
+    allow_overwriting("OUT", out, [("the file that is converted", source)], overwrite=overwrite)
     try:
         found = convert(name, source, Path(out), Path(images or source.parent), report=_tell(as_json), **options)
+    except OutputError as error:
+        raise Misuse(str(error)) from None
     except READ_ERRORS as error:
+        if isinstance(error, OSError) and (failure := disk_failure(error)):
+            raise failure from None
         raise Failure(f"{file} cannot be converted: {first_line(error)}") from None
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise Failure(f"{file} is not in the format of {name}: {type(error).__name__} {first_line(error)}") from None
     if found.rows == len(found):
-        raise Failure(f"{file}: none of its {found.rows} rows could be converted")
+        raise Failure(f"{file}: none of its {found.rows} rows could be converted; {out} is left as it is")
     _show(found, as_json, f"{found.rows - len(found)} rows: {out}")
 
 
@@ -141,21 +150,20 @@ def train(name: str, overrides: list[str], out: str | None, resume: bool) -> Non
 
 
 def ablate(tables: list[str], seeds: int, out: str, quick: bool, processes: int | None) -> None:
-    from .bench_commands import chosen, command_line
+    from .bench_commands import chosen, command_line, folder_for
     from .checkpoint import locate
 
     try:
         from .train.ablation.report import write_report
-        from .train.ablation.runs import fill_pool, missing
+        from .train.ablation.runs import ROWS, fill_pool, missing
         from .train.ablation.task import Settings
         from .train.ablation.variants import TABLES, variants_of
     except ModuleNotFoundError as error:
         raise Failure(f"ablate needs {error.name}; pip install 'firebolt-vl[train]'") from None
     wanted = chosen("table", None if tables in ([], ["all"]) else tables, tuple(TABLES))
     settings = Settings.quick() if quick else Settings()
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise Misuse(f"--out {out}: it is a file; name a folder")
+    written = [f"{table}.{suffix}" for table in wanted for suffix in ("md", "csv", "png")]
+    folder = folder_for(out, written, lambda folder: any((folder / ROWS).glob("*-seed-*.json")))
     if quick:
         seeds = 1
     names = variants_of(wanted)

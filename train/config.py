@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..evaluate.reading import read_text
+
 SHIPPED = Path(__file__).parent / "configs"
 PARTS = ("vision", "connector", "decoder")
 PRECISIONS = ("float32", "bf16")
@@ -280,8 +282,8 @@ def _read(name: str) -> dict:
                 f"{name}: no such configuration ships; choose from {', '.join(shipped())}, or name a file"
             )
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(file)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{name} cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if file.suffix == ".toml":
         try:

@@ -18,6 +18,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
 from ...cmm.linear import compute_fast
+from ..packing import check_prompts
 from .cache_foveated import VisualCacheLayer, bind, visual_layer
 from .configuration_foveated import FoveatedVLMConfig, check_mode
 from .encoder import FoveatedEncoder, PatchMemory
@@ -179,7 +180,10 @@ class FoveatedVLM(FoveatedPreTrainedModel, GenerationMixin):
         """`GenerationMixin.generate`, with every frame looked at once, before beams or samples repeat the inputs.
 
         frames, frame_mask and mode are those of `forward`; or `past_key_values` is a state of `watch`.
+
+        Raises ValueError for prompts that are padded on the right.
         """
+        check_prompts(kwargs.get("attention_mask"))
         frames, mask = kwargs.pop("frames", None), kwargs.pop("frame_mask", None)
         mode = kwargs.pop("mode", None)
         if frames is not None:

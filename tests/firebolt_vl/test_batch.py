@@ -237,7 +237,7 @@ def test_what_cannot_be_asked_is_refused(batch, firebolt, images, tmp_path):
     assert_refused(firebolt("ask", "--batch", "q.jsonl"), 2, "--batch needs --out")
     assert_refused(firebolt("ask", "0.png", "--batch", "q.jsonl"), 2, "IMAGE does not go with --batch")
     assert_refused(firebolt("ask", "0.png", "why?", "--out", "a.jsonl"), 2, "--out goes with --batch alone")
-    assert_refused(firebolt("ask", "--batch", "q.jsonl", "--out", "q.jsonl"), 2, "a file of its own")
+    assert_refused(firebolt("ask", "--batch", "q.jsonl", "--out", "q.jsonl"), 2, "is the file of questions itself")
     assert_refused(firebolt("ask", "--batch", "q.jsonl", "--out", "no/a.jsonl"), 2, "there is no directory")
     assert_refused(batch("--grounding", "x.png"), 2, "--grounding does not go with --batch")
     assert_refused(batch("--max-new-tokens", 0), 2, "at least 1")
@@ -249,7 +249,7 @@ def test_what_cannot_be_asked_is_refused(batch, firebolt, images, tmp_path):
 
 
 def test_two_runs_on_one_file_are_refused(batch, images):
-    with batching.AnswerFile(str(images / "a.jsonl"), str(images / "0.png")):
+    with batching.AnswerFile(str(images / "a.jsonl"), [], print):
         assert_refused(batch(rows=questions(1)), 2, "another run is writing there")
 
 
