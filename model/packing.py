@@ -27,7 +27,7 @@ def leading_padding(mask: torch.Tensor) -> torch.Tensor:
 
 
 def check_prompts(mask) -> None:
-    """Raises ValueError where `mask`, if it is one [B,T], drops the last position of a prompt that is to be answered."""
+    """Raises ValueError where `mask` [B,T], if there is one, drops the last position of a prompt to be answered."""
     if isinstance(mask, torch.Tensor) and mask.dim() == 2 and not bool(mask[:, -1:].bool().all()):
         raise ValueError(
             "attention_mask: a prompt padded on the right came, padding on the left is wanted (processor(..., "
