@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..model import FoveatedProcessor, FoveatedVLM
 from ..model.foveated import sequence_log_probabilities
+from ..model.processing_firebolt import control_tokens
 
 
 @torch.no_grad()
@@ -63,6 +64,10 @@ def choose(
         raise ValueError(f"options: {len(options)} came, 1 to {len(ascii_uppercase)} are wanted")
     lettered = [f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options)]
     text = "\n".join([question, *lettered])
+    if held := next((token for token in control_tokens(processor.tokenizer) if token in text), None):
+        raise ValueError(
+            f"question, options: {held!r} came in a text, a control token of the model; write it another way"
+        )
     if processor.chat_template is not None:
         text = processor.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)
     bos = processor.tokenizer.bos_token  # a template that starts with the first token must not get another one

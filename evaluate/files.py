@@ -1,26 +1,104 @@
-"""Results in files: whole, or not there."""
+"""Results in files: whole, or not there; never over what is read, nor over what is somebody else's."""
 
 import csv
 import errno
 import io
 import os
+import secrets
+import stat
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 Row = TypeVar("Row")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 BUSY = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES)
 
 
+class OutputError(ValueError):
+    """A file that cannot be written, or must not be written over; one line that says what to do."""
+
+
+def check_output(
+    name: str,
+    path: str | Path,
+    inputs: Iterable[tuple[str, str | Path]] = (),
+    ours: Callable[[Path], bool] = lambda file: False,
+    overwrite: bool = False,
+    hint: str = "name another file",
+) -> None:
+    """Raise OutputError where writing the file `path`, which the argument `name` gives, would destroy something.
+
+    Links are followed: what counts is the file that the name leads to. It must be none of `inputs` (what it is, path)
+    by whatever name, hard links included; and what is there already must be an empty file, or one that this package
+    wrote, as `ours` can tell, unless `overwrite` asks for it. `hint` says what to do about somebody else's file.
+    """
+    said = f"{name} {path}"
+    target = followed(path)
+    try:
+        found = target.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        found = None
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{said} cannot be written ({words(error)}); name a place that can") from None
+    for what, given in inputs:
+        if (found is not None and same_file(target, given)) or target == followed(given):
+            raise OutputError(f"{said} is {what} itself; name another file")
+    if found is None:
+        return
+    if stat.S_ISLNK(found.st_mode):
+        raise OutputError(f"{said} is a link that leads in a circle; name another file")
+    if not stat.S_ISREG(found.st_mode):
+        raise OutputError(f"{said} is not a file; name a file")
+    try:
+        if found.st_size and not overwrite and not ours(target):
+            raise OutputError(f"{said} is there already, and nothing says that this command wrote it; {hint}")
+    except OSError as error:
+        raise OutputError(f"{said} cannot be read ({words(error)}); {hint}") from None
+
+
+def followed(path: str | Path) -> Path:
+    """The file that a name leads to, links followed, whether or not it is there yet."""
+    return Path(os.path.realpath(path))
+
+
+def same_file(one: str | Path, other: str | Path | int) -> bool:
+    """Whether both names (or a name and an open file's number) lead to one file; a name that leads nowhere to none."""
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return False
+
+
+def words(error: Exception) -> str:
+    """What the system says of an error, without its number and the path."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """`write` to a temporary name beside `path`, then rename: nobody sees half a file, and a failure leaves the old."""
+    """`write` to a temporary name beside `path`, then rename: nobody sees half a file, and a failure leaves the old.
+
+    A link stays one: the file that it leads to is replaced, which keeps its mode. Other names of that file, hard links,
+    keep what was there.
+    """
+    path = followed(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays the last part: it is what tells matplotlib the format.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".firebolt-{secrets.token_hex(6)}{path.suffix}")
     try:
+        # A name of its own, which no other process has, with the mode that new files get.
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         write(temporary)
+        if path.exists():
+            temporary.chmod(stat.S_IMODE(path.stat().st_mode))
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())  # a rename that outlives a crash must not outlive the content
         temporary.replace(path)
+    except OSError as error:
+        if error.filename == str(temporary) or (error.filename is None and error.errno in FULL):
+            error.filename = str(path)  # the name that was asked for
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -20,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ..model import FireboltForConditionalGeneration, FireboltProcessor
+from ..model.generation import own_settings
 from .digits import LAYOUTS, Scene, draw, sample_scene
 from .files import markdown_table
 from .questions import GROUNDED_KINDS, KINDS, NOTHING, Question, sample_question
@@ -73,7 +74,9 @@ def evaluate_tiny(
     if scenes < len(LAYOUTS):
         raise ValueError(f"scenes: {scenes} came, at least {len(LAYOUTS)} are wanted, one of each layout")
     model = FireboltForConditionalGeneration.from_pretrained(checkpoint).to(device)
-    return evaluate_model(model, FireboltProcessor.from_pretrained(checkpoint), scenes, seed, split)
+    processor = FireboltProcessor.from_pretrained(checkpoint)
+    own_settings(model, processor.tokenizer, sampled=False)
+    return evaluate_model(model, processor, scenes, seed, split)
 
 
 @torch.no_grad()
@@ -163,7 +166,8 @@ def answer(
     answers = []
     for start in range(0, len(which), BATCH):
         chosen = which[start : start + BATCH]
-        text = processor.tokenizer([prompts[i] for i in chosen], return_tensors="pt", padding=True).to(model.device)
+        text = [prompts[i] for i in chosen]
+        text = processor.tokenizer(text, return_tensors="pt", padding=True, padding_side="left").to(model.device)
         scenes = [exam.asked[i].scene for i in chosen]
         scenes = torch.tensor([scene_of[scene] for scene in scenes] if scene_of is not None else scenes)
         ids = model.generate(

@@ -90,14 +90,19 @@ def ask(
     device: str = "auto",
     seed: int | None = None,
     say: Callable[[str], None] | None = None,
+    overwrite: bool = False,
+    note: Callable[[str], None] = lambda line: None,
     **how,
 ) -> Reply:
     """Answer `question` about the image file `image`.
 
     The answer is the most likely one, token by token; with a `seed` it is sampled, and the same for the same seed.
-    `grounding` names a PNG file that the grounding picture is written to: it is there whole or not at all.
-    `say` is called with each piece of the answer as soon as it is there; together they are the answer. `how` goes to
+    `grounding` names a PNG file that the grounding picture is written to: it is there whole or not at all, and in the
+    place of another file only where that is such a picture, or with `overwrite`. `say` is called with each piece of the
+    answer as soon as it is there; together they are the answer. `note` is told what a user should know. `how` goes to
     `checkpoint.load`: dtype, quantize, compile_step.
+
+    A question that spells a control token of the model's is refused: it would end its turn and begin others.
 
     Raises:
         Misuse, Failure: what cannot be done, in one line.
@@ -106,17 +111,17 @@ def ask(
     question = question.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # bytes of another encoding
     if not question.strip():
         raise Misuse('the question is empty; ask something, such as "what is in the image?"')
-    if max_new_tokens < 1:
-        raise Misuse(f"--max-new-tokens is {max_new_tokens}; at least 1 is wanted")
+    check_numbers(max_new_tokens, seed)
     _check_image_path(image)
     if grounding is not None:
-        check_picture("--grounding", grounding, (".png",), image, "image")
+        check_picture("--grounding", grounding, (".png",), image, "image", overwrite)
     picture = _open(image)
     place = choose_device(device)
     folder = locate(checkpoint)
 
     with quiet():
         loaded = load(folder, place, **how)
+        ignore_settings(loaded, seed, note)
         load_s = time.perf_counter() - start
         text = prompt(loaded, question)
         inputs = _inputs(loaded, picture, text)
@@ -139,9 +144,29 @@ def ask(
             )
             if grounding is not None:
                 reply.grounding = _ground(loaded, inputs, text, tokens, picture, reply, grounding)
-        except (RuntimeError, MemoryError) as error:  # out of memory, on whichever device
+        except (RuntimeError, MemoryError, ValueError) as error:  # out of memory, or settings that cannot be
             raise Failure(f"the model could not answer: {first_line(error)}") from None
     return reply
+
+
+def check_numbers(max_new_tokens: int, seed: int | None) -> None:
+    """Raises Misuse for numbers that no answer can be made with."""
+    if max_new_tokens < 1:
+        raise Misuse(f"--max-new-tokens is {max_new_tokens}; at least 1 is wanted")
+    if seed is not None and not -(2**63) <= seed < 2**64:
+        raise Misuse(f"--seed is {seed}; a number of 64 bits is wanted, such as 0 to {2**64 - 1:,}")
+
+
+def ignore_settings(loaded: Loaded, seed: int | None, note: Callable[[str], None]) -> None:
+    """Answers are made by the settings of this command, not by the checkpoint's; what is left of those is told."""
+    from .model.generation import own_settings
+
+    try:
+        ignored = own_settings(loaded.model, loaded.processor.tokenizer, sampled=seed is not None)
+    except ValueError as error:
+        raise Failure(f"the checkpoint's {error}") from None
+    if ignored:
+        note(f"the checkpoint's generation_config.json also sets {', '.join(ignored)}: not used here")
 
 
 class SpokenText:
@@ -231,11 +256,23 @@ def _open(image: str) -> "Image.Image":
 
 
 def prompt(loaded: Loaded, question: str, images: int = 1) -> str:
-    """The prompt as the checkpoint wants it: in its chat template, or the question as it stands where it has none."""
+    """The prompt as the checkpoint wants it: in its chat template, or the question as it stands where it has none.
+
+    Raises Failure for a question with a control token in it.
+    """
+    check_controls(loaded, question)
     if loaded.processor.chat_template is None:
         return question
     message = {"role": "user", "content": [*[{"type": "image"}] * images, {"type": "text", "text": question}]}
     return loaded.processor.apply_chat_template([message], add_generation_prompt=True)
+
+
+def check_controls(loaded: Loaded, question: str) -> None:
+    """Raises Failure where a question spells a control token: tokenised, it would forge turns, as no text may."""
+    from .model.processing_firebolt import control_tokens
+
+    if held := next((token for token in control_tokens(loaded.processor.tokenizer) if token in question), None):
+        raise Failure(f"the question holds {held!r}, a control token of this model; write it another way")
 
 
 def _inputs(loaded: Loaded, picture: "Image.Image", text: str):
@@ -264,12 +301,14 @@ def specials(loaded: Loaded, text: str) -> dict[str, bool]:
 def _generate(model, inputs, max_new_tokens: int, seed: int | None, clock: TokenClock) -> "torch.Tensor":
     import torch
 
+    from .model.generation import settings_for
+
     prompt_tokens = inputs["input_ids"].shape[1]
     room = room_for_answer(model, prompt_tokens)
     if seed is not None:
         torch.manual_seed(seed)
     sequences = model.generate(
-        **inputs, max_new_tokens=min(max_new_tokens, room), do_sample=seed is not None, streamer=clock
+        **inputs, generation_config=settings_for(model, min(max_new_tokens, room)), streamer=clock
     )
     return sequences[0, prompt_tokens:]
 

@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from .errors import Failure, Misuse
+from .evaluate.files import OutputError, check_output, csv_of
+from .evaluate.reading import read_text
+from .outputs import allow_overwriting
 from .progress import progress_bar
 
 
@@ -23,7 +26,9 @@ def chosen(option: str, wanted: Sequence[str] | None, there: Sequence[str]) -> l
     return [name for name in there if not wanted or name in wanted]
 
 
-def writable(option: str, path: str | None, suffixes: Sequence[str]) -> Path | None:
+def writable(
+    option: str, path: str | None, suffixes: Sequence[str], ours: Callable[[Path], bool], overwrite: bool
+) -> Path | None:
     """A path that a file with one of the suffixes can be written to, checked before the work."""
     if path is None:
         return None
@@ -32,15 +37,45 @@ def writable(option: str, path: str | None, suffixes: Sequence[str]) -> Path | N
         raise Misuse(f"{option} {path}: the name has to end in {' or '.join(suffixes)}")
     if not file.parent.is_dir():
         raise Misuse(f"{option} {path}: there is no folder {file.parent}")
+    allow_overwriting(option, path, [], ours, overwrite)
     return file
+
+
+def folder_for(out: str, files: Iterable[str], ours: Callable[[Path], bool]) -> Path:
+    """The folder that `files` are to be written to. Raises Misuse where it cannot be one, or one of them is there and
+    `ours` says of the folder that it is none that this command wrote."""
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise Misuse(f"--out {out}: it is a file; name a folder")
+    for file in files:
+        try:
+            check_output("--out", folder / file, ours=lambda _: ours(folder), hint="name another folder")
+        except OutputError as error:
+            raise Misuse(str(error)) from None
+    return folder
+
+
+def begins_with(table: Path, kind: type) -> bool:
+    """Whether a file is a table of rows of a dataclass: by the names of its columns."""
+    try:
+        return read_text(table).splitlines()[:1] == csv_of(kind, []).splitlines()
+    except (OSError, ValueError):
+        return False
 
 
 def command_line() -> str:
     return shlex.join(["firebolt", *sys.argv[1:]])
 
 
-def compile_report(ops, targets, dtypes, quick: bool, processes: int | None, out: str | None, as_json: bool) -> None:
-    file = writable("--out", out, (".md", ".json"))
+def _is_compile_report(file: Path) -> bool:
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return text.startswith(("# Compile report\n", '{"rows": ['))
+
+
+def compile_report(
+    ops, targets, dtypes, quick: bool, processes: int | None, out: str | None, as_json: bool, overwrite: bool
+) -> None:
+    file = writable("--out", out, (".md", ".json"), _is_compile_report, overwrite)
     try:
         from .bench import compile as compiling
         from .bench.cases import HALVES_AND_FLOAT32, OPS
@@ -106,9 +141,8 @@ def kernel_benchmarks(
     modes = chosen("--mode", [mode] if mode else None, measuring.MODES)
     device = choose_device(device)
     [dtype] = chosen("--dtype", [dtype or ("bfloat16" if device == "cuda" else "float32")], HALVES_AND_FLOAT32)
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise Misuse(f"--out {out}: it is a file; name a folder")
+    pictures = [f"{op}.png" for op in ops]
+    folder = folder_for(out, pictures, lambda folder: begins_with(folder / "kernels.csv", measuring.Point))
     kept = _kept_points(folder / "kernels.csv")
     torch.set_num_threads(threads)
     points, notes = [], []
@@ -150,7 +184,7 @@ def _kept_points(file: Path) -> list:
     from .bench import kernels as measuring
 
     try:
-        return measuring.from_csv(file.read_text(encoding="utf-8")) if file.exists() else []
+        return measuring.from_csv(read_text(file)) if file.exists() else []
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise Misuse(f"--out: {file} is not a table of this command ({error}); name another folder") from None
 
@@ -197,9 +231,8 @@ def answer_benchmark(
     chosen("--only", only, (*measuring.OURS, *measuring.PEERS))
     device = choose_device(device)
     dtypes = chosen("--dtype", dtypes or ["bfloat16" if device == "cuda" else "float32"], measuring.DTYPES)
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise Misuse(f"--out {out}: it is a file; name a folder")
+    written = ("answer.csv", "answer.png")
+    folder = folder_for(out, written, lambda folder: begins_with(folder / "answer.csv", measuring.Row))
     if threads is not None:
         torch.set_num_threads(threads)
     rows, told = [], []

@@ -1,6 +1,5 @@
 """Loading a checkpoint that may be anything: what is wrong with it is said in one line, and nothing is unpickled."""
 
-import json
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import NamedTuple
 
 from . import embedded_checkpoint
 from .errors import Failure, first_line
+from .evaluate.reading import parse_json, read_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE = "pytorch_model.bin"
@@ -82,7 +82,7 @@ def check_files(folder: Path, pickles: bool = False) -> dict:
 
 def read_json(path: Path) -> dict:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
     except FileNotFoundError:
         raise Failure(f"checkpoint {path.parent} has no {path.name}; is it a checkpoint, and all of it?") from None
     except (OSError, ValueError) as error:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from .errors import Failure, Misuse, first_line
+from .errors import Failure, Misuse, disk_failure, first_line
 
 app = typer.Typer(
     help="Firebolt-VL: ask an image a question, and see where the answer comes from.",
@@ -46,6 +46,10 @@ Checkpoint = Annotated[
     typer.Option(metavar="DIR_OR_ID", help="A folder or a hub id. Default: the small model inside the package."),
 ]
 OnDevice = Annotated[Device, typer.Option(help="Where to run; auto takes a GPU if there is one.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace what is there, though this command did not write it. Never an input."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 
 
@@ -60,7 +64,8 @@ def ask(
         typer.Option(
             metavar="QUESTIONS.jsonl",
             help='Answer many questions, one JSON object a line: {"image": "a.png", "question": "...", "id": ...}. '
-            "image may be a list or absent, and is looked for beside the file; id is the line number by default.",
+            "image may be a list, or absent in a question about none; it is looked for beside the file. id is the "
+            "line number by default.",
         ),
     ] = None,
     out: Annotated[
@@ -70,6 +75,9 @@ def ask(
             help="Where the answers of --batch go. Started again after any kind of end, it answers what is not there.",
         ),
     ] = None,
+    mixed: Annotated[
+        bool, typer.Option("--mixed", help="Go on in a file with answers of another model or of other settings.")
+    ] = False,
     batch_size: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="How many questions of --batch at a time. Default: 8.")
     ] = None,
@@ -82,6 +90,7 @@ def ask(
             help="Write a picture of what the answer rests on, and of what each word of the question weighed.",
         ),
     ] = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
     device: OnDevice = Device.auto,
     seed: Annotated[
@@ -98,18 +107,21 @@ def ask(
         bool, typer.Option("--compile", help="torch.compile the generation step: the first answer waits for it.")
     ] = False,
 ) -> None:
-    """Answer a question about an image, or with --batch many of them."""
+    """Answer a question about an image, or with --batch many of them.
+
+    A question may not spell the model's control tokens (such as <|im_end|>): it would forge turns, and is refused.
+    """
     how = {"checkpoint": checkpoint, "max_new_tokens": max_new_tokens, "device": device.value, "seed": seed}
     how |= {"dtype": dtype.value, "quantize": quantize and quantize.value, "compile_step": compile_step}
     if batch is not None:
-        for name, value in {"IMAGE": image, "--grounding": grounding}.items():
+        for name, value in {"IMAGE": image, "--grounding": grounding, "--overwrite": overwrite or None}.items():
             if value is not None:
                 raise Misuse(f"{name} does not go with --batch; leave one of them out")
         if out is None:
             raise Misuse("--batch needs --out ANSWERS.jsonl, where the answers go")
-        _ask_many(batch, out, batch_size or 8, as_json, how)
+        _ask_many(batch, out, batch_size or 8, as_json, {**how, "mixed": mixed})
         return
-    for name, value in {"--out": out, "--batch-size": batch_size}.items():
+    for name, value in {"--out": out, "--batch-size": batch_size, "--mixed": mixed or None}.items():
         if value is not None:
             raise Misuse(f"{name} goes with --batch alone; leave it out")
     for name, value in {"IMAGE": image, "QUESTION": question}.items():
@@ -117,12 +129,17 @@ def ask(
             raise Misuse(f"Missing argument '{name}'; see firebolt ask --help")
     from .ask import ask as answer
 
+    how |= {"grounding": grounding, "overwrite": overwrite, "note": _note}
     if as_json:
-        print(json.dumps(answer(image, question, grounding=grounding, **how).to_dict()))
+        print(json.dumps(answer(image, question, **how).to_dict()))
         return
     speech = _Speech(question)
     # With a picture to follow nothing is said before all is done: where the picture fails there is no answer.
-    speech.conclude(answer(image, question, grounding=grounding, say=None if grounding else speech, **how))
+    speech.conclude(answer(image, question, say=None if grounding else speech, **how))
+
+
+def _note(text: str) -> None:
+    print(f"firebolt: {text}", file=sys.stderr, flush=True)
 
 
 class _Speech:
@@ -252,6 +269,7 @@ def watch(
             metavar="OUT.png|.gif", help="Write a picture or an animation of where each frame's query looked."
         ),
     ] = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
     device: OnDevice = Device.auto,
     seed: Annotated[
@@ -262,7 +280,19 @@ def watch(
     """Answer a question about a video, with one visual token for each frame."""
     from .watch import watch as answer
 
-    reply = answer(video, question, model, mode and mode.value, frames, max_new_tokens, attention, device.value, seed)
+    reply = answer(
+        video,
+        question,
+        model,
+        mode and mode.value,
+        frames,
+        max_new_tokens,
+        attention,
+        device.value,
+        seed,
+        overwrite=overwrite,
+        note=_note,
+    )
     if as_json:
         print(json.dumps(reply.to_dict()))
     else:
@@ -323,6 +353,7 @@ def bench_compile(
     out: Annotated[
         str | None, typer.Option(metavar="FILE", help="Also write the report: FILE.md as tables, FILE.json as data.")
     ] = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Compile every kernel for sm_80, sm_90, sm_100 and gfx942, without a GPU: registers, spills, shared memory.
@@ -331,7 +362,7 @@ def bench_compile(
     """
     from .bench_commands import compile_report
 
-    compile_report(op, target, dtype, quick, processes, out, as_json)
+    compile_report(op, target, dtype, quick, processes, out, as_json, overwrite)
 
 
 @benchmarks.command("kernels")
@@ -472,7 +503,9 @@ def data_check(
 def data_convert(
     name: Annotated[str, typer.Argument(metavar="FORMAT", help="cc3m, llava-cot or mmpr.")],
     file: Annotated[str, typer.Argument(metavar="FILE", help="What was released: a table, a tar shard, JSON.")],
-    out: Annotated[str, typer.Argument(metavar="OUT.jsonl", help="The file to write.")],
+    out: Annotated[
+        str, typer.Argument(metavar="OUT.jsonl", help="The file to write. A link is followed; what is there is kept.")
+    ],
     images: Annotated[
         str | None, typer.Option(metavar="DIR", help="Where the images lie. Default: the folder of FILE.")
     ] = None,
@@ -480,12 +513,13 @@ def data_convert(
         str | None,
         typer.Option(metavar="NAME", help="cc3m's table: an image's name, {line} its line from 0 ({line:09d}.jpg)."),
     ] = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Make training data of a release of CC3M, LLaVA-CoT-100k or MMPR v1.2; the images stay where they are."""
     from .train_commands import convert_data
 
-    convert_data(name, file, out, images, pattern, as_json)
+    convert_data(name, file, out, images, pattern, as_json, overwrite)
 
 
 @app.command()
@@ -512,7 +546,9 @@ def run(arguments: list[str]) -> int:
         if hasattr(stream, "reconfigure"):  # a terminal that knows no emoji shows a question mark
             stream.reconfigure(errors="replace")
     try:
-        return app(arguments or ["--help"], prog_name="firebolt", standalone_mode=False) or 0
+        code = app(arguments or ["--help"], prog_name="firebolt", standalone_mode=False) or 0
+        sys.stdout.flush()  # what is written to a full disk fails here, and not when nobody can tell it any more
+        return code
     except Failure as error:
         message, code = str(error), error.exit_code
     except TyperException as error:
@@ -526,8 +562,9 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get("FIREBOLT_TRACEBACK"):
             raise
-        message = f"unexpected {type(error).__name__}: {error} (FIREBOLT_TRACEBACK=1 shows where; please report it)"
-        code = 1
+        known = disk_failure(error) if isinstance(error, OSError) else None
+        where = "(FIREBOLT_TRACEBACK=1 shows where; please report it)"
+        message, code = str(known or f"unexpected {type(error).__name__}: {error} {where}"), 1
     print(f"firebolt: {' '.join(message.split())}", file=sys.stderr)
     return code
 

@@ -1,5 +1,18 @@
 """What the command line cannot do, in one line that says what to do."""
 
+import errno
+
+# What a disk says, whichever file it is about, and what helps.
+DISK = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there",
+    errno.EFBIG: "files may not grow that large here (ulimit -f)",
+    errno.EROFS: "name a place that can be written",
+    errno.EACCES: "get permission, or name another place",
+    errno.EPERM: "get permission, or name another place",
+    errno.EIO: "the disk or its connection fails; copy what is there elsewhere",
+}
+
 
 class Failure(Exception):
     """Something on the way to the answer is broken or missing."""
@@ -17,3 +30,11 @@ def first_line(error: BaseException) -> str:
     """The first line of an error of a library, which may be pages long."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def disk_failure(error: OSError) -> Failure | None:
+    """An error of the system as a failure in plain words; None where it is not one of a disk that we know."""
+    if error.errno not in DISK:
+        return None
+    place = f"{error.filename}: " if error.filename else ""
+    return Failure(f"{place}{error.strerror}; {DISK[error.errno]}, and start the command again")

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 from PIL import Image, ImageDraw
 
+from .outputs import SIGNATURE
 from .picture import ACCENT, FAINT, FALLBACK_FONTS, INK
 
 COLUMNS = 8
@@ -79,7 +80,7 @@ def draw_page(
             axes.imshow(overlay(frame, share))
             axes.set_axis_off()
             write(x + CELL / 2, y + tall + 0.14, caption, size=8.5, color=FAINT, ha="center")
-        figure.savefig(path, format="png")
+        figure.savefig(path, format="png", metadata={"Software": SIGNATURE})
 
 
 def draw_animation(
@@ -94,7 +95,7 @@ def draw_animation(
         pen.text((6, 4), caption, fill="white", stroke_width=2, stroke_fill="black")
         pages.append(page.quantize(128, dither=Image.Dither.NONE))
     times = [FRAME_MS] * (len(pages) - 1) + [LAST_FRAME_MS]
-    pages[0].save(path, format="GIF", save_all=True, append_images=pages[1:], duration=times, loop=0)
+    pages[0].save(path, format="GIF", save_all=True, append_images=pages[1:], duration=times, loop=0, comment=SIGNATURE)
 
 
 def _shortened(text: str, length: int) -> str:

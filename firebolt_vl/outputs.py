@@ -6,37 +6,63 @@ from pathlib import Path
 from typing import Any
 
 from .errors import Failure, Misuse
+from .evaluate.files import OutputError, check_output, followed, words, write_whole
+from .version import __version__
+
+# Stands in every picture's comment: by it a later run knows that it may be replaced.
+WRITTEN_BY = "written by firebolt-vl"
+SIGNATURE = f"{WRITTEN_BY} {__version__}"
 
 
-def check_picture(option: str, path: str, suffixes: Sequence[str], given: str, what: str) -> None:
+def check_picture(
+    option: str, path: str, suffixes: Sequence[str], given: str, what: str, overwrite: bool = False
+) -> None:
     """Raise Misuse unless a file can be made at `path`, which `option` names; leaves nothing there.
 
-    `given`: the file that the command reads, `what` that is.
+    `given`: the file that the command reads, `what` that is. A file that is there is replaced where it is a picture of
+    this package, or with `overwrite`.
     """
-    output, wanted = Path(path), " or ".join(suffixes)
-    if output.suffix.lower() not in suffixes:
+    wanted = " or ".join(suffixes)
+    if Path(path).suffix.lower() not in suffixes:
         raise Misuse(f"{option} {path}: a file that ends in {wanted} is wanted")
-    if not output.parent.is_dir():
-        raise Misuse(f"{option} {path}: there is no directory {output.parent}; make it first")
+    check_place(option, path)
+    allow_overwriting(option, path, [(f"the {what}", given)], is_our_picture, overwrite)
+    output = followed(path)
     try:
-        if output.exists() and not output.is_file():
-            raise Misuse(f"{option} {path} is not a file; name a {wanted} file")
-        if output.exists() and output.samefile(given):
-            raise Misuse(f"{option} {path} is the {what} itself; name another file")
         probe = output.with_name(f".firebolt-{os.getpid()}.tmp")
         probe.touch(exist_ok=False)
         probe.unlink()
         if output.exists():
             output.open("r+b").close()
     except OSError as error:
-        raise Misuse(f"{option} {path} cannot be written ({error.strerror}); name a place that can") from None
+        raise Misuse(f"{option} {path} cannot be written ({words(error)}); name a place that can") from None
+
+
+def check_place(option: str, path: str) -> None:
+    """Raise Misuse where the folder of a file that is to be written is not there, also behind a link."""
+    for folder in (Path(path).parent, followed(path).parent):
+        if not folder.is_dir():
+            raise Misuse(f"{option} {path}: there is no directory {folder}; make it first")
+
+
+def allow_overwriting(
+    option: str, path: str | Path, inputs, ours: Callable[[Path], bool] = lambda file: False, overwrite: bool = False
+) -> None:
+    """`check_output` for a command that has --overwrite. Raises Misuse."""
+    try:
+        check_output(option, path, inputs, ours, overwrite, "name another file, or say --overwrite")
+    except OutputError as error:
+        raise Misuse(str(error)) from None
+
+
+def is_our_picture(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return WRITTEN_BY.encode() in opened.read(4096)
 
 
 def write_picture(option: str, path: str, write: Callable[[Path], Any]) -> None:
     """`write` the file whole, under a temporary name first. Raises Failure where it cannot be written after all."""
-    from .evaluate.files import write_whole
-
     try:
         write_whole(Path(path), write)
     except OSError as error:
-        raise Failure(f"{option} {path} could not be written ({error.strerror}); name another place") from None
+        raise Failure(f"{option} {path} could not be written ({words(error)}); name another place") from None

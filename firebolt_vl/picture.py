@@ -16,6 +16,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
+from .outputs import SIGNATURE
+
 MOST_WORDS = 16
 # Colours do not stretch to show an effect smaller than this, in nats: it is noise.
 LEAST_SCALE = 0.1
@@ -70,7 +72,7 @@ def draw(
         _draw_effects(figure, image, boxes, effects, width, height)
         if weights is not None:
             _draw_weights(figure, words, weights, boxes, image, height)
-        figure.savefig(path, format="png")
+        figure.savefig(path, format="png", metadata={"Software": SIGNATURE})
 
 
 def _draw_effects(figure: Figure, image, boxes, effects, width: float, height: float) -> None:

@@ -8,7 +8,7 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import Failure, Misuse, first_line
+from .errors import Failure, Misuse, disk_failure, first_line
 
 SHOWN = 100
 
@@ -63,7 +63,11 @@ def check_data(
     _conclude(found, as_json, f"{found.rows} rows, all good")
 
 
-def convert_data(name: str, file: str, out: str, images: str | None, pattern: str | None, as_json: bool) -> None:
+def convert_data(
+    name: str, file: str, out: str, images: str | None, pattern: str | None, as_json: bool, overwrite: bool
+) -> None:
+    from .evaluate.files import OutputError
+    from .outputs import allow_overwriting
     from .train.data.convert import FORMATS, READ_ERRORS, convert
 
     if name not in FORMATS:
@@ -74,14 +78,19 @@ def convert_data(name: str, file: str, out: str, images: str | None, pattern: st
     source = Path(file)
     if not source.is_file():
         raise Misuse(f"{file}: there is no such file")
+    allow_overwriting("OUT", out, [("the file that is converted", source)], overwrite=overwrite)
     try:
         found = convert(name, source, Path(out), Path(images or source.parent), report=_tell(as_json), **options)
+    except OutputError as error:
+        raise Misuse(str(error)) from None
     except READ_ERRORS as error:
+        if isinstance(error, OSError) and (failure := disk_failure(error)):
+            raise failure from None
         raise Failure(f"{file} cannot be converted: {first_line(error)}") from None
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise Failure(f"{file} is not in the format of {name}: {type(error).__name__} {first_line(error)}") from None
     if found.rows == len(found):
-        raise Failure(f"{file}: none of its {found.rows} rows could be converted")
+        raise Failure(f"{file}: none of its {found.rows} rows could be converted; {out} is left as it is")
     _show(found, as_json, f"{found.rows - len(found)} rows: {out}")
 
 
@@ -172,9 +181,10 @@ def train(name: str, overrides: list[str], out: str | None, resume: bool) -> Non
 
 
 def ablate(tables: list[str], seeds: int, out: str, quick: bool, processes: int | None) -> None:
-    from .bench_commands import chosen
+    from .bench_commands import chosen, folder_for
 
     try:
+        from .train.ablation.runs import ROWS
         from .train.ablation.task import Settings
         from .train.ablation.variants import TABLES, variants_of
         from .train.config import ConfigError
@@ -183,7 +193,8 @@ def ablate(tables: list[str], seeds: int, out: str, quick: bool, processes: int 
         raise Failure(f"ablate needs {error.name}; pip install 'firebolt-vl[train]'") from None
     wanted = chosen("table", None if tables in ([], ["all"]) else tables, tuple(TABLES))
     settings = Settings.quick() if quick else Settings()
-    folder = Path(out)
+    written = [f"{table}.{suffix}" for table in wanted for suffix in ("md", "csv", "png")]
+    folder = folder_for(out, written, lambda folder: any((folder / ROWS).glob("*-seed-*.json")))
     if quick:
         seeds = 1
     names = variants_of(wanted)

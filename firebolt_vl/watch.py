@@ -3,11 +3,12 @@
 import os
 import stat
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .ask import Timing, TokenClock, specials, stops
+from .ask import Timing, TokenClock, check_controls, check_numbers, ignore_settings, specials, stops
 from .checkpoint import TOKENIZERS, Loaded, check_report, choose_device, locate, quiet, read_json
 from .errors import Failure, Misuse, first_line
 from .outputs import check_picture, write_picture
@@ -72,12 +73,15 @@ def watch(
     attention: str | None = None,
     device: str = "auto",
     seed: int | None = None,
+    overwrite: bool = False,
+    note: Callable[[str], None] = lambda line: None,
 ) -> Watched:
     """Answer `question` about the video or image file `video`.
 
     A video gives 1 frame a second, at most 64, or `frames` of them spread over it; an image is shown as several equal
     frames. `attention` names a PNG (all frames on a page) or GIF file (one after another) that shows where each frame's
     query looked: it is there whole or not at all. The answer is the most likely one; with a `seed` it is sampled.
+    `overwrite` and `note`: as in `ask`.
 
     Raises:
         Misuse, Failure: what cannot be done, in one line.
@@ -86,18 +90,19 @@ def watch(
     question = question.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # bytes of another encoding
     if not question.strip():
         raise Misuse('the question is empty; ask something, such as "what happens?"')
-    for name, number in (("--max-new-tokens", max_new_tokens), ("--frames", frames)):
-        if number is not None and number < 1:
-            raise Misuse(f"{name} is {number}; at least 1 is wanted")
+    check_numbers(max_new_tokens, seed)
+    if frames is not None and frames < 1:
+        raise Misuse(f"--frames is {frames}; at least 1 is wanted")
     _check_video_path(video)
     if attention is not None:
-        check_picture("--attention", attention, PICTURES, video, "video")
+        check_picture("--attention", attention, PICTURES, video, "video", overwrite)
     source = _open(video, frames)
     place = choose_device(device)
     folder = locate(checkpoint)
 
     with quiet():
         loaded = _load(folder, place)
+        ignore_settings(loaded, seed, note)
         load_s = time.perf_counter() - start
         mode = mode or loaded.model.config.mode
         inputs = _inputs(loaded, source, question)
@@ -107,7 +112,7 @@ def watch(
             look_s = time.perf_counter() - start
             clock = TokenClock()
             tokens = _generate(loaded.model, inputs, visual, max_new_tokens, seed, clock)
-        except (RuntimeError, MemoryError) as error:  # out of memory, on whichever device
+        except (RuntimeError, MemoryError, ValueError) as error:  # out of memory, or settings that cannot be
             raise Failure(f"the model could not answer: {first_line(error)}") from None
         if source.times is None:
             source.frames = source.frames * visual.tokens.shape[1]
@@ -217,6 +222,7 @@ def _load(folder: Path, device: str) -> Loaded:
 
 def _inputs(loaded: Loaded, source: _Source, question: str):
     processor, model = loaded.processor, loaded.model
+    check_controls(loaded, question)
     text = question
     if processor.chat_template is not None:
         text = processor.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
@@ -242,6 +248,8 @@ def _look(model, inputs, mode: str):
 def _generate(model, inputs, visual, max_new_tokens: int, seed: int | None, clock: TokenClock):
     import torch
 
+    from .model.generation import settings_for
+
     prompt_tokens = inputs["input_ids"].shape[1]
     room = model.config.text_config.max_position_embeddings - prompt_tokens - visual.tokens.shape[1]
     if seed is not None:
@@ -251,8 +259,7 @@ def _generate(model, inputs, visual, max_new_tokens: int, seed: int | None, cloc
         attention_mask=inputs["attention_mask"],
         visual_tokens=visual.tokens,
         visual_mask=visual.mask,
-        max_new_tokens=min(max_new_tokens, room),
-        do_sample=seed is not None,
+        generation_config=settings_for(model, min(max_new_tokens, room)),
         streamer=clock,
     )
     return sequences[0, prompt_tokens:]

@@ -164,8 +164,8 @@ def image_rows(images) -> list[list]:
     A single image is one row; an array or tensor of four axes is a row for each image.
     """
     if not isinstance(images, list | tuple):
-        images = list(images) if _is_stack(images) else [images]
-    rows = [row if isinstance(row, list | tuple) else list(row) if _is_stack(row) else [row] for row in images]
+        images = _unstacked(images) if _is_stack(images) else [images]
+    rows = [row if isinstance(row, list | tuple) else _unstacked(row) if _is_stack(row) else [row] for row in images]
     for row in rows:
         for image in row:
             if image is not None and not is_valid_image(image):
@@ -175,6 +175,10 @@ def image_rows(images) -> list[list]:
 
 def _is_stack(images) -> bool:
     return isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4
+
+
+def _unstacked(images) -> list:
+    return list(pictures.of_one_scale([images])[0])
 
 
 def as_rgb(image, channels_first: bool | None) -> Image.Image:

@@ -8,10 +8,12 @@ import base64
 import binascii
 import stat
 import warnings
+from collections.abc import Sequence
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import unquote, unquote_to_bytes
 
 import numpy as np
 import torch
@@ -20,6 +22,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 # Pillow hands these to another program (Ghostscript).
 RUNS_A_PROGRAM = ("EPS",)
 WHITE = (255, 255, 255, 255)
+LONGEST_NAME = 255  # of a file, on any system
+FROM_BASE64URL = str.maketrans("-_", "+/")
+# Levels of 0..1 that were resized swing over their ends a little; 0..255 in floating point is never that dark.
+OVER, UNDER, DARKEST = 1.1, -0.01, 2.0
 
 
 class ImageError(ValueError):
@@ -37,7 +43,7 @@ def open_image(path: str | PathLike) -> Image.Image:
     try:
         mode = path.stat().st_mode
         file = path.open("rb") if stat.S_ISREG(mode) else None  # a pipe would be waited for
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # a name with a NUL in it
         raise FileNotFoundError(f"{path}: there is no such file; check the path of the image") from None
     except NotADirectoryError:
         raise FileNotFoundError(f"{path}: there is no such file; a part of the path is a file itself") from None
@@ -59,32 +65,70 @@ def decode_image(data: bytes, name: str) -> Image.Image:
 
 
 def load_image(source: str | PathLike | Image.Image) -> Image.Image:
-    """An image as chat messages name it: a path, an http(s) address, base64 text or a `data:image/` URL."""
+    """An image as chat messages name it: a path, an http(s) address, base64 text or a `data:` URL.
+
+    A text that a file has for its name is a path; else one that is an image in base64 (of any length, also base64url,
+    with or without line breaks and padding) is that image; else it is a path that leads nowhere.
+    """
     if isinstance(source, Image.Image):
         return to_rgb(source)
     if isinstance(source, str):
         if source.startswith(("http://", "https://")):
             return _decode(BytesIO(_download(source)), source)
-        if source.startswith("data:image/"):
-            return _decode(BytesIO(_from_base64(source.partition(",")[2], "the data: URL")), "the data: URL")
-        if _could_be_base64(source):
-            return _decode(BytesIO(_from_base64(source, "the base64 text")), "the base64 text")
+        if source[:5].lower() == "data:":
+            return _decode(BytesIO(_from_data_url(source)), "the data: URL")
+        there = _is_there(source)
+        if not there and (data := _image_in_base64(source)) is not None:
+            return _decode(BytesIO(data), "the base64 text")
+        if not there and len(source) > LONGEST_NAME:
+            raise FileNotFoundError(f"{source[:60]}...: there is no such file, and it is no base64; check the path")
     return open_image(source)
 
 
-def _could_be_base64(text: str) -> bool:
-    """Long text that is no file; a path that long would be refused by the file system anyway."""
+def _is_there(path: str) -> bool:
     try:
-        return len(text) > 255 and not Path(text).exists()
-    except OSError:
-        return True
+        return Path(path).exists()
+    except (OSError, ValueError):  # longer than any name, or with a NUL in it
+        return False
 
 
-def _from_base64(text: str, name: str) -> bytes:
+def _from_data_url(url: str) -> bytes:
+    about, comma, text = url.partition(",")
+    if not comma:
+        raise ImageError("the data: URL has no comma before its data; data:image/png;base64,... is wanted")
+    if not about.lower().rstrip().endswith(";base64"):
+        return unquote_to_bytes(text)
     try:
-        return base64.b64decode(text, validate=False)
+        return _from_base64(unquote(text))
     except binascii.Error as error:
-        raise ImageError(f"{name} is not valid base64 ({error})") from None
+        raise ImageError(f"the data: URL is not valid base64 ({error})") from None
+
+
+def _image_in_base64(text: str) -> bytes | None:
+    """The bytes of a text in base64; None where it is none, or no image and no longer than a file's name may be."""
+    try:
+        data = _from_base64(text)
+    except ValueError:
+        return None
+    return data if len(text) > LONGEST_NAME or _begins_as_an_image(data) else None
+
+
+def _from_base64(text: str) -> bytes:
+    """Base64 or base64url, whatever stands between its lines and whether or not it is padded."""
+    letters = "".join(text.split()).rstrip("=").translate(FROM_BASE64URL)
+    return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
+
+
+def _begins_as_an_image(data: bytes) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(BytesIO(data)).close()
+    except Image.DecompressionBombError:
+        return True
+    except Exception:
+        return False
+    return True
 
 
 def _download(url: str) -> bytes:
@@ -148,24 +192,71 @@ def _grey_levels(levels: np.ndarray, mode: str) -> np.ndarray:
     """8-bit grey of 16-bit, 32-bit and floating-point images.
 
     White is 65535 for 16 bits. The other two do not say: it is the least of 1 (floating point), 255 and 65535 that
-    holds every level; levels outside all of these are stretched from the lowest to the highest.
+    holds every level (1 also where levels swing over it a little); levels outside all of these are stretched from the
+    lowest to the highest. Raises ImageError for a floating-point image that could be either of 0..1 and 0..255.
     """
     levels = np.nan_to_num(levels.astype(np.float64))
-    white = (65535,) if mode.startswith("I;16") else (255, 65535) if mode == "I" else (1, 255, 65535)
     low, high = levels.min(), levels.max()
-    fitting = [level for level in white if low >= 0 and high <= level]
-    low, high = (0, fitting[0]) if fitting else (low, high)
-    return np.rint((levels - low) * (255 / ((high - low) or 1))).astype(np.uint8)
+    if mode == "F" and (white := white_of(low, high)) is not None:
+        low, high = 0, white
+    else:
+        white = (65535,) if mode.startswith("I;16") else (255, 65535)
+        fitting = [level for level in white if low >= 0 and high <= level]
+        low, high = (0, fitting[0]) if fitting else (low, high)
+    return np.rint(((levels - low) * (255 / ((high - low) or 1))).clip(0, 255)).astype(np.uint8)
+
+
+def white_of(low: float, high: float) -> int | None:
+    """1 or 255, whichever is white in floating-point levels from `low` to `high`; None for levels outside both.
+
+    Levels of 0..1 may swing over their ends a little, as a resized image's do. Raises ImageError where both could be.
+    """
+    if low >= UNDER and high <= OVER:
+        return 1
+    if not (low >= 0 and high <= 255):  # also NaN
+        return None
+    if high < DARKEST:
+        raise ImageError(
+            f"images: floating-point levels {low:g}..{high:g} came, which could be of 0..1 or 0..255; clip them to "
+            "0..1, or give 8-bit levels"
+        )
+    return 255
+
+
+def of_one_scale(arrays: Sequence) -> list:
+    """The frames of a clip, or the images of a stack, so that none is read on a scale of its own.
+
+    Where the floating-point arrays among them have levels of 0..255 together, each becomes 8 bits; a dark frame alone
+    would pass for one of 0..1.
+    """
+    ends = [(float(a.min()), float(a.max())) for a in arrays if _is_floating(a) and 0 not in a.shape]
+    if not ends or white_of(min(low for low, _ in ends), max(high for _, high in ends)) != 255:
+        return list(arrays)
+    return [_rounded(a) if _is_floating(a) else a for a in arrays]
+
+
+def _is_floating(array) -> bool:
+    if isinstance(array, torch.Tensor):
+        return array.is_floating_point()
+    return isinstance(array, np.ndarray) and np.issubdtype(array.dtype, np.floating)
+
+
+def _rounded(array: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
+    if isinstance(array, torch.Tensor):
+        return array.round().to(torch.uint8)
+    return np.rint(array).astype(np.uint8)
 
 
 def from_array(array: np.ndarray | torch.Tensor, channels_first: bool | None = None) -> Image.Image:
     """RGB of an array [H,W], [H,W,C] or [C,H,W] with 1, 3 or 4 channels.
 
-    Levels are 0..255 in any dtype, or 0..1 in a floating one, or 0..65535 in uint16, or bool. Where both ends could be
-    the channels, a tensor has them first and a NumPy array last; `channels_first` settles it.
+    Levels are 0..255 in any dtype, or 0..1 in a floating one (which its highest level tells), or 0..65535 in uint16, or
+    bool. Where both ends could be the channels, a tensor has them first and a NumPy array last; `channels_first`
+    settles it.
 
     Raises:
-        ValueError: another shape, or levels outside these ranges (an image that is already normalised, say).
+        ValueError: another shape, or levels outside these ranges (an image that is already normalised, say), or so
+            close to 1 that they could be on either scale.
     """
     if isinstance(array, torch.Tensor):
         channels_first = _channels_first(array.shape, array.shape[0] in (1, 3, 4), channels_first)
@@ -198,11 +289,12 @@ def _eight_bits(array: np.ndarray) -> np.ndarray:
         return np.rint(array / 257).astype(np.uint8)
     levels = array.astype(np.float64)
     low, high = levels.min(), levels.max()
-    if not (low >= 0 and high <= 255):  # also NaN
+    white = white_of(low, high) if _is_floating(array) else 255 if low >= 0 and high <= 255 else None
+    if white is None:
         raise ValueError(
             f"images: an array of {array.dtype} with levels {low:g}..{high:g} came; 0..255 is wanted, or 0..1 in "
             "floating point (the processor normalises them itself)"
         )
-    if array.dtype == np.bool_ or (np.issubdtype(array.dtype, np.floating) and high <= 1):
+    if array.dtype == np.bool_ or white == 1:
         levels = levels * 255
-    return np.rint(levels).astype(np.uint8)
+    return np.rint(levels.clip(0, 255)).astype(np.uint8)

@@ -34,7 +34,7 @@ from .configuration_firebolt import FireboltConfig
 from .fusion import DecoderInputs, Fusion, Grids, Text, summarize_prompt
 from .grounding import Grounding, answer_mask, occlusion_effects, to_pixels, unit_boxes
 from .original import is_original, load_original
-from .packing import has_hole, kept_columns
+from .packing import check_prompts, has_hole, kept_columns
 from .prepacking import is_prepacked
 from .quantization import is_quantized
 
@@ -255,8 +255,8 @@ class FireboltModel(FireboltPreTrainedModel):
     ) -> Tensor | None:
         """The part of `attention_mask` [B, past + T] that belongs to this call's columns: [B,T] bool, None if all kept.
 
-        A single column after the prompt is a generated token, never padding: its mask is not even looked at, which
-        on a GPU would wait for the device at each step.
+        A single column after the prompt of `generate`, which has checked that, is a generated token, never padding:
+        its mask is not even looked at, which on a GPU would wait for the device at each step.
         """
         if attention_mask is None:
             return None
@@ -271,13 +271,13 @@ class FireboltModel(FireboltPreTrainedModel):
         if columns == 1 and prompt_mask is not None and past >= prompt_mask.shape[1]:
             return None
         mask = attention_mask.bool()
-        if columns == 1 and bool(mask[:, -1].all()):
-            return None
         if has_hole(mask).any():
             raise ValueError(
                 "attention_mask: a row drops a position between two kept ones; padding on the left or right is wanted "
                 "(LFM2's short convolution is wrong over holes)"
             )
+        if columns == 1 and bool(mask[:, -1].all()):
+            return None
         return mask[:, past:]
 
     def _decoder_masks(self, decoder: DecoderInputs, text_mask: Tensor | None, cache: Cache | None, make: bool):
@@ -538,7 +538,11 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, *args, **kwargs):
-        """`GenerationMixin.generate`, with every image encoded once, before beams or samples repeat the inputs."""
+        """`GenerationMixin.generate`, with every image encoded once, before beams or samples repeat the inputs.
+
+        Raises ValueError for prompts that are padded on the right: what is generated would stand behind a hole.
+        """
+        check_prompts(kwargs.get("attention_mask"))
         kwargs = {name: value for name, value in kwargs.items() if value is not None or name not in PIXEL_ARGUMENTS}
         cache = given_cache(*(kwargs.get(name) for name in CACHE_NAMES))
         memory = find_layer(cache, ConnectorCacheLayer) if isinstance(cache, Cache) else None

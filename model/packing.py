@@ -26,6 +26,15 @@ def leading_padding(mask: torch.Tensor) -> torch.Tensor:
     return mask.long().cumsum(-1).eq(0).sum(-1)
 
 
+def check_prompts(mask) -> None:
+    """Raises ValueError where `mask` [B,T], if there is one, drops the last position of a prompt to be answered."""
+    if isinstance(mask, torch.Tensor) and mask.dim() == 2 and not bool(mask[:, -1:].bool().all()):
+        raise ValueError(
+            "attention_mask: a prompt padded on the right came, padding on the left is wanted (processor(..., "
+            "padding=True, padding_side='left')): an answer follows its prompt without a hole"
+        )
+
+
 def has_hole(mask: torch.Tensor) -> torch.Tensor:
     """Whether a row of mask [B,T] drops a position between two kept ones: [B]."""
     return leading_padding(mask) + mask.sum(-1) + trailing_padding(mask) != mask.shape[-1]

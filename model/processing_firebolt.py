@@ -51,6 +51,8 @@ class FireboltProcessor(ProcessorMixin):
             tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
         if chat_template is None:
             chat_template = getattr(tokenizer, "chat_template", None)
+        if isinstance(chat_template, str):
+            chat_template = chat_template.removeprefix("\ufeff")  # a file's byte-order mark is no part of a prompt
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
@@ -83,10 +85,17 @@ class FireboltProcessor(ProcessorMixin):
         return ["token_type_ids"]
 
 
+def control_tokens(tokenizer) -> list[str]:
+    """The tokens that no text may hold, since a text that spells one is tokenised as it: those that are special."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    special = [*tokenizer.all_special_tokens, *(token.content for token in added if token.special)]
+    return list(dict.fromkeys(token for token in map(str, special) if token))
+
+
 def all_of_one_row(images, text: Sequence[str] | None) -> bool:
     """Several images in a flat list beside a single text are that text's images."""
     flat = isinstance(images, list | tuple) and not any(isinstance(image, list | tuple) for image in images)
     return flat and text is not None and len(text) == 1
 
 
-__all__ = ["CHAT_TEMPLATE", "FireboltProcessor"]
+__all__ = ["CHAT_TEMPLATE", "FireboltProcessor", "control_tokens"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cmm import CMMConfig
+from ..evaluate.reading import read_text
 from ..model.configuration_firebolt import CONNECTORS, FUSIONS
 
 SHIPPED = Path(__file__).parent / "configs"
@@ -368,9 +369,8 @@ def _read(name: str) -> dict:
     if file.exists() and not file.is_file():
         raise ConfigError(f"{name} is not a file; name a TOML or YAML file")
     try:
-        # Some editors begin a file with a byte-order mark.
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(file)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{name} cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if file.suffix == ".toml":
         try:

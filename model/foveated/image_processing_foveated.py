@@ -120,9 +120,12 @@ class FoveatedImageProcessor(PilBackend):
 
 
 def frame_rows(images) -> list[Sequence]:
-    """A list of frames for each row; an array or tensor of four axes is a clip, one of five a row for each clip."""
+    """A list of frames for each row; an array or tensor of four axes is a clip, one of five a row for each clip.
+
+    Frames of one row, and of one array, have one scale of levels.
+    """
     if _axes(images) == 5:
-        images = list(images)
+        images = list(pictures.of_one_scale([images])[0])
     elif not isinstance(images, list | tuple) or isinstance(images, Clip):
         images = [images]
     rows = []
@@ -134,7 +137,8 @@ def frame_rows(images) -> list[Sequence]:
         for image in row:
             if image is not None and not is_valid_image(image):
                 raise TypeError(f"images: a {type(image).__name__} came inside a row; an image or None is wanted")
-        rows.append((Clip if isinstance(row, Clip) else list)(image for image in row if image is not None))
+        frames = pictures.of_one_scale([image for image in row if image is not None])
+        rows.append(Clip(frames) if isinstance(row, Clip) else frames)
     return rows
 
 

@@ -18,7 +18,7 @@ from transformers.utils import can_return_tuple
 
 from ...cmm.linear import compute_fast
 from ..compat import CACHE, CACHE_NAMES, CachedGeneration, extend, find_layer, given_cache
-from ..packing import kept_columns
+from ..packing import check_prompts, kept_columns
 from .cache_foveated import VisualCacheLayer
 from .configuration_foveated import FoveatedVLMConfig, check_mode
 from .encoder import FoveatedEncoder, PatchMemory
@@ -181,7 +181,10 @@ class FoveatedVLM(FoveatedPreTrainedModel, CachedGeneration, GenerationMixin):
         """`GenerationMixin.generate`, with every frame looked at once, before beams or samples repeat the inputs.
 
         frames, frame_mask and mode are those of `forward`; or the cache is a state of `watch`.
+
+        Raises ValueError for prompts that are padded on the right.
         """
+        check_prompts(kwargs.get("attention_mask"))
         frames, mask = kwargs.pop("frames", None), kwargs.pop("frame_mask", None)
         mode = kwargs.pop("mode", None)
         if frames is not None:

@@ -19,6 +19,8 @@ MOST_FRAMES = 64
 # A file is cut off where it ends earlier than it says, by more than this share of it and this many seconds.
 MISSING_SHARE, MISSING_SECONDS = 0.05, 0.5
 GIF_TRAILER = b";"
+# Formats whose duration is counted from time 0, even where the first frame comes later.
+COUNTED_FROM_ZERO = ("matroska", "webm", "nut", "asf")
 # Frames are decoded one after another up to the next one wanted, unless a keyframe lies this much further on.
 SEEK_SECONDS = 2.0
 
@@ -139,7 +141,7 @@ def _opened(path: Path):
             yield container, _video_stream(container, path)
     except _Elsewhere as error:
         raise VideoError(f"{path} is a list of other files ({error}); name the video itself") from None
-    except av.error.FFmpegError as error:
+    except (av.error.FFmpegError, OSError) as error:
         raise VideoError(
             f"{path} is not a video that can be read, or is damaged or cut off ({error.strerror}); save or download it "
             "again, as MP4 or WebM"
@@ -186,6 +188,8 @@ def _timeline(container, stream, path: Path) -> _Timeline:
     said = float(stream.duration * stream.time_base) if stream.duration else None
     if said is None and container.duration and len(container.streams) == 1:
         said = container.duration / 1_000_000
+    if said is not None and any(name in container.format.name for name in COUNTED_FROM_ZERO):
+        said -= max(start, 0)
     if "gif" in container.format.name and path.read_bytes()[-64:].rstrip(b"\0")[-1:] != GIF_TRAILER:
         raise VideoError(f"{path} is cut off: its end mark is missing; copy or download it again")
     if said is not None and said - (end - start) > max(MISSING_SECONDS, MISSING_SHARE * said):

@@ -198,11 +198,17 @@ class TestGrounding:
         assert (result.code, result.err) == (0, "")
         assert json.loads(result.out)["grounding"]["words"] is None
 
-    def test_an_existing_file_is_replaced(self, ask, tmp_path):
+    def test_a_picture_of_ours_is_replaced_and_another_file_only_where_that_is_asked_for(self, ask, tmp_path):
         out = tmp_path / "out.png"
-        out.write_text("old")
-        assert ask("--grounding", out).code == 0
-        assert Image.open(out).format == "PNG"
+        Image.new("RGB", (8, 8)).save(out)
+        before = out.read_bytes()
+        assert_refused(ask("--grounding", out), 2, "is there already", "--overwrite")
+        assert out.read_bytes() == before
+        assert ask("--grounding", out, "--overwrite").code == 0
+        ours = out.read_bytes()
+        assert ours != before
+        assert ask("--grounding", out, question="is there another?").code == 0
+        assert out.read_bytes() != ours
 
     def test_a_picture_that_fails_leaves_the_old_file_and_nothing_else(self, ask, tmp_path, monkeypatch):
         from firebolt_vl import picture
@@ -214,7 +220,7 @@ class TestGrounding:
         monkeypatch.setattr(picture, "draw", draw)
         out = tmp_path / "out.png"
         out.write_text("old")
-        assert_refused(ask("--grounding", out), 1, "could not be written", "No space left")
+        assert_refused(ask("--grounding", out, "--overwrite"), 1, "could not be written", "No space left")
         assert out.read_text() == "old"
         assert sorted(path.name for path in tmp_path.iterdir()) == ["image.png", "out.png"]
 

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+from urllib.parse import quote
 
 import golden
 import numpy as np
@@ -14,7 +15,7 @@ from tiny_models import make_processor, make_tokenizer
 from transformers import AutoImageProcessor, AutoProcessor
 
 from firebolt_vl.model import images as pictures
-from firebolt_vl.model.image_processing_firebolt import FireboltImageProcessor
+from firebolt_vl.model.image_processing_firebolt import FireboltImageProcessor, image_rows
 from firebolt_vl.model.processing_firebolt import FireboltProcessor
 
 IMAGE_INPUTS = ["pixel_values", "pixel_tiles", "tile_mask", "image_mask", "grid_boxes"]
@@ -581,3 +582,81 @@ class TestChats:
         tokenizer = make_tokenizer(chat_template="{{ messages[0]['content'] }}!")
         processor = FireboltProcessor(FireboltImageProcessor(), tokenizer)
         assert processor.apply_chat_template([{"role": "user", "content": "hm"}]) == "hm!"
+
+
+class TestBase64:
+    """A text is a path where a file has that name, else an image in base64, whatever its length, else a path."""
+
+    @pytest.mark.parametrize("side", [1, 5, 16, 64])
+    @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])
+    def test_of_any_length_and_spelling(self, side, kind):
+        file = io.BytesIO()
+        Image.new("RGB", (side, side), (200, 0, 0)).save(file, kind)
+        data = file.getvalue()
+        plain, url = base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode()
+        spelt = [plain, url, url.rstrip("="), base64.encodebytes(data).decode(), f"  {plain}\r\n"]
+        spelt += [f"{start}{plain}" for start in ("data:image/png;base64,", "DATA:image/PNG;Base64,", "data:;base64,")]
+        spelt += [f"data:image/png;charset=x;base64,{quote(plain)}", f"data:image/png,{quote(data)}"]
+        for text in spelt:
+            assert pictures.load_image(text).getpixel((0, 0))[0] > 180, text[:40]
+
+    def test_a_file_of_that_name_comes_first(self, tmp_path, monkeypatch):
+        file = io.BytesIO()
+        Image.new("RGB", (1, 1), "white").save(file, "GIF")
+        name = base64.urlsafe_b64encode(file.getvalue()).decode()
+        monkeypatch.chdir(tmp_path)
+        Image.new("RGB", (3, 3)).save(tmp_path / "a.png")
+        (tmp_path / "a.png").rename(tmp_path / name)
+        assert pictures.load_image(name).size == (3, 3)
+
+    @pytest.mark.parametrize("text", ["abcd", "photo", "no/such/photo", "a" * 5000 + ".png", "a\0b", "QUJDRA==", ""])
+    def test_a_path_that_leads_nowhere_is_said_to_be_one(self, text):
+        with pytest.raises((FileNotFoundError, IsADirectoryError)) as raised:
+            pictures.load_image(text)
+        assert len(str(raised.value)) < 200
+
+    @pytest.mark.parametrize(
+        "text", ["data:image/png;base64", "data:image/png;base64,@@@@", "data:image/png;base64,QUJD", "data:,a"]
+    )
+    def test_a_broken_data_url_is_said_to_be_one(self, text):
+        with pytest.raises(pictures.ImageError, match="data: URL"):
+            pictures.load_image(text)
+
+
+class TestScale:
+    """Floating-point levels are of 0..1 or of 0..255; which of them is not guessed where both could be."""
+
+    @staticmethod
+    def ramp(high: float, low: float = 0.0) -> np.ndarray:
+        return np.linspace(low, high, 48, dtype=np.float32).reshape(4, 4, 3)
+
+    @pytest.mark.parametrize("high", [1.0000001, 1.001, 1.02, 1.09])
+    def test_a_little_above_1_is_still_of_1(self, high):
+        for array in (self.ramp(high), torch.from_numpy(self.ramp(high)).permute(2, 0, 1)):
+            assert np.asarray(pictures.from_array(array)).max() == 255
+            assert np.asarray(pictures.from_array(array)).mean() > 120
+        grey = Image.fromarray(self.ramp(high)[..., 0])
+        assert np.asarray(pictures.to_rgb(grey)).mean() > 120
+
+    def test_a_little_below_0_is_of_1_too(self):
+        assert np.asarray(pictures.from_array(self.ramp(1.003, -0.004))).min() == 0
+
+    @pytest.mark.parametrize("high", [1.2, 1.5, 1.99])
+    def test_what_could_be_both_is_refused(self, high):
+        for read, image in (
+            (pictures.from_array, self.ramp(high)),
+            (pictures.to_rgb, Image.fromarray(np.ascontiguousarray(self.ramp(high)[..., 2]))),
+        ):
+            with pytest.raises(pictures.ImageError, match=r"could be of 0\.\.1 or 0\.\.255"):
+                read(image)
+
+    @pytest.mark.parametrize("high", [2.0, 7.5, 255.0])
+    def test_dark_is_of_255(self, high):
+        assert np.asarray(pictures.from_array(self.ramp(high))).max() == round(high)
+
+    @pytest.mark.parametrize("kind", ["array", "tensor"])
+    def test_a_stack_has_one_scale(self, kind):
+        """A dark image alone would be taken for one of 0..1, and be white."""
+        stack = np.stack([np.full((8, 8, 3), level, dtype=np.float32) for level in (0.0, 1.0, 200.0)])
+        rows = image_rows(stack if kind == "array" else torch.from_numpy(stack).permute(0, 3, 1, 2))
+        assert [np.asarray(pictures.from_array(row[0])).max() for row in rows] == [0, 1, 200]

@@ -1,5 +1,6 @@
 """Small video files, written where they are needed."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -19,8 +20,12 @@ def write_video(
     gop: int = 12,
     picture=grey,
     sound: bool = False,
+    offset: float = 0,
 ) -> Path:
-    """`picture(index, count)` for each frame; the container is that of the suffix. `seconds` = 0: no pictures."""
+    """`picture(index, count)` for each frame; the container is that of the suffix. `seconds` = 0: no pictures.
+
+    The first frame comes at `offset` seconds.
+    """
     count = round(seconds * rate)
     with av.open(str(path), "w") as container:
         audio = container.add_stream("aac", rate=44100) if sound else None
@@ -30,7 +35,9 @@ def write_video(
             stream.height, stream.width = first.shape[:2]
             stream.pix_fmt, stream.gop_size = "yuv420p", gop
             for index in range(count):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(index, count), "rgb24")))
+                frame = av.VideoFrame.from_ndarray(picture(index, count), "rgb24")
+                frame.pts, frame.time_base = index + round(offset * rate), Fraction(1, rate)
+                container.mux(stream.encode(frame))
             container.mux(stream.encode())
         if audio is not None:
             silence = av.AudioFrame.from_ndarray(np.zeros((2, 4096), dtype=np.float32), format="fltp", layout="stereo")

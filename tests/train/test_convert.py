@@ -1,10 +1,12 @@
 """Converters, on small samples of the formats that the data sets are released in."""
 
+import codecs
 import json
 
 import pytest
 from conversations import encoded, picture, write_shard
 
+from firebolt_vl.evaluate.files import OutputError
 from firebolt_vl.train.data import Conversations
 from firebolt_vl.train.data.convert import CAPTION_QUESTION, convert
 
@@ -143,3 +145,76 @@ def test_an_unknown_format_is_refused_and_leaves_no_file(tmp_path):
     with pytest.raises(OSError, match="none"):
         convert("mmpr", tmp_path / "none.jsonl", tmp_path / "b", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+MARKS = {"UTF-8": ("utf-8", codecs.BOM_UTF8), "UTF-16": ("utf-16-le", codecs.BOM_UTF16_LE)}
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_a_byte_order_mark_changes_no_row(tmp_path, images, mark):
+    encoding, begin = MARKS[mark]
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "é"}]
+    conversation = json.dumps({"image": "GCC_train_000000000.jpg", "conversations": turns})
+    contents = {
+        "table.tsv": ("cc3m", "caption\turl\nfirst\thttp://x/0\nsecond\thttp://x/1\nthird\thttp://x/2\n"),
+        "bare.tsv": ("cc3m", "first\thttp://x/0\n"),
+        "pairs.jsonl": ("mmpr", json.dumps(PAIR) + "\n"),
+        "list.json": ("llava-cot", f"[{conversation}]"),
+        "indented.json": ("llava-cot", f"\n [{conversation}]\n"),
+        "lines.jsonl": ("llava-cot", conversation + "\n" + conversation),
+        "meta.json": ("mmpr", json.dumps({"s": {"root": "images", "annotation": "plain.jsonl"}})),
+    }
+    (tmp_path / "plain.jsonl").write_text(json.dumps(PAIR))
+    for name, (kind, text) in contents.items():
+        found = []
+        for data in (text.encode(), begin + text.encode(encoding)):
+            (tmp_path / name).write_bytes(data)
+            problems = convert(kind, tmp_path / name, tmp_path / "out.jsonl", images)
+            found.append((lines(tmp_path / "out.jsonl"), problems.rows, problems.by_kind))
+        assert found[0] == found[1], name
+        assert found[0][0], name
+
+
+def test_a_conversion_without_a_good_row_leaves_what_is_there(tmp_path, images):
+    out = tmp_path / "out.jsonl"
+    for content in ("", "{}\n", "[]", '{"image": "a.png"}\n' + "[" * 5000 + "\n"):
+        (tmp_path / "in.jsonl").write_text(content)
+        for before in (None, "what was there\n"):
+            out.unlink(missing_ok=True)
+            if before is not None:
+                out.write_text(before)
+            problems = convert("llava-cot", tmp_path / "in.jsonl", out, images)
+            assert problems.rows == len(problems)
+            assert (out.read_text() if out.exists() else None) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "in.jsonl", "out.jsonl"]
+
+
+def test_no_input_is_written_over(tmp_path, images):
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps(PAIR) + "\n")
+    (tmp_path / "link.jsonl").symlink_to(pairs)
+    (tmp_path / "meta.json").write_text(json.dumps({"s": {"root": "images", "annotation": "pairs.jsonl"}}))
+    before = pairs.read_bytes()
+    for file, out in (("pairs.jsonl", "pairs.jsonl"), ("pairs.jsonl", "link.jsonl"), ("link.jsonl", "pairs.jsonl")):
+        with pytest.raises(OutputError, match="is the file that is converted itself"):
+            convert("mmpr", tmp_path / file, tmp_path / out, images)
+    with pytest.raises(OutputError, match="one of the annotations"):
+        convert("mmpr", tmp_path / "meta.json", tmp_path / "link.jsonl", images)
+    assert pairs.read_bytes() == before
+
+
+def test_paths_of_images_lead_there_through_links(tmp_path, images):
+    """The folder of OUT, that of the images, and OUT itself may be links; the rows have to find their images."""
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(PAIR) + "\n")
+    deep = tmp_path / "disk" / "a" / "b"
+    deep.mkdir(parents=True)
+    (tmp_path / "out").symlink_to(deep, target_is_directory=True)
+    (tmp_path / "photos").symlink_to(images, target_is_directory=True)
+    (tmp_path / "elsewhere.jsonl").symlink_to(deep / "real.jsonl")
+    for out in (tmp_path / "out" / "mmpr.jsonl", deep / "mmpr.jsonl", tmp_path / "elsewhere.jsonl"):
+        for folder in (images, tmp_path / "photos"):
+            assert not len(convert("mmpr", tmp_path / "pairs.jsonl", out, folder))
+            for name in {out, out.resolve()}:
+                assert len(Conversations([name], None, check_images=True)) == 1
+    convert("mmpr", tmp_path / "pairs.jsonl", tmp_path / "plain.jsonl", tmp_path / "photos")
+    assert lines(tmp_path / "plain.jsonl")[0]["image"].startswith("photos/")  # a link that leads there is kept

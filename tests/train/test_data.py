@@ -1,6 +1,10 @@
 """Data files: what is read, what is refused and how it is named, how rows become batches."""
 
+import codecs
+import io
 import json
+import os
+import tarfile
 
 import numpy as np
 import pytest
@@ -18,7 +22,9 @@ from conversations import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from tiny_models import make_processor
+from transformers import AddedToken
 from videos import write_video
 
 from firebolt_vl.model.foveated import read_video
@@ -313,3 +319,109 @@ def test_packing_is_refused_and_says_why(monkeypatch):
     monkeypatch.setattr(batching, "find_spec", lambda name: object())
     with pytest.raises(ValueError, match="a row of this model takes the images of one text"):
         check_packing(True)
+
+
+def answers_of(shard) -> dict:
+    """Key -> what the assistant says, and the images' first level."""
+    found = Conversations([shard], None, max_bad_share=1.0, check_images=True)
+    pictures = found.sources[0].pictures
+    return {
+        found._names[i]: (
+            found.row(i).turns[-1].text,
+            [pictures.open(p).getpixel((0, 0))[0] for p in found.row(i).images],
+        )
+        for i in range(len(found))
+    }
+
+
+def sample(key: str, answer: str, level: int) -> dict[str, bytes]:
+    image = encoded(Image.new("RGB", (8, 8), (level,) * 3))
+    return {f"{key}.json": json.dumps({"conversations": turns("q", answer)}).encode(), f"{key}.png": image}
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ([("a", "one", 10), ("b", "two", 90)], [("b", "two", 90), ("a", "one", 10)]),
+        ([("a", "one", 10)], [("a", "a longer one", 10), ("b", "two", 90)]),
+        ([("a", "one", 10), ("b", "two", 90)], [("b", "two", 90)]),
+        ([("a", "one", 10)], [("a", "two", 90)]),
+    ],
+)
+def test_a_shard_written_anew_is_read_anew(tmp_path, first, then):
+    """Also within the grain of the clock, at the same size and in the same place on the disk."""
+    shard, seen = tmp_path / "s.tar", []
+    for samples in (first, then):
+        files = {name: data for one in samples for name, data in sample(*one).items()}
+        with shard.open("wb") if not shard.exists() else shard.open("r+b") as file:
+            file.truncate(0)
+            file.write(write_shard(tmp_path / "made.tar", files).read_bytes())
+        os.utime(shard, ns=(10**18, 10**18))
+        seen.append(answers_of(shard))
+    assert seen == [{key: (answer, [level]) for key, answer, level in samples} for samples in (first, then)]
+
+
+def test_a_file_that_changes_under_a_run_is_noticed(tmp_path):
+    rows = [row("a", f"{number}") for number in range(3)]
+    found = read(write_rows(tmp_path / "rows.jsonl", rows))
+    write_rows(tmp_path / "rows.jsonl", [*rows, row("a", "more")])  # what is added is not read, and does no harm
+    assert [found.row(i).turns[-1].text for i in range(3)] == ["0", "1", "2"]
+    write_rows(tmp_path / "rows.jsonl", rows[::-1])
+    assert found.row(1).turns[-1].text == "1"
+    with pytest.raises(BadRow, match="changed file"):
+        found[0]
+    shard = write_shard(tmp_path / "s.tar", {**sample("a", "one", 10), **sample("b", "two", 90)})
+    found = read(shard)
+    write_shard(shard, {**sample("b", "two", 90), **sample("a", "one", 10)})
+    with pytest.raises(BadRow, match="changed file"):
+        found[0]
+
+
+def test_images_of_a_sample_are_found_by_any_name_and_through_links(tmp_path):
+    said = json.dumps({"conversations": turns("a", "b")}).encode()
+    image, shard = encoded(picture(1)), tmp_path / "s.tar"
+    files = {f"{key}.json": said for key in "abcdefgh"} | {"./e.PNG": image}
+    files |= {"a.JPG": encoded(picture(1), "jpeg"), "b.left.png": image, "b.right.png": image, "c.jfif": image}
+    files |= {"d.heic": b"?", "f.txt": b"words", "h.json": json.dumps({"image": None, **json.loads(said)}).encode()}
+    files["h.heic"] = b"?"
+    with tarfile.open(shard, "w") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+        for name, kind, target in (
+            ("g.png", tarfile.LNKTYPE, "c.jfif"),
+            ("i.json", tarfile.SYMTYPE, "a.json"),
+            ("i.png", tarfile.SYMTYPE, "g.png"),
+            ("j.json", tarfile.SYMTYPE, "a.json"),
+            ("j.png", tarfile.SYMTYPE, "../outside.png"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            tar.addfile(member)
+    told = []
+    found = read(shard, report=told.append)
+    counts = {found._names[i]: len(found[i].images) for i in range(len(found))}
+    assert counts == {"a": 1, "b": 2, "c": 1, "e": 1, "f": 0, "g": 1, "h": 0, "i": 1}
+    assert [(one.place, one.kind) for one in told] == [("d", "unknown file in sample"), ("j", "missing in shard")]
+    assert "link to ../outside.png" in told[1].message
+
+
+def test_marks_of_files_are_no_part_of_rows(tmp_path):
+    good = json.dumps(row("a", "b")).encode()
+    whole = read(write_rows(tmp_path / "rows.jsonl", [codecs.BOM_UTF8 + good, good, codecs.BOM_UTF8 + good]))
+    assert [whole.row(i) for i in range(3)] == [check_row(row("a", "b"))] * 3
+    (tmp_path / "wide.jsonl").write_bytes(codecs.BOM_UTF16_LE + good.decode().encode("utf-16-le"))
+    with pytest.raises(ValueError, match="is UTF-16 text, as its mark says; save it as UTF-8"):
+        read(tmp_path / "wide.jsonl")
+
+
+def test_special_tokens_that_are_only_added_are_control_tokens_too(tmp_path):
+    tokenizer = make_processor().tokenizer
+    tokenizer.add_tokens([AddedToken("<|tool|>", special=True), AddedToken("plain", special=False)])
+    chat = Chat(tokenizer)
+    with pytest.raises(BadRow, match="control token in the text"):
+        chat.check(check_row(row("a <|tool|>", "b")))
+    chat.check(check_row(row("a plain word", "b")))
+    tokenizer.chat_template = "\ufeff" + PROCESSOR.chat_template
+    assert Chat(tokenizer)._render([{"role": "user", "content": "q"}], False)[0] != "\ufeff"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from ...model import CHAT_TEMPLATE
+from ...model.processing_firebolt import CHAT_TEMPLATE, control_tokens
 from .problems import BadRow
 from .rows import ASSISTANT, Row, check_controls
 
@@ -33,8 +33,8 @@ class Chat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None):
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self.template = tokenizer.chat_template or CHAT_TEMPLATE
-        self.controls = tuple(tokenizer.all_special_tokens)
+        self.template = (tokenizer.chat_template or CHAT_TEMPLATE).removeprefix("\ufeff")  # a file's byte-order mark
+        self.controls = tuple(control_tokens(tokenizer))
         begun = self._render([{"role": "user", "content": "q"}], True)
         if not self._render(_messages("q", "a"), False).startswith(begun + "a"):
             raise ValueError("chat_template: an answer does not follow what it gives for add_generation_prompt=True")

@@ -1,18 +1,21 @@
 """From the formats in which CC3M, LLaVA-CoT and MMPR v1.2 are released to JSON lines (rows.py).
 
 Each converter yields rows, or a BadRow for what cannot be one; nothing is downloaded, and images stay where they are.
+Text is UTF-8, or what a byte-order mark says.
 """
 
-import json
 import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
-from ...evaluate.files import write_whole
+from ...evaluate.files import OutputError, check_output, followed, same_file, write_whole
+from ...evaluate.reading import decoded, encoding_of_file, lines_of, parse_json, read_text
 from .dataset import write_row
-from .pictures import IMAGE_SUFFIXES, SHARD, read_member, samples
+from .pictures import SHARD, images_of, read_member, samples
 from .problems import BadRow, Problem, Problems
 
 # CC3M has captions alone; a chat needs a question.
@@ -36,7 +39,7 @@ def cc3m(file: Path, out: Path, images: Path, pattern: str = TSV_IMAGES) -> Rows
         yield from _cc3m_shard(file, out)
         return
     line = 0
-    with file.open(encoding="utf-8", errors="surrogateescape", newline="\n") as table:
+    with file.open(encoding=encoding_of_file(file), errors="surrogateescape", newline="\n") as table:
         for number, text in enumerate(table, start=1):
             cells = text.rstrip("\r\n").split("\t")
             if number == 1 and cells in (["caption", "url"], ["url", "caption"]):
@@ -53,18 +56,23 @@ def cc3m(file: Path, out: Path, images: Path, pattern: str = TSV_IMAGES) -> Rows
 
 def _cc3m_shard(shard: Path, out: Path) -> Rows:
     for key, files in samples(shard):
-        image = next((files[suffix] for suffix in IMAGE_SUFFIXES if suffix in files), None)
-        if image is None:
-            yield key, BadRow("missing in shard", f"{shard} holds no image {key}")
+        try:
+            found = images_of(files)
+        except BadRow as error:
+            yield key, error
             continue
+        if len(found) != 1:
+            yield key, BadRow("missing in shard", f"{shard} holds {len(found) or 'no'} images {key}, 1 is wanted")
+            continue
+        [image] = found
         try:
             if ".txt" in files:
-                caption = read_member(shard, files[".txt"]).decode("utf-8")
+                caption = decoded(read_member(shard, files[".txt"]))
             elif ".json" in files:
-                caption = json.loads(read_member(shard, files[".json"])).get("caption")
+                caption = parse_json(read_member(shard, files[".json"])).get("caption")
             else:
                 caption = None
-        except (ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError) as error:
             yield key, BadRow("broken caption", str(error))
             continue
         yield key, _captioned(f"{_relative(shard, out)}/{image.name}", caption)
@@ -105,11 +113,13 @@ def mmpr(file: Path, out: Path, images: Path) -> Rows:
         for place, value in _objects(file):
             yield place, value if isinstance(value, BadRow) else _preferred(value, images, out)
         return
-    for name, part in json.loads(file.read_text(encoding="utf-8")).items():
+    for name, part in parse_json(read_text(file)).items():
         annotation, root = (_below(file.parent, part[key]) for key in ("annotation", "root"))
         if annotation is None:
             yield name, BadRow("missing annotation", f"{part['annotation']}: there is no such file")
             continue
+        if same_file(annotation, out):
+            raise OutputError(f"OUT {out} is one of the annotations that {file} names; name another file")
         for place, value in _objects(annotation):
             row = value if isinstance(value, BadRow) else _preferred(value, root or images, out)
             yield f"{part['annotation']}:{place}", row
@@ -130,20 +140,20 @@ def _preferred(value: dict, images: Path, out: Path) -> dict | BadRow:
 
 def _objects(file: Path) -> Iterator[tuple[str, dict | BadRow]]:
     """The objects of a file of JSON lines, or of one JSON list."""
-    with file.open("rb") as lines:
-        listed = lines.read(1) == b"["
-    if listed:
-        for number, value in enumerate(json.loads(file.read_text(encoding="utf-8")), start=1):
+    lines = lines_of(file)
+    first = next((line for line in lines if line.strip()), b"")
+    lines.close()
+    if first.lstrip().startswith(b"["):
+        for number, value in enumerate(parse_json(read_text(file)), start=1):
             yield str(number), value if isinstance(value, dict) else BadRow("not an object", "{...} is wanted")
         return
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                value = json.loads(line)
-            except ValueError as error:
-                yield str(number), BadRow("broken JSON", str(error))
-                continue
-            yield str(number), value if isinstance(value, dict) else BadRow("not an object", "{...} is wanted")
+    for number, line in enumerate(lines_of(file), start=1):
+        try:
+            value = parse_json(line)
+        except ValueError as error:
+            yield str(number), BadRow("broken JSON", str(error))
+            continue
+        yield str(number), value if isinstance(value, dict) else BadRow("not an object", "{...} is wanted")
 
 
 def _images(value, folder: Path, out: Path) -> list:
@@ -163,7 +173,25 @@ def _row(images: list, turns: list[tuple[str, str]]) -> dict:
 
 def _relative(path: Path, out: Path) -> str:
     """The path as the file in `out`'s folder names it."""
-    return Path(os.path.relpath(path, out.parent)).as_posix()
+    return (_relative_folder(path.parent, out) / path.name).as_posix()
+
+
+@lru_cache(maxsize=4096)
+def _relative_folder(folder: Path, out: Path) -> Path:
+    """A folder as seen from `out`'s: a relative path where it leads to the same place, through links and all.
+
+    Where `out` is a link into another folder no relative path serves both names of the file: it is absolute then.
+    """
+    whole = followed(folder)
+    if followed(out).parent != followed(out.parent):
+        return whole
+    try:
+        plain = Path(os.path.relpath(folder, out.parent))
+        if followed(followed(out.parent) / plain) == whole:
+            return plain
+        return Path(os.path.relpath(whole, followed(out.parent)))
+    except ValueError:  # another drive
+        return whole
 
 
 FORMATS: dict[str, Callable[..., Rows]] = {"cc3m": cc3m, "llava-cot": llava_cot, "mmpr": mmpr}
@@ -180,10 +208,14 @@ def convert(
 ) -> Problems:
     """Write the rows of `file`, which is in one of FORMATS, to `out`; returns the rows that could not be converted.
 
-    Raises ValueError for an unknown format; OSError, ValueError or tarfile.TarError where the file cannot be read.
+    `out` is replaced whole, and only where a row could be converted: else what is there stays. A link is followed.
+
+    Raises ValueError for an unknown format and where `out` is what is read; OSError, ValueError or tarfile.TarError
+    where the file cannot be read.
     """
     if name not in FORMATS:
         raise ValueError(f"format: {name!r} came, one of {', '.join(FORMATS)} is wanted")
+    check_output("OUT", out, [("the file that is converted", file)], overwrite=True)
     problems = Problems()
 
     def write(temporary: Path) -> None:
@@ -198,9 +230,16 @@ def convert(
                     problem = Problem(str(file), place, error.kind, error.message)
                     problems.add(problem)
                     report(problem)
+        if problems.rows == len(problems):
+            raise _NothingToKeep
 
-    write_whole(out, write)
+    with suppress(_NothingToKeep):
+        write_whole(out, write)
     return problems
+
+
+class _NothingToKeep(Exception):
+    """No row could be converted."""
 
 
 READ_ERRORS = (OSError, ValueError, tarfile.TarError)

@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,20 +12,21 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
+from ...evaluate.reading import encoding_of_file, parse_json
 from .chat import Chat, Tokens
-from .pictures import IMAGE_SUFFIXES, SHARD, Pictures, read_member, samples
+from .pictures import SHARD, Pictures, images_of, read_member, samples
 from .problems import BadRow, Problem, Problems
 from .rows import Row, check_row, parse_row, rejected_row
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
 
 class Place(NamedTuple):
-    """Where a row stands: `start` and `size` in bytes of its file; `name` is the line, or the sample's key."""
+    """Where a row stands: `start` and `size` in bytes of its file, and a checksum of these bytes, by which it is known
+    again; `name` is the line, or the sample's key."""
 
     name: str
     start: int
     size: int
+    check: int
 
 
 @dataclass(frozen=True)
@@ -50,24 +52,20 @@ class Lines:
         start = 0
         with self.file.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                yield Place(str(number), start, len(line)), self._line(start, line)
+                yield Place(str(number), start, len(line), zlib.crc32(line)), line
                 start += len(line)
 
     def read(self, place: Place) -> bytes:
         with self.file.open("rb") as file:
             file.seek(place.start)
-            return self._line(place.start, file.read(place.size))
+            return file.read(place.size)
 
     def row(self, place: Place, data: bytes) -> Row:
         return parse_row(data)
 
-    @staticmethod
-    def _line(start: int, line: bytes) -> bytes:
-        return line.removeprefix(BYTE_ORDER_MARK) if start == 0 else line
-
 
 class Shard:
-    """A webdataset-like tar shard: of a sample KEY.json, a row, and, if that names no image, KEY.jpg (or so)."""
+    """A webdataset-like tar shard: of a sample KEY.json, a row, and, if that has no `image`, KEY.jpg (or so)."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -77,28 +75,41 @@ class Shard:
     def places(self) -> Iterator[tuple[Place, bytes]]:
         for key, files in self.samples.items():
             row = files.get(".json")
-            place = Place(key, row.start if row else 0, row.size if row else 0)
-            yield place, self.read(place)
+            place = Place(key, row.start if row else 0, row.size if row else 0, 0)
+            data = self.read(place)
+            yield place._replace(check=zlib.crc32(data)), data
 
     def read(self, place: Place) -> bytes:
+        """The row; nothing where there is none, or it cannot be read."""
         row = self.samples[place.name].get(".json")
-        return read_member(self.file, row) if row else b""
+        try:
+            return read_member(self.file, row) if row else b""
+        except OSError:
+            return b""
 
     def row(self, place: Place, data: bytes) -> Row:
-        if ".json" not in self.samples[place.name]:
-            raise BadRow("sample without JSON", f"{place.name} has {', '.join(self.samples[place.name])} alone")
+        files = self.samples[place.name]
+        if ".json" not in files:
+            raise BadRow("sample without JSON", f"{place.name} has {', '.join(files)} alone")
+        if files[".json"].link is not None:
+            raise BadRow("sample without JSON", f"{place.name}.json is a link to {files['.json'].link}")
         row = parse_row(data)
-        if row.images or row.video is not None or "image" in json.loads(data):
+        if row.images or row.video is not None or "image" in parse_json(data):
             return row
-        own = [f"{self.file.name}/{f.name}" for s, f in self.samples[place.name].items() if s in IMAGE_SUFFIXES]
-        return replace(row, images=tuple(own))
+        return replace(row, images=tuple(f"{self.file.name}/{image.name}" for image in images_of(files)))
 
 
 def open_source(file: Path, root: Path | None) -> Lines | Shard:
-    """Raises ValueError where the file is not there or is no tar archive, though its name ends in .tar."""
+    """Raises ValueError where the file is not there, not UTF-8, or no tar archive, though its name ends in .tar."""
     if not file.is_file():
         raise ValueError(f"data: {file}: there is no such file")
     if file.suffix != SHARD:
+        try:
+            encoding = encoding_of_file(file)
+        except OSError as error:
+            raise ValueError(f"data: {file} cannot be read ({error.strerror})") from None
+        if not encoding.startswith("utf-8"):
+            raise ValueError(f"data: {file} is {encoding.upper()} text, as its mark says; save it as UTF-8")
         return Lines(file, root)
     try:
         return Shard(file)
@@ -153,13 +164,14 @@ class Conversations:
                     self._note(Problem(str(source.file), place.name, error.kind, error.message))
                     continue
                 names.append(place.name if isinstance(source, Shard) else "")
-                where.append((number, place.start, place.size, int(place.name) if isinstance(source, Lines) else 0))
+                line = int(place.name) if isinstance(source, Lines) else 0
+                where.append((number, place.start, place.size, place.check, line))
                 sizes.append(length)
         if not self.problems.rows:
             raise ValueError(f"data: {', '.join(str(source.file) for source in self.sources)}: there is no row")
         self.problems.check(max_bad_share)
         # Numbers and not objects: millions of rows are a few dozen megabytes.
-        self._where = np.array(where, dtype=np.int64).reshape(-1, 4)
+        self._where = np.array(where, dtype=np.int64).reshape(-1, 5)
         self._names = names if any(names) else None
         self.sizes = np.array(sizes, dtype=np.int64)
         """A bound of each row's length, by which rows are put together."""
@@ -177,21 +189,25 @@ class Conversations:
         return len(self.sizes)
 
     def _located(self, index: int) -> tuple[Lines | Shard, Place]:
-        number, start, size, line = (int(value) for value in self._where[index])
+        number, start, size, check, line = (int(value) for value in self._where[index])
         name = str(line) if line else self._names[index]
-        return self.sources[number], Place(name, start, size)
+        return self.sources[number], Place(name, start, size, check)
 
     def row(self, index: int) -> Row:
+        """Raises BadRow where the file holds something else at its place than when it was looked through."""
         source, place = self._located(index)
-        return source.row(place, source.read(place))
+        data = source.read(place)
+        if zlib.crc32(data) != place.check:
+            raise BadRow("changed file", "the row is not the one that was there when the files were looked through")
+        return source.row(place, data)
 
     def problem(self, index: int, error: BadRow) -> Problem:
         source, place = self._located(index)
         return Problem(str(source.file), place.name, error.kind, error.message)
 
     def __getitem__(self, index: int) -> Example:
-        source, place = self._located(index)
-        row = source.row(place, source.read(place))
+        source, _ = self._located(index)
+        row = self.row(index)
         rejected = self.chat(rejected_row(row)) if self.preferences else None
         if row.video is not None:
             return Example(self.chat(row), self._video(source, row.video), rejected, is_video=True)

@@ -1,7 +1,9 @@
 """Images and videos of rows: files below a folder; images also members of tar shards below it
 ("shards/00000.tar/000000017.jpg")."""
 
+import posixpath
 import tarfile
+import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -13,27 +15,75 @@ from ...model.images import ImageError, decode_image, open_image
 from .problems import BadRow
 
 SHARD = ".tar"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+# Of a file in a sample, by the last part of its name: what is an image, and what needs not be one.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif")
+BESIDE = (".json", ".txt", ".cls", ".id", ".url", ".md5", ".sha256")
 
 
 class Member(NamedTuple):
-    """Where a file lies in a shard."""
+    """Where a file lies in a shard. `header` is a checksum of the block before it, by which it is known again; `link`
+    is where a link leads that leads to no file of the shard."""
 
     name: str
     start: int
     size: int
+    header: int
+    link: str | None = None
+
+
+class Changed(OSError):
+    """A shard is not what it was when it was looked through."""
+
+
+def index(shard: Path) -> dict[str, Member]:
+    """The files of a shard that is not compressed, by name, links to them among them.
+
+    Raises OSError or tarfile.TarError.
+    """
+    found: dict[str, Member] = {}
+    with tarfile.open(shard, "r:") as tar, shard.open("rb") as file:
+        for member in tar:
+            name = posixpath.normpath(member.name)
+            if member.isreg() and not member.issparse():
+                start = member.offset_data
+                found[name] = Member(name, start, member.size, _header(file, start))
+            elif member.islnk() or member.issym():
+                folder = posixpath.dirname(name) if member.issym() else ""
+                found[name] = Member(name, 0, 0, 0, posixpath.normpath(posixpath.join(folder, member.linkname)))
+    return {name: _followed(member, found)._replace(name=name) for name, member in found.items()}
+
+
+def _followed(member: Member, found: dict[str, Member]) -> Member:
+    passed = set()
+    while member.link is not None and member.link in found and member.name not in passed:
+        passed.add(member.name)
+        member = found[member.link]
+    return member
+
+
+def members(shard: Path) -> dict[str, Member]:
+    """`index`, remembered for as long as the file is the same to the file system."""
+    about = shard.stat()
+    return _remembered(shard, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
 
 
 @lru_cache(maxsize=4096)
-def members(shard: Path) -> dict[str, Member]:
-    """The files of a shard that is not compressed, by name. Raises OSError or tarfile.TarError."""
-    with tarfile.open(shard, "r:") as tar:
-        return {member.name: Member(member.name, member.offset_data, member.size) for member in tar if member.isfile()}
+def _remembered(shard: Path, *version: int) -> dict[str, Member]:
+    return index(shard)
+
+
+def _header(file, start: int) -> int:
+    file.seek(start - tarfile.BLOCKSIZE)
+    return zlib.crc32(file.read(tarfile.BLOCKSIZE))
 
 
 def read_member(shard: Path, member: Member) -> bytes:
+    """Raises OSError where it cannot be read, and Changed where something else stands in its place by now."""
+    if member.link is not None:
+        raise OSError(f"{shard}: {member.name} is a link to {member.link}, which is no file of the shard")
     with shard.open("rb") as file:
-        file.seek(member.start)
+        if _header(file, member.start) != member.header:
+            raise Changed(f"{shard} was written anew after it was looked through")
         data = file.read(member.size)
     if len(data) < member.size:
         raise OSError(f"{shard} ends within {member.name}")
@@ -43,11 +93,29 @@ def read_member(shard: Path, member: Member) -> bytes:
 def samples(shard: Path) -> Iterator[tuple[str, dict[str, Member]]]:
     """A shard's samples in its order: key -> suffix -> file. The key ends at the first dot of the name."""
     found: dict[str, dict[str, Member]] = {}
-    for member in members(shard).values():
-        folder, slash, name = member.name.rpartition("/")
+    for path, member in index(shard).items():
+        folder, slash, name = path.rpartition("/")
         stem, _, suffix = name.partition(".")
-        found.setdefault(folder + slash + stem, {})["." + suffix.lower()] = member
+        files, lower = found.setdefault(folder + slash + stem, {}), "." + suffix.lower()
+        files["." + suffix if lower in files else lower] = member
     yield from found.items()
+
+
+def images_of(files: dict[str, Member]) -> list[Member]:
+    """The images of a sample, in its order: by the last part of their names ("7.left.jpg" is one of sample 7).
+
+    Raises BadRow where there is none, but a file that may be one.
+    """
+    endings = {suffix: posixpath.splitext("x" + suffix)[1].lower() for suffix in files}
+    found = [file for suffix, file in files.items() if endings[suffix] in IMAGE_SUFFIXES]
+    unknown = [suffix for suffix, ending in endings.items() if ending not in (*IMAGE_SUFFIXES, *BESIDE)]
+    if unknown and not found:
+        raise BadRow(
+            "unknown file in sample",
+            f"{', '.join(unknown)}: is it an image? Name it in the row's `image`, or put null there; by themselves "
+            f"{', '.join(IMAGE_SUFFIXES)} are taken",
+        )
+    return found
 
 
 class Pictures:
@@ -73,7 +141,7 @@ class Pictures:
         try:
             if member is None:
                 return open_image(shard)
-            return decode_image(read_member(shard, self._member(path, shard, member)), path)
+            return decode_image(self._read(path, shard, member), path)
         except (ImageError, OSError) as error:
             raise BadRow("unreadable image", str(error)) from None
 
@@ -91,7 +159,15 @@ class Pictures:
     def _split(self, path: str) -> tuple[Path, str | None]:
         """(file, None), or (shard, the name of the file in it)."""
         before, suffix, member = path.partition(SHARD + "/")
-        return (self.root / (before + SHARD), member) if suffix else (self.root / path, None)
+        shard = self.root / (before + SHARD)
+        return (shard, posixpath.normpath(member)) if suffix and not shard.is_dir() else (self.root / path, None)
+
+    def _read(self, path: str, shard: Path, member: str) -> bytes:
+        try:
+            return read_member(shard, self._member(path, shard, member))
+        except Changed:  # within the grain of the file system's clock
+            _remembered.cache_clear()
+            return read_member(shard, self._member(path, shard, member))
 
     def _member(self, path: str, shard: Path, member: str) -> Member:
         if not shard.is_file():
@@ -102,4 +178,6 @@ class Pictures:
             raise BadRow("broken shard", f"{shard} cannot be read ({error})") from None
         if found is None:
             raise BadRow("missing in shard", f"{shard} holds no {member}")
+        if found.link is not None:
+            raise BadRow("missing in shard", f"{shard}: {member} is a link to {found.link}, which is no file of it")
         return found

@@ -7,11 +7,11 @@ turns, and the assistant ends. For training on preferences `rejected` is a worse
 alone, as other keys (an id, a source) are.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from ...evaluate.reading import decoded, parse_json
 from .problems import BadRow
 
 HUMAN, ASSISTANT = "human", "assistant"
@@ -43,14 +43,12 @@ def parse_row(line: bytes) -> Row:
     if not line.strip():
         raise BadRow("blank line", "a JSON object is wanted on each line")
     try:
-        value = json.loads(line.decode("utf-8"), object_pairs_hook=_object)
-    except UnicodeDecodeError as error:
-        raise BadRow("not UTF-8", f"byte {error.start + 1} is 0x{line[error.start]:02x}") from None
-    except json.JSONDecodeError as error:
-        raise BadRow("broken JSON", f"{error.msg} at column {error.colno}") from None
-    except RecursionError:
-        raise BadRow("broken JSON", "it is nested too deeply") from None
-    except ValueError as error:  # a number of thousands of digits
+        text = decoded(line)
+    except ValueError as error:
+        raise BadRow("not UTF-8", str(error)) from None
+    try:
+        value = parse_json(text, _object)
+    except ValueError as error:
         raise BadRow("broken JSON", str(error)) from None
     return check_row(value)
 

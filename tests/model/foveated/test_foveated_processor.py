@@ -156,3 +156,14 @@ class TestRefusals:
             FoveatedImageProcessor(image_frames=0)
         with pytest.raises(ValueError, match="do_resize: False came with an image of 30 x 28, 28 x 28 is wanted"):
             call("what?", images=picture(width=30), do_resize=False)
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "list", "batch"])
+def test_a_clip_has_one_scale_of_levels(kind):
+    """A dark frame of 0..255 alone would be taken for one of 0..1, and be white."""
+    clip = np.stack([np.full((8, 8, 3), level, dtype=np.float32) for level in (0.0, 1.0, 200.0)])
+    read = FoveatedImageProcessor(size={"height": 8, "width": 8})
+    tensor = torch.from_numpy(clip).permute(0, 3, 1, 2)
+    given = {"array": [clip], "tensor": [tensor], "list": [list(clip)], "batch": clip[None]}[kind]
+    wanted = read([clip.astype(np.uint8)])["frames"]
+    assert np.array_equal(np.asarray(read(given)["frames"]), np.asarray(wanted))

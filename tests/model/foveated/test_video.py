@@ -159,3 +159,21 @@ class TestRefusals:
     def test_numbers_below_one(self, tmp_path, given):
         with pytest.raises(ValueError, match="a number above 0 is wanted"):
             read_video(tmp_path / "a.mp4", **given)
+
+
+@pytest.mark.parametrize("offset", [0.4, 1, 60])
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [("mp4", "libx264"), ("mkv", "libx264"), ("webm", "libvpx"), ("nut", "mpeg4"), ("asf", "mpeg4"), ("flv", "flv")],
+)
+def test_a_first_frame_that_comes_late_is_the_start(tmp_path, suffix, codec, offset):
+    """As in what was cut with its time stamps kept; also then what is cut off is noticed."""
+    path = write_video(tmp_path / f"a.{suffix}", 4, 10, codec, offset=offset)
+    video = read_video(path, frames=2)
+    assert video.duration == pytest.approx(4, abs=0.15)
+    assert levels(video) == pytest.approx([255 / 4, 255 * 3 / 4], abs=9)
+    data = path.read_bytes()
+    if suffix in ("mkv", "webm", "flv"):  # they tell their length before what they hold
+        path.write_bytes(data[: int(0.6 * len(data))])
+        with pytest.raises(VideoError, match=r"cut off|damaged"):
+            read_video(path)

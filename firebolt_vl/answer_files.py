@@ -1,0 +1,300 @@
+"""The files of a batch: its questions, its answers, and the list of what could not be answered.
+
+A row of the questions is {"image": path, or list of paths, or absent; "question": text; "id": text or integer, by
+default the number of the line}; other keys are left alone. A row without the key `image` is a question about no image.
+One that has the key and names none, or spells it another way, is refused: an answer without a look would pass for one.
+A row of the answers is there whole and once, or not at all, and says what answered it.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from .errors import Failure, Misuse, disk_failure
+from .evaluate.files import OutputError, check_output, followed, lock, same_file, words
+from .evaluate.reading import lines_of, parse_json
+from .outputs import check_place
+
+# In lower case: what a key for an image is spelt like by those who mean `image`.
+LIKE_IMAGE = ("image", "img", "picture", "photo", "video")
+FIRST_KEY = b'{"id": '
+
+
+class Question(NamedTuple):
+    line: int
+    id: str | int
+    question: str
+    images: list[str]
+
+    @property
+    def key(self) -> str:
+        return json.dumps(self.id)  # 1 and "1" are two
+
+
+class Answer(NamedTuple):
+    asked: Question
+    answer: str
+    complete: bool
+    """Whether the model ended the answer itself, before it ran out of tokens."""
+    prompt_tokens: int
+    answer_tokens: int
+
+    def to_json(self, by: dict) -> str:
+        """The row, with what answered it."""
+        row = {"id": self.asked.id, "image": self.asked.images, "question": self.asked.question}
+        row |= {name: getattr(self, name) for name in ("answer", "complete", "prompt_tokens", "answer_tokens")}
+        return json.dumps({**row, "by": by}, ensure_ascii=False)
+
+
+class Problem(NamedTuple):
+    """A row that cannot be answered, and why."""
+
+    line: int
+    id: str | int | None
+    error: str
+
+
+def problems_of(out: str) -> Path:
+    """Where the list of what could not be answered stands: beside the answers, a.errors.jsonl for a.jsonl."""
+    path = Path(out)
+    return path.with_name(f"{path.name.removesuffix('.jsonl')}.errors.jsonl")
+
+
+def read_questions(path: str) -> tuple[list[Question], list[Problem]]:
+    """The rows that are questions, and those that are not. Raises Misuse where there is no such file."""
+    asked, bad, lines = [], [], {}
+    try:
+        for number, line in enumerate(lines_of(Path(path)), 1):
+            if not line.strip():
+                continue
+            row = _question(number, line)
+            if isinstance(row, Question) and (first := lines.setdefault(row.key, number)) != number:
+                row = Problem(number, row.id, f"id {row.key} is that of line {first} already; give it another one")
+            (asked if isinstance(row, Question) else bad).append(row)
+    except (OSError, ValueError) as error:
+        raise Misuse(f"--batch {path} cannot be read ({words(error)}); check the path") from None
+    return asked, bad
+
+
+def _question(number: int, line: bytes) -> Question | Problem:
+    try:
+        row = parse_json(line)
+    except ValueError as error:
+        return Problem(number, None, f"no JSON ({error})")
+    if not isinstance(row, dict):
+        return Problem(number, None, 'no JSON object; {"image": ..., "question": ...} is wanted')
+    name = row.get("id", number)
+    if isinstance(name, bool) or not isinstance(name, str | int):
+        return Problem(number, None, "id: text or an integer is wanted")
+    question = row.get("question")
+    if not isinstance(question, str) or not question.strip():
+        return Problem(number, name, "question: text that is not empty is wanted")
+    try:
+        images = _images(row)
+    except ValueError as error:
+        return Problem(number, name, str(error))
+    return Question(number, _whole_characters(name), _whole_characters(question), images)
+
+
+def _images(row: dict) -> list[str]:
+    """The images of a row: none where it has no such key. Raises ValueError."""
+    if "image" not in row:
+        if meant := [key for key in row if any(like in key.lower() for like in LIKE_IMAGE)]:
+            raise ValueError(f"{meant[0]}: there is no such key; `image` names the images of a row")
+        return []
+    images = row["image"]
+    images = [images] if isinstance(images, str) or images is None else images
+    if not isinstance(images, list) or not all(isinstance(image, str) or image is None for image in images):
+        raise ValueError("image: a path, a list of paths or no such key is wanted")
+    if not images or not all(image and image.strip() for image in images):
+        raise ValueError("image: the key is there and names no image; leave it out to ask about none")
+    if bad := [image for image in images if "\0" in image or image != _whole_characters(image)]:
+        raise ValueError(f"image: {bad[0]!r} came, which no path can be")
+    return images
+
+
+def _whole_characters(value: str | int) -> str | int:
+    """Without halves of a surrogate pair, which JSON allows."""
+    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
+
+
+class AnswerFile:
+    """The file of answers, open for this process alone. What an interrupted run left unfinished is cut off.
+
+    Nothing is written before all is checked: the file is not one of `inputs`, and holds nothing but answers.
+    """
+
+    def __init__(self, out: str, inputs: Sequence[tuple[str, str | Path]], say: Callable[[str], None]):
+        self.out, self.path = out, followed(out)
+        check_place("--out", out)
+        try:
+            check_output("--out", out, inputs, lambda file: True)  # its rows are looked at below
+        except OutputError as error:
+            raise Misuse(str(error)) from None
+        try:
+            self.file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise Misuse(f"--out {out} cannot be written ({words(error)}); name a place that can") from None
+        try:
+            if not lock(self.file):
+                say(f"--out {out}: there are no locks on this file system; see that no other run writes there")
+            self.rows = self._read()
+        except BlockingIOError:
+            self.file.close()
+            raise Misuse(f"--out {out}: another run is writing there; wait for it or name another file") from None
+        except BaseException:
+            self.file.close()
+            raise
+
+    def __enter__(self) -> "AnswerFile":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.file.close()
+
+    def _read(self) -> dict[str, dict]:
+        self.file.seek(0)
+        content = self.file.read()
+        whole = content.rfind(b"\n") + 1
+        rows = {}
+        for number, line in enumerate(content[:whole].splitlines(), 1):
+            row = _answer_of(line)
+            if row is None:
+                raise Misuse(f"--out {self.out}:{number} is no answer of this command; name another file")
+            rows[json.dumps(row["id"])] = {**row, "line": number}
+        self._mend(content[whole:], rows)
+        return rows
+
+    def _mend(self, rest: bytes, rows: dict[str, dict]) -> None:
+        """What stands after the last whole line: an answer without its end of line, the beginning of one, or nothing.
+
+        A crash of the machine may leave zeros. Behind whole answers anything may be cut off; alone it has to look like
+        the beginning of one.
+        """
+        if not rest:
+            return
+        if (row := _answer_of(rest)) is not None:
+            rows[json.dumps(row["id"])] = {**row, "line": len(rows) + 1}
+            self._write(b"\n")
+        elif rows or FIRST_KEY.startswith(rest[: len(FIRST_KEY)]) or not rest.strip(b"\0"):
+            self._cut(self._size() - len(rest))
+        else:
+            raise Misuse(f"--out {self.out}:1 is no answer of this command; name another file")
+
+    def keep_for(self, asked: Sequence[Question], by: dict, mixed: bool) -> set[str]:
+        """The keys of the questions that have their answer.
+
+        Raises Misuse where it answers another question, and, unless `mixed`, where another model or other settings than
+        `by` gave it.
+        """
+        there = {row.key for row in asked if row.key in self.rows}
+        for row in asked:
+            found = self.rows.get(row.key)
+            if found is None:
+                continue
+            if (found["question"], found["image"]) != (row.question, row.images):
+                raise Misuse(
+                    f"--out {self.out}:{found['line']} answers another question than the one with id {row.key} in "
+                    f"line {row.line}; name another file"
+                )
+            if not mixed:
+                self._check_by(found, by)
+        return there
+
+    def _check_by(self, found: dict, by: dict) -> None:
+        was = found.get("by")
+        advice = "name another file, or say --mixed to keep both"
+        if not isinstance(was, dict):
+            raise Misuse(f"--out {self.out}:{found['line']} does not say what answered it; {advice}")
+        for name, value in by.items():
+            if name != "checkpoint" and was.get(name) != value:
+                raise Misuse(
+                    f"--out {self.out}:{found['line']} was answered with {name} {json.dumps(was.get(name))} "
+                    f"(checkpoint {was.get('checkpoint')}), and this run has {json.dumps(value)}; {advice}"
+                )
+
+    def add(self, answers: Sequence[Answer], by: dict) -> None:
+        """Append the answers, each a whole line, and wait until the disk has them."""
+        if not answers:
+            return
+        if not same_file(self.path, self.file.fileno()):
+            raise Failure(f"--out {self.out} was removed or replaced while this run wrote to it; start it again")
+        before = self._size()
+        try:
+            self._write("".join(answer.to_json(by) + "\n" for answer in answers).encode())
+        except OSError as error:
+            self._cut(before)
+            raise disk_failure(OSError(error.errno, error.strerror, f"--out {self.out}")) or Failure(
+                f"--out {self.out} could not be written ({words(error)}); start the command again"
+            ) from None
+
+    def _size(self) -> int:
+        return os.fstat(self.file.fileno()).st_size
+
+    def _write(self, data: bytes) -> None:
+        while data:
+            data = data[self.file.write(data) :]
+        os.fsync(self.file.fileno())
+
+    def _cut(self, size: int) -> None:
+        """Best effort: what cannot be cut off here is cut off by the next run."""
+        try:
+            self.file.truncate(size)
+            os.fsync(self.file.fileno())
+        except OSError:
+            pass
+
+
+def _answer_of(line: bytes) -> dict | None:
+    """The row in a line of an answer file; None where it is something else."""
+    try:
+        row = parse_json(line)
+    except ValueError:
+        return None
+    whole = isinstance(row, dict) and all(name in row for name in ("id", "question", "image", "answer"))
+    return row if whole else None
+
+
+class ProblemFile:
+    """The rows that could not be answered in this run; no file where there are none.
+
+    Raises Misuse where a file of that name is one of `inputs`, or is no such list.
+    """
+
+    def __init__(self, path: Path, out: str, inputs: Sequence[tuple[str, str | Path]]):
+        self.path, self.count, self.file = followed(path), 0, None
+        name = f"--out {out}: its list of problems"
+        try:
+            check_output(name, path, inputs, _is_problem_list, hint="move it away, or name another --out")
+        except OutputError as error:
+            raise Misuse(str(error)) from None
+
+    def __enter__(self) -> "ProblemFile":
+        self.path.unlink(missing_ok=True)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.file is not None:
+            self.file.close()
+
+    def add(self, problem: Problem) -> None:
+        if self.file is None:
+            self.file = open(self.path, "x", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self.count += 1
+        self.file.write(json.dumps(problem._asdict(), ensure_ascii=False) + "\n")
+
+
+def _is_problem_list(file: Path) -> bool:
+    """Whether each whole line is a problem's row; a run that was killed may have left half of one."""
+    *lines, rest = file.read_bytes().split(b"\n")
+    try:
+        rows = [parse_json(line) for line in lines]
+    except ValueError:
+        return False
+    wanted = set(Problem._fields)
+    begun = b'{"line": '
+    return all(isinstance(row, dict) and set(row) == wanted for row in rows) and (
+        bool(rows) or begun.startswith(rest[: len(begun)])
+    )

@@ -1,0 +1,47 @@
+"""What answered a question: enough to tell another model, and another way of asking it, apart."""
+
+import hashlib
+from pathlib import Path
+
+from .checkpoint import PROCESSORS, TOKENIZERS
+from .errors import Failure
+from .evaluate.files import words
+from .version import __version__
+
+# The files of a checkpoint that its answers depend on.
+TOLD = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    *TOKENIZERS,
+    *PROCESSORS,
+)
+
+
+def digest(folder: Path) -> str:
+    """Of all that answers depend on in a checkpoint's folder, weights and all: 16 hexadecimal digits of SHA-256."""
+    files = sorted({*(folder / name for name in TOLD), *folder.glob("*.safetensors")})
+    whole = hashlib.sha256()
+    for file in files:
+        if not file.is_file():
+            continue
+        try:
+            with file.open("rb") as opened:
+                whole.update(f"{file.name}\0".encode() + hashlib.file_digest(opened, "sha256").digest())
+        except OSError as error:
+            raise Failure(f"{file} cannot be read ({words(error)}); copy or download it again") from None
+    return whole.hexdigest()[:16]
+
+
+def answered_by(
+    folder: Path, checkpoint: str | None, dtype: str, quantize: str | None, seed: int | None, max_new_tokens: int
+) -> dict:
+    """What stands in each row of answers. `dtype` "auto" is left out: what it comes to is known after loading."""
+    by = {"checkpoint": checkpoint or folder.name, "digest": digest(folder), "quantize": quantize, "seed": seed}
+    by |= {"max_new_tokens": max_new_tokens, "version": __version__}
+    return by if dtype == "auto" else {**by, "dtype": dtype}
