@@ -105,3 +105,12 @@ def test_a_batch_is_cut_evenly_or_refused():
     with pytest.raises(ConfigError, match="12 rows cannot be cut into micro-batches of 3 on 3 processes; a mul"):
         one.accumulation(3)
     assert load_config("stage1").accumulation(8) == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.toml", 'recipe = "tiny"\nseed = 7\n'), ("a.yaml", "recipe: tiny\nseed: 7\n")]
+)
+def test_a_byte_order_mark_is_no_part_of_a_configuration(tmp_path, encoding, name, text):
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    assert load_config(str(tmp_path / name)).seed == 7
