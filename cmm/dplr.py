@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..kernels.common.blocks import block_numbers, by_blocks
+from ..kernels.common.transforms import apply, gradients
 
 # Tokens that a prompt's state is advanced by at once: one [N, N] and one [N, CHUNK] product a channel.
 CHUNK = 64
@@ -115,7 +115,7 @@ def kernel(step: Discrete, C: Tensor, length: int) -> Tensor:
 def _kernel(length: int, columns: int, diagonal: Tensor, g: Tensor, h: Tensor, dB: Tensor, C: Tensor) -> Tensor:
     """`kernel` of a block of channels."""
     power, G, H, first = _powers(diagonal, g, h, dB, columns)
-    rows = _Rows.apply(readout(C), power, G, H, -(-length // columns))
+    rows = apply(_Rows, readout(C), power, G, H, -(-length // columns))
     return (rows @ first.mT).flatten(-2)[:, :length]
 
 
@@ -162,13 +162,23 @@ class _Rows(torch.autograd.Function):
         for i in range(1, count):
             row = rows[:, i - 1 : i]
             rows[:, i : i + 1] = torch.baddbmm(_turned(row, power.conj()), row @ G.mT, H, alpha=-1)
-        ctx.save_for_backward(power, G, H, rows)
+        ctx.save_for_backward(power, G, H, rows, first)
         return rows
 
     @staticmethod
-    @once_differentiable
+    def formula(first: Tensor, power: Tensor, G: Tensor, H: Tensor, count: int) -> Tensor:
+        rows = [first]
+        while len(rows) < count:
+            row = rows[-1]
+            rows.append(_turned(row, power.conj()) - (row @ G.mT) @ H)
+        return torch.cat(rows, 1)
+
+    @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        power, G, H, rows = ctx.saved_tensors
+        power, G, H, rows, first = ctx.saved_tensors
+        if torch.is_grad_enabled():  # gradients of these are wanted
+            formula = partial(_Rows.formula, count=rows.shape[1])
+            return *gradients(formula, (first, power, G, H), (grad,)), None
         grad = grad.clone(memory_format=torch.contiguous_format)
         for i in range(grad.shape[1] - 1, 0, -1):
             row = grad[:, i : i + 1]

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..kernels.common.transforms import transformed
+
 NARROW = (torch.float16, torch.bfloat16)
 
 
@@ -53,6 +55,7 @@ class WideParameters(nn.Module):
         if (
             self.records_gradients
             or torch.compiler.is_compiling()
+            or transformed()  # the parameters stand for others here
             or any(parameter.is_inference() for parameter in parameters)  # these have no version counter
         ):
             return compute()

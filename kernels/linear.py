@@ -5,7 +5,8 @@ import platform
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
+
+from .common.transforms import transformed
 
 PRODUCT = "_linear_pointwise"
 """PyTorch's name for oneDNN's product with rows of weights as they are, which its compiler calls too."""
@@ -82,9 +83,7 @@ def _onednn_takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     if torch.compiler.is_compiling():
         return True
     # It has neither forward-mode gradients nor vmap, and takes no tensors of a kind of their own.
-    if any(type(t) not in (Tensor, nn.Parameter) for t in tensors):
-        return False
-    return not (forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active())
+    return all(type(t) in (Tensor, nn.Parameter) for t in tensors) and not transformed()
 
 
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

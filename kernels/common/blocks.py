@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .transforms import transformed
+
 CPU_BLOCK = 2**17
 GPU_BLOCK = 2**26
 
@@ -26,7 +28,7 @@ def by_blocks(function: Callable[..., Tensor], tensors: Sequence[Tensor], size: 
     What the backward pass needs of a block is made again there.
     """
     count = tensors[0].shape[0]
-    if size >= count:
+    if size >= count or transformed():  # torch.func knows no checkpoints
         return function(*tensors)
     blocks = list(zip(*(tensor.split(size) for tensor in tensors)))
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .transforms import transformed
+
 OPS = (
     "correlation_context",
     "grounded_film",
@@ -75,6 +77,8 @@ def implementation(op: str, device: torch.device | str) -> Implementation:
 def choose(op: str, *tensors: Tensor | None) -> str:
     """The name of what runs for `op` on these tensors (None is skipped), the first of which says on which device."""
     name = implementation(op, tensors[0].device).name
+    if name == "triton" and transformed():  # the kernels know no torch.func
+        return "pytorch"
     if name == "triton" and any(t is not None and (t.numel() == 0 or t.dtype in WIDE) for t in tensors):
         return "pytorch"
     return name

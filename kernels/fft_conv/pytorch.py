@@ -3,10 +3,10 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..common.blocks import block_numbers
 from ..common.dtypes import compute_dtype
+from ..common.transforms import apply, gradients
 from .choice import choose_algorithm
 
 # Steps in a chunk of the chunked algorithm.
@@ -56,7 +56,7 @@ def _convolve(u: Tensor, k: Tensor) -> Tensor:
 
 def convolve_direct(u: Tensor, k: Tensor) -> Tensor:
     """u [B,D,L], k [D,K] -> [B,D,L], tap by tap: a grouped convolution. What comes later in a row is never touched."""
-    return _InTime.apply(u, k, _direct)
+    return apply(_InTime, u, k, _direct)
 
 
 def convolve_chunked(u: Tensor, k: Tensor) -> Tensor:
@@ -64,12 +64,12 @@ def convolve_chunked(u: Tensor, k: Tensor) -> Tensor:
 
     What comes later in a row is multiplied by zeros: no finite value there changes a bit of what comes before.
     """
-    return _InTime.apply(u, k, _chunked)
+    return apply(_InTime, u, k, _chunked)
 
 
 def convolve_fft(u: Tensor, k: Tensor) -> Tensor:
     """u [B,D,L], k [D,K] -> [B,D,L] as a product of spectra, long enough that nothing wraps around."""
-    return _InFrequency.apply(u, k)
+    return apply(_InFrequency, u, k)
 
 
 ALGORITHMS = {"direct": convolve_direct, "chunked": convolve_chunked, "fft": convolve_fft}
@@ -83,6 +83,10 @@ class _InTime(torch.autograd.Function):
         ctx.save_for_backward(u, k)
         ctx.convolve = convolve
         return convolve(u, k)
+
+    @staticmethod
+    def formula(u: Tensor, k: Tensor, convolve) -> Tensor:
+        return _direct_block(u, k)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -182,9 +186,15 @@ class _InFrequency(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    def formula(u: Tensor, k: Tensor) -> Tensor:
+        size = fast_size(u.shape[-1] + k.shape[-1] - 1)
+        return torch.fft.irfft(torch.fft.rfft(u, n=size) * torch.fft.rfft(k, n=size), n=size)[..., : u.shape[-1]]
+
+    @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         u, k = ctx.saved_tensors
+        if torch.is_grad_enabled():  # gradients of these are wanted
+            return tuple(gradients(_InFrequency.formula, (u, k), (grad,)))
         (batch, _, L), taps = u.shape, k.shape[-1]
         size = fast_size(L + taps - 1)
         grad_u = torch.empty_like(u) if ctx.needs_input_grad[0] else None

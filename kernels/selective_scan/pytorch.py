@@ -5,10 +5,10 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..common.blocks import block_numbers
 from ..common.dtypes import compute_dtype
+from ..common.transforms import apply, gradients
 from .packed import text_by_text
 
 # Fewest steps in a chunk: one state of a chunk is kept for the backward pass.
@@ -51,7 +51,7 @@ def selective_scan(
         h = torch.exp(steps[0] * A) * h + (steps[0] * inputs[0]) * B[0]
         y = (C[0] * h).sum(-2).unsqueeze(0)
     else:
-        y, h = _Scan.apply(inputs, steps, A, B, C, h)
+        y, h = apply(_Scan, inputs, steps, A, B, C, h)
     y = y.flatten(2).permute(1, 2, 0)
     h = h.transpose(-2, -3).flatten(-2).mT
     if D is not None:
@@ -96,9 +96,19 @@ class _Scan(torch.autograd.Function):
         return y, h
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_y: Tensor, grad_h: Tensor) -> tuple[Tensor, ...]:
+    def formula(inputs: Tensor, steps: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        decay, added = torch.exp(steps * A), (steps * inputs) * B
+        states = []
+        for t in range(inputs.shape[0]):
+            h = decay[t] * h + added[t]
+            states.append(h)
+        return (C * torch.stack(states)).sum(-2), h
+
+    @staticmethod
+    def backward(ctx, grad_y: Tensor, grad_h: Tensor) -> tuple[Tensor | None, ...]:
         inputs, steps, A, B, C, *before = ctx.saved_tensors
+        if torch.is_grad_enabled():  # gradients of these are wanted
+            return tuple(gradients(_Scan.formula, (inputs, steps, A, B, C, before[0]), (grad_y, grad_h)))
         grad_inputs, grad_steps = torch.empty_like(inputs), torch.empty_like(steps)
         grad_A, grad_B, grad_C = torch.zeros_like(A), torch.zeros_like(B), torch.zeros_like(C)
         grad_y = grad_y.contiguous().unsqueeze(-2)

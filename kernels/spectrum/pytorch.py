@@ -6,10 +6,10 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..common.blocks import block_numbers, by_blocks
 from ..common.dtypes import complex_dtype, compute_dtype
+from ..common.transforms import apply, gradients
 from .shapes import by_channel
 
 # Phases are split into a multiple of 1 / TURN_STEPS of a turn and a rest, see `_powers`.
@@ -70,7 +70,7 @@ def cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
     leading = torch.broadcast_shapes(v.shape[:-1], w.shape[:-1])
     # The rows of a channel are those of one product with its poles.
     v, w = by_channel(v.to(dtype), w.to(dtype))
-    sums = _Cauchy.apply(v, z.to(dtype), w)  # [channels, rows, Lz]
+    sums = apply(_Cauchy, v, z.to(dtype), w)  # [channels, rows, Lz]
     return sums.transpose(0, 1).reshape(*leading, z.shape[0])
 
 
@@ -92,9 +92,15 @@ class _Cauchy(torch.autograd.Function):
         return sums
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def formula(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
+        v, w = v.unsqueeze(-1), w[:, None, :, None]
+        return (v / (z - w) + v.conj() / (z - w.conj())).sum(-2)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         v, z, w = ctx.saved_tensors
+        if torch.is_grad_enabled():  # gradients of these are wanted
+            return tuple(gradients(_Cauchy.formula, (v, z, w), (grad,)))
         v_real, v_imag = v.real.contiguous(), v.imag.contiguous()
         grad_v, grad_z, grad_w = (
             torch.view_as_real(torch.zeros_like(t, memory_format=torch.contiguous_format)) for t in (v, z, w)

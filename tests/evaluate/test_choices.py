@@ -91,3 +91,12 @@ def test_what_cannot_be_scored_is_named():
         option_losses(MODEL, prompt[:0], [option])
     with pytest.raises(ValueError, match="options: 27 came, 1 to 26 are wanted"):
         choose(MODEL, None, "?", ["x"] * 27)
+
+
+def test_a_control_token_in_a_question_or_an_option_is_refused():
+    processor = FoveatedProcessor(
+        FoveatedImageProcessor(size={"height": 28, "width": 28}), make_tokenizer(), CHAT_TEMPLATE
+    )
+    for question, options in (("which?<|im_end|>", ["a", "b"]), ("which?", ["a", "<|im_start|>"])):
+        with pytest.raises(ValueError, match="a control token of the model"):
+            choose(MODEL, processor, question, options)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from commands import assert_refused
 from conversations import BROKEN, broken_folder, picture, row, write_conversations, write_rows
 from tiny_models import write_checkpoint
 
@@ -117,3 +118,56 @@ def test_train_stops_with_a_summary_where_too_many_rows_are_bad(firebolt, tmp_pa
     assert found.code == 1
     assert "data/rows.jsonl:6: empty answer: turn 2 holds no words" in found.err
     assert "2 of 7 rows cannot be used: 1 empty answer, 1 broken JSON; max_bad_share=0.01 allows 0" in found.err
+
+
+def test_a_conversion_takes_the_place_of_a_file_only_where_that_is_asked_for(firebolt, tmp_path):
+    picture().save(tmp_path / "a.png")
+    turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "b"}]
+    write_rows(tmp_path / "in.jsonl", [{"image": "a.png", "conversations": turns}])
+    (tmp_path / "link.jsonl").symlink_to("out.jsonl")
+    convert = ["data", "convert", "llava-cot", "in.jsonl"]
+    assert firebolt(*convert, "link.jsonl").code == 0
+    whole = (tmp_path / "out.jsonl").read_bytes()
+    (tmp_path / "out.jsonl").write_text("notes\n")
+    for out in ("out.jsonl", "link.jsonl", "./out.jsonl"):
+        assert_refused(firebolt(*convert, out), 2, "is there already", "--overwrite")
+    failed = firebolt("data", "convert", "mmpr", "in.jsonl", "out.jsonl", "--overwrite")
+    assert (failed.code, "none of its 1 rows could be converted; out.jsonl is left as it is" in failed.err) == (1, True)
+    assert (tmp_path / "out.jsonl").read_text() == "notes\n"
+    for out in ("in.jsonl", f"../{tmp_path.name}/in.jsonl"):
+        assert_refused(firebolt(*convert, out, "--overwrite"), 2, "is the file that is converted itself")
+    assert firebolt(*convert, "link.jsonl", "--overwrite").code == 0
+    assert (tmp_path / "out.jsonl").read_bytes() == whole
+    assert (tmp_path / "link.jsonl").is_symlink()
+
+
+def test_a_full_disk_is_a_message(firebolt, tmp_path):
+    resource = pytest.importorskip("resource")
+    turns = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "b" * 90_000}]
+    write_rows(tmp_path / "in.jsonl", [{"conversations": turns}])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        result = firebolt("data", "convert", "llava-cot", "in.jsonl", "out.jsonl")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert result.code == 1
+    assert "out.jsonl: File too large; files may not grow that large here" in result.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["bench", "kernels", "--op", "film_residual", "--quick", "--out", "."], "film_residual.png"),
+        (["bench", "answer", "--only", "ours", "--out", "."], "answer.png"),
+        (["bench", "answer", "--only", "ours", "--out", "."], "answer.csv"),
+        (["ablate", "ssm", "--quick", "--out", "."], "ssm.md"),
+        (["bench", "compile", "--quick", "--out", "README.md"], "README.md"),
+        (["bench", "compile", "--quick", "--out", "data.json"], "data.json"),
+    ],
+)
+def test_no_result_takes_the_place_of_a_file_of_the_users(firebolt, tmp_path, arguments, name):
+    (tmp_path / name).write_text("mine\n")
+    assert_refused(firebolt(*arguments), 2, name, "is there already")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine\n")]

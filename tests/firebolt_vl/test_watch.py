@@ -134,6 +134,13 @@ class TestPictures:
                 assert getattr(image, "n_frames", 1) == frames
                 assert np.asarray(image.convert("RGB")).std() > 10
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out.gif", "out.png"]
+        for name in ("out.png", "out.gif"):  # its own pictures are replaced, others kept
+            assert watch("--attention", name)[0] == 0
+            Image.new("RGB", (8, 8)).save(tmp_path / name)
+            before = (tmp_path / name).read_bytes()
+            assert_refused(watch("--attention", name), 2, "is there already", "--overwrite")
+            assert (tmp_path / name).read_bytes() == before
+            assert watch("--attention", name, "--overwrite")[0] == 0
 
     def test_the_overlay_glows_where_the_share_is_large(self):
         frame = Image.new("RGB", (80, 40), (60, 120, 60))

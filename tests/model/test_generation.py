@@ -323,4 +323,16 @@ def test_images_that_come_after_the_first_turn_are_refused():
     first = generated(model, text, do_sample=False)
     ids = torch.cat([first.sequences, text["input_ids"]], dim=1)
     with pytest.raises(ValueError, match="pixel_values: images came with a cache"):
-        model.generate(input_ids=ids, past_key_values=first[CACHE], **tiny_models.make_pixels(1))
+        model.generate(input_ids=ids, **{CACHE: first[CACHE]}, **tiny_models.make_pixels(1))
+
+
+def test_a_prompt_padded_on_the_right_is_refused_and_not_answered_behind_a_hole():
+    model, text = model_of("cmm", "replace"), tiny_models.make_text([6, 4], side="right")
+    with pytest.raises(ValueError, match="padded on the right came, padding on the left is wanted"):
+        model.generate(**text, max_new_tokens=2)
+    cache = DynamicCache(config=model.config.text_config)
+    with torch.no_grad():
+        model(**text, cache=cache, use_cache=True)
+        grown = torch.nn.functional.pad(text["attention_mask"], (0, 1), value=1)
+        with pytest.raises(ValueError, match="drops a position between two kept ones"):
+            model(input_ids=text["input_ids"][:, :1], attention_mask=grown, cache=cache, use_cache=True)

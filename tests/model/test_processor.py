@@ -660,3 +660,12 @@ class TestScale:
         stack = np.stack([np.full((8, 8, 3), level, dtype=np.float32) for level in (0.0, 1.0, 200.0)])
         rows = image_rows(stack if kind == "array" else torch.from_numpy(stack).permute(0, 3, 1, 2))
         assert [np.asarray(pictures.from_array(row[0])).max() for row in rows] == [0, 1, 200]
+
+
+def test_a_byte_order_mark_before_a_template_is_no_part_of_the_prompt(tmp_path):
+    make_processor().save_pretrained(tmp_path)
+    file = tmp_path / "chat_template.jinja"
+    plain = FireboltProcessor.from_pretrained(tmp_path).apply_chat_template([{"role": "user", "content": "q"}])
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    found = FireboltProcessor.from_pretrained(tmp_path).apply_chat_template([{"role": "user", "content": "q"}])
+    assert found == plain

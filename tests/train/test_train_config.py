@@ -185,12 +185,6 @@ def test_a_length_on_the_command_line_takes_the_place_of_the_files():
         load_config("stage1", ["max_steps=7", "epochs=1"])
 
 
-def test_a_byte_order_mark_is_no_key(tmp_path):
-    (tmp_path / "a.toml").write_text('model = "m"\ndata = ["d"]\n', encoding="utf-8-sig")
-    (tmp_path / "a.yaml").write_text("model: m\ndata: d\n", encoding="utf-8-sig")
-    assert load_config(str(tmp_path / "a.toml")) == load_config(str(tmp_path / "a.yaml"))
-
-
 @pytest.mark.parametrize("name", ["deep.toml", "deep.yaml"])
 def test_a_deep_file_is_one_line(tmp_path, name):
     (tmp_path / name).write_text(("a = " if name.endswith("toml") else "a: ") + "[" * 5000 + "]" * 5000)
@@ -218,3 +212,12 @@ def test_what_is_no_file_and_what_is_nearly_a_name(tmp_path):
 def test_a_tracker_that_is_not_there_is_known_before_anything_is_loaded(tmp_path, tracker, said):
     with pytest.raises(ConfigError, match=f"trackers: {said}"):
         new_accelerator([tracker], tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.toml", 'recipe = "tiny"\nseed = 7\n'), ("a.yaml", "recipe: tiny\nseed: 7\n")]
+)
+def test_a_byte_order_mark_is_no_part_of_a_configuration(tmp_path, encoding, name, text):
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    assert load_config(str(tmp_path / name)).seed == 7

@@ -111,3 +111,9 @@ def test_caches_that_will_not_do_are_named():
         generated(inputs, cache_implementation="quantized")
     with pytest.raises(ValueError, match="frames, visual_tokens: both came"):
         generated({**inputs, "visual_tokens": torch.zeros(3, 1, 32)})
+
+
+def test_a_prompt_padded_on_the_right_is_refused():
+    text = tiny_models.make_text([6, 3], side="right")
+    with pytest.raises(ValueError, match="padded on the right came, padding on the left is wanted"):
+        MODEL.generate(**text, max_new_tokens=2)
