@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import foveated_trainings
 import pytest
@@ -11,6 +12,7 @@ import torch
 import two_processes
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
 from numerics import assert_close
 from safetensors.torch import load_file
 from trainings import losses, run, write_start
@@ -18,6 +20,7 @@ from trainings import losses, run, write_start
 import firebolt_vl.train.config
 from firebolt_vl.model import FireboltForConditionalGeneration
 from firebolt_vl.train.loop import HISTORY, read_history
+from firebolt_vl.train.states import check_supported
 
 SUPPORT = Path(two_processes.__file__).parent
 LAUNCHES = Path(firebolt_vl.train.config.__file__).parent / "configs" / "accelerate"
@@ -31,17 +34,46 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def launched(folder):
+def launch(script: str, folder: Path) -> None:
     # Of accelerate's launchers the one that starts several processes; without a GPU in sight they take gloo.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SUPPORT), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    done = subprocess.run(
-        [*command, two_processes.__file__, str(folder)], env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run([*command, script, str(folder)], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def launched(folder):
+    launch(two_processes.__file__, folder)
     return folder
+
+
+def test_a_model_in_shards_is_kept_whole_and_goes_on(tmp_path):
+    """As FSDP 2 shares it out."""
+    launch(str(SUPPORT / "sharded_states.py"), tmp_path / "kept")
+    kept = load_file(tmp_path / "kept" / "weights.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in kept.items()} == {
+        "loss.0.weight": (7, 5),
+        "loss.0.bias": (7,),
+        "loss.2.weight": (3, 7),
+        "loss.2.bias": (3,),
+    }
+    assert {file.name for file in (tmp_path / "kept").glob("generators-*")} == {
+        "generators-0.json",
+        "generators-1.json",
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("DEEPSPEED", "DEEPSPEED came"), ("MEGATRON_LM", "MEGATRON_LM came"), ("FSDP", "fsdp_version: 1 came")],
+)
+def test_what_cannot_be_kept_is_refused_before_it_is_trained(kind, said):
+    plugin = SimpleNamespace(fsdp_version=1)
+    accelerator = SimpleNamespace(distributed_type=DistributedType[kind], state=SimpleNamespace(fsdp_plugin=plugin))
+    with pytest.raises(ValueError, match=said):
+        check_supported(accelerator)
 
 
 @pytest.mark.parametrize("name", two_processes.RUNS)
