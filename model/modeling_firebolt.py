@@ -7,7 +7,6 @@ from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
     GenerationMixin,
-    PreTrainedConfig,
     PreTrainedModel,
     SiglipVisionModel,
     StaticCache,
@@ -21,9 +20,11 @@ from transformers.utils import can_return_tuple
 from ..cmm import CrossAttend, CrossModalModulator, Prepend
 from ..cmm.linear import Linear, compute_fast
 from .cache_firebolt import ConnectorCacheLayer, bind, connector_layer
+from .checkpoint_files import check_model
 from .configuration_firebolt import FireboltConfig
 from .fusion import DecoderInputs, Fusion, Grids, Text, summarize_prompt
 from .grounding import Grounding, answer_mask, occlusion_effects, to_pixels, unit_boxes
+from .loading import load_checked, open_checkpoint
 from .original import is_original, load_original
 from .packing import has_hole
 from .pooling_head import pool_by_one_query
@@ -33,7 +34,6 @@ from .short_convolution import step_by_products
 
 CONNECTOR_CLASSES = {"cmm": CrossModalModulator, "prepend": Prepend, "cross_attend": CrossAttend}
 PIXEL_ARGUMENTS = ("pixel_values", "pixel_tiles", "tile_mask", "image_mask")
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # Ways of generating that forget columns again, which a static cache cannot.
 GROWING = ("assistant_model", "prompt_lookup_num_tokens")
 # Static caches of a compiled step are a multiple of this long.
@@ -56,6 +56,11 @@ class FireboltPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = False
     # The parameters of the state-space models; see cmm.precision for casts after loading.
     _keep_in_fp32_modules_strict = ["ssm.kernel"]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As on any model of transformers, of safetensors alone, once the weights are known to fill the model."""
+        return load_checked(cls, super().from_pretrained, pretrained_model_name_or_path, args, kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -427,17 +432,18 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, GenerationMixin)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As on any model of transformers; a checkpoint of the original Firebolt-VL is converted while it is loaded.
+        """As on any model of transformers, of safetensors alone; a checkpoint of the original is converted on the way.
 
-        The original only names its backbones: their configurations are looked for as a local folder, then a hub id,
-        then taken from `text_config=` / `vision_config=`. `kernel_taps=512` keeps its truncated S4 kernel.
+        The original only names its backbones: their configurations are looked for as a local folder, then among the
+        models that the hub gave before, then taken from `text_config=` / `vision_config=`. `kernel_taps=512` keeps its
+        truncated S4 kernel.
         """
         backbones = {name: kwargs.pop(name, None) for name in ("text_config", "vision_config", "kernel_taps")}
-        if pretrained_model_name_or_path is not None and kwargs.get("config") is None:
-            hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-            described, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
-            if is_original(described):
-                found = load_original(pretrained_model_name_or_path, described, **backbones, **hub)
+        if pretrained_model_name_or_path is not None:
+            opened = open_checkpoint(pretrained_model_name_or_path, kwargs)
+            if kwargs.get("config") is None and is_original(opened.config):
+                found = load_original(opened, **backbones)
+                check_model(lambda: cls(found.config), opened.shapes, opened.folder / "config.json")
                 return super().from_pretrained(None, *args, config=found.config, state_dict=found.state, **kwargs)
         if given := sorted(name for name, value in backbones.items() if value is not None):
             raise ValueError(
