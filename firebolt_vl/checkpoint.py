@@ -12,7 +12,7 @@ MOST_TIMES_MORE, MOST_PATCHES = 16, 4096
 
 
 def locate(checkpoint: str | None) -> Path:
-    """The folder of a checkpoint: of the embedded one for None and "tiny", else what `model.places.find` makes of it."""
+    """The folder of a checkpoint: of the embedded one for None and "tiny", else what `model.places.find` says."""
     if checkpoint is None or (checkpoint == "tiny" and not Path(checkpoint).exists()):
         return _embedded()
     from .model.places import PlaceError, find

@@ -1,11 +1,12 @@
 """A stranger's chat template, rendered within limits before transformers renders it without.
 
-transformers renders templates in Jinja's sandbox, which keeps them from Python's insides but not from looping or growing
-without end. `check_template` runs the same template on the same conversation first, in a sandbox that charges each loop,
-call, operator and string to a budget, checks what could grow by more than its operands before it does, and knows only
-the filters and methods that chat templates use. What passes here ends there too.
+transformers renders templates in Jinja's sandbox, which keeps them from Python's insides but not from looping or
+growing without end. `check_template` runs the same template on the same conversation first, in a sandbox that charges
+each loop, call, operator and string to a budget, checks what could grow by more than its operands before it does, and
+knows only the filters and methods that chat templates use. What passes here ends there too.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
@@ -23,17 +24,26 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 LONGEST_TEMPLATE = 100_000
-# Steps of one rendering (some 30 ns each): an operation takes STEP, a value that is looked at VALUE, a character that is
-# made one. There are more where the conversation itself is long.
+# Steps of one rendering (some 30 ns each): an operation takes STEP, a value that is looked at VALUE, a character that
+# is made one. There are more where the conversation itself is long.
 BUDGET, STEP, VALUE, STEPS_OF_A_CHARACTER = 20_000_000, 25, 8, 200
 # No value is longer than this in characters, or than so many conversations.
 LONGEST_VALUE, LONGEST_OF_INPUT = 1_000_000, 20
 MOST_BITS = 4096
+WORDS = re.compile(r"\w+")
 FILTERS_OF_CHATS = frozenset(
-    ["abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "groupby", "indent", "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr", "sort", "string", "title", "tojson", "trim", "truncate", "unique", "upper", "urlencode"]
+    WORDS.findall("""
+        abs capitalize count d default dictsort e escape first float groupby indent int items join last length list
+        lower map max min reject rejectattr replace reverse round safe select selectattr sort string title tojson trim
+        truncate unique upper urlencode
+    """)
 )
 METHODS_OF_CHATS = frozenset(
-    ["capitalize", "copy", "count", "endswith", "find", "format", "get", "index", "isalnum", "isalpha", "isdigit", "isdecimal", "isnumeric", "isspace", "items", "join", "keys", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title", "upper", "values", "isupper", "islower", "istitle", "isascii"]
+    WORDS.findall("""
+        capitalize copy count endswith find format get index isalnum isalpha isascii isdecimal isdigit islower isnumeric
+        isspace istitle isupper items join keys lower lstrip partition removeprefix removesuffix replace rfind rindex
+        rpartition rsplit rstrip split splitlines startswith strip swapcase title upper values
+    """)
 )
 # What would tell this sandbox from that of transformers, or the first rendering from the second.
 FORBIDDEN_NAMES = frozenset({"lipsum", "cycler", "joiner"})
@@ -377,11 +387,10 @@ def _indent(text, width=4, first=False, blank=False):
 
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    import json
-
     if isinstance(indent, int) and indent > 16:
         raise ChatTemplateError("it indents JSON by more than 16, and is stopped")
-    return json.dumps(_data(value), ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    how = {"ensure_ascii": ensure_ascii, "indent": indent, "separators": separators, "sort_keys": sort_keys}
+    return json.dumps(_data(value), **how)
 
 
 def _raise_exception(message):

@@ -88,7 +88,7 @@ def _is_read(name: str) -> bool:
 
 
 def check_file(path: Path) -> os.stat_result:
-    """The status of a plain file of a size that can be. Raises CheckpointError for anything else, without opening it."""
+    """The status of a plain file of a size that can be. Raises CheckpointError for anything else, unopened."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -152,10 +152,11 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 def refuse_pickles(folder: Path) -> None:
     """Raise CheckpointError, with what to do, where weights lie in files that could run code when they are opened."""
-    if found := sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES):
+    if found := sorted(name for name in os.listdir(folder) if name.endswith(PICKLES)):
         raise CheckpointError(
-            f"checkpoint {folder} has its weights in pickle files ({found[0]}), which can run code when they are opened "
-            "and are refused; get a safetensors copy of it, or make one of files that you trust (README, Pickled weights)"
+            f"checkpoint {folder} has its weights in pickle files ({found[0]}), which can run code when they are "
+            "opened and are refused; get a safetensors copy of it, or make one of files that you trust (README, "
+            "Pickled weights)"
         )
 
 
@@ -183,10 +184,9 @@ def _header(path: Path) -> Shapes:
             raise SafetensorError(f"its header claims {length:,} bytes, the file has {size:,}")
         if length > MOST_HEADER_BYTES:
             raise SafetensorError(f"its header is {length:,} bytes long, at most {MOST_HEADER_BYTES:,} are read")
-        shapes = {}
         with safe_open(path, "pt") as file:
-            for name in file.keys():
-                shapes[name] = tuple(file.get_slice(name).get_shape())
+            names = file.keys()
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is damaged or incomplete ({_first_line(error)}); copy or download it again"
@@ -207,9 +207,7 @@ def check_parts(folder: Path, *wanted: tuple[str, tuple[str, ...]]) -> None:
     """Raise CheckpointError where a part of a checkpoint is in none of the files that it may be in."""
     for kind, names in wanted:
         if not any((folder / name).is_file() for name in names):
-            raise CheckpointError(
-                f"checkpoint {folder} has no {kind} ({names[0]}); copy or download all of it again"
-            )
+            raise CheckpointError(f"checkpoint {folder} has no {kind} ({names[0]}); copy or download all of it again")
 
 
 def check_config(config: dict, shapes: Shapes | None, where: str | PathLike = CONFIG) -> None:
@@ -222,9 +220,8 @@ def check_config(config: dict, shapes: Shapes | None, where: str | PathLike = CO
     layers, largest, states = _limits(shapes)
     for key, value in _entries(config):
         name = key.rpartition(".")[2]
-        if "attn_implementation" in name or "experts_implementation" in name:
-            if isinstance(value, str) and not re.fullmatch(r"\w+", value):
-                raise CheckpointError(f"{where}: {key} is {value!r}, the name of a program from the hub; it is refused")
+        if name.endswith("_implementation") and isinstance(value, str) and not re.fullmatch(r"\w+", value):
+            raise CheckpointError(f"{where}: {key} is {value!r}, the name of a program from the hub; it is refused")
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         if not math.isfinite(value):

@@ -112,7 +112,7 @@ def convert_config(
     vision_config: PreTrainedConfig | dict | None = None,
     kernel_taps: int | None = None,
 ) -> FireboltConfig:
-    """Our configuration of an original checkpoint: which SSM its fuser has shows in the names in its `state`, tensors or shapes.
+    """Our configuration of an original checkpoint, whose `state` has tensors or shapes: names tell its fuser's SSM.
 
     The backbones' configurations are resolved as a local folder (below the checkpoint's `folder`, or as named), then as
     a model that the hub gave before, then as `text_config` / `vision_config`: a file that names a model of the hub gets
@@ -156,8 +156,8 @@ def _backbone(key: str, argument: str, original: dict, shapes: Shapes, folder, g
         raise ValueError(f"{key}: the checkpoint names no backbone; pass {argument}=")
     option = "--decoder" if argument == "text_config" else "--vision"
     raise ValueError(
-        f"{key}: {named!r} is neither a local folder nor a model that the hub gave before; pass {argument}= (of firebolt "
-        f"convert: {option}), which may name {HUB}ORG/NAME"
+        f"{key}: {named!r} is neither a local folder nor a model that the hub gave before; pass {argument}= (in "
+        f"firebolt convert {option}, which may name {HUB}ORG/NAME)"
     )
 
 

@@ -100,7 +100,7 @@ def _from_hub(name: str, patterns: tuple[str, ...], hub: dict) -> Path:
     except Exception as error:  # not found, gated, offline, no connection: each a class of its own
         told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise PlaceError(
-            f"{name}: no such folder, and the hub does not give such a model ({told}); check the name and the connection"
+            f"{name}: no such folder, and the hub gives no such model ({told}); check the name and the connection"
         ) from None
 
 

@@ -467,7 +467,7 @@ class TestCheckpointFailures:
         assert_refused(ask(checkpoint="/no/such/folder"), 1, "/no/such/folder: there is no such folder; check the path")
 
     def test_an_unknown_id_without_a_network(self, ask):
-        assert_refused(ask(checkpoint="nobody/nothing"), 1, "nobody/nothing: no such folder, and the hub does not give")
+        assert_refused(ask(checkpoint="nobody/nothing"), 1, "nobody/nothing: no such folder, and the hub gives no")
 
     def test_the_embedded_checkpoint_missing_from_this_copy(self, firebolt, image, monkeypatch):
         def missing():
