@@ -5,6 +5,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from transformers import AutoTokenizer
 
 from .checkpoint_files import (
@@ -62,6 +63,13 @@ def load_tokenizer(name: str | PathLike, **arguments):
     return AutoTokenizer.from_pretrained(folder, **arguments)
 
 
+def load_backbone(cls, name: str | PathLike, dtype: torch.dtype | None):
+    """A model of transformers' class `cls`, of safetensors alone. Raises PlaceError, CheckpointError."""
+    arguments: dict[str, Any] = {"dtype": dtype or "auto"}
+    opened = open_checkpoint(name, arguments)
+    return cls.from_pretrained(opened.folder, **arguments)
+
+
 def load_checked(cls, load: Callable, name: str | PathLike | None, args: tuple, arguments: dict[str, Any]):
     """A model of the class `cls` by transformers' `load`, once it is known that the weights fill it."""
     if name is None:
@@ -76,4 +84,4 @@ def load_checked(cls, load: Callable, name: str | PathLike | None, args: tuple, 
     return load(opened.folder, *args, **arguments)
 
 
-__all__ = ["Opened", "load_checked", "load_tokenizer", "open_checkpoint", "open_folder"]
+__all__ = ["Opened", "load_backbone", "load_checked", "load_tokenizer", "open_checkpoint", "open_folder"]

@@ -24,7 +24,7 @@ from .checkpoint_files import check_model
 from .configuration_firebolt import FireboltConfig
 from .fusion import DecoderInputs, Fusion, Grids, Text, summarize_prompt
 from .grounding import Grounding, answer_mask, occlusion_effects, to_pixels, unit_boxes
-from .loading import load_checked, open_checkpoint
+from .loading import load_backbone, load_checked, open_checkpoint
 from .original import is_original, load_original
 from .packing import has_hole
 from .pooling_head import pool_by_one_query
@@ -460,8 +460,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, GenerationMixin)
         decoder, vision: local folders or hub ids; of a SigLIP with two towers only the vision tower is loaded.
         `config` goes to FireboltConfig (cmm_config, connector, fusion).
         """
-        language_model = AutoModelForCausalLM.from_pretrained(decoder, dtype=dtype or "auto")
-        vision_tower = SiglipVisionModel.from_pretrained(vision, dtype=dtype or "auto")
+        language_model = load_backbone(AutoModelForCausalLM, decoder, dtype)
+        vision_tower = load_backbone(SiglipVisionModel, vision, dtype)
         model = cls(FireboltConfig(text_config=language_model.config, vision_config=vision_tower.config, **config))
         model.to(language_model.dtype)
         model.model.language_model.load_state_dict(language_model.model.state_dict())

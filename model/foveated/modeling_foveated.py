@@ -18,7 +18,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
 from ...cmm.linear import compute_fast
-from ..loading import load_checked, open_folder
+from ..loading import load_backbone, load_checked, open_folder
 from ..original import read_weights
 from .cache_foveated import VisualCacheLayer, bind, visual_layer
 from .configuration_foveated import FoveatedVLMConfig, check_mode
@@ -583,8 +583,8 @@ class FoveatedVLM(FoveatedPreTrainedModel, GenerationMixin):
 
         decoder, vision: local folders or hub ids. `config` goes to FoveatedVLMConfig.
         """
-        llm = AutoModelForCausalLM.from_pretrained(decoder, dtype=dtype or "auto")
-        dino = AutoModel.from_pretrained(vision, dtype=dtype or "auto")
+        llm = load_backbone(AutoModelForCausalLM, decoder, dtype)
+        dino = load_backbone(AutoModel, vision, dtype)
         model = cls(FoveatedVLMConfig(text_config=llm.config, vision_config=dino.config, **config)).to(llm.dtype)
         model.llm.load_state_dict(llm.state_dict())
         model.encoder.dino.load_state_dict(dino.state_dict())
