@@ -235,7 +235,17 @@ def prompt(loaded: Loaded, question: str, images: int = 1) -> str:
     if loaded.processor.chat_template is None:
         return question
     message = {"role": "user", "content": [*[{"type": "image"}] * images, {"type": "text", "text": question}]}
-    return loaded.processor.apply_chat_template([message], add_generation_prompt=True)
+    return render(loaded, [message])
+
+
+def render(loaded: Loaded, messages: list[dict]) -> str:
+    """A conversation in the checkpoint's chat template, up to where the answer begins. Raises Failure."""
+    from .model.chat_template import ChatTemplateError
+
+    try:
+        return loaded.processor.apply_chat_template(messages, add_generation_prompt=True)
+    except ChatTemplateError as error:
+        raise Failure(f"checkpoint {loaded.model.name_or_path}: {error}") from None
 
 
 def _inputs(loaded: Loaded, picture: "Image.Image", text: str):

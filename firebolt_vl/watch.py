@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .ask import Timing, TokenClock, specials, stops
+from .ask import Timing, TokenClock, render, specials, stops
 from .checkpoint import Loaded, check_report, check_views, choose_device, files_checked, locate, quiet
 from .errors import Failure, Misuse, first_line, told
 from .outputs import check_picture, write_picture
@@ -222,7 +222,7 @@ def _inputs(loaded: Loaded, source: _Source, question: str):
     processor, model = loaded.processor, loaded.model
     text = question
     if processor.chat_template is not None:
-        text = processor.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
+        text = render(loaded, [{"role": "user", "content": question}])
     shown = {"images": source.frames[0]} if source.times is None else {"videos": [source.frames]}
     inputs = processor(text=[text], return_tensors="pt", **specials(loaded, text), **shown)
     taken = inputs["input_ids"].shape[1] + inputs["frames"].shape[1]

@@ -267,7 +267,7 @@ def _weighed(context, value):
     if isinstance(value, Iterator):
         value = list(_counted(context, value))
     count, length = _checked_size(_data(value))
-    _charge(STEP + VALUE * count + length // 16)
+    _charge(STEP + 2 * VALUE * count + length // 16)
     return value
 
 

@@ -25,27 +25,26 @@ PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MB = 1_000_000
 # The largest files that are read whole. JSON takes some thirty times its size once it is read.
+SMALL_JSON = (
+    *(CONFIG, INDEX, ADAPTER, "generation_config.json", "processor_config.json", "preprocessor_config.json"),
+    *("video_preprocessor_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    "chat_template.json",
+)
 MOST_BYTES = {
-    **dict.fromkeys(
-        (
-            *(CONFIG, INDEX, ADAPTER, "generation_config.json", "processor_config.json", "preprocessor_config.json"),
-            *("video_preprocessor_config.json", "tokenizer_config.json", "special_tokens_map.json"),
-            *("added_tokens.json", "chat_template.json"),
-        ),
-        4 * MB,
-    ),
+    **dict.fromkeys(SMALL_JSON, 4 * MB),
     **dict.fromkeys(("tokenizer.json", "tekken.json", "vocab.json", "vocab.txt", "merges.txt"), 64 * MB),
 }
 MOST_BYTES_OF_KIND = {".model": 64 * MB, ".jinja": 100_000}
 MOST_HEADER_BYTES = 16 * MB
 # Numbers in a configuration that no tensor has to be as large as.
 FREE_NUMBERS = re.compile(
-    r"(token_id|token_index|position|theta|window|factor|scal|norm|eps|range|seed|taps|top_k|length|mean|std|beta|alpha)"
+    r"(token_id|token_index|position|theta|window|factor|scal|norm|eps|range|seed|top_k|length|mean|std|beta|alpha)"
 )
 # Below it a number may be larger than every size of the weights.
 SMALL_NUMBER, SMALL_STATE = 65_536, 256
 # Where there are no weights to compare with, as beside a tokenizer alone.
 UNSEEN_LAYERS, UNSEEN_SIZE = 1_000, 1_000_000
+MOST_ENTRIES = 10_000
 LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 # What is built beyond the weights: a tied head, tables that are not saved.
 SPARE_NUMBERS = 16 * MB
@@ -73,6 +72,8 @@ def check_folder(folder: str | PathLike) -> None:
     for name in names:
         if _is_read(name):
             check_file(folder / name)
+        if name in SMALL_JSON:
+            read_json(folder / name)
     for name in ("additional_chat_templates", "chat_templates"):
         if (folder / name).is_dir():
             check_folder(folder / name)
@@ -218,6 +219,8 @@ def check_config(config: dict, shapes: Shapes | None, where: str | PathLike = CO
     to hold weights, is refused.
     """
     layers, largest, states = _limits(shapes)
+    if long := next((key for key, value in _lists(config) if len(value) > MOST_ENTRIES), None):
+        raise CheckpointError(f"{where}: {long} is a list of more than {MOST_ENTRIES:,} entries, which no model needs")
     for key, value in _entries(config):
         name = key.rpartition(".")[2]
         if name.endswith("_implementation") and isinstance(value, str) and not re.fullmatch(r"\w+", value):
@@ -256,17 +259,20 @@ def _limits(shapes: Shapes | None) -> tuple[int, int, set[int]]:
     return 1 + max(numbers, default=-1), max((size for sizes in shapes.values() for size in sizes), default=0), states
 
 
-def _entries(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in nested objects and lists."""
-    waiting = [(key, value)]
+def _entries(config: dict) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in nested objects and lists, these included."""
+    waiting: list[tuple[str, Any]] = [("", config)]
     while waiting:
         key, value = waiting.pop()
+        yield key, value
         if isinstance(value, dict):
             waiting += [(f"{key}.{name}" if key else str(name), inner) for name, inner in value.items()]
         elif isinstance(value, list):
             waiting += [(key, inner) for inner in value]
-        else:
-            yield key, value
+
+
+def _lists(config: dict) -> Iterator[tuple[str, list]]:
+    return ((key, value) for key, value in _entries(config) if isinstance(value, list))
 
 
 def check_model(build: Callable[[], torch.nn.Module], shapes: Shapes, where: str | PathLike = CONFIG) -> None:

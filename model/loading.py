@@ -1,11 +1,13 @@
 """What `from_pretrained` of our classes does before transformers reads anything."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from .checkpoint_files import (
@@ -60,7 +62,24 @@ def load_tokenizer(name: str | PathLike, **arguments):
     """The tokenizer of a model, by transformers' own class for it. Raises PlaceError, CheckpointError."""
     folder = open_folder(name, arguments)
     check_parts(folder, ("tokenizer", TOKENIZERS))
-    return AutoTokenizer.from_pretrained(folder, **arguments)
+    with tokenizer_named(folder):
+        return AutoTokenizer.from_pretrained(folder, **arguments)
+
+
+@contextmanager
+def tokenizer_named(folder: Path) -> Iterator[None]:
+    """Where loading fails, and what fails is reading tokenizer.json, a CheckpointError that names it."""
+    try:
+        yield
+    except Exception:
+        file = folder / TOKENIZERS[0]
+        try:
+            if file.is_file():
+                Tokenizer.from_file(str(file))
+        except Exception as error:  # the library's errors are plain Exceptions
+            text = " ".join(str(error).split())
+            raise CheckpointError(f"{file} cannot be read ({text}); copy or download it again") from None
+        raise
 
 
 def load_backbone(cls, name: str | PathLike, dtype: torch.dtype | None):
@@ -84,4 +103,12 @@ def load_checked(cls, load: Callable, name: str | PathLike | None, args: tuple, 
     return load(opened.folder, *args, **arguments)
 
 
-__all__ = ["Opened", "load_backbone", "load_checked", "load_tokenizer", "open_checkpoint", "open_folder"]
+__all__ = [
+    "Opened",
+    "load_backbone",
+    "load_checked",
+    "load_tokenizer",
+    "open_checkpoint",
+    "open_folder",
+    "tokenizer_named",
+]

@@ -7,7 +7,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from .chat_template import check_template
 from .checkpoint_files import PROCESSORS, TOKENIZERS, check_parts
 from .image_processing_firebolt import FireboltImagesKwargs, image_rows
-from .loading import open_folder
+from .loading import open_folder, tokenizer_named
 
 # LFM2's format. Images yield nothing: no token stands for them.
 CHAT_TEMPLATE = """\
@@ -62,7 +62,8 @@ class FireboltProcessor(ProcessorMixin):
         """As on any processor of transformers; no code in the folder is run."""
         folder = open_folder(pretrained_model_name_or_path, kwargs)
         check_parts(folder, ("tokenizer", TOKENIZERS), ("processor", PROCESSORS))
-        return super().from_pretrained(folder, **kwargs)
+        with tokenizer_named(folder):
+            return super().from_pretrained(folder, **kwargs)
 
     def apply_chat_template(self, conversation, chat_template=None, **kwargs):
         """As on any processor of transformers. Raises ChatTemplateError for a template without end."""
