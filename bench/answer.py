@@ -478,7 +478,6 @@ def from_csv(text: str) -> list[Row]:
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Time to the first token, tokens a second and the whole answer of each subject."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter
 
     labels = [f"{row.name}, {row.dtype}" for row in rows]
     panels = (("first token, s", "first_token_s"), ("tokens a second", "decode_tok_s"), ("whole answer, s", "answer_s"))
@@ -490,8 +489,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axis.set_yticks(range(len(rows)), labels)
         axis.bar_label(bars, fmt="%.3g", padding=2, fontsize=8)
         axis.set_title(title, fontsize=10)
-        axis.set_xscale("log")
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlim(left=0)  # lengths are compared by eye
         axis.margins(x=0.25)
     axes[0].invert_yaxis()
     first = rows[0]

@@ -1,12 +1,13 @@
 """One question about one image: the answer, how long it took, and where it comes from."""
 
+import math
 import os
 import re
 import stat
 import time
 import unicodedata
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from .checkpoint import Loaded, choose_device, load, locate, quiet
@@ -14,6 +15,8 @@ from .errors import Failure, Misuse, first_line
 from .outputs import check_picture, write_picture
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from PIL import Image
 
@@ -75,6 +78,12 @@ class Reply:
     prompt_tokens: int
     answer_tokens: int
     timing: Timing
+    probability: float | None
+    """The geometric mean over the answer's tokens, its end included, of the probability that each was chosen with."""
+    knows: str | None = None
+    """What the model was made for, where it says so (`evaluate/familiar.py`): the one in the package does."""
+    doubts: list[str] = field(default_factory=list)
+    """What of the question and the image is unlike that: the answer is a guess where there is something."""
     grounding: Evidence | None = None
 
     def to_dict(self) -> dict:
@@ -121,8 +130,9 @@ def ask(
         text = prompt(loaded, question)
         inputs = _inputs(loaded, picture, text)
         clock = TokenClock(SpokenText(loaded.processor, say) if say is not None else None)
+        certainty = Certainty()
         try:
-            tokens = _generate(loaded.model, inputs, max_new_tokens, seed, clock)
+            tokens = _generate(loaded.model, inputs, max_new_tokens, seed, clock, certainty)
             reply = Reply(
                 question=question,
                 answer=loaded.processor.decode(tokens, skip_special_tokens=True).strip(),
@@ -136,12 +146,48 @@ def ask(
                 prompt_tokens=inputs["input_ids"].shape[1],
                 answer_tokens=len(tokens),
                 timing=clock.timing(load_s),
+                probability=certainty.of(tokens),
+                **_familiar(folder, question, picture),
             )
             if grounding is not None:
                 reply.grounding = _ground(loaded, inputs, text, tokens, picture, reply, grounding)
         except (RuntimeError, MemoryError) as error:  # out of memory, on whichever device
             raise Failure(f"the model could not answer: {first_line(error)}") from None
     return reply
+
+
+def _familiar(folder: "Path", question: str, picture: "Image.Image") -> dict:
+    from .evaluate.familiar import read_familiar
+
+    familiar = read_familiar(folder)
+    if familiar is None:
+        return {}
+    return {"knows": familiar.knows, "doubts": familiar.doubts(question, picture)}
+
+
+class Certainty:
+    """A logits processor that changes nothing and keeps the probability with which each token was chosen."""
+
+    def __init__(self):
+        self.last = None
+        self.log_probability, self.count = 0.0, 0
+
+    def __call__(self, input_ids, scores):
+        import torch
+
+        self._take(input_ids[:, -1])
+        self.last = torch.log_softmax(scores.float(), dim=-1)
+        return scores
+
+    def of(self, tokens: "torch.Tensor") -> float:
+        """The geometric mean over all tokens of an answer, the last of which was chosen after the last call."""
+        self._take(tokens[-1:])
+        return math.exp(self.log_probability / max(1, self.count))
+
+    def _take(self, chosen: "torch.Tensor") -> None:
+        if self.last is not None:
+            self.log_probability += self.last[0, int(chosen[0])].item()
+            self.count += 1
 
 
 class SpokenText:
@@ -271,15 +317,22 @@ def specials(loaded: Loaded, text: str) -> dict[str, bool]:
     return {"add_special_tokens": not (bos and text.startswith(bos))}
 
 
-def _generate(model, inputs, max_new_tokens: int, seed: int | None, clock: TokenClock) -> "torch.Tensor":
+def _generate(
+    model, inputs, max_new_tokens: int, seed: int | None, clock: TokenClock, certainty: Certainty
+) -> "torch.Tensor":
     import torch
+    from transformers import LogitsProcessorList
 
     prompt_tokens = inputs["input_ids"].shape[1]
     room = room_for_answer(model, prompt_tokens)
     if seed is not None:
         torch.manual_seed(seed)
     sequences = model.generate(
-        **inputs, max_new_tokens=min(max_new_tokens, room), do_sample=seed is not None, streamer=clock
+        **inputs,
+        max_new_tokens=min(max_new_tokens, room),
+        do_sample=seed is not None,
+        streamer=clock,
+        logits_processor=LogitsProcessorList([certainty]),
     )
     return sequences[0, prompt_tokens:]
 

@@ -4,12 +4,13 @@ import json
 import os
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
-from .errors import Failure, Misuse, first_line
+from .errors import Failure, Misuse, told
 
 app = typer.Typer(
     help="Firebolt-VL: ask an image a question, and see where the answer comes from.",
@@ -43,10 +44,31 @@ class Quantize(StrEnum):
 
 Checkpoint = Annotated[
     str | None,
-    typer.Option(metavar="DIR_OR_ID", help="A folder or a hub id. Default: the small model inside the package."),
+    typer.Option(
+        metavar="DIR_OR_ID",
+        help="A folder; else hf:ORG/NAME (or ORG/NAME, where no folder is called ORG) from the hub. Default: tiny, the "
+        "small model inside the package.",
+    ),
 ]
 OnDevice = Annotated[Device, typer.Option(help="Where to run; auto takes a GPU if there is one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        print(f"firebolt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def firebolt(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and nothing else.")
+    ] = False,
+) -> None:
+    """Firebolt-VL: ask an image a question, and see where the answer comes from."""
 
 
 @app.command()
@@ -170,7 +192,9 @@ def _ask_many(batch: str, out: str, batch_size: int, as_json: bool, how: dict) -
 
 def _show_reply(reply, console) -> None:
     timing = reply.timing
+    _show_doubts(reply, console)
     facts = [
+        *([f"probability {_percent(reply.probability)}"] if reply.probability is not None else []),
         f"loaded in {_seconds(timing.load_s)}",
         f"first token after {_seconds(timing.first_token_s)}",
         f"{reply.answer_tokens} token{'s' if reply.answer_tokens > 1 else ''} in {_seconds(timing.total_s)}",
@@ -179,6 +203,19 @@ def _show_reply(reply, console) -> None:
     ]
     picture = None if reply.grounding is None else f"where it comes from: {reply.grounding.picture}"
     _show_facts(reply, facts, picture, console)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share < 0.995 else "over 99 %"
+
+
+def _show_doubts(reply, console) -> None:
+    from rich.text import Text
+
+    for doubt in reply.doubts:
+        console.print(Text(f"a guess: {doubt}", "yellow"))
+    if reply.knows is not None:
+        console.print(Text(f"(the small model {Path(reply.checkpoint).name}: {reply.knows})", "dim"))
 
 
 def _show_facts(reply, facts: list[str], picture: str | None, console) -> None:
@@ -296,11 +333,13 @@ def eval_tiny(checkpoint: Checkpoint = None, as_json: AsJson = False, device: On
         from .evaluate.tiny import evaluate_tiny, print_report
     except ModuleNotFoundError as error:
         raise Failure(f"eval tiny needs {error.name}; pip install 'firebolt-vl[train]'") from None
+    from .progress import progress_bar
+
     try:
-        with quiet():
-            report = evaluate_tiny(folder, device=place)
+        with quiet(), progress_bar("examining") as progress:
+            report = evaluate_tiny(folder, device=place, progress=progress)
     except (RuntimeError, ValueError, OSError) as error:
-        raise Failure(f"checkpoint {folder} cannot be evaluated: {first_line(error)}") from None
+        raise Failure(f"checkpoint {folder} cannot be evaluated: {told(error)}") from None
     if as_json:
         print(json.dumps(report))
     else:
@@ -512,14 +551,17 @@ def run(arguments: list[str]) -> int:
         if hasattr(stream, "reconfigure"):  # a terminal that knows no emoji shows a question mark
             stream.reconfigure(errors="replace")
     try:
-        return app(arguments or ["--help"], prog_name="firebolt", standalone_mode=False) or 0
+        code = app(arguments or ["--help"], prog_name="firebolt", standalone_mode=False) or 0
+        if code != STOPPED:  # typer makes it of Ctrl-C
+            return code
+        message = f"stopped; {kept_by(arguments)}"
     except Failure as error:
         message, code = str(error), error.exit_code
     except TyperException as error:
         command = getattr(getattr(error, "ctx", None), "command_path", "firebolt")
         message, code = f"{error.format_message().rstrip('.')}; see {command} --help", error.exit_code
-    except typer.Abort:
-        return 130
+    except (typer.Abort, KeyboardInterrupt):
+        message, code = f"stopped; {kept_by(arguments)}", STOPPED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter says so again at its end
         return 1
@@ -530,6 +572,30 @@ def run(arguments: list[str]) -> int:
         code = 1
     print(f"firebolt: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+STOPPED = 130
+# What is left of a command that is stopped, and how to go on.
+KEPT = {
+    ("ask", "--batch"): "the answers in --out are kept; the same command goes on with the other questions",
+    ("ask",): "nothing was written; ask again",
+    ("watch",): "nothing was written; ask again",
+    ("convert",): "nothing is left of the new folder; start again",
+    ("eval",): "nothing was kept of it; start again",
+    ("bench", "kernels"): "what was measured of whole ops is in --out; --op NAME measures the others",
+    ("bench",): "nothing was kept of it; start again",
+    ("train",): "the last checkpoint in --out is kept; the same command with --resume goes on from it",
+    ("ablate",): "the finished runs in --out are kept; the same command goes on with the others",
+    ("data", "convert"): "nothing was written; start again",
+    ("data",): "nothing was written; start again",
+}
+
+
+def kept_by(arguments: list[str]) -> str:
+    for words, kept in KEPT.items():
+        if arguments[:1] == [words[0]] and set(words) <= set(arguments):
+            return kept
+    return "nothing was written"
 
 
 def main() -> None:
