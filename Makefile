@@ -12,7 +12,7 @@ export IMAGE := $(firstword $(sort $(wildcard examples/*.png)))
 export QUESTION := what digit is at the top left?
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu bench compile-report fuzz format lint tiny
+.PHONY: help demo test test-messages test-gpu bench compile-report fuzz format lint tiny
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -23,6 +23,9 @@ demo: $(READY) ## ask an example image a question, write out/demo.png (IMAGE=...
 
 test: $(READY) ## run all tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+test-messages: $(READY) ## print all that the commands say where they cannot go on, to out/messages.md
+	OMP_NUM_THREADS=1 $(BIN)/python tests/support/messages.py out/messages.md
 
 test-gpu: $(READY) ## run the kernels' tests on this machine's GPU, compiled, bfloat16 too
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "this PyTorch sees no GPU")'

@@ -1,7 +1,9 @@
 """The `firebolt` command. Only what a command needs is imported, and only when it runs: the help is there at once."""
 
+import errno
 import json
 import os
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -559,7 +561,8 @@ def run(arguments: list[str]) -> int:
         message, code = str(error), error.exit_code
     except TyperException as error:
         command = getattr(getattr(error, "ctx", None), "command_path", "firebolt")
-        message, code = f"{error.format_message().rstrip('.')}; see {command} --help", error.exit_code
+        text = error.format_message().rstrip(".").replace("Value error, ", "")
+        message, code = f"{with_value(text, arguments)}; see {command} --help", error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         message, code = f"stopped; {kept_by(arguments)}", STOPPED
     except BrokenPipeError:
@@ -568,13 +571,28 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if os.environ.get("FIREBOLT_TRACEBACK"):
             raise
-        message = f"unexpected {type(error).__name__}: {error} (FIREBOLT_TRACEBACK=1 shows where; please report it)"
-        code = 1
+        if isinstance(error, OSError) and error.errno in FULL:
+            place = f" at {error.filename}" if error.filename else ""
+            message, code = f"no room is left{place} ({error.strerror}); make room, or name another place", 1
+        else:
+            kind = type(error).__name__
+            message = f"unexpected {kind}: {error} (FIREBOLT_TRACEBACK=1 shows where; please report it)"
+            code = 1
     print(f"firebolt: {' '.join(message.split())}", file=sys.stderr)
     return code
 
 
+def with_value(message: str, arguments: list[str]) -> str:
+    """A complaint about an option with the value that came, which it may leave out."""
+    named = re.search(r"Invalid value for '(--[\w-]+)'", message)
+    if named is None or named[1] not in arguments[:-1]:
+        return message
+    value = arguments[arguments.index(named[1]) + 1]
+    return message if value in message else message.replace(named[1], f"{named[1]} {value}", 1)
+
+
 STOPPED = 130
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What is left of a command that is stopped, and how to go on.
 KEPT = {
     ("ask", "--batch"): "the answers in --out are kept; the same command goes on with the other questions",

@@ -49,6 +49,7 @@ METHODS_OF_CHATS = frozenset(
 FORBIDDEN_NAMES = frozenset({"lipsum", "cycler", "joiner"})
 STABLE_DATES = re.compile(r"(%[aAbBdejmyY%]|[^%])*")
 WIDE = re.compile(r"\d{4}|\*|\{[^{}]*\{")
+ADVICE = "; use a checkpoint with another template, or mend its chat_template.jinja"
 
 _left: ContextVar["_Budget"] = ContextVar("_left")
 
@@ -94,12 +95,12 @@ def check_template(template: str, messages: Any, variables: Mapping[str, Any]) -
         finally:
             _left.reset(token)
     except ChatTemplateError as error:
-        raise ChatTemplateError(f"chat_template: {error}; use a checkpoint with another template") from None
+        raise ChatTemplateError(f"chat_template: {error}{ADVICE}") from None
     except (RecursionError, MemoryError):
-        raise ChatTemplateError("chat_template: it is nested too deeply, or calls itself without end") from None
+        raise ChatTemplateError(f"chat_template: it is nested, or calls itself, too deeply{ADVICE}") from None
     except (JinjaError, TypeError, ValueError, KeyError, OverflowError, SyntaxError, ArithmeticError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
-        raise ChatTemplateError(f"chat_template: it cannot be rendered ({text})") from None
+        raise ChatTemplateError(f"chat_template: it cannot be rendered ({text}){ADVICE}") from None
 
 
 @lru_cache(maxsize=16)

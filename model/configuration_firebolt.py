@@ -1,5 +1,7 @@
 """FireboltConfig: the decoder, the vision tower and the layer between them."""
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import fields
 
 from huggingface_hub.dataclasses import strict
@@ -45,6 +47,7 @@ class FireboltConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
+        check_keys(kwargs, FireboltConfig)
         super().__post_init__(**kwargs)
         if self.connector not in CONNECTORS:
             raise ValueError(f"connector: {self.connector!r} came, one of {', '.join(CONNECTORS)} is wanted")
@@ -63,7 +66,9 @@ class FireboltConfig(PreTrainedConfig):
         given = given.to_dict() if isinstance(given, CMMConfig) else dict(given or {})
         known = {field.name for field in fields(CMMConfig)}
         if unknown := sorted(set(given) - known):
-            raise ValueError(f"cmm_config: unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+            near = difflib.get_close_matches(unknown[0], known, n=1)
+            meant = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"cmm_config: unknown {', '.join(unknown)}; {meant}known are {', '.join(sorted(known))}")
         widths = {"text_width": self.text_config.hidden_size, "grid_width": self.vision_config.hidden_size}
         for name, width in widths.items():
             if given.get(name, width) != width:
@@ -79,6 +84,14 @@ SIZES = (
     *("hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
     *("image_size", "patch_size", "num_channels", "max_position_embeddings", "conv_L_cache"),
 )
+
+
+def check_keys(given: Iterable[str], config_class: type[PreTrainedConfig]) -> None:
+    """Raise ValueError for a key that is nearly one of a configuration's own: transformers would keep it unread."""
+    own = set(config_class.__annotations__)
+    for key in given:
+        if near := difflib.get_close_matches(key, own, n=1, cutoff=0.8):
+            raise ValueError(f"{key}: there is no such key; did you mean {near[0]}?")
 
 
 def check_sizes(part: str, config: PreTrainedConfig) -> None:

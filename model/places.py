@@ -19,6 +19,14 @@ FILE_ENDINGS = (
 # What is fetched from the hub: of the formats that hold code (.py, .bin, .pt) nothing.
 NEEDED = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
 HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+# Parts of the names of huggingface_hub's errors.
+REASONS = {
+    "LocalEntryNotFound": "it was not fetched before, and the hub cannot be asked",
+    "Offline": "it was not fetched before, and the hub is not asked while HF_HUB_OFFLINE is set",
+    "GatedRepo": "it is given to those who ask on its page; then `hf auth login`",
+    "RepositoryNotFound": "there is none of that name, or it is private",
+    "RevisionNotFound": "it has no such revision",
+}
 
 
 class PlaceError(OSError):
@@ -98,7 +106,8 @@ def _from_hub(name: str, patterns: tuple[str, ...], hub: dict) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns), **given))
     except Exception as error:  # not found, gated, offline, no connection: each a class of its own
-        told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        told = next((text for name, text in REASONS.items() if name in type(error).__name__), first)
         raise PlaceError(
             f"{name}: no such folder, and the hub gives no such model ({told}); check the name and the connection"
         ) from None

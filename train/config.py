@@ -286,7 +286,7 @@ def _read(name: str) -> dict:
     if file.suffix == ".toml":
         try:
             return tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise ConfigError(f"{name} is no TOML: {error}") from None
     if file.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"{name}: a file that ends in .toml, .yaml or .yml is wanted")

@@ -62,6 +62,7 @@ def train_on_rows(
     else:
         from .conversations import ConversationsJob as Kind
 
+    check_data(config)
     accelerator = new_accelerator(config.trackers, folder)
     main = accelerator.is_main_process
     if main:
@@ -97,6 +98,14 @@ def check_out(folder: Path, resume: bool) -> None:
         raise ConfigError(f"out: {folder} is a file; name a folder")
     if not resume and holds_run(folder):
         raise ConfigError(f"out: {folder} holds a run; --resume goes on with it, another --out starts anew")
+
+
+def check_data(config: RowsConfig) -> None:
+    """Raises ConfigError where a data file is missing: before a model is fetched, or anything written."""
+    for key in ("data", "validation"):
+        for file in getattr(config, key):
+            if not Path(file).exists():
+                raise ConfigError(f"{key}: {file}: there is no such file; make it (docs/training.md)")
 
 
 def new_accelerator(trackers: list[str], folder: Path, cpu: bool = False) -> Accelerator:

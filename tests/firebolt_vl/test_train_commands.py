@@ -51,7 +51,11 @@ def test_data_check_of_good_rows(firebolt, tmp_path):
             "stage7: no such configuration ships; choose from foveated-stage1, ",
         ),
         (["train", "stage1", "lrr=1"], "lrr: there is no such key; did you mean lr?"),
-        (["train", "stage1", "decoder=null", "vision=null", "model=none"], "model: none cannot be loaded: "),
+        (["train", "stage1"], "data: data/cc3m.jsonl: there is no such file"),
+        (
+            ["train", "stage1", "decoder=null", "vision=null", "model=none", f"data={__file__}"],
+            "model: none cannot be loaded: ",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_one_line(firebolt, arguments, said):
