@@ -50,6 +50,7 @@ lint: $(READY) ## check style and formatting
 
 tiny: $(READY) ## train the embedded model again (40 minutes at most on two cores)
 	$(BIN)/python -m firebolt_vl.train.tiny
+	$(BIN)/python -m firebolt_vl.evaluate.familiar --write
 
 # torch comes first and alone: an index that offers one build of it (CPU or CUDA) serves torch and nothing else. A build
 # for GPUs brings the Triton that it was made with; beside a build for CPUs the tested one is installed.

@@ -46,6 +46,8 @@ setup(
         "tokenizers>=0.22",
         "safetensors>=0.6",
         "pillow>=11",
+        # Older ones have holes in the sandbox that chat templates run in.
+        "jinja2>=3.1.6",
         "matplotlib>=3.9",
         "typer>=0.16",
         "rich>=14",
