@@ -11,6 +11,7 @@ FIRST = "DejaVu Sans"
 # Where they are there they come first: faces made for reading, of the widest reach.
 PREFERRED = ("Noto Sans", "Noto Sans CJK SC", "Noto Sans Arabic", "Noto Sans Devanagari", "Arial Unicode MS")
 
+UNKNOWN = "\ufffd"
 # Faces of boxes, of mathematics, and with other signs under the letters' numbers.
 NO_LETTERS = ("Last Resort", "cm", "STIXSize", "STIXNonUnicode", "DejaVu Math")
 
@@ -30,17 +31,17 @@ def fonts_for(texts: Iterable[str]) -> tuple[list[str], str]:
 
 
 def drawable(text: str, missing: str) -> str:
-    """The text with a question mark for what no font has, of which `note` tells: an empty box tells nothing."""
-    return "".join("?" if letter in missing else letter for letter in text if _is_drawn(letter) or letter.isspace())
+    """The text with the replacement character for what no font has, of which `note` tells: a box tells nothing."""
+    return "".join(UNKNOWN if letter in missing else letter for letter in text if _is_drawn(letter) or letter.isspace())
 
 
-def note(missing: str, most: int = 8) -> str:
+def note(missing: str, most: int = 4) -> str:
     """One line about what cannot be drawn; "" where all can."""
     if not missing:
         return ""
     named = ", ".join(f"U+{ord(letter):04X}" for letter in missing[:most])
     more = f" and {len(missing) - most} more" if len(missing) > most else ""
-    return f"? stands for letters that no font on this machine has ({named}{more}); a Noto font has them"
+    return f"{UNKNOWN}: no font on this machine has {named}{more}; a Noto font does"
 
 
 def _is_drawn(letter: str) -> bool:

@@ -108,13 +108,14 @@ def test_no_tile_matters_is_said_where_it_is_so(monkeypatch):
 def test_letters_that_no_font_has_are_told(monkeypatch):
     """The 5-digit code point is one of a private use area, which no font is made for."""
     said = page_texts(monkeypatch, effects=np.ones(5), question="где \U000f1234?", answer="α")
-    assert "где ??" in said
-    assert any("U+F1234" in text and "no font on this machine" in text for text in said)
+    assert "где \ufffd?" in said
+    assert any("\ufffd: no font on this machine has U+F1234" in text for text in said)
     assert not any("no font" in text for text in page_texts(monkeypatch, effects=np.ones(5), question="où, где?"))
 
 
 def test_each_letter_is_drawn_by_a_font_that_has_it():
     families, missing = fonts.fonts_for(["abc где α", "\u200d\ufe0f\t"])
     assert (families, missing) == (["DejaVu Sans"], "")
+    assert fonts.UNKNOWN in fonts._letters("DejaVu Sans")
     for family in fonts._installed():
         assert not family.startswith("Last Resort")
