@@ -13,7 +13,7 @@ export IMAGE := $(firstword $(sort $(wildcard examples/*.png)))
 export QUESTION := what digit is at the top left?
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-versions test-gpu bench compile-report fuzz format lint tiny
+.PHONY: help demo test test-versions test-messages test-gpu bench compile-report fuzz format lint tiny
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,9 @@ test: $(READY) ## run all tests
 test-versions: $(READY) ## run the models' tests with the oldest and newest versions admitted (ENVIRONMENTS=newest: one)
 	$(BIN)/python tests/support/versions.py $(ENVIRONMENTS) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) \
 	    $(if $(ENVIRONMENTS),,--out docs/versions.md)
+
+test-messages: $(READY) ## print all that the commands say where they cannot go on, to out/messages.md
+	OMP_NUM_THREADS=1 $(BIN)/python tests/support/messages.py out/messages.md
 
 test-gpu: $(READY) ## run the kernels' tests on this machine's GPU, compiled, bfloat16 too
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "this PyTorch sees no GPU")'
@@ -52,6 +55,7 @@ lint: $(READY) ## check style and formatting
 
 tiny: $(READY) ## train the embedded model again (40 minutes at most on two cores)
 	$(BIN)/python -m firebolt_vl.train.tiny
+	$(BIN)/python -m firebolt_vl.evaluate.familiar --write
 
 # torch comes first and alone: an index that offers one build of it (CPU or CUDA) serves torch and nothing else. A build
 # for GPUs brings the Triton that it was made with; beside a build for CPUs the tested one is installed.

@@ -47,6 +47,8 @@ setup(
         "tokenizers>=0.23,<0.24",
         "safetensors>=0.8,<0.9",
         "pillow>=11,<14",
+        # Older ones have holes in the sandbox that chat templates run in.
+        "jinja2>=3.1.6",
         "matplotlib>=3.9",
         "typer>=0.16",
         "rich>=14",

@@ -476,7 +476,6 @@ def from_csv(text: str) -> list[Row]:
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Time to the first token, tokens a second and the whole answer of each subject."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter
 
     labels = [f"{row.name}, {row.dtype}" for row in rows]
     panels = (("first token, s", "first_token_s"), ("tokens a second", "decode_tok_s"), ("whole answer, s", "answer_s"))
@@ -484,13 +483,12 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     axes = figure.subplots(1, len(panels), sharey=True)
     for axis, (title, name) in zip(axes, panels):
         colors = ["C1" if row.name.startswith("ours") else "C0" if row.name in PEERS else "C7" for row in rows]
-        bars = axis.barh(range(len(rows)), [getattr(row, name) for row in rows], color=colors)
+        values = [getattr(row, name) for row in rows]
+        bars = axis.barh(range(len(rows)), values, color=colors)
         axis.set_yticks(range(len(rows)), labels)
         axis.bar_label(bars, fmt="%.3g", padding=2, fontsize=8)
         axis.set_title(title, fontsize=10)
-        axis.set_xscale("log")
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.margins(x=0.25)
+        axis.set_xlim(0, 1.25 * max(values))  # from zero: lengths are compared by eye
     axes[0].invert_yaxis()
     first = rows[0]
     figure.suptitle(f"{first.new_tokens} tokens, {first.device}, {first.threads} threads", fontsize=10)

@@ -8,7 +8,7 @@ python -m firebolt_vl.evaluate.tiny [RESULTS.json]           prints the README's
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,9 @@ BATCH = 128
 MAX_ANSWER_TOKENS = 8
 HARDER = LAYOUTS[1:]
 BASELINES = ("majority", "another image", "positions off")
+
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass
@@ -60,13 +63,20 @@ class Exam:
 
 
 def evaluate_tiny(
-    checkpoint: str | Path, scenes: int = 800, seed: int = 0, *, split: str = "held-out", device: str = "cpu"
+    checkpoint: str | Path,
+    scenes: int = 800,
+    seed: int = 0,
+    *,
+    split: str = "held-out",
+    device: str = "cpu",
+    progress: Progress = lambda done, total: None,
 ) -> dict:
     """Accuracy per layout and kind, the three baselines, and grounding in both ways, for a checkpoint folder or id.
 
     `scenes` is divided among the four layouts; each scene gets a question of every kind in a wording that was trained
     on and one in a wording that was not. The digits are those of a split (`digits.SPLITS`), by default the one that no
-    choice was made by; the same seed asks the same questions.
+    choice was made by; the same seed asks the same questions. `progress(done, total)` is called with the number
+    of answered questions, the baselines' too.
 
     Raises ValueError for fewer than one scene of each layout and for an unknown split; what `from_pretrained` raises
     for the checkpoint.
@@ -76,35 +86,52 @@ def evaluate_tiny(
     model = FireboltForConditionalGeneration.from_pretrained(checkpoint).to(device)
     processor = FireboltProcessor.from_pretrained(checkpoint)
     own_settings(model, processor.tokenizer, sampled=False)
-    return evaluate_model(model, processor, scenes, seed, split)
+    return evaluate_model(model, processor, scenes, seed, split, progress)
 
 
 @torch.no_grad()
 def evaluate_model(
-    model: FireboltForConditionalGeneration, processor: FireboltProcessor, scenes: int, seed: int, split: str
+    model: FireboltForConditionalGeneration,
+    processor: FireboltProcessor,
+    scenes: int,
+    seed: int,
+    split: str,
+    progress: Progress = lambda done, total: None,
 ) -> dict:
     """`evaluate_tiny` for a model and its processor."""
     training = model.training
     model.eval()
     exam = make_exam(model, processor, scenes, seed, split)
-    results = {"scenes": scenes, "seed": seed, "split": split, **mark_exam(model, processor, exam)}
+    results = {"scenes": scenes, "seed": seed, "split": split, **mark_exam(model, processor, exam, progress)}
     model.train(training)
     return results
 
 
 @torch.no_grad()
-def mark_exam(model: FireboltForConditionalGeneration, processor: FireboltProcessor, exam: Exam) -> dict:
+def mark_exam(
+    model: FireboltForConditionalGeneration,
+    processor: FireboltProcessor,
+    exam: Exam,
+    progress: Progress = lambda done, total: None,
+) -> dict:
     """Accuracies, baselines and grounding of a model, in eval mode, in an exam."""
     prompts = [chat_prompt(processor, asked.question.text) for asked in exam.asked]
     known = [i for i, asked in enumerate(exam.asked) if not asked.question.held_out]
 
-    answers = answer(model, processor, exam, prompts, range(len(prompts)))
+    total, done = len(prompts) + 2 * len(known), 0
+
+    def answered(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(done, total)
+
+    answers = answer(model, processor, exam, prompts, range(len(prompts)), answered=answered)
     marks = [given == asked.question.answer for given, asked in zip(answers, exam.asked)]
     most_common = majority_answers([exam.asked[i] for i in known])
     majority = [most_common[exam.asked[i].layout, exam.asked[i].question.kind] for i in known]
-    blind = answer(model, processor, exam, prompts, known, scene_of=other_scene(exam))
+    blind = answer(model, processor, exam, prompts, known, scene_of=other_scene(exam), answered=answered)
     with positions_off(model):
-        unplaced = answer(model, processor, exam, prompts, known)
+        unplaced = answer(model, processor, exam, prompts, known, answered=answered)
 
     return {
         "questions": len(known),
@@ -161,8 +188,12 @@ def answer(
     prompts: Sequence[str],
     which: Sequence[int],
     scene_of: Sequence[int] | None = None,
+    answered: Callable[[int], None] = lambda more: None,
 ) -> list[str]:
-    """The model's greedy answers to some of the exam's questions; `scene_of` maps a scene to the one that is shown."""
+    """The model's greedy answers to some of the exam's questions; `scene_of` maps a scene to the one that is shown.
+
+    `answered` is called with the number of answers of each batch.
+    """
     answers = []
     for start in range(0, len(which), BATCH):
         chosen = which[start : start + BATCH]
@@ -181,6 +212,7 @@ def answer(
         )
         texts = processor.batch_decode(ids[:, text.input_ids.shape[1] :], skip_special_tokens=True)
         answers.extend(text.strip() for text in texts)
+        answered(len(texts))
     return answers
 
 

@@ -1,12 +1,13 @@
 """One question about one image: the answer, how long it took, and where it comes from."""
 
+import math
 import os
 import re
 import stat
 import time
 import unicodedata
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from .checkpoint import Loaded, choose_device, load, locate, quiet
@@ -14,6 +15,8 @@ from .errors import Failure, Misuse, first_line
 from .outputs import check_picture, write_picture
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from PIL import Image
 
@@ -75,6 +78,12 @@ class Reply:
     prompt_tokens: int
     answer_tokens: int
     timing: Timing
+    probability: float | None
+    """The geometric mean over the answer's tokens, its end included, of the probability that each was chosen with."""
+    knows: str | None = None
+    """What the model was made for, where it says so (`evaluate/familiar.py`): the one in the package does."""
+    doubts: list[str] = field(default_factory=list)
+    """What of the question and the image is unlike that: the answer is a guess where there is something."""
     grounding: Evidence | None = None
 
     def to_dict(self) -> dict:
@@ -126,8 +135,9 @@ def ask(
         text = prompt(loaded, question)
         inputs = _inputs(loaded, picture, text)
         clock = TokenClock(SpokenText(loaded.processor, say) if say is not None else None)
+        certainty = Certainty()
         try:
-            tokens = _generate(loaded.model, inputs, max_new_tokens, seed, clock)
+            tokens = _generate(loaded.model, inputs, max_new_tokens, seed, clock, certainty)
             reply = Reply(
                 question=question,
                 answer=loaded.processor.decode(tokens, skip_special_tokens=True).strip(),
@@ -141,6 +151,8 @@ def ask(
                 prompt_tokens=inputs["input_ids"].shape[1],
                 answer_tokens=len(tokens),
                 timing=clock.timing(load_s),
+                probability=certainty.of(tokens),
+                **_familiar(folder, question, picture),
             )
             if grounding is not None:
                 reply.grounding = _ground(loaded, inputs, text, tokens, picture, reply, grounding)
@@ -167,6 +179,40 @@ def ignore_settings(loaded: Loaded, seed: int | None, note: Callable[[str], None
         raise Failure(f"the checkpoint's {error}") from None
     if ignored:
         note(f"the checkpoint's generation_config.json also sets {', '.join(ignored)}: not used here")
+
+
+def _familiar(folder: "Path", question: str, picture: "Image.Image") -> dict:
+    from .evaluate.familiar import read_familiar
+
+    familiar = read_familiar(folder)
+    if familiar is None:
+        return {}
+    return {"knows": familiar.knows, "doubts": familiar.doubts(question, picture)}
+
+
+class Certainty:
+    """A logits processor that changes nothing and keeps the probability with which each token was chosen."""
+
+    def __init__(self):
+        self.last = None
+        self.log_probability, self.count = 0.0, 0
+
+    def __call__(self, input_ids, scores):
+        import torch
+
+        self._take(input_ids[:, -1])
+        self.last = torch.log_softmax(scores.float(), dim=-1)
+        return scores
+
+    def of(self, tokens: "torch.Tensor") -> float:
+        """The geometric mean over all tokens of an answer, the last of which was chosen after the last call."""
+        self._take(tokens[-1:])
+        return math.exp(self.log_probability / max(1, self.count))
+
+    def _take(self, chosen: "torch.Tensor") -> None:
+        if self.last is not None:
+            self.log_probability += self.last[0, int(chosen[0])].item()
+            self.count += 1
 
 
 class SpokenText:
@@ -264,7 +310,17 @@ def prompt(loaded: Loaded, question: str, images: int = 1) -> str:
     if loaded.processor.chat_template is None:
         return question
     message = {"role": "user", "content": [*[{"type": "image"}] * images, {"type": "text", "text": question}]}
-    return loaded.processor.apply_chat_template([message], add_generation_prompt=True)
+    return render(loaded, [message])
+
+
+def render(loaded: Loaded, messages: list[dict]) -> str:
+    """A conversation in the checkpoint's chat template, up to where the answer begins. Raises Failure."""
+    from .model.chat_template import ChatTemplateError
+
+    try:
+        return loaded.processor.apply_chat_template(messages, add_generation_prompt=True)
+    except ChatTemplateError as error:
+        raise Failure(f"checkpoint {loaded.model.name_or_path}: {error}") from None
 
 
 def check_controls(loaded: Loaded, question: str) -> None:
@@ -298,8 +354,11 @@ def specials(loaded: Loaded, text: str) -> dict[str, bool]:
     return {"add_special_tokens": not (bos and text.startswith(bos))}
 
 
-def _generate(model, inputs, max_new_tokens: int, seed: int | None, clock: TokenClock) -> "torch.Tensor":
+def _generate(
+    model, inputs, max_new_tokens: int, seed: int | None, clock: TokenClock, certainty: Certainty
+) -> "torch.Tensor":
     import torch
+    from transformers import LogitsProcessorList
 
     from .model.generation import settings_for
 
@@ -308,7 +367,10 @@ def _generate(model, inputs, max_new_tokens: int, seed: int | None, clock: Token
     if seed is not None:
         torch.manual_seed(seed)
     sequences = model.generate(
-        **inputs, generation_config=settings_for(model, min(max_new_tokens, room)), streamer=clock
+        **inputs,
+        generation_config=settings_for(model, min(max_new_tokens, room)),
+        streamer=clock,
+        logits_processor=LogitsProcessorList([certainty]),
     )
     return sequences[0, prompt_tokens:]
 

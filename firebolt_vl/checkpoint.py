@@ -1,124 +1,74 @@
 """Loading a checkpoint that may be anything: what is wrong with it is said in one line, and nothing is unpickled."""
 
-import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from . import embedded_checkpoint
-from .errors import Failure, first_line
-from .evaluate.reading import parse_json, read_text
+from .errors import Failure, told
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLE = "pytorch_model.bin"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-PROCESSORS = ("processor_config.json", "preprocessor_config.json")
-# All that is fetched of a model on the hub.
-NEEDED = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# Patches of a view, against those that a vision tower was made for: positions are interpolated, so that some are fine.
+MOST_TIMES_MORE, MOST_PATCHES = 16, 4096
 
 
 def locate(checkpoint: str | None) -> Path:
-    """The folder of a checkpoint: the embedded one for None, else a local folder, else the hub model of that id."""
-    if checkpoint is None:
-        try:
-            return embedded_checkpoint()
-        except FileNotFoundError as error:
-            raise Failure(f"{error}; or name another checkpoint with --checkpoint") from None
-    folder = Path(checkpoint)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise Failure(f"checkpoint {checkpoint} is a file; name the folder that it lies in")
-    if not HUB_ID.fullmatch(checkpoint):
-        raise Failure(f"checkpoint {checkpoint}: there is no such folder; check the path")
-    return _from_hub(checkpoint)
-
-
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
+    """The folder of a checkpoint: of the embedded one for None and "tiny", else what `model.places.find` says."""
+    if checkpoint is None or (checkpoint == "tiny" and not Path(checkpoint).exists()):
+        return _embedded()
+    from .model.places import PlaceError, find
 
     try:
-        return Path(snapshot_download(name, allow_patterns=NEEDED))
-    except Exception as error:  # not found, gated, offline, no connection: each a class of its own
-        raise Failure(
-            f"checkpoint {name}: no such folder, and the hub does not give such a model ({first_line(error)}); "
-            "check the name and the connection"
-        ) from None
+        return find(checkpoint)
+    except PlaceError as error:
+        raise Failure(f"checkpoint {error}") from None
 
 
-def check_files(folder: Path, pickles: bool = False) -> dict:
-    """The checkpoint's configuration, once all its files are there and whole; only headers of the weights are read.
+def _embedded() -> Path:
+    try:
+        return embedded_checkpoint()
+    except FileNotFoundError as error:
+        raise Failure(f"{error}; or name another checkpoint with --checkpoint") from None
 
-    `pickles`: whether weights in pickle files, which are not looked into here, will do.
+
+@contextmanager
+def files_checked():
+    """What is wrong with a checkpoint's files as a Failure."""
+    from .model.checkpoint_files import CheckpointError
+
+    try:
+        yield
+    except CheckpointError as error:
+        raise Failure(str(error)) from None
+
+
+def check_files(folder: Path) -> dict:
+    """The checkpoint's configuration, once all its files are there, plain, whole and of one size with it.
+
+    Of the weights only headers are read, and nothing is built.
     """
     from .model import FireboltConfig
+    from .model.checkpoint_files import (
+        CONFIG,
+        PROCESSORS,
+        TOKENIZERS,
+        check_config,
+        check_folder,
+        check_parts,
+        read_json,
+        read_shapes,
+    )
     from .model.original import ORIGINAL_MODEL_TYPE, is_original
 
-    config = read_json(folder / "config.json")
-    if config.get("model_type") not in (FireboltConfig.model_type, ORIGINAL_MODEL_TYPE):
-        raise Failure(f"checkpoint {folder} is of a {config.get('model_type')!r} model; a Firebolt-VL is wanted")
-    if (folder / WEIGHTS).is_file():
-        _check_tensors(folder / WEIGHTS)
-    elif (folder / INDEX).is_file():
-        _check_shards(folder)
-    elif found := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
-        if not pickles or not any((folder / name).is_file() for name in (PICKLE, f"{PICKLE}.index.json")):
-            raise Failure(
-                f"checkpoint {folder} has its weights in pickle files ({found[0]}), which can run code when they are "
-                "opened and are refused; get a safetensors copy of it, or make one (firebolt convert)"
-            )
-    else:
-        raise Failure(f"checkpoint {folder} has no weights ({WEIGHTS}); copy or download all of it again")
-    needed = {"tokenizer": TOKENIZERS, "processor": PROCESSORS}
-    if is_original(config):
-        del needed["processor"]  # its images are cut by a rule that no file has to tell
-    for kind, names in needed.items():
-        if not any((folder / name).is_file() for name in names):
-            raise Failure(f"checkpoint {folder} has no {kind} ({names[0]}); copy or download all of it again")
+    with files_checked():
+        check_folder(folder)
+        config = read_json(folder / CONFIG)
+        if config.get("model_type") not in (FireboltConfig.model_type, ORIGINAL_MODEL_TYPE):
+            raise Failure(f"checkpoint {folder} is of a {config.get('model_type')!r} model; a Firebolt-VL is wanted")
+        check_config(config, read_shapes(folder), folder / CONFIG)
+        # The original's images are cut by a rule that no file has to tell.
+        processor = () if is_original(config) else (("processor", PROCESSORS),)
+        check_parts(folder, ("tokenizer", TOKENIZERS), *processor)
     return config
-
-
-def read_json(path: Path) -> dict:
-    try:
-        content = parse_json(read_text(path))
-    except FileNotFoundError:
-        raise Failure(f"checkpoint {path.parent} has no {path.name}; is it a checkpoint, and all of it?") from None
-    except (OSError, ValueError) as error:
-        raise Failure(f"{path} cannot be read ({first_line(error)}); copy or download it again") from None
-    if not isinstance(content, dict):
-        raise Failure(f"{path} holds no JSON object; copy or download it again")
-    return content
-
-
-def _check_tensors(path: Path) -> set[str]:
-    """The names of the tensors in a safetensors file that is as long as its header says."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return set(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise Failure(f"{path} is damaged or incomplete ({first_line(error)}); copy or download it again") from None
-
-
-def _check_shards(folder: Path) -> None:
-    weight_map = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise Failure(f"{folder / INDEX} has no weight_map; copy or download it again")
-    shards = sorted(set(weight_map.values()))
-    if outside := [name for name in shards if Path(name).name != name or not name.endswith(".safetensors")]:
-        raise Failure(f"{folder / INDEX} names {outside[0]}, which is no safetensors file of the checkpoint's folder")
-    if missing := [name for name in shards if not (folder / name).is_file()]:
-        raise Failure(
-            f"checkpoint {folder} lacks {len(missing)} of its {len(shards)} weight files ({missing[0]}); copy or "
-            "download all of it again"
-        )
-    for shard in shards:
-        wanted = {tensor for tensor, name in weight_map.items() if name == shard}
-        if lacking := sorted(wanted - _check_tensors(folder / shard)):
-            raise Failure(f"{folder / shard} lacks {lacking[0]}; copy or download it again")
 
 
 @contextmanager
@@ -169,21 +119,22 @@ def load(
     """
     config = check_files(folder)
     from .model import FireboltForConditionalGeneration, prepack_weights, quantize_int8
+    from .model.checkpoint_files import CheckpointError
     from .model.original import is_original
 
     try:
         model, report = FireboltForConditionalGeneration.from_pretrained(
             folder,
             dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
         processor = original_processor(folder) if is_original(config) else _processor(folder)
+        check_views(model, processor, folder)
+    except (Failure, CheckpointError) as error:
+        raise Failure(str(error)) from None
     except Exception as error:  # whatever a foreign file may provoke in the libraries that read it
-        raise Failure(f"checkpoint {folder} cannot be loaded: {first_line(error)}") from None
+        raise Failure(f"checkpoint {folder} cannot be loaded: {told(error)}") from None
     check_report(folder, report)
     model = model.eval().to(device)
     if dtype == "auto" and device == "cpu":
@@ -220,19 +171,29 @@ def check_report(folder: Path, report: dict) -> None:
             )
 
 
+def check_views(model, processor, folder: Path) -> None:
+    """Attention over the patches of views that a vision tower was not made for would take memory without bound."""
+    vision, size = model.config.vision_config, processor.image_processor.size["height"]
+    patches, own = ((side // vision.patch_size) ** 2 for side in (size, vision.image_size))
+    if patches > max(MOST_TIMES_MORE * own, MOST_PATCHES):
+        raise Failure(
+            f"checkpoint {folder}: its processor makes views of {size:,} pixels, config.json's vision tower is for "
+            f"{vision.image_size:,}; they do not belong together"
+        )
+
+
 def _processor(folder: Path):
     from .model import FireboltProcessor
 
-    return FireboltProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return FireboltProcessor.from_pretrained(folder)
 
 
 def original_processor(folder: Path):
     """The original saves a tokenizer beside SigLIP's image processor; its tiles are cut by its own rule."""
-    from transformers import AutoTokenizer
-
     from .model import FireboltImageProcessor, FireboltProcessor
+    from .model.loading import load_tokenizer
     from .model.original import original_chat_template
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer = load_tokenizer(folder)
     tokenizer.chat_template = original_chat_template(tokenizer.chat_template)
     return FireboltProcessor(FireboltImageProcessor(tiling="compatible"), tokenizer)

@@ -2,14 +2,16 @@
 
 import json
 import os
+import re
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
-from .errors import Failure, Misuse, disk_failure, first_line
+from .errors import Failure, Misuse, disk_failure, told
 
 app = typer.Typer(
     help="Firebolt-VL: ask an image a question, and see where the answer comes from.",
@@ -43,7 +45,11 @@ class Quantize(StrEnum):
 
 Checkpoint = Annotated[
     str | None,
-    typer.Option(metavar="DIR_OR_ID", help="A folder or a hub id. Default: the small model inside the package."),
+    typer.Option(
+        metavar="DIR_OR_ID",
+        help="A folder; else hf:ORG/NAME (or ORG/NAME, where no folder is called ORG) from the hub. Default: tiny, the "
+        "small model inside the package.",
+    ),
 ]
 OnDevice = Annotated[Device, typer.Option(help="Where to run; auto takes a GPU if there is one.")]
 Overwrite = Annotated[
@@ -51,6 +57,23 @@ Overwrite = Annotated[
     typer.Option("--overwrite", help="Replace what is there, though this command did not write it. Never an input."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        print(f"firebolt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def firebolt(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version, and nothing else.")
+    ] = False,
+) -> None:
+    """Firebolt-VL: ask an image a question, and see where the answer comes from."""
 
 
 @app.command()
@@ -187,7 +210,9 @@ def _ask_many(batch: str, out: str, batch_size: int, as_json: bool, how: dict) -
 
 def _show_reply(reply, console) -> None:
     timing = reply.timing
+    _show_doubts(reply, console)
     facts = [
+        *([f"probability {_percent(reply.probability)}"] if reply.probability is not None else []),
         f"loaded in {_seconds(timing.load_s)}",
         f"first token after {_seconds(timing.first_token_s)}",
         f"{reply.answer_tokens} token{'s' if reply.answer_tokens > 1 else ''} in {_seconds(timing.total_s)}",
@@ -196,6 +221,19 @@ def _show_reply(reply, console) -> None:
     ]
     picture = None if reply.grounding is None else f"where it comes from: {reply.grounding.picture}"
     _show_facts(reply, facts, picture, console)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share < 0.995 else "over 99 %"
+
+
+def _show_doubts(reply, console) -> None:
+    from rich.text import Text
+
+    for doubt in reply.doubts:
+        console.print(Text(f"a guess: {doubt}", "yellow"))
+    if reply.knows is not None:
+        console.print(Text(f"(the small model {Path(reply.checkpoint).name}: {reply.knows})", "dim"))
 
 
 def _show_facts(reply, facts: list[str], picture: str | None, console) -> None:
@@ -326,11 +364,13 @@ def eval_tiny(checkpoint: Checkpoint = None, as_json: AsJson = False, device: On
         from .evaluate.tiny import evaluate_tiny, print_report
     except ModuleNotFoundError as error:
         raise Failure(f"eval tiny needs {error.name}; pip install 'firebolt-vl[train]'") from None
+    from .progress import progress_bar
+
     try:
-        with quiet():
-            report = evaluate_tiny(folder, device=place)
+        with quiet(), progress_bar("examining") as progress:
+            report = evaluate_tiny(folder, device=place, progress=progress)
     except (RuntimeError, ValueError, OSError) as error:
-        raise Failure(f"checkpoint {folder} cannot be evaluated: {first_line(error)}") from None
+        raise Failure(f"checkpoint {folder} cannot be evaluated: {told(error)}") from None
     if as_json:
         print(json.dumps(report))
     else:
@@ -548,14 +588,17 @@ def run(arguments: list[str]) -> int:
     try:
         code = app(arguments or ["--help"], prog_name="firebolt", standalone_mode=False) or 0
         sys.stdout.flush()  # what is written to a full disk fails here, and not when nobody can tell it any more
-        return code
+        if code != STOPPED:  # typer makes it of Ctrl-C
+            return code
+        message = f"stopped; {kept_by(arguments)}"
     except Failure as error:
         message, code = str(error), error.exit_code
     except TyperException as error:
         command = getattr(getattr(error, "ctx", None), "command_path", "firebolt")
-        message, code = f"{error.format_message().rstrip('.')}; see {command} --help", error.exit_code
-    except typer.Abort:
-        return 130
+        text = error.format_message().rstrip(".").replace("Value error, ", "")
+        message, code = f"{with_value(text, arguments)}; see {command} --help", error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        message, code = f"stopped; {kept_by(arguments)}", STOPPED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter says so again at its end
         return 1
@@ -567,6 +610,39 @@ def run(arguments: list[str]) -> int:
         message, code = str(known or f"unexpected {type(error).__name__}: {error} {where}"), 1
     print(f"firebolt: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+def with_value(message: str, arguments: list[str]) -> str:
+    """A complaint about an option with the value that came, which it may leave out."""
+    named = re.search(r"Invalid value for '(--[\w-]+)'", message)
+    if named is None or named[1] not in arguments[:-1]:
+        return message
+    value = arguments[arguments.index(named[1]) + 1]
+    return message if value in message else message.replace(named[1], f"{named[1]} {value}", 1)
+
+
+STOPPED = 130
+# What is left of a command that is stopped, and how to go on.
+KEPT = {
+    ("ask", "--batch"): "the answers in --out are kept; the same command goes on with the other questions",
+    ("ask",): "nothing was written; ask again",
+    ("watch",): "nothing was written; ask again",
+    ("convert",): "nothing is left of the new folder; start again",
+    ("eval",): "nothing was kept of it; start again",
+    ("bench", "kernels"): "what was measured of whole ops is in --out; --op NAME measures the others",
+    ("bench",): "nothing was kept of it; start again",
+    ("train",): "the last checkpoint in --out is kept; the same command with --resume goes on from it",
+    ("ablate",): "the finished runs in --out are kept; the same command goes on with the others",
+    ("data", "convert"): "nothing was written; start again",
+    ("data",): "nothing was written; start again",
+}
+
+
+def kept_by(arguments: list[str]) -> str:
+    for words, kept in KEPT.items():
+        if arguments[:1] == [words[0]] and set(words) <= set(arguments):
+            return kept
+    return "nothing was written"
 
 
 def main() -> None:

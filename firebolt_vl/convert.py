@@ -5,8 +5,8 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .checkpoint import check_files, check_report, locate, original_processor, quiet
-from .errors import Failure, Misuse, first_line
+from .checkpoint import check_files, check_report, files_checked, locate, original_processor, quiet
+from .errors import Failure, Misuse, told
 
 
 @dataclass
@@ -47,7 +47,7 @@ def convert(
     if kernel_taps is not None and kernel_taps < 1:
         raise Misuse(f"--kernel-taps is {kernel_taps}; at least 1 is wanted")
     folder = locate(source)
-    described = check_files(folder, pickles=True)
+    described = check_files(folder)
     from .model.original import is_original
 
     if not is_original(described):
@@ -62,7 +62,7 @@ def convert(
         except Failure:
             raise
         except Exception as error:  # whatever a foreign file may provoke in the libraries that read it
-            raise Failure(f"checkpoint {folder} cannot be converted: {first_line(error)}") from None
+            raise Failure(f"checkpoint {folder} cannot be converted: {told(error)}") from None
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     cmm = found.config.connector_config()
@@ -80,15 +80,32 @@ def convert(
 
 
 def _load(folder: Path, described: dict, kernel_taps: int | None, decoder: str | None, vision: str | None):
-    from transformers import AutoConfig
-
     from .model import FireboltForConditionalGeneration
+    from .model.checkpoint_files import CONFIG, check_model, read_shapes
+    from .model.loading import Opened
     from .model.original import load_original
 
-    given = [None if place is None else AutoConfig.from_pretrained(place) for place in (decoder, vision)]
-    found = load_original(folder, described, *given, kernel_taps)
+    with files_checked():
+        shapes = read_shapes(folder)
+        given = [_backbone(*named, shapes) for named in (("--decoder", decoder), ("--vision", vision))]
+        found = load_original(Opened(folder, described, shapes), *given, kernel_taps)
+        check_model(lambda: FireboltForConditionalGeneration(found.config), shapes, folder / CONFIG)
     model, report = FireboltForConditionalGeneration.from_pretrained(
         None, config=found.config, state_dict=found.state, dtype="auto", output_loading_info=True
     )
     check_report(folder, report)
     return found, model
+
+
+def _backbone(option: str, name: str | None, shapes):
+    """The configuration of the backbone that an option names: a folder, or a model on the hub."""
+    from .model.checkpoint_files import CONFIG
+    from .model.original import read_backbone
+    from .model.places import PlaceError, find
+
+    if name is None:
+        return None
+    try:
+        return read_backbone(find(name, (CONFIG,)), shapes)
+    except PlaceError as error:
+        raise Misuse(f"{option} {error}") from None

@@ -1,6 +1,5 @@
 """Where the foveated model looked: a page with every frame, or an animation of them."""
 
-import warnings
 from collections.abc import Sequence
 from os import PathLike
 from typing import BinaryIO
@@ -9,11 +8,11 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.font_manager import get_font_names
 from PIL import Image, ImageDraw
 
+from .fonts import drawable, fonts_for, note
 from .outputs import SIGNATURE
-from .picture import ACCENT, FAINT, FALLBACK_FONTS, INK
+from .picture import ACCENT, FAINT, INK
 
 COLUMNS = 8
 # Inches: a frame's width on the page, the space around it, what stands above the first row and below each frame.
@@ -55,10 +54,10 @@ def draw_page(
     tall = CELL * min(2.0, max(frame.height / frame.width for frame in frames))
     across = max(2 * MARGIN + columns * (CELL + GAP) - GAP, 6.0)
     down = TOP + rows * (tall + CAPTION + GAP) + MARGIN / 2
-    fonts = ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in get_font_names())]
+    fonts, missing = fonts_for([question, answer])
+    question, answer = (drawable(text, missing) for text in (question, answer))
     style = {"font.family": fonts, "text.parse_math": False, "text.color": INK}
-    with rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box is drawn for it; nothing else is lost
+    with rc_context(style):
         figure = Figure(figsize=(across, down), dpi=140, facecolor="white")
 
         def write(x: float, y: float, text: str, **how) -> None:
@@ -80,6 +79,7 @@ def draw_page(
             axes.imshow(overlay(frame, share))
             axes.set_axis_off()
             write(x + CELL / 2, y + tall + 0.14, caption, size=8.5, color=FAINT, ha="center")
+        write(MARGIN, down - 0.14, note(missing), size=8, color=FAINT)
         figure.savefig(path, format="png", metadata={"Software": SIGNATURE})
 
 

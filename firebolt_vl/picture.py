@@ -1,6 +1,5 @@
 """The grounding picture: what an answer rests on, drawn over the image, and what each word of the question weighed."""
 
-import warnings
 from collections.abc import Sequence
 from os import PathLike
 from typing import BinaryIO
@@ -11,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.font_manager import get_font_names
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
+from .fonts import drawable, fonts_for, note
 from .outputs import SIGNATURE
 
 MOST_WORDS = 16
@@ -24,8 +23,6 @@ LEAST_SCALE = 0.1
 INK, FAINT, LINE, ACCENT = "#1c2530", "#66717e", "#c9d0d8", "#c2410c"
 EFFECTS = LinearSegmentedColormap.from_list("effects", ["#1d4ed8", "#60a5fa", "#eef1f4", "#fb923c", "#ea580c"])
 WEIGHTS = colormaps["Purples"]
-# Scripts that DejaVu has no letters for, where the machine has them.
-FALLBACK_FONTS = ("Noto Sans", "Noto Sans CJK SC", "Noto Sans Arabic", "Noto Sans Devanagari", "Arial Unicode MS")
 # Inches: the page's margin and two columns, where the columns start, what stands below the image and above the table.
 MARGIN, LEFT, GAP, RIGHT, TOP, BELOW, HEADER = 0.45, 5.0, 0.75, 5.4, 1.95, 1.35, 0.62
 SHORTEST, TALLEST = 2.2, 5.0
@@ -60,10 +57,10 @@ def draw(
     across = MARGIN + LEFT + (GAP + RIGHT if weights is not None else 0) + MARGIN
     table = HEADER + LOWEST_ROW * min(len(words), MOST_WORDS) + 0.3 if weights is not None else 0
     down = TOP + max(height + BELOW, table + MARGIN)
-    fonts = ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in get_font_names())]
+    fonts, missing = fonts_for([question, answer, *words])
+    question, answer, *words = (drawable(text, missing) for text in (question, answer, *words))
     style = {"font.family": fonts, "text.parse_math": False, "text.color": INK, "axes.edgecolor": LINE}
-    with rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box is drawn for it; nothing else is lost
+    with rc_context(style):
         figure = Figure(figsize=(across, down), dpi=160, facecolor="white")
         for y, text, colour in ((0.5, question, INK), (0.9, answer or "(an empty answer)", ACCENT)):
             text = _shortened(text, int((across - 2 * MARGIN) / 0.098))
@@ -72,6 +69,7 @@ def draw(
         _draw_effects(figure, image, boxes, effects, width, height)
         if weights is not None:
             _draw_weights(figure, words, weights, boxes, image, height)
+        _write(figure, MARGIN, down - 0.18, note(missing), size=8, color=FAINT)
         figure.savefig(path, format="png", metadata={"Software": SIGNATURE})
 
 
@@ -117,6 +115,8 @@ def _draw_effects(figure: Figure, image, boxes, effects, width: float, height: f
     _show(thumb, image)
     whole = EFFECTS(0.5 + 0.5 * effects[0] / scale)
     thumb.add_patch(Rectangle((0, 0), *image.size, facecolor=whole, alpha=0.3 * abs(effects[0]) / scale, linewidth=0))
+    if np.abs(effects).max() < LEAST_SCALE:
+        _write(figure, MARGIN + LEFT, TOP - 0.58, "no tile matters", size=11, weight="bold", color=ACCENT, ha="right")
     strongest = int(np.argmax(effects))
     if effects[strongest] >= LEAST_SCALE:
         y0, x0, y1, x1 = boxes[strongest]
@@ -235,7 +235,8 @@ def _title(figure: Figure, x: float, title: str, *lines: str) -> None:
 
 
 def _signed(effect: float) -> str:
-    return f"{effect:+.2f}".replace("-", "−")
+    text = f"{effect:+.2f}"
+    return "0.00" if float(text) == 0 else text.replace("-", "−")
 
 
 def _shortened(text: str, length: int) -> str:

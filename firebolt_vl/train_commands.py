@@ -8,7 +8,7 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import Failure, Misuse, disk_failure, first_line
+from .errors import Failure, Misuse, disk_failure, first_line, told
 
 SHOWN = 100
 
@@ -129,16 +129,17 @@ def _conclude(found, as_json: bool, well: str) -> None:
 
 
 def _tokenizer(checkpoint: str):
-    from transformers import AutoTokenizer
-
-    from .checkpoint import locate, quiet
+    from .checkpoint import files_checked, locate, quiet
+    from .model.loading import load_tokenizer
 
     folder = locate(checkpoint)
     try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with quiet(), files_checked():
+            return load_tokenizer(folder)
+    except Failure:
+        raise
     except Exception as error:
-        raise Failure(f"checkpoint {folder} has no tokenizer that can be loaded: {first_line(error)}") from None
+        raise Failure(f"checkpoint {folder} has no tokenizer that can be loaded: {told(error)}") from None
 
 
 def train(name: str, overrides: list[str], out: str | None, resume: bool) -> None:

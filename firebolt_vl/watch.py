@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .ask import Timing, TokenClock, check_controls, check_numbers, ignore_settings, specials, stops
-from .checkpoint import TOKENIZERS, Loaded, check_report, choose_device, locate, quiet, read_json
-from .errors import Failure, Misuse, first_line
+from .ask import Timing, TokenClock, check_controls, check_numbers, ignore_settings, render, specials, stops
+from .checkpoint import Loaded, check_report, check_views, choose_device, files_checked, locate, quiet
+from .errors import Failure, Misuse, first_line, told
 from .outputs import check_picture, write_picture
 
 if TYPE_CHECKING:
@@ -189,33 +189,36 @@ def _is_image(path: str) -> bool:
 def _load(folder: Path, device: str) -> Loaded:
     """A foveated model, ours or a folder with the original's weights and its decoder's tokenizer."""
     from .model import FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
+    from .model.checkpoint_files import (
+        CONFIG,
+        PROCESSORS,
+        TOKENIZERS,
+        CheckpointError,
+        check_folder,
+        check_parts,
+        read_json,
+    )
+    from .model.loading import load_tokenizer
 
-    described = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    ours = described.get("model_type") == FoveatedVLMConfig.model_type
-    if not ours and "model_type" in described:
-        raise Failure(f"checkpoint {folder} is of a {described['model_type']!r} model; a foveated model is wanted")
-    if not any((folder / name).is_file() for name in TOKENIZERS):
-        raise Failure(f"checkpoint {folder} has no tokenizer ({TOKENIZERS[0]}); copy or download all of it again")
-    local = {"local_files_only": True}
-    try:
-        if ours:
-            model, report = FoveatedVLM.from_pretrained(
-                folder,
-                dtype="auto",
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                **local,
-            )
-            processor = FoveatedProcessor.from_pretrained(folder, trust_remote_code=False, **local)
-        else:
-            from transformers import AutoTokenizer
-
-            model, report = FoveatedVLM.from_pretrained(folder, output_loading_info=True, **local)
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **local)
-            processor = FoveatedProcessor(FoveatedImageProcessor(), tokenizer)
-    except Exception as error:  # whatever a foreign file may provoke in the libraries that read it
-        raise Failure(f"checkpoint {folder} cannot be loaded: {first_line(error)}") from None
+    with files_checked():
+        check_folder(folder)
+        described = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+        ours = described.get("model_type") == FoveatedVLMConfig.model_type
+        if not ours and "model_type" in described:
+            raise Failure(f"checkpoint {folder} is of a {described['model_type']!r} model; a foveated model is wanted")
+        check_parts(folder, ("tokenizer", TOKENIZERS), *((("processor", PROCESSORS),) if ours else ()))
+        try:
+            how = {"dtype": "auto", "ignore_mismatched_sizes": True} if ours else {}
+            model, report = FoveatedVLM.from_pretrained(folder, output_loading_info=True, **how)
+            if ours:
+                processor = FoveatedProcessor.from_pretrained(folder)
+            else:
+                processor = FoveatedProcessor(FoveatedImageProcessor(), load_tokenizer(folder))
+            check_views(model, processor, folder)
+        except (Failure, CheckpointError):
+            raise
+        except Exception as error:  # whatever a foreign file may provoke in the libraries that read it
+            raise Failure(f"checkpoint {folder} cannot be loaded: {told(error)}") from None
     check_report(folder, report)
     return Loaded(model.eval().to(device), processor)
 
@@ -225,7 +228,7 @@ def _inputs(loaded: Loaded, source: _Source, question: str):
     check_controls(loaded, question)
     text = question
     if processor.chat_template is not None:
-        text = processor.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
+        text = render(loaded, [{"role": "user", "content": question}])
     shown = {"images": source.frames[0]} if source.times is None else {"videos": [source.frames]}
     inputs = processor(text=[text], return_tensors="pt", **specials(loaded, text), **shown)
     taken = inputs["input_ids"].shape[1] + inputs["frames"].shape[1]

@@ -14,6 +14,9 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from . import images as pictures
 from . import tiling as tilings
 
+# Of one image. In float32 these take 400 MB.
+MOST_PIXELS, MOST_TILES = 2**25, 2**14
+
 
 class FireboltImagesKwargs(ImagesKwargs, total=False):
     tiling: Literal["native", "compatible"] | None
@@ -151,6 +154,8 @@ class FireboltImageProcessor(PilBackend):
             whole = levels_of(image.resize(view, resample))
         else:
             tiled = levels_of(image.resize(view, resample) if do_resize else image)
+            count = tilings.count_compatible(*tiled.shape[1:], tile_size, tile_overlap)
+            check_pixels(count * tile_size**2, count)
             boxes = tilings.compatible_boxes(*tiled.shape[1:], tile_size, tile_overlap)
             whole = tilings.resize_bilinear(tiled, size.height, size.width)
         tiles = tilings.cut(tiled, boxes, tile_size)
@@ -221,6 +226,19 @@ def _check_tiling(tiling: str, size: SizeDict, tile_size: int, tile_overlap: int
         raise ValueError(f"tile_overlap: {tile_overlap} came, 0 to tile_size - 1 = {tile_size - 1} is wanted")
     if max_tiles < 1:
         raise ValueError(f"max_tiles: {max_tiles} came, at least 1 is wanted")
+    count = max_tiles
+    if tiling == "compatible":
+        count = tilings.count_compatible(size.height, size.width, tile_size, tile_overlap)
+    check_pixels(size.height**2 + count * tile_size**2, count)
+
+
+def check_pixels(pixels: int, tiles: int = 0) -> None:
+    """Raise ValueError where an image would become so many pixels, or tiles, that memory ends."""
+    if pixels > MOST_PIXELS or tiles > MOST_TILES:
+        raise ValueError(
+            f"size, tile_size, tile_overlap, max_tiles: {tiles:,} tiles and {pixels:,} pixels of one image came, at "
+            f"most {MOST_TILES:,} and {MOST_PIXELS:,} are wanted"
+        )
 
 
 __all__ = ["FireboltImageProcessor"]

@@ -7,7 +7,6 @@ from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
     GenerationMixin,
-    PreTrainedConfig,
     PreTrainedModel,
     SiglipVisionModel,
     StaticCache,
@@ -19,6 +18,7 @@ from transformers.utils import can_return_tuple
 from ..cmm import CrossAttend, CrossModalModulator, Prepend
 from ..cmm.linear import Linear, compute_fast
 from .cache_firebolt import ConnectorCacheLayer
+from .checkpoint_files import check_model
 from .compat import (
     CACHE,
     CACHE_NAMES,
@@ -33,6 +33,7 @@ from .compat import (
 from .configuration_firebolt import FireboltConfig
 from .fusion import DecoderInputs, Fusion, Grids, Text, summarize_prompt
 from .grounding import Grounding, answer_mask, occlusion_effects, to_pixels, unit_boxes
+from .loading import load_backbone, load_checked, open_checkpoint
 from .original import is_original, load_original
 from .packing import check_prompts, has_hole, kept_columns
 from .prepacking import is_prepacked
@@ -40,7 +41,6 @@ from .quantization import is_quantized
 
 CONNECTOR_CLASSES = {"cmm": CrossModalModulator, "prepend": Prepend, "cross_attend": CrossAttend}
 PIXEL_ARGUMENTS = ("pixel_values", "pixel_tiles", "tile_mask", "image_mask")
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # Ways of generating that forget columns again, which a static cache cannot.
 GROWING = ("assistant_model", "prompt_lookup_num_tokens")
 # Static caches of a compiled step are a multiple of this long.
@@ -63,6 +63,11 @@ class FireboltPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = False
     # The parameters of the state-space models; see cmm.precision for casts after loading.
     _keep_in_fp32_modules_strict = ["ssm.kernel"]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As on any model of transformers, of safetensors alone, once the weights are known to fill the model."""
+        return load_checked(cls, super().from_pretrained, pretrained_model_name_or_path, args, kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -435,17 +440,18 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As on any model of transformers; a checkpoint of the original Firebolt-VL is converted while it is loaded.
+        """As on any model of transformers, of safetensors alone; a checkpoint of the original is converted on the way.
 
-        The original only names its backbones: their configurations are looked for as a local folder, then a hub id,
-        then taken from `text_config=` / `vision_config=`. `kernel_taps=512` keeps its truncated S4 kernel.
+        The original only names its backbones: their configurations are looked for as a local folder, then among the
+        models that the hub gave before, then taken from `text_config=` / `vision_config=`. `kernel_taps=512` keeps its
+        truncated S4 kernel.
         """
         backbones = {name: kwargs.pop(name, None) for name in ("text_config", "vision_config", "kernel_taps")}
-        if pretrained_model_name_or_path is not None and kwargs.get("config") is None:
-            hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-            described, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
-            if is_original(described):
-                found = load_original(pretrained_model_name_or_path, described, **backbones, **hub)
+        if pretrained_model_name_or_path is not None:
+            opened = open_checkpoint(pretrained_model_name_or_path, kwargs)
+            if kwargs.get("config") is None and is_original(opened.config):
+                found = load_original(opened, **backbones)
+                check_model(lambda: cls(found.config), opened.shapes, opened.folder / "config.json")
                 return super().from_pretrained(None, *args, config=found.config, state_dict=found.state, **kwargs)
         if given := sorted(name for name, value in backbones.items() if value is not None):
             raise ValueError(
@@ -462,8 +468,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         decoder, vision: local folders or hub ids; of a SigLIP with two towers only the vision tower is loaded.
         `config` goes to FireboltConfig (cmm_config, connector, fusion).
         """
-        language_model = AutoModelForCausalLM.from_pretrained(decoder, dtype=dtype or "auto")
-        vision_tower = SiglipVisionModel.from_pretrained(vision, dtype=dtype or "auto")
+        language_model = load_backbone(AutoModelForCausalLM, decoder, dtype)
+        vision_tower = load_backbone(SiglipVisionModel, vision, dtype)
         model = cls(FireboltConfig(text_config=language_model.config, vision_config=vision_tower.config, **config))
         model.to(language_model.dtype)
         model.model.language_model.load_state_dict(language_model.model.state_dict())

@@ -1,19 +1,19 @@
 """Checkpoints of the original Firebolt-VL (model_type "fireboltlm"): its configuration and state dict, made ours."""
 
-import json
 import os
-import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.utils import cached_file
 
 from ..cmm import CrossModalModulator
+from .checkpoint_files import CONFIG, Shapes, check_config, read_json, weight_files
 from .configuration_firebolt import FireboltConfig
+from .loading import Opened
+from .places import HUB, PlaceError, could_be_hub_id, find
 
 ORIGINAL_MODEL_TYPE = "fireboltlm"
 # Fixed in the original's fuser, whatever its configuration says.
@@ -31,7 +31,6 @@ DEAD = (
     "model.vision_encoder.encoder.model.logit_bias",
     "model.vision_encoder.encoder.model.logit_scale",
 )
-SAFETENSORS, PICKLES = "model.safetensors", "pytorch_model.bin"
 # The original was trained with a word for the image, ordinary text, on a line of its own in front of the question.
 FLAT_MESSAGES = """\
 {%- set flat = namespace(messages=[]) -%}
@@ -107,28 +106,28 @@ def convert_state_dict(state: dict[str, Tensor], config: FireboltConfig) -> tupl
 
 def convert_config(
     original: dict,
-    state: dict[str, Tensor],
+    state: Mapping[str, Tensor | tuple[int, ...]],
     folder: str | os.PathLike | None = None,
     text_config: PreTrainedConfig | dict | None = None,
     vision_config: PreTrainedConfig | dict | None = None,
     kernel_taps: int | None = None,
 ) -> FireboltConfig:
-    """Our configuration of an original checkpoint: which SSM its fuser has shows in the keys of its state dict.
+    """Our configuration of an original checkpoint, whose `state` has tensors or shapes: names tell its fuser's SSM.
 
-    The backbones' configurations are resolved as a local folder (as named, or below the checkpoint's `folder`), then a
-    hub id, then `text_config` / `vision_config`. Raises ValueError where none of them is there, or for a fusion
-    strategy other than the modulator.
+    The backbones' configurations are resolved as a local folder (below the checkpoint's `folder`, or as named), then as
+    a model that the hub gave before, then as `text_config` / `vision_config`: a file that names a model of the hub gets
+    nothing fetched from there. Raises ValueError where none of them is there, or for a fusion strategy other than the
+    modulator; CheckpointError where a configuration does not fit the weights.
     """
     if original.get("fuse_strategy", "cossm") != "cossm":
         raise ValueError(f"fuse_strategy: {original['fuse_strategy']!r} came, only 'cossm' can be converted")
-    text = _backbone_config(original.get("lm_name_or_path"), folder, text_config, "lm_name_or_path", "text_config")
-    vision = _backbone_config(
-        original.get("vision_ckpt_path"), folder, vision_config, "vision_ckpt_path", "vision_config"
-    )
-    ssm = "s4" if any(key.startswith(FUSER + "s4.layer.") for key in state) else "s4d"
+    shapes = {name: tuple(getattr(tensor, "shape", tensor)) for name, tensor in state.items()}
+    text = _backbone("lm_name_or_path", "text_config", original, shapes, folder, text_config)
+    vision = _backbone("vision_ckpt_path", "vision_config", original, shapes, folder, vision_config)
+    ssm = "s4" if any(key.startswith(FUSER + "s4.layer.") for key in shapes) else "s4d"
     return FireboltConfig(
         text_config=text,
-        vision_config=vision,
+        vision_config=getattr(vision, "vision_config", vision),  # the vision tower's part of a SigLIP
         cmm_config={
             "heads": HEADS,
             "head_dim": HEAD_DIM,
@@ -145,71 +144,67 @@ def convert_config(
     )
 
 
-def _backbone_config(named, folder, given, key: str, argument: str) -> PreTrainedConfig | dict:
-    """The configuration of a backbone that the original only names; the vision tower's part of a SigLIP."""
-    places = [named] if named else []
-    if named and folder is not None:
-        places.insert(0, str(Path(folder) / named))
-    found = next((AutoConfig.from_pretrained(place) for place in places if Path(place).is_dir()), None)
-    if found is None and named and given is None:
-        try:
-            found = AutoConfig.from_pretrained(named)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{key}: {named!r} is neither a local folder nor to be had from the hub "
-                f"({str(error).splitlines()[0]}); pass {argument}="
-            ) from None
-    if found is None:
-        found = given
-    if found is None:
+def _backbone(key: str, argument: str, original: dict, shapes: Shapes, folder, given) -> PreTrainedConfig | dict:
+    """The configuration of a backbone that the original only names."""
+    named = original.get(key)
+    found = _backbone_folder(named, folder) if isinstance(named, str) and named else None
+    if found is not None:
+        return read_backbone(found, shapes)
+    if given is not None:
+        return given
+    if not named:
         raise ValueError(f"{key}: the checkpoint names no backbone; pass {argument}=")
-    return getattr(found, "vision_config", found) if argument == "vision_config" else found
+    option = "--decoder" if argument == "text_config" else "--vision"
+    raise ValueError(
+        f"{key}: {named!r} is neither a local folder nor a model that the hub gave before; pass {argument}= (in "
+        f"firebolt convert {option}, which may name {HUB}ORG/NAME)"
+    )
+
+
+def _backbone_folder(named: str, folder: str | os.PathLike | None) -> Path | None:
+    places = [Path(named)] if folder is None else [Path(folder) / named, Path(named)]
+    for place in places:
+        if (place / CONFIG).exists():
+            return place
+    if could_be_hub_id(named):
+        try:
+            return find(named, (CONFIG,), local_files_only=True)
+        except PlaceError:
+            return None
+    return None
+
+
+def read_backbone(folder: Path, shapes: Shapes | None = None) -> PreTrainedConfig:
+    """The configuration in a folder, as transformers' own class of its model_type; no code in the folder is looked at.
+
+    Raises CheckpointError, also where it does not fit the weights' `shapes`; ValueError for an unknown model_type.
+    """
+    described = read_json(folder / CONFIG)
+    if shapes is not None:
+        check_config(described, shapes, folder / CONFIG)
+    kind = described.pop("model_type", None)
+    if not isinstance(kind, str):
+        raise ValueError(f"{folder / CONFIG} names no model_type; that of a model of transformers is wanted")
+    return AutoConfig.for_model(kind, **described)
 
 
 def load_original(
-    name: str | os.PathLike,
-    original: dict,
+    opened: Opened,
     text_config: PreTrainedConfig | dict | None = None,
     vision_config: PreTrainedConfig | dict | None = None,
     kernel_taps: int | None = None,
-    **hub,
 ) -> Original:
-    """Read an original checkpoint: a folder or hub id with safetensors files or, where there are none, pickles."""
-    state = read_weights(name, **hub)
-    folder = name if Path(name).is_dir() else None
-    config = convert_config(original, state, folder, text_config, vision_config, kernel_taps)
+    """Read an original checkpoint: its safetensors files (pickles are refused before)."""
+    config = convert_config(opened.config, opened.shapes, opened.folder, text_config, vision_config, kernel_taps)
+    state = read_weights(opened.folder)
     return Original(config, *convert_state_dict(state, config), len(state))
 
 
-def read_weights(name: str | os.PathLike, **hub) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, in one file or in shards with an index; safetensors before pickles.
-
-    A pickle is opened by the loader that builds tensors and nothing else (`weights_only`).
-    Raises OSError where there are no weights, ValueError for a pickle that holds anything but tensors.
-    """
-    for weights, read in ((SAFETENSORS, load_file), (PICKLES, _read_pickle)):
-        single = cached_file(name, weights, _raise_exceptions_for_missing_entries=False, **hub)
-        if single is not None:
-            return read(single)
-        index = cached_file(name, f"{weights}.index.json", _raise_exceptions_for_missing_entries=False, **hub)
-        if index is None:
-            continue
-        state: dict[str, Tensor] = {}
-        for shard in sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())):
-            if Path(shard).name != shard:
-                raise ValueError(f"{index}: names {shard!r}, a file beside it is wanted")
-            state.update(read(cached_file(name, shard, **hub)))
-        return state
-    raise OSError(f"{name}: none of {SAFETENSORS}, {PICKLES} and their indices is there")
-
-
-def _read_pickle(path: str) -> dict[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ValueError(f"{path}: it holds more than tensors, and opening it could run code: refused") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path}: a state dict, names and tensors alone, is wanted")
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, in one file or in shards with an index. Raises CheckpointError."""
+    state: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        state |= load_file(file)
     return state
 
 

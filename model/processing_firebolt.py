@@ -4,7 +4,10 @@ from collections.abc import Sequence
 
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
+from .chat_template import check_template
+from .checkpoint_files import PROCESSORS, TOKENIZERS, check_parts
 from .image_processing_firebolt import FireboltImagesKwargs, image_rows
+from .loading import open_folder, tokenizer_named
 
 # LFM2's format. Images yield nothing: no token stands for them.
 CHAT_TEMPLATE = """\
@@ -41,6 +44,7 @@ class FireboltProcessor(ProcessorMixin):
 
     Padding is on the left, as generation needs it, unless the tokenizer was made with a `padding_side` of its own (or
     the call names one). Without a `chat_template` the tokenizer's is used; `CHAT_TEMPLATE` is one in LFM2's format.
+    A template is rendered within limits of time and memory.
     """
 
     valid_processor_kwargs = FireboltProcessorKwargs
@@ -54,6 +58,25 @@ class FireboltProcessor(ProcessorMixin):
         if isinstance(chat_template, str):
             chat_template = chat_template.removeprefix("\ufeff")  # a file's byte-order mark is no part of a prompt
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As on any processor of transformers; no code in the folder is run."""
+        folder = open_folder(pretrained_model_name_or_path, kwargs)
+        check_parts(folder, ("tokenizer", TOKENIZERS), ("processor", PROCESSORS))
+        with tokenizer_named(folder):
+            return super().from_pretrained(folder, **kwargs)
+
+    def apply_chat_template(self, conversation, chat_template=None, **kwargs):
+        """As on any processor of transformers. Raises ChatTemplateError for a template without end."""
+        templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
+        template = templates.get(chat_template or "default", chat_template)
+        if isinstance(template, str):
+            variables = {"tools": None, "documents": None, "add_generation_prompt": False}
+            variables |= {**self.tokenizer.special_tokens_map, **kwargs}
+            for messages in _conversations(conversation):
+                check_template(template, messages, variables)
+        return super().apply_chat_template(conversation, chat_template, **kwargs)
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
         if isinstance(text, str):
@@ -90,6 +113,11 @@ def control_tokens(tokenizer) -> list[str]:
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     special = [*tokenizer.all_special_tokens, *(token.content for token in added if token.special)]
     return list(dict.fromkeys(token for token in map(str, special) if token))
+
+
+def _conversations(given) -> list:
+    """A list of conversations, of one or several."""
+    return list(given) if given and isinstance(given[0], list | tuple) else [given]
 
 
 def all_of_one_row(images, text: Sequence[str] | None) -> bool:

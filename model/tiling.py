@@ -25,6 +25,11 @@ def compatible_boxes(height: int, width: int, tile: int, overlap: int = 0) -> np
     return np.array(boxes, dtype=np.int64)
 
 
+def count_compatible(height: int, width: int, tile: int, overlap: int = 0) -> int:
+    """How many boxes `compatible_boxes` gives."""
+    return len(_origins(height, tile, overlap)) * len(_origins(width, tile, overlap))
+
+
 def _origins(length: int, tile: int, overlap: int) -> range:
     return range(0, max(length - tile, 0) + 1, tile - overlap)
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from ..model import (
     CHAT_TEMPLATE,
@@ -13,6 +12,7 @@ from ..model import (
     FireboltImageProcessor,
     FireboltProcessor,
 )
+from ..model.loading import load_tokenizer
 from .config import ConfigError, RowsConfig, TrainConfig
 
 # Of LFM2: attention, short convolution, feed-forward.
@@ -44,7 +44,7 @@ def _checkpoint(config: TrainConfig) -> tuple[FireboltForConditionalGeneration, 
 def _new_model(config: TrainConfig) -> tuple[FireboltForConditionalGeneration, FireboltProcessor]:
     new = {"connector": config.connector, "fusion": config.fusion, "cmm_config": config.cmm}
     new = {name: value for name, value in new.items() if value is not None}
-    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer or config.decoder)
+    tokenizer = load_tokenizer(config.tokenizer or config.decoder)
     torch.manual_seed(config.seed)
     if config.decoder is not None:
         model = FireboltForConditionalGeneration.from_backbones(

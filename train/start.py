@@ -14,6 +14,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, set_seed
 
 from ..evaluate.files import write_text
+from ..model.places import PlaceError, find_here
 from .config import Config, ConfigError, FoveatedConfig, RowsConfig, TinyConfig, check_choice, to_json
 from .data import Problem
 from .loop import LoopOptions, run, skipped_words
@@ -111,16 +112,11 @@ def check_inputs(config: Config) -> None:
     if config.image_root is not None and not Path(config.image_root).is_dir():
         raise ConfigError(f"image_root: {config.image_root}: there is no such folder")
     for key in ("model", "decoder", "vision", "tokenizer"):
-        place = getattr(config, key)
-        if place is not None and not Path(place).is_dir() and not could_be_hub_id(place):
-            raise ConfigError(f"{key}: {place} cannot be loaded: there is no such folder; check the path")
-
-
-def could_be_hub_id(name: str) -> bool:
-    """Whether a name of no folder can only be meant as a model on the hub."""
-    return name.startswith("hf:") or (
-        name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).parent.exists()
-    )
+        if (place := getattr(config, key)) is not None:
+            try:
+                find_here(place)
+            except PlaceError as error:
+                raise ConfigError(f"{key}: {error}") from None
 
 
 def new_accelerator(trackers: list[str], folder: Path, cpu: bool = False) -> Accelerator:

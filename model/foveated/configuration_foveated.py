@@ -4,6 +4,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from ..configuration_firebolt import check_keys, check_sizes
+
 MODES = ("coarse_only", "coarse_fine", "autoregressive")
 # Its position table is that of 518 x 518, resized for the frames' 224 x 224 at run time.
 DINOV2_SMALL = {
@@ -71,6 +73,7 @@ class FoveatedVLMConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
+        check_keys(kwargs, FoveatedVLMConfig)
         self.vision_config = DINOV2_SMALL if self.vision_config is None else self.vision_config
         self.text_config = SMOLLM2_135M if self.text_config is None else self.text_config
         super().__post_init__(**kwargs)
@@ -78,6 +81,7 @@ class FoveatedVLMConfig(PreTrainedConfig):
         for name, wanted in (("vision_config", "dinov2"), ("text_config", "llama")):
             if (came := getattr(self, name).model_type) != wanted:
                 raise ValueError(f"{name}: a {came!r} model came, a {wanted!r} one is wanted")
+            check_sizes(name, getattr(self, name))
         for name in ("query_dim", "frame_block"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} came, at least 1 is wanted")

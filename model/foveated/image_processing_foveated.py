@@ -10,7 +10,7 @@ from transformers.image_utils import ChannelDimension, ImageInput, PILImageResam
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .. import images as pictures
-from ..image_processing_firebolt import as_rgb, levels_of, normalise
+from ..image_processing_firebolt import MOST_PIXELS, as_rgb, levels_of, normalise
 
 
 class Clip(list):
@@ -151,6 +151,11 @@ def _check(size, image_frames: int) -> None:
         raise ValueError(f"size: {dict(size)} came, an equal height and width are wanted")
     if image_frames < 1:
         raise ValueError(f"image_frames: {image_frames} came, at least 1 is wanted")
+    if image_frames * size.height**2 > MOST_PIXELS:
+        raise ValueError(
+            f"size, image_frames: {image_frames:,} frames of {size.height:,} x {size.height:,} came, at most "
+            f"{MOST_PIXELS:,} pixels in all are wanted"
+        )
 
 
 __all__ = ["Clip", "FoveatedImageProcessor"]

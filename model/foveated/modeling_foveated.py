@@ -18,14 +18,14 @@ from transformers.utils import can_return_tuple
 
 from ...cmm.linear import compute_fast
 from ..compat import CACHE, CACHE_NAMES, CachedGeneration, extend, find_layer, given_cache
+from ..loading import load_backbone, load_checked, open_folder
+from ..original import read_weights
 from ..packing import check_prompts, kept_columns
 from .cache_foveated import VisualCacheLayer
 from .configuration_foveated import FoveatedVLMConfig, check_mode
 from .encoder import FoveatedEncoder, PatchMemory
 from .loss import next_token_loss, previous_kept
-from .original import CONFIG_FIELDS, convert_state_dict, load_original, original_config
-
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+from .original import CONFIG_FIELDS, convert_state_dict, open_original, original_config
 
 
 @dataclass
@@ -99,6 +99,11 @@ class FoveatedPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = False
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As on any model of transformers, of safetensors alone, once the weights are known to fill the model."""
+        return load_checked(cls, super().from_pretrained, pretrained_model_name_or_path, args, kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -570,23 +575,24 @@ class FoveatedVLM(FoveatedPreTrainedModel, CachedGeneration, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As on any model of transformers; weights of the original are converted while they are loaded.
+        """As on any model of transformers, of safetensors alone; weights of the original are converted on the way.
 
-        Those are a state dict in a safetensors or .pt file, in a folder or at a hub id. What `from_original` takes may
-        come here then (vision_config, text_config, query_dim, visual_scale, ...), or stand in a config.json beside it.
+        Those are a state dict in a safetensors file, in a folder or at a hub id. What `from_original` takes may come
+        here then (vision_config, text_config, query_dim, visual_scale, ...), or stand in a config.json beside it.
         """
-        if pretrained_model_name_or_path is not None and kwargs.get("config") is None:
-            hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-            if (loaded := load_original(pretrained_model_name_or_path, **hub)) is not None:
-                state, told = loaded
-                given = {name: kwargs.pop(name) for name in CONFIG_FIELDS if name in kwargs}
-                config = original_config(state, **{**told, **given})
+        name = pretrained_model_name_or_path
+        if name is not None and kwargs.get("config") is None:
+            name = open_folder(name, kwargs)
+            if (original := open_original(name)) is not None:
+                told, shapes = original
+                given = {field: kwargs.pop(field) for field in CONFIG_FIELDS if field in kwargs}
+                config = original_config(shapes, **{**told, **given})
                 with torch.device("meta"):
                     wanted = cls(config).state_dict()
                 kwargs.setdefault("dtype", torch.float32)
-                state = convert_state_dict(state, wanted)
+                state = convert_state_dict(read_weights(name), wanted)
                 return super().from_pretrained(None, *args, config=config, state_dict=state, **kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        return super().from_pretrained(name, *args, **kwargs)
 
     @classmethod
     def from_backbones(cls, decoder: str, vision: str, *, dtype: torch.dtype | None = None, **config) -> "FoveatedVLM":
@@ -594,8 +600,8 @@ class FoveatedVLM(FoveatedPreTrainedModel, CachedGeneration, GenerationMixin):
 
         decoder, vision: local folders or hub ids. `config` goes to FoveatedVLMConfig.
         """
-        llm = AutoModelForCausalLM.from_pretrained(decoder, dtype=dtype or "auto")
-        dino = AutoModel.from_pretrained(vision, dtype=dtype or "auto")
+        llm = load_backbone(AutoModelForCausalLM, decoder, dtype)
+        dino = load_backbone(AutoModel, vision, dtype)
         model = cls(FoveatedVLMConfig(text_config=llm.config, vision_config=dino.config, **config)).to(llm.dtype)
         model.llm.load_state_dict(llm.state_dict())
         model.encoder.dino.load_state_dict(dino.state_dict())

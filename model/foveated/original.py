@@ -1,16 +1,12 @@
-"""Checkpoints of the original fVLM: a state dict, or a training checkpoint with one in it, and no configuration."""
+"""Checkpoints of the original fVLM: a state dict, and no configuration."""
 
-import json
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
-from transformers.utils import cached_file
 
+from ..checkpoint_files import CONFIG, Shapes, check_config, read_json, read_shapes
 from .configuration_foveated import FoveatedVLMConfig
 
 # What from_original and from_pretrained take for a checkpoint that says nothing of them.
@@ -25,8 +21,6 @@ CONFIG_FIELDS = (
     "original_behaviour",
     "frame_block",
 )
-WEIGHTS = ("model.safetensors", "model.pt", "best.pt", "latest.pt")
-INNER = ("model_state_dict", "state_dict", "model")
 # transformers gave DINOv2's attention these names.
 RENAMED = {
     ".attention.attention.query.": ".attention.q_proj.",
@@ -71,44 +65,34 @@ def convert_state_dict(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> d
     return converted
 
 
-def original_config(state: dict[str, Tensor], **given) -> FoveatedVLMConfig:
-    """The configuration of an original checkpoint: what is given, the width of its query, defaults for the rest."""
+def original_config(state: Mapping[str, Tensor | tuple[int, ...]], **given) -> FoveatedVLMConfig:
+    """The configuration of an original checkpoint: what is given, the width of its query, defaults for the rest.
+
+    `state`: its tensors, or their shapes.
+    """
     if given.get("query_dim") is None:
         if "q_static" not in state:
             raise ValueError("state_dict: there is no q_static in it; a state dict of the original is wanted")
-        given["query_dim"] = state["q_static"].shape[-1]
+        query = state["q_static"]
+        given["query_dim"] = tuple(getattr(query, "shape", query))[-1]
     return FoveatedVLMConfig(**given)
 
 
-def load_original(name: str | os.PathLike, **hub) -> tuple[dict[str, Tensor], dict] | None:
-    """State dict of a checkpoint with the original's weights, and what a configuration beside it says of CONFIG_FIELDS.
+def open_original(folder: Path) -> tuple[dict, Shapes] | None:
+    """What a configuration beside the original's weights says of CONFIG_FIELDS, and the weights' shapes.
 
-    `name` is a folder or hub id. None where the weights are not the original's: a configuration is of another model, or
-    the parameters have our names. Weights in .pt files are read by PyTorch's weights-only loader, which runs no code of
-    theirs. Raises OSError where a configuration has no weights beside it.
+    None where the weights are not the original's: the configuration is of another model, or the parameters have our
+    names. Raises CheckpointError, where the weights are in a pickle too: the original is distributed in one.
     """
-    described = _described(name, hub)
-    kind = (described or {}).get("model_type")
+    described = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    kind = described.get("model_type")
     if kind not in (None, FoveatedVLMConfig.model_type):
         return None
-    found = (_cached(name, file, hub) for file in WEIGHTS)
-    path = next((path for path in found if path is not None), None)
-    if path is None and Path(name).is_dir():
-        path = next((str(path) for path in sorted(Path(name).glob("*.pt"), reverse=True)), None)
-    if path is None:
-        if described is None or kind is not None:
-            return None  # no checkpoint, or one of ours in shards: transformers sees to it
-        raise OSError(f"{name}: neither {', '.join(WEIGHTS)} nor any other .pt file is there")
-    if kind is not None and path.endswith(".safetensors"):
-        with safe_open(path, "pt") as file:
-            if is_ours(described, file.keys()):
-                return None
-    state = (
-        load_file(path) if path.endswith(".safetensors") else torch.load(path, map_location="cpu", weights_only=True)
-    )
-    inner = next((state[key] for key in INNER if isinstance(state.get(key), dict)), state)
-    state = {key: tensor for key, tensor in inner.items() if isinstance(tensor, Tensor)}
-    return state, {field: described[field] for field in CONFIG_FIELDS if field in (described or {})}
+    shapes = read_shapes(folder)
+    if kind is not None and is_ours(described, shapes):
+        return None
+    check_config(described, shapes, folder / CONFIG)
+    return {field: described[field] for field in CONFIG_FIELDS if field in described}, shapes
 
 
 def is_ours(described: dict, names: Iterable[str]) -> bool:
@@ -121,22 +105,3 @@ def is_ours(described: dict, names: Iterable[str]) -> bool:
     if any("._orig_mod" in name for name in names):
         return False
     return bool(described.get("architectures")) or not any(old in name for name in names for old in RENAMED)
-
-
-def _described(name: str | os.PathLike, hub: dict) -> dict | None:
-    path = _cached(name, "config.json", hub)
-    if path is None:
-        return None
-    described = json.loads(Path(path).read_text(encoding="utf-8"))
-    return described if isinstance(described, dict) else {}
-
-
-def _cached(name: str | os.PathLike, file: str, hub: dict) -> str | None:
-    return cached_file(
-        name,
-        file,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_connection_errors=False,
-        **hub,
-    )

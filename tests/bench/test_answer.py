@@ -184,3 +184,16 @@ def test_the_readmes_table_goes_between_its_markers():
 
 def test_a_table_survives_its_csv():
     assert measuring.from_csv(measuring.to_csv(some_rows())) == some_rows()
+
+
+def test_bars_start_at_zero_and_have_room_for_their_numbers(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **how: drawn.append(figure))
+    rows = measuring.from_csv(efficiency.KEPT.read_text(encoding="utf-8"))
+    measuring.plot(rows, tmp_path / "answer.png")
+    for axis in drawn[0].axes:
+        left, right = axis.get_xlim()
+        assert (left, axis.get_xscale()) == (0, "linear")
+        assert right > 1.2 * max(bar.get_width() for bar in axis.patches)

@@ -78,6 +78,30 @@ class TestAnswers:
         reply = json.loads(firebolt("ask", image, QUESTION, "--json", "--max-new-tokens", 1).out)
         assert reply["checkpoint"] == str(checkpoint)
 
+    def test_the_embedded_model_says_what_it_knows_and_where_it_guesses(self, firebolt, image):
+        result = firebolt("ask", image, "is there a dog?")
+        assert (result.code, result.err) == (0, "")
+        assert 'a guess: the question has words that this model was not trained on ("dog")' in result.out
+        assert "a guess: the image is unlike those that this model was trained on" in result.out
+        assert "the small model tiny: it knows coloured handwritten digits" in result.out
+        assert "probability" in result.out
+
+    def test_probability_is_the_geometric_mean_over_the_answers_tokens(self, ask, checkpoint, image):
+        from firebolt_vl.model import FireboltForConditionalGeneration
+
+        reply = json.loads(ask("--json").out)
+        assert (reply["knows"], reply["doubts"]) == (None, [])
+        processor = make_processor()
+        text = processor.apply_chat_template([{"role": "user", "content": QUESTION}], add_generation_prompt=True)
+        inputs = processor(images=str(image), text=text, return_tensors="pt", add_special_tokens=False)
+        model = FireboltForConditionalGeneration.from_pretrained(checkpoint).eval()
+        made = model.generate(
+            **inputs, max_new_tokens=6, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+        tokens = made.sequences[0, -6:]
+        chosen = torch.stack([logits[0].log_softmax(-1)[token] for logits, token in zip(made.logits, tokens)])
+        assert reply["probability"] == pytest.approx(chosen.mean().exp().item(), rel=1e-4)
+
     def test_a_seed_samples_and_repeats(self, ask):
         answers = [json.loads(ask("--json", *seed).out)["answer"] for seed in (["--seed", 1], ["--seed", 1], [], [])]
         assert answers[0] == answers[1]
@@ -232,6 +256,12 @@ class TestGrounding:
         assert words("7は どこ？") == ["7", "は", "ど", "こ"]
         assert words("🙂 नमस्ते!") == ["🙂", "नमस्ते"]
         assert words("?!") == []
+
+
+def test_the_version_is_one_line(firebolt):
+    import firebolt_vl
+
+    assert firebolt("--version").out == f"firebolt {firebolt_vl.__version__}\n"
 
 
 class TestUsage:
@@ -473,7 +503,7 @@ class TestCheckpointFailures:
         assert_refused(ask(checkpoint="/no/such/folder"), 1, "/no/such/folder: there is no such folder; check the path")
 
     def test_an_unknown_id_without_a_network(self, ask):
-        assert_refused(ask(checkpoint="nobody/nothing"), 1, "nobody/nothing: no such folder, and the hub does not give")
+        assert_refused(ask(checkpoint="nobody/nothing"), 1, "nobody/nothing: no such folder, and the hub gives no")
 
     def test_the_embedded_checkpoint_missing_from_this_copy(self, firebolt, image, monkeypatch):
         def missing():
@@ -481,6 +511,30 @@ class TestCheckpointFailures:
 
         monkeypatch.setattr(loading, "embedded_checkpoint", missing)
         assert_refused(firebolt("ask", image, QUESTION), 1, "`make tiny` trains it", "--checkpoint")
+
+
+class TestStopped:
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["ask", "image.png", "what?"], "nothing was written; ask again"),
+            (["ask", "--batch", "q.jsonl", "--out", "a.jsonl"], "the same command goes on with the other questions"),
+            (["convert", "a", "b"], "nothing is left of the new folder"),
+            (["eval", "tiny"], "nothing was kept of it; start again"),
+            (["watch", "image.png", "what?", "--model", "m"], "nothing was written; ask again"),
+        ],
+    )
+    def test_ctrl_c_says_what_is_kept_and_how_to_go_on(self, firebolt, image, monkeypatch, arguments, words):
+        def stopped(*_, **__):
+            raise KeyboardInterrupt
+
+        from firebolt_vl import batch, convert, watch
+
+        for module in (asking, batch, convert, watch, loading):
+            monkeypatch.setattr(module, "locate", stopped)
+        result = firebolt(*arguments)
+        result.err = result.err.removeprefix("\n")  # after the ^C of a terminal
+        assert_refused(result, 130, "stopped", words)
 
 
 class TestOtherFailures:
@@ -515,7 +569,7 @@ class TestOtherFailures:
 class TestEvaluation:
     def test_the_report_of_the_checkpoint_is_printed(self, firebolt, checkpoint, monkeypatch):
         measured = types.ModuleType("firebolt_vl.evaluate.tiny")
-        measured.evaluate_tiny = lambda folder, device: {"on": [str(folder), device], "accuracy": 0.5}
+        measured.evaluate_tiny = lambda folder, device, progress: {"on": [str(folder), device], "accuracy": 0.5}
         measured.print_report = lambda report: print(f"accuracy {report['accuracy']}")
         monkeypatch.setitem(sys.modules, "firebolt_vl.evaluate.tiny", measured)
         assert firebolt("eval", "tiny", "--checkpoint", checkpoint).out == "accuracy 0.5\n"
@@ -526,7 +580,7 @@ class TestEvaluation:
         assert_refused(firebolt("eval", "tiny", "--checkpoint", tmp_path), 1, "no config.json; is it a checkpoint")
 
     def test_a_checkpoint_whose_parts_do_not_fit_is_refused(self, firebolt, checkpoint, monkeypatch):
-        def evaluate_tiny(folder, device):
+        def evaluate_tiny(folder, device, progress):
             raise RuntimeError("size mismatch\nand more")
 
         measured = types.ModuleType("firebolt_vl.evaluate.tiny")

@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from commands import assert_refused
@@ -12,13 +11,6 @@ from safetensors.torch import load_file
 from firebolt_vl.model import FireboltForConditionalGeneration
 
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
-
-
-class Bomb:
-    """Unpickling it makes a file."""
-
-    def __reduce__(self):
-        return (open, ("unpickled", "w"))
 
 
 @pytest.fixture
@@ -47,7 +39,7 @@ def test_every_key_is_used_or_listed(firebolt, original, tmp_path):
 
 
 @pytest.mark.parametrize("taps", [None, 512])
-@pytest.mark.parametrize("layout", [{}, {"shards": 3}, {"pickled": True}, {"pickled": True, "shards": 2}])
+@pytest.mark.parametrize("layout", [{}, {"shards": 3}])
 def test_cached_generation_of_the_copy_is_the_originals_uncached_one(firebolt, tmp_path, layout, taps):
     folder = tmp_path / "original"
     write_original(folder, **layout)
@@ -95,20 +87,12 @@ def test_half_precision_stays_with_state_space_parameters_in_float32(firebolt, o
     assert {dtype for name, dtype in dtypes.items() if "ssm.kernel" not in name} == {torch.bfloat16}
 
 
-def test_a_pickle_that_holds_code_is_refused(firebolt, original, tmp_path):
+def test_a_pickle_is_refused_and_named(firebolt, original, tmp_path):
     (original / "model.safetensors").unlink()
-    torch.save({"x": Bomb()}, original / "pytorch_model.bin")
+    torch.save(VECTORS.under("param"), original / "pytorch_model.bin")
     result = firebolt("convert", original, tmp_path / "ours")
-    assert_refused(result, 1, "holds more than tensors", "refused")
+    assert_refused(result, 1, "pickle files (pytorch_model.bin)", "safetensors copy")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["original"]
-
-
-def test_a_pickle_is_read_directly_too(tmp_path):
-    write_original(tmp_path, pickled=True)
-    model = FireboltForConditionalGeneration.from_pretrained(tmp_path).eval()
-    with torch.no_grad():
-        logits = model(input_ids=VECTORS["in.input_ids"], **pixels()).logits
-    np.testing.assert_allclose(logits, VECTORS["out.logits"], atol=2e-5)
 
 
 def test_what_cannot_be_converted_is_said(firebolt, original, checkpoint, tmp_path):

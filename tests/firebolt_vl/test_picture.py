@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from firebolt_vl import picture
+from firebolt_vl import fonts, picture
 
 WORDS = ["what", "digit", "is", "at", "the", "top", "left"]
 
@@ -87,3 +87,35 @@ def test_the_view_that_the_answer_rests_on_is_framed(strongest):
         assert inches[1] < picture.MARGIN + 1
     else:
         assert np.abs(inches - centre).max() < 0.2 * side
+
+
+def page_texts(monkeypatch, **given) -> list[str]:
+    """Everything that is written on the page."""
+    said = []
+    monkeypatch.setattr(picture, "_write", lambda figure, x, y, text, **style: said.append(str(text)))
+    drawn(Image.new("RGB", (32, 32)), given.pop("words", WORDS), None, tiles(32, 32, 2, 2), **given)
+    return said
+
+
+def test_no_tile_matters_is_said_where_it_is_so(monkeypatch):
+    said = page_texts(monkeypatch, effects=np.array([-0.001, 0.02, -0.004, 0.0, 0.0]))
+    assert "no tile matters" in said
+    assert "0.00" in said
+    assert not any(text in ("−0.00", "+0.00") for text in said)
+    assert "no tile matters" not in page_texts(monkeypatch, effects=np.array([0.0, 1.0, 0.0, 0.0, 0.0]))
+
+
+def test_letters_that_no_font_has_are_told(monkeypatch):
+    """The 5-digit code point is one of a private use area, which no font is made for."""
+    said = page_texts(monkeypatch, effects=np.ones(5), question="где \U000f1234?", answer="α")
+    assert "где \ufffd?" in said
+    assert any("\ufffd: no font on this machine has U+F1234" in text for text in said)
+    assert not any("no font" in text for text in page_texts(monkeypatch, effects=np.ones(5), question="où, где?"))
+
+
+def test_each_letter_is_drawn_by_a_font_that_has_it():
+    families, missing = fonts.fonts_for(["abc где α", "\u200d\ufe0f\t"])
+    assert (families, missing) == (["DejaVu Sans"], "")
+    assert fonts.UNKNOWN in fonts._letters("DejaVu Sans")
+    for family in fonts._installed():
+        assert not family.startswith("Last Resort")

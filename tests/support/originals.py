@@ -37,12 +37,8 @@ def letter_tokenizer(**kwargs) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", **kwargs)
 
 
-def write_original(folder, state: dict | None = None, shards: int = 1, pickled: bool = False) -> None:
-    """The layout that the original saves: its own keys, and backbones that the configuration only names.
-
-    `pickled`: as PyTorch pickles them, the layout of old checkpoints.
-    """
-    single, suffix, save = ("pytorch_model", "bin", torch.save) if pickled else ("model", "safetensors", save_file)
+def write_original(folder, state: dict | None = None, shards: int = 1) -> None:
+    """The layout that the original saves: its own keys, and backbones that the configuration only names."""
     config = {**DESCRIBED["firebolt_config"], "lm_name_or_path": "lm", "vision_ckpt_path": "siglip"}
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
@@ -52,9 +48,9 @@ def write_original(folder, state: dict | None = None, shards: int = 1, pickled: 
     state = VECTORS.under("param") if state is None else state
     state = {key: tensor.contiguous() for key, tensor in state.items()}
     if shards == 1:
-        save(state, folder / f"{single}.{suffix}")
+        save_file(state, folder / "model.safetensors")
         return
-    weight_map = {key: f"{single}-{i % shards:05d}.{suffix}" for i, key in enumerate(sorted(state))}
+    weight_map = {key: f"model-{i % shards:05d}.safetensors" for i, key in enumerate(sorted(state))}
     for file in sorted(set(weight_map.values())):
-        save({key: state[key] for key in state if weight_map[key] == file}, folder / file)
-    (folder / f"{single}.{suffix}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        save_file({key: state[key] for key in state if weight_map[key] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))

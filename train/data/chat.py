@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from ...model.chat_template import check_template
 from ...model.processing_firebolt import CHAT_TEMPLATE, control_tokens
 from .problems import BadRow
 from .rows import ASSISTANT, Row, check_controls
@@ -72,6 +73,9 @@ class Chat:
         return Tokens(ids, labels)
 
     def _render(self, messages: list[dict], generate: bool) -> str:
+        check_template(
+            self.template, messages, {**self.tokenizer.special_tokens_map, "add_generation_prompt": generate}
+        )
         return self.tokenizer.apply_chat_template(
             messages, chat_template=self.template, add_generation_prompt=generate, tokenize=False
         )

@@ -102,7 +102,7 @@ class Shard:
 def open_source(file: Path, root: Path | None) -> Lines | Shard:
     """Raises ValueError where the file is not there, not UTF-8, or no tar archive, though its name ends in .tar."""
     if not file.is_file():
-        raise ValueError(f"data: {file}: there is no such file")
+        raise ValueError(f"data: {file}: there is no such file; check the path")
     if file.suffix != SHARD:
         try:
             encoding = encoding_of_file(file)

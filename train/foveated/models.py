@@ -1,9 +1,9 @@
 """The foveated model that a stage starts from."""
 
 import torch
-from transformers import AutoTokenizer
 
 from ...model import CHAT_TEMPLATE, FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
+from ...model.loading import load_tokenizer
 from ..config import ConfigError, FoveatedConfig
 from ..models import check_vocabulary
 from .parts import parameter_groups
@@ -36,7 +36,7 @@ def _checkpoint(config: FoveatedConfig) -> tuple[FoveatedVLM, FoveatedProcessor]
 
 
 def _new_model(config: FoveatedConfig) -> tuple[FoveatedVLM, FoveatedProcessor]:
-    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer or config.decoder)
+    tokenizer = load_tokenizer(config.tokenizer or config.decoder)
     torch.manual_seed(config.seed)
     if config.decoder is not None:
         model = FoveatedVLM.from_backbones(config.decoder, config.vision, dtype=torch.float32, **config.query)

@@ -1,0 +1,114 @@
+"""What `from_pretrained` of our classes does before transformers reads anything."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from .checkpoint_files import (
+    CONFIG,
+    TOKENIZERS,
+    CheckpointError,
+    Shapes,
+    check_config,
+    check_folder,
+    check_model,
+    check_parts,
+    read_json,
+    read_shapes,
+)
+from .places import HUB_ARGUMENTS, find
+
+
+class Opened(NamedTuple):
+    """A checkpoint whose files can be read, its configuration as it stands and the shapes of its tensors."""
+
+    folder: Path
+    config: dict
+    shapes: Shapes
+
+
+def open_folder(name: str | PathLike, arguments: dict[str, Any]) -> Path:
+    """The folder of a model (`places.find`), its files plain and of sizes that can be.
+
+    What says where it is moves out of `arguments`, and into them comes that no code of it is run and that no other
+    place is asked. Raises PlaceError, CheckpointError.
+    """
+    hub = {key: arguments.pop(key) for key in HUB_ARGUMENTS if key in arguments}
+    folder = find(name, **hub) / (arguments.pop("subfolder", None) or "")
+    check_folder(folder)
+    if (folder / CONFIG).exists():
+        check_config(read_json(folder / CONFIG), None, folder / CONFIG)
+    arguments |= {"trust_remote_code": False, "local_files_only": True}
+    return folder
+
+
+def open_checkpoint(name: str | PathLike, arguments: dict[str, Any]) -> Opened:
+    """`open_folder`, its weights in whole safetensors files, and no size in its configuration that they do not have."""
+    folder = open_folder(name, arguments)
+    arguments["use_safetensors"] = True
+    config = read_json(folder / CONFIG)
+    shapes = read_shapes(folder)
+    check_config(config, shapes, folder / CONFIG)
+    return Opened(folder, config, shapes)
+
+
+def load_tokenizer(name: str | PathLike, **arguments):
+    """The tokenizer of a model, by transformers' own class for it. Raises PlaceError, CheckpointError."""
+    folder = open_folder(name, arguments)
+    check_parts(folder, ("tokenizer", TOKENIZERS))
+    with tokenizer_named(folder):
+        return AutoTokenizer.from_pretrained(folder, **arguments)
+
+
+@contextmanager
+def tokenizer_named(folder: Path) -> Iterator[None]:
+    """Where loading fails, and what fails is reading tokenizer.json, a CheckpointError that names it."""
+    try:
+        yield
+    except Exception:
+        file = folder / TOKENIZERS[0]
+        try:
+            if file.is_file():
+                Tokenizer.from_file(str(file))
+        except Exception as error:  # the library's errors are plain Exceptions
+            text = " ".join(str(error).split())
+            raise CheckpointError(f"{file} cannot be read ({text}); copy or download it again") from None
+        raise
+
+
+def load_backbone(cls, name: str | PathLike, dtype: torch.dtype | None):
+    """A model of transformers' class `cls`, of safetensors alone. Raises PlaceError, CheckpointError."""
+    arguments: dict[str, Any] = {"dtype": dtype or "auto"}
+    opened = open_checkpoint(name, arguments)
+    return cls.from_pretrained(opened.folder, **arguments)
+
+
+def load_checked(cls, load: Callable, name: str | PathLike | None, args: tuple, arguments: dict[str, Any]):
+    """A model of the class `cls` by transformers' `load`, once it is known that the weights fill it."""
+    if name is None:
+        return load(None, *args, **arguments)
+    opened = open_checkpoint(name, arguments)
+    config, where = arguments.get("config"), opened.folder / CONFIG
+    if config is None:
+        if (kind := opened.config.get("model_type")) != cls.config_class.model_type:
+            raise CheckpointError(f"{where} is of a {kind!r} model; a {cls.config_class.model_type!r} one is wanted")
+        config = cls.config_class.from_dict(dict(opened.config))
+    check_model(lambda: cls(config), opened.shapes, where)
+    return load(opened.folder, *args, **arguments)
+
+
+__all__ = [
+    "Opened",
+    "load_backbone",
+    "load_checked",
+    "load_tokenizer",
+    "open_checkpoint",
+    "open_folder",
+    "tokenizer_named",
+]
