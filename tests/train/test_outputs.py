@@ -135,9 +135,9 @@ def test_the_folder_that_ships_is_not_replaced_where_it_is_somebodys(tmp_path):
         ({"data": ["none.jsonl"]}, "data: none.jsonl: there is no such file"),
         ({"validation": ["none.jsonl"]}, "validation: none.jsonl: there is no such file"),
         ({"image_root": "none"}, "image_root: none: there is no such folder"),
-        ({"model": "out/none/best"}, "model: out/none/best cannot be loaded: there is no such folder"),
-        ({"model": "./none"}, "model: ./none cannot be loaded: there is no such folder"),
-        ({"model": None, "decoder": "none", "vision": "none"}, "decoder: none cannot be loaded"),
+        ({"model": "out/none/best"}, "model: out/none/best: there is no such folder"),
+        ({"model": "./none"}, "model: ./none: there is no such folder"),
+        ({"model": None, "decoder": "none", "vision": "none"}, "decoder: none: there is no such folder"),
     ],
 )
 def test_what_is_not_there_is_known_first_and_no_folder_is_left(folder, monkeypatch, keys, said):
