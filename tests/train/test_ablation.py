@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from numerics import assert_close
 from PIL import Image
+from trainings import poisoned
 
 pytest.importorskip("sklearn")
 
@@ -135,6 +137,15 @@ def test_a_run_that_was_stopped_goes_on(out, rows, monkeypatch):
     row = runs.do_run(out, "top-1", 1, SMALL, EMBEDDED)
     assert row["resumed"]
     runs.row_file(out, "top-1", 1).unlink()
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_told(out, rows):
+    with poisoned(FusionJob, 1):
+        row = runs.do_run(out, "top-2", 1, SMALL, EMBEDDED)
+    assert row["skipped_steps"] == 1
+    assert math.isfinite(row["perplexity"])
+    assert rows[BASE]["skipped_steps"] == 0
+    runs.row_file(out, "top-2", 1).unlink()
 
 
 def test_tables_tell_means_and_spread_and_what_is_missing(out, rows):

@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
+from trainings import assert_finite, poisoned
 
 from firebolt_vl.evaluate.digits import COLOURS
 from firebolt_vl.model import FoveatedProcessor, FoveatedVLM
 from firebolt_vl.train import loop
 from firebolt_vl.train.foveated_tiny import recipe
 from firebolt_vl.train.foveated_tiny.exam import centres_inside, coverage, every_question, look
-from firebolt_vl.train.foveated_tiny.jobs import of_patches
+from firebolt_vl.train.foveated_tiny.jobs import LookJob, TowerJob, of_patches
 from firebolt_vl.train.foveated_tiny.pool import FRAMES, make_cards, make_clips, with_cards
 from firebolt_vl.train.tiny.pool import NO_COLOUR, NO_DIGIT
 
@@ -168,3 +169,11 @@ def test_a_look_is_the_models_own(clips):
     there = clips.there[asked.clip]
     assert seen.maps.shape == (len(asked.clip), FRAMES, 10, 10)
     torch.testing.assert_close(seen.maps.sum((-2, -1)), there.float())
+
+
+def test_steps_that_are_not_finite_are_skipped_in_both_stages(tmp_path):
+    with poisoned(TowerJob, 1), poisoned(LookJob, 0, 2):
+        found = run(tmp_path, "--modes", "coarse_only")
+    assert [one["skipped_steps"] for one in found["runs"]] == [2]
+    assert_finite(tmp_path / "work" / "coarse_only-seed-0" / "model.safetensors")
+    assert_finite(tmp_path / "work" / recipe.STAGE)

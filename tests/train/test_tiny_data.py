@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numerics import assert_close
+from trainings import assert_finite, poisoned
 from transformers import AutoTokenizer, SiglipVisionConfig
 
 pytest.importorskip("sklearn")
@@ -398,3 +399,13 @@ def test_the_three_seeds_of_make_tiny_ship_their_median(tmp_path):
     assert {file.name for file in (tmp_path / "tiny").iterdir()} == {
         *(file.name for file in firebolt_vl.embedded_checkpoint().iterdir())
     }
+
+
+def test_steps_that_are_not_finite_are_skipped_by_train_tiny_too(tmp_path):
+    said = []
+    config = load_config("tiny", ["max_steps=3", "scenes=8", "tower_steps=3", "test_scenes=0"])
+    with poisoned(TowerJob, 1), poisoned(FusionJob, 2):
+        out = train(config, tmp_path / "run", note=said.append)
+    assert said[-1].startswith("1 of 3 steps were skipped")
+    for file in ("model.safetensors", "tower/stage.safetensors", "tower/model.safetensors"):
+        assert_finite(out / file)
