@@ -3,12 +3,11 @@
 import hashlib
 from pathlib import Path
 
-from .checkpoint import PROCESSORS, TOKENIZERS
 from .errors import Failure
 from .evaluate.files import words
 from .version import __version__
 
-# The files of a checkpoint that its answers depend on.
+# The files of a checkpoint that its answers depend on, beside weights, tokenizer and processor.
 TOLD = (
     "config.json",
     "generation_config.json",
@@ -18,14 +17,15 @@ TOLD = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
-    *TOKENIZERS,
-    *PROCESSORS,
 )
 
 
 def digest(folder: Path) -> str:
     """Of all that answers depend on in a checkpoint's folder, weights and all: 16 hexadecimal digits of SHA-256."""
-    files = sorted({*(folder / name for name in TOLD), *folder.glob("*.safetensors")})
+    from .model.checkpoint_files import PROCESSORS, TOKENIZERS
+
+    names = (*TOLD, *TOKENIZERS, *PROCESSORS)
+    files = sorted({*(folder / name for name in names), *folder.glob("*.safetensors")})
     whole = hashlib.sha256()
     for file in files:
         if not file.is_file():
