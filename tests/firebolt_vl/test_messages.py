@@ -32,7 +32,7 @@ def test_a_disk_that_is_full_is_named(firebolt, checkpoint, image, monkeypatch):
     monkeypatch.setattr(ask, "load", full)
     result = firebolt("ask", image, "what?", "--checkpoint", checkpoint)
     assert result.code == 1
-    assert "no room is left at out/answers.jsonl (No space left on device); make room" in result.err
+    assert "out/answers.jsonl: No space left on device; make room" in result.err
 
 
 def test_the_page_fails_where_a_message_tells_nothing(tmp_path, monkeypatch):
