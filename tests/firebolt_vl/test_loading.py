@@ -109,14 +109,15 @@ def test_loading_takes_the_memory_of_the_weights_and_little_more(tmp_path, check
     tiny_models.make_processor().save_pretrained(tmp_path / "large")
     code = (
         "import re, sys; from pathlib import Path; from firebolt_vl.checkpoint import load\n"
-        "status = lambda: open('/proc/self/status').read()\n"
-        "def resident(which): return 1024 * int(re.search(which + r':\\s+(\\d+)', status())[1])\n"
+        "def resident(which, status): return 1024 * int(re.search(which + r':\\s+(\\d+)', status)[1])\n"
+        "def status(): return Path('/proc/self/status').read_text()\n"
         f"how = dict(dtype={dtype!r}, quantize={quantize!r})\n"
         "def read(folder):\n"
         "    model = load(Path(folder), 'cpu', **how).model\n"
         "    return model, sum(float(p.sum()) for p in model.parameters())\n"
-        "read(sys.argv[1]); before = resident('VmRSS')\n"
-        "kept = read(sys.argv[2]); print(resident('VmHWM') - before, resident('VmRSS') - before)"
+        "read(sys.argv[1]); before = resident('VmRSS', status())\n"
+        "kept = read(sys.argv[2]); seen = status()\n"
+        "print(*(resident(which, seen) - before for which in ('VmHWM', 'VmRSS')))"
     )
     arguments = [sys.executable, "-c", code, str(checkpoint), str(tmp_path / "large")]
     # glibc keeps freed blocks of up to 32 MB for later, how many is a matter of chance: up to 1.3 times the weights
