@@ -84,6 +84,12 @@ def test_degenerate_boxes_and_zero_grids_have_finite_values_and_gradients():
     assert torch.isfinite(grids.grad).all()
 
 
+def test_a_number_of_grids_that_varies_between_calls_is_compiled_into_one_graph():
+    compiled = torch.compile(lambda grids: default_boxes(grids.shape[1]), fullgraph=True, backend="eager", dynamic=True)
+    for G in (5, 2, 17, 65):
+        assert torch.equal(compiled(torch.zeros(2, G, 3)), default_boxes(G))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_angles_are_taken_in_float32_or_wider(dtype):
     torch.manual_seed(0)
