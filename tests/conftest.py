@@ -7,9 +7,15 @@ os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 # Fixed when a kernel is defined. `make test-gpu` sets it to 0.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from importlib.util import find_spec
+
+import interpreter
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+if os.environ["TRITON_INTERPRET"] == "1" and find_spec("triton"):
+    interpreter.install()
 
 settings.register_profile(
     "ci",

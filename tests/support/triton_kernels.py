@@ -8,7 +8,6 @@ import os
 from contextlib import contextmanager
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -31,82 +30,6 @@ MARKS = [
     pytest.mark.skipif(not TRITON_INSTALLED, reason="Triton's wheels are for Linux"),
     pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason="neither the interpreter nor a GPU"),
 ]
-
-
-def patch_once_a_launch():
-    """The interpreter patches triton.language at each call of a device function, half of its time. Once will do."""
-    from triton.runtime import interpreter
-
-    patch, run, patched = interpreter._patch_lang, interpreter.GridExecutor.__call__, set()
-
-    def patch_once(function):
-        if id(function.__globals__) in patched:
-            return None
-        patched.add(id(function.__globals__))
-        return patch(function)
-
-    def run_afresh(self, *args, **kwargs):
-        patched.clear()
-        return run(self, *args, **kwargs)
-
-    interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_once, run_afresh
-
-
-def combine_slice_by_slice():
-    """The interpreter scans, and reduces by what it has no name for, number by number, 0.1 ms each. Slices along the
-    axis give the same numbers."""
-    from triton.runtime import interpreter
-
-    def combined(op, inputs):
-        def at(i):
-            return tuple(op.to_tensor(x.handle.data.take(i, op.axis), x.dtype) for x in inputs)
-
-        so_far = [at(0)]
-        for i in range(1, inputs[0].shape[op.axis]):
-            following = op.combine_fn.fn(*so_far[-1], *at(i))
-            so_far.append(following if isinstance(following, tuple) else (following,))
-        shape = at(0)[0].handle.data.shape if inputs[0].handle.data.ndim > 1 else ()
-        return [[x.handle.data.reshape(shape) for x in of_one] for of_one in zip(*so_far)]
-
-    def generic_scan(self, inputs):
-        return [self.to_tensor(np.stack(c, self.axis), x.dtype) for c, x in zip(combined(self, inputs), inputs)]
-
-    def generic_reduce(self, inputs):
-        if self.axis is None:
-            return reduce(self, inputs)
-        last = [c[-1] for c in combined(self, inputs)]
-        last = [np.expand_dims(c, self.axis) for c in last] if self.keep_dims else last
-        return [self.to_tensor(c, x.dtype) for c, x in zip(last, inputs)]
-
-    reduce = interpreter.ReduceOps.generic_reduce
-    interpreter.ScanOps.generic_scan, interpreter.ReduceOps.generic_reduce = generic_scan, generic_reduce
-
-
-def add_up_as_a_tree():
-    """On a GPU tl.sum adds halves. NumPy adds along all axes but the last one after the other, and errs more."""
-    from triton.runtime import interpreter
-
-    def add_up(self, input):
-        x = input.handle.data
-        if x.dtype not in (np.float32, np.float64):
-            return one_after_the_other(self, input)
-        axis = 0 if self.axis is None else self.axis
-        halves = np.moveaxis(x.reshape(-1) if self.axis is None else x, axis, 0)
-        while len(halves) > 1:
-            halves = halves[: len(halves) // 2] + halves[len(halves) // 2 :]
-        total = halves[0]
-        if self.keep_dims:
-            total = total.reshape([1] * x.ndim) if self.axis is None else np.expand_dims(total, axis)
-        return self.to_tensor(total, input.dtype)
-
-    one_after_the_other = interpreter.ReduceOps.sum
-    interpreter.ReduceOps.sum = add_up
-
-
-if TRITON_INSTALLED and INTERPRETED:
-    patch_once_a_launch()
-    combine_slice_by_slice()
-    add_up_as_a_tree()
 
 
 @contextmanager
