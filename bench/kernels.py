@@ -2,8 +2,7 @@
 
 A point is one op, provider, mode and size. Its GB/s are the op's floor (each input and output, with gradients also
 their gradients, moved once) over the median time; its share is how near that comes to a copy of as many bytes, measured
-in turns with it. Each size is checked before it is timed: ours may be at most twice as far from float64 as the
-definition in the same dtype, and some roundings are always allowed.
+in turns with it. Each size is checked before it is timed: ours has to be within the error budget (`budget.py`).
 """
 
 import math
@@ -22,6 +21,7 @@ from .. import kernels
 from ..evaluate.files import csv_of, rows_of_csv
 from ..kernels import reference
 from . import modulator
+from .budget import over_budget
 from .cases import OPS, Case, Inputs, inputs
 from .timing import Run, clock_name, peak_bytes, quantile, time_in_turns
 
@@ -29,12 +29,6 @@ MODES = ("forward", "backward", "both")
 SUBJECTS = (*OPS, "cmm")
 # The definitions that loop over time keep every step for backward.
 MOST_BYTES_OF_A_LOOP = 3 * 2**30
-# So many draws of a size are judged as one.
-DRAWS = 4
-# The floor of the budget in roundings of the largest entry. The tests' one is too strict for float32 judged by few
-# draws, where the definition is right to the last bit now and then, and for a gradient that is one number, the sum of
-# all tokens' terms of both signs. What is wrong is off by hundreds (TF32: thousands).
-FLOAT32_ROUNDINGS, ONE_NUMBER_ROUNDINGS = 8, 64
 # How long each provider runs at a size and mode.
 SECONDS, QUICK_SECONDS = 0.5, 0.15
 
@@ -109,7 +103,7 @@ def op_subject(op: str, case: Case, dtype: str, device: str) -> Subject:
     small = _small(op, case)
 
     def right() -> str | None:
-        return check(public, definition, [inputs(op, small, dtype, device, seed=seed) for seed in range(DRAWS)])
+        return check(public, definition, inputs(op, small, dtype, device))
 
     return Subject(op, str(case), dtype, providers, call.leaves(), call.tensors(), right)
 
@@ -127,10 +121,16 @@ def cmm_subject(part: str, sizes: dict[str, int], dtype: str, device: str) -> Su
     label = " ".join([part, *(f"{name}={size}" for name, size in sizes.items())])
 
     def right() -> str | None:
-        exact_layer = modulator.make_layer(part, sizes, torch.float64).to(device)
-        exact_layer.load_state_dict(layer.state_dict())
-        exact = modulator.by_equations(exact_layer, sizes["T"])(*(x.double() for x in given))
-        return over_budget("y", layer(*given), plain(*given), exact)
+        state = layer.state_dict()
+
+        def defined(tensors: list[Tensor]) -> list[Tensor]:
+            same = modulator.make_layer(part, sizes, tensors[0].dtype).to(device)
+            same.load_state_dict(dict(zip(state, tensors[len(given) :], strict=True)))
+            return [modulator.by_equations(same, sizes["T"])(*tensors[: len(given)])]
+
+        arithmetic = getattr(torch, dtype)
+        with torch.no_grad():
+            return over_budget([layer(*given)], defined, [*given, *state.values()], names=["y"], arithmetic=arithmetic)
 
     providers = {"eager": lambda: plain(*given), "ours": lambda: layer(*given)}
     if part == "whole layer":
@@ -150,59 +150,43 @@ def _small(op: str, case: Case) -> Case:
     return case._replace(sizes={name: min(size, most.get(name, size)) for name, size in case.sizes.items()})
 
 
-def check(public: Callable, definition: Callable, calls: Sequence[Inputs]) -> str | None:
+def check(public: Callable, definition: Callable, call: Inputs) -> str | None:
     """What of the values and gradients of `public` is over the error budget, or None."""
-    draws = []
-    for call in calls:
-        ways = (public, call), (definition, call), (definition, call.map(_widened))
-        draws.append([values_and_gradients(function, arguments) for function, arguments in ways])
-    for name in draws[0][0]:
-        ours, theirs, exact = (torch.stack([draw[which][name] for draw in draws]) for which in range(3))
-        if problem := over_budget(name, ours, theirs, exact):
-            return problem
-    return None
+    found = values_and_gradients(public, call)
+    outputs = [tensor for name, tensor in found.items() if name.startswith("output")]
+    cotangents = random_cotangents(outputs)
+
+    def defined(tensors: list[Tensor]) -> list[Tensor]:
+        changed = iter(tensors)
+        same = call.map(lambda _: next(changed))
+        return list(values_and_gradients(definition, same, tensors[-len(outputs) :]).values())
+
+    return over_budget(list(found.values()), defined, [*call.tensors(), *cotangents], names=list(found))
 
 
-def _widened(tensor: Tensor) -> Tensor:
-    """With 64-bit numbers; masks and seeds as they are."""
-    if tensor.is_complex():
-        return tensor.to(torch.complex128)
-    return tensor.double() if tensor.is_floating_point() else tensor
-
-
-def values_and_gradients(function: Callable, call: Inputs) -> dict[str, Tensor]:
-    """By name: outputs, and gradients for random cotangents that are the same for every function and dtype."""
+def values_and_gradients(function: Callable, call: Inputs, cotangents: Sequence[Tensor] | None = None) -> dict:
+    """By name: outputs, and gradients for the cotangents, or for random ones."""
     call = call.map(lambda tensor: _as_leaf(tensor.detach().clone()))
     outputs = _outputs(function(*call.args, **call.kwargs))
-    generator = torch.Generator(outputs[0].device).manual_seed(1)
-    gradients = torch.autograd.grad(outputs, call.leaves(), [_random_like(y, generator) for y in outputs])
+    cotangents = random_cotangents(outputs) if cotangents is None else cotangents
+    gradients = torch.autograd.grad(outputs, call.leaves(), cotangents)
     named = {f"output {i}": output for i, output in enumerate(outputs)}
     return named | {f"gradient {i}": gradient for i, gradient in enumerate(gradients)}
 
 
-def _random_like(output: Tensor, generator: torch.Generator) -> Tensor:
-    dtype = torch.complex64 if output.is_complex() else torch.float32
-    return torch.randn(output.shape, generator=generator, dtype=dtype, device=output.device).to(output.dtype)
+def random_cotangents(outputs: Sequence[Tensor]) -> list[Tensor]:
+    """The same for outputs of the same shapes and dtypes."""
+    generator = torch.Generator(outputs[0].device).manual_seed(1)
+
+    def random_like(output: Tensor) -> Tensor:
+        dtype = torch.complex64 if output.is_complex() else torch.float32
+        return torch.randn(output.shape, generator=generator, dtype=dtype, device=output.device).to(output.dtype)
+
+    return [random_like(output) for output in outputs]
 
 
 def _outputs(outputs: Any) -> list[Tensor]:
     return [output for output in (outputs if isinstance(outputs, tuple) else (outputs,)) if output.requires_grad]
-
-
-def over_budget(name: str, ours: Tensor, theirs: Tensor, exact: Tensor) -> str | None:
-    """The error budget, along the first axis draws: twice the definition's own error, at least some roundings of the
-    largest entry."""
-    if exact.is_complex():
-        ours, theirs, exact = (torch.view_as_real(tensor.resolve_conj()) for tensor in (ours, theirs, exact))
-    exact = exact.detach().double()
-    error, reference_error = ((found.detach().double() - exact).abs().max().item() for found in (ours, theirs))
-    roundings = FLOAT32_ROUNDINGS if ours.dtype == torch.float32 else 1
-    if exact[0].numel() == 1:
-        roundings = ONE_NUMBER_ROUNDINGS
-    allowed = max(2 * reference_error, roundings * torch.finfo(ours.dtype).eps * exact.abs().max().item())
-    if error <= allowed:
-        return None
-    return f"{name} is {error:.2e} from float64, {allowed:.2e} is allowed"
 
 
 def runs_of(subject: Subject, mode: str) -> tuple[dict[str, Run], int]:

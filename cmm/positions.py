@@ -22,7 +22,9 @@ def default_boxes(grids: int, device: torch.device | None = None) -> Tensor:
 
     Raises ValueError if grids - 1 is not a square: then only the caller knows where they lie.
     """
-    n = math.isqrt(max(grids - 1, 0))
+    n = 0
+    while n * n < grids - 1:  # not math.isqrt, which torch.compile cannot take of a number that varies between calls
+        n += 1
     if grids < 1 or n * n != grids - 1:
         raise ValueError(
             f"grid_boxes is None with {grids} grids; boxes [B, {grids}, 4] are wanted unless the grids are the global "

@@ -1,4 +1,8 @@
-"""Fixed seeds, bounded and deterministic property tests, one torch thread for each pytest worker."""
+"""Seeds, bounded property tests, one torch thread for each pytest worker, and random order where it is asked for.
+
+Every run is the same, unless TEST_SEED is given another number than 0 (`make test-machines`): then random numbers and
+examples are others, and tests run in an order that follows from it.
+"""
 
 import os
 
@@ -7,13 +11,24 @@ os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 # Fixed when a kernel is defined. `make test-gpu` sets it to 0.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import random
+from importlib.util import find_spec
+
+import interpreter
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import examples
+
+if os.environ["TRITON_INTERPRET"] == "1" and find_spec("triton"):
+    interpreter.install()
+
+SEED = int(os.environ.get("TEST_SEED", 0))
+
 settings.register_profile(
     "ci",
-    derandomize=True,
+    derandomize=SEED == 0,
     max_examples=25,
     deadline=None,
     database=None,
@@ -22,15 +37,40 @@ settings.register_profile(
 settings.load_profile("ci")  # `make fuzz` puts its own in the place of this one (support/fuzzing.py)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+
+
+examples.register_torch()
 
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_remembered(tmp_path_factory):
     """What passed a self-check before the tests is not taken from, and not left in, the user's own folder."""
     os.environ["FIREBOLT_CACHE"] = str(tmp_path_factory.mktemp("firebolt-cache"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    if SEED:
+        config.option.hypothesis_seed = SEED  # its plugin reads it next
+
+
+def pytest_report_header():
+    return f"TEST_SEED={SEED}, torch threads {torch.get_num_threads()}, CPU {torch.backends.cpu.get_cpu_capability()}"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Files in random order, and the tests of each: what a file sets up is set up once."""
+    examples.seed_each_example(items)
+    if SEED:
+        order = random.Random(SEED)
+        files = sorted({item.path for item in items})
+        places = {path: place for place, path in enumerate(order.sample(files, len(files)))}
+        order.shuffle(items)
+        items.sort(key=lambda item: places[item.path])

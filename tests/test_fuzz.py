@@ -12,6 +12,12 @@ import fuzzing
 import pytest
 
 SCRIPT = Path(fuzz.__file__)
+CONFTEST = """
+import examples
+
+def pytest_collection_modifyitems(items):
+    examples.seed_each_example(items)
+"""
 GOOD = """
 from hypothesis import given, strategies as st
 
@@ -30,6 +36,15 @@ def test_bad_numbers(data):
     x = data.draw(st.integers(0, 10**6))
     assert x < LIMIT
 """
+DRAWN = """
+import torch
+from hypothesis import given, strategies as st
+
+@given(x=st.booleans())
+def test_torch_numbers(x):
+    drawn = torch.randint(0, 10**6, ()).item()
+    assert drawn < 900_000, f"torch gives {drawn}"
+"""
 
 
 @pytest.fixture
@@ -37,6 +52,7 @@ def tests(tmp_path):
     folder = tmp_path / "tests"
     folder.mkdir()
     (folder / "test_good.py").write_text(GOOD)
+    (folder / "conftest.py").write_text(CONFTEST)
     return folder
 
 
@@ -77,6 +93,19 @@ def test_a_counterexample_is_kept_and_replayed_until_it_is_mended(tests):
     code, said = fuzz.replay(tests)
     assert code != 0
     assert "not there any more: tests/test_bad.py::test_bad_numbers" in said
+
+
+def test_what_an_example_draws_from_torch_is_kept_with_it(tests):
+    """Found once in some ten examples by the generator alone, it is replayed to the number."""
+    (tests / "test_torch.py").write_text(DRAWN)
+    done = run(tests, "torch", "--minutes", 2)
+    assert done.returncode == 1, done.stdout + done.stderr
+    [entry] = json.loads((tests / "regressions" / "test_torch.json").read_text())
+    drawn = re.findall(r"torch gives \d+", done.stdout)[-1]
+    assert "torch.manual_seed(" in entry["example"]
+    code, said = fuzz.replay(tests)
+    assert code == 1
+    assert set(re.findall(r"torch gives \d+", said)) == {drawn}
 
 
 @pytest.mark.parametrize("arguments", [["nothing", "--minutes", "0.05"], ["--minutes", "0"], ["--minutes", "x"]])

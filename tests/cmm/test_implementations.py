@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from numerics import assert_within_budget
+from numerics import assert_module_within_budget
 from triton_kernels import DEVICE, MARKS
 
 from firebolt_vl.cmm import CMMConfig, CrossModalModulator
@@ -19,40 +19,33 @@ CASES = {
 }
 
 
-def run(implementation, dtype, T, G, top_k=4, top_k_mode="renormalize", ssm="s4d", seed=0):
-    """Output and every gradient of a layer, with masks."""
+def make(T, G, top_k=4, top_k_mode="renormalize", ssm="s4d", seed=0):
+    """A layer, its inputs with the gradient of its output, and masks."""
     torch.manual_seed(seed)
     config = CMMConfig(
         text_width=24, grid_width=10, heads=2, head_dim=6, top_k=top_k, top_k_mode=top_k_mode, ssm=ssm, state_size=4,
         dropout=0.0,
     )  # fmt: skip
-    layer = CrossModalModulator(config)
+    layer = CrossModalModulator(config).to(DEVICE)
     text, grids, boxes = torch.randn(2, T, 24), torch.randn(2, G, 10), torch.rand(2, G, 4).sort(-1).values
-    text_mask, grid_mask = torch.rand(2, T) < 0.8, torch.rand(2, G) < 0.8
-    cotangent = torch.randn(2, T, 24)
-    layer, text, grids, cotangent = (x.to(DEVICE, dtype) for x in (layer, text, grids, cotangent))
-    boxes, text_mask, grid_mask = (x.to(DEVICE) for x in (boxes, text_mask, grid_mask))
-    text.requires_grad_()
-    grids.requires_grad_()
-    with use_implementation(implementation):
-        y = layer(text, grids, text_mask, grid_mask, boxes)
-        names = ["text", "grids", *(name for name, _ in layer.named_parameters())]
-        gradients = torch.autograd.grad(y, [text, grids, *layer.parameters()], cotangent)
-    return {"y": y, **dict(zip(names, gradients))}
+    masks = torch.rand(2, T) < 0.8, torch.rand(2, G) < 0.8
+    inputs = [x.to(DEVICE) for x in (text, grids, boxes, torch.randn(2, T, 24))]
+    return layer, inputs, [mask.to(DEVICE) for mask in masks]
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("implementation", [*NAMES[:2], pytest.param("triton", marks=MARKS)])
 def test_output_and_gradients_are_those_of_the_definitions_in_float64(implementation, case):
-    """Within twice the error that the definitions themselves have in float32.
+    """Within the error budget of float32."""
+    layer, inputs, masks = make(**CASES[case])
 
-    The floor is twelve roundings: a single draw may be lucky, while over eight seeds the definitions' own gradients are
-    up to 20 roundings off, and the largest error of each gradient by the other forms is at most 1.6 times theirs.
-    """
-    exact, narrow = (run("reference", dtype, **CASES[case]) for dtype in (torch.float64, torch.float32))
-    found = run(implementation, torch.float32, **CASES[case])
-    for name, value in found.items():
-        assert_within_budget(value, narrow[name], exact[name], ratio=2.0, roundings=12)
+    def run(layer, text, grids, boxes, cotangent, implementation="reference"):
+        text, grids = (x.detach().requires_grad_() for x in (text, grids))
+        with use_implementation(implementation):
+            y = layer(text, grids, *masks, boxes)
+            return [y, *torch.autograd.grad(y, [text, grids, *layer.parameters()], cotangent)]
+
+    assert_module_within_budget(run(layer, *inputs, implementation), run, layer, inputs)
 
 
 @pytest.mark.parametrize("ssm", ["s4", "s4d", "mamba"])

@@ -1,6 +1,7 @@
 """grounded_film and film_residual: modulation from the grid-side table."""
 
 import math
+from functools import partial
 
 import golden
 import pytest
@@ -8,7 +9,8 @@ import torch
 from correlations import layouts, loop_weights, masks, sizes
 from hypothesis import given
 from hypothesis import strategies as st
-from numerics import assert_close, assert_within_budget
+from numerics import assert_close
+from sequences import assert_op_within_budget
 
 from firebolt_vl.kernels import correlation_context, film_residual, grounded_film, reference
 
@@ -167,35 +169,20 @@ def test_nothing_under_a_mask_is_read(op):
 @HALVES
 @pytest.mark.parametrize("G", [5, 70])
 def test_error_of_grounded_film_is_within_twice_the_references_in_the_same_dtype(dtype, G):
-    draws = [grounded_inputs(T=60, G=G, D_h=16, D=32) for _ in range(16)]
-    check_budget(grounded_film, reference.grounded_film, draws, dtype, top_k=4)
+    inputs = grounded_inputs(T=60, G=G, D_h=16, D=32)
+    check_budget(grounded_film, reference.grounded_film, inputs, dtype, top_k=4)
 
 
 @HALVES
 @pytest.mark.parametrize("norm", [True, False])
 def test_error_of_film_residual_is_within_twice_the_references_in_the_same_dtype(dtype, norm):
-    draws = [residual_inputs(T=60, D=32, norm=norm) for _ in range(16)]
-    check_budget(film_residual, reference.film_residual, draws, dtype)
+    check_budget(film_residual, reference.film_residual, residual_inputs(T=60, D=32, norm=norm), dtype)
 
 
-def check_budget(op, definition, draws, dtype, **options):
-    """Outputs and gradients. Several draws, since the gate's gradient is one number and one error can be lucky."""
-
-    def run(function, inputs, dtype):
-        leaves = [t.to(dtype).requires_grad_() for t in inputs]
-        outputs = function(*leaves, **options)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        torch.manual_seed(2)
-        cotangents = [torch.randn(o.shape).to(dtype) for o in outputs]
-        return [*outputs, *torch.autograd.grad(outputs, leaves, cotangents)]
-
-    def runs(function, dtype):
-        return [torch.stack(results) for results in zip(*(run(function, inputs, dtype) for inputs in draws))]
-
-    draws = [[t.to(dtype).double() for t in inputs] for inputs in draws]
-    for ours, theirs, exact in zip(runs(op, dtype), runs(definition, dtype), runs(definition, torch.float64)):
-        assert ours.dtype == dtype
-        assert_within_budget(ours, theirs, exact)
+def check_budget(op, definition, inputs, dtype, **options):
+    """Outputs and gradients."""
+    named = partial(op, **options), partial(definition, **options)
+    assert_op_within_budget(*named, [tensor.to(dtype) for tensor in inputs])
 
 
 def test_gradients_may_arrive_expanded():

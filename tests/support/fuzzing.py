@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.database import ExampleDatabase
 from hypothesis.errors import HypothesisException
@@ -32,8 +31,6 @@ class Failure(NamedTuple):
     """pytest's name of it: file, function, parameters."""
     choices: str
     """base64 of hypothesis' own coding."""
-    torch_seed: int
-    """torch's generator at the start of the example, for what a test draws without hypothesis."""
     example: str
     """What it was, for people."""
 
@@ -82,7 +79,7 @@ class Examples(ExampleDatabase):
 
 
 class Plugin:
-    """Runs property tests on new random examples until the deadline, or on the kept ones of one torch seed alone."""
+    """Runs property tests on new random examples until the deadline, or on the kept ones alone."""
 
     def __init__(self):
         self.replaying = "FUZZ_REPLAY" in os.environ
@@ -91,11 +88,8 @@ class Plugin:
         self.examples: Counter[str] = Counter()
         self.found: list[Failure] = []
         self.failing = self.interrupted = False
-        self.torch_seed = int(os.environ.get("FUZZ_REPLAY", random.SystemRandom().getrandbits(32)))
         self.database = Examples()
         for failure in kept_failures(Path(os.environ["FUZZ_REGRESSIONS"])):
-            if self.replaying and failure.torch_seed != self.torch_seed:
-                continue
             self.database.of_test[failure.test].add(base64.b64decode(failure.choices))
 
     def register(self) -> None:
@@ -118,7 +112,6 @@ class Plugin:
             if time.time() > self.deadline and not self.failing:
                 self.interrupted = True
                 raise KeyboardInterrupt
-            torch.manual_seed(self.torch_seed)
             try:
                 run(*args, **kwargs)
             except HypothesisException:  # an example that `assume` rejects, and the like: it does not count
@@ -151,7 +144,7 @@ class Plugin:
         if report.when == "call" and report.failed and self.database.of_test[item.nodeid]:
             choices = min(self.database.of_test[item.nodeid], key=lambda value: (len(value), value))
             text = base64.b64encode(choices).decode()
-            self.found.append(Failure(item.nodeid, text, self.torch_seed, example_in(report.longreprtext)))
+            self.found.append(Failure(item.nodeid, text, example_in(report.longreprtext)))
 
     def pytest_sessionfinish(self):
         report = {

@@ -1,6 +1,11 @@
-"""The one place that decides whether two tensors agree."""
+"""The one place that decides whether two tensors agree; below float64 by the error budget of `bench/budget.py`."""
+
+import copy
+from collections.abc import Callable, Sequence
 
 import torch
+
+from firebolt_vl.bench.budget import distance, floor, over_budget
 
 
 def largest(tensor: torch.Tensor) -> float:
@@ -29,21 +34,36 @@ def assert_close(found: torch.Tensor, wanted: torch.Tensor, relative: float = 1e
 
 
 def assert_within_budget(
-    found: torch.Tensor,
-    reference: torch.Tensor | float,
-    exact: torch.Tensor,
-    ratio: float = 2.0,
-    roundings: float = 1.0,
+    found: torch.Tensor, reference: torch.Tensor, exact: torch.Tensor, ratio: float = 2.0, movement: float = 0.0
 ) -> None:
-    """The error of `found` against float64 is at most `ratio` times the reference's own in the same dtype.
+    """The error of `found` is at most `ratio` times that of another result in its dtype, or the floor of the budget.
 
-    Both as the maximum over the tensor; `reference` is what it gave, or its error. `roundings` units of max|exact| in
-    the dtype of `found` are the floor, since the reference's own error can be 0.
+    For results that cannot be made again, as those of the original implementations; else `over_budget` decides, which
+    finds out by itself how far the result moves with its inputs.
     """
-    exact = exact.detach().double()
-    assert found.shape == exact.shape, f"shape {tuple(found.shape)} found, {tuple(exact.shape)} wanted"
-    ours = largest(found.detach().double() - exact)
-    theirs = reference if isinstance(reference, float) else largest(reference.detach().double() - exact)
-    floor = roundings * torch.finfo(found.dtype).eps * largest(exact)
-    assert torch.isfinite(found).all(), "not finite"
-    assert ours <= max(ratio * theirs, floor), f"error {ours:.3e}; reference {theirs:.3e} x {ratio}, floor {floor:.3e}"
+    ours, theirs = distance(found, exact), distance(reference, exact)
+    least = floor(found.dtype, exact, exact.numel(), movement=movement)
+    assert ours <= max(ratio * theirs, least), f"error {ours:.3e}; reference {theirs:.3e} x {ratio}, floor {least:.3e}"
+
+
+def assert_module_within_budget(
+    found: Sequence[torch.Tensor],
+    run: Callable[..., Sequence[torch.Tensor]],
+    module: torch.nn.Module,
+    inputs: Sequence[torch.Tensor],
+    arithmetic: torch.dtype = torch.float32,
+) -> None:
+    """`found` against run(module, *inputs) as the definition, whose parameters are among what is changed."""
+
+    def defined(tensors):
+        parameters = tensors[len(inputs) :]
+        changed = copy.deepcopy(module)
+        if all(parameter.dtype in (torch.float64, torch.complex128) for parameter in parameters):
+            changed.double()
+        for parameter, value in zip(changed.parameters(), parameters, strict=True):
+            parameter.data = value
+        return run(changed, *tensors[: len(inputs)])
+
+    tensors = [*inputs, *(parameter.detach() for parameter in module.parameters())]
+    problem = over_budget(found, defined, tensors, arithmetic=arithmetic)
+    assert problem is None, problem

@@ -8,105 +8,23 @@ import os
 from contextlib import contextmanager
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
-from numerics import assert_within_budget, largest, relative_error
 
+from firebolt_vl.bench.budget import over_budget
 from firebolt_vl.kernels import reference
 from firebolt_vl.kernels.common.device import TRITON_INSTALLED, use_implementation
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.float32, torch.float16, torch.bfloat16)
-VARIATIONS = 100
-# The floor of the budget. In float32 a few numbers, each a sum, are now and then up to three roundings off, in whatever
-# order, while the definition happens to be within half a one on all draws: with a floor of one rounding an example in
-# some hundreds fails.
-ROUNDINGS = {torch.float32: 3}
 # What a test file of kernels carries: `make test-gpu` runs everything marked `triton`.
 MARKS = [
     pytest.mark.triton,
     pytest.mark.skipif(not TRITON_INSTALLED, reason="Triton's wheels are for Linux"),
     pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason="neither the interpreter nor a GPU"),
 ]
-
-
-def patch_once_a_launch():
-    """The interpreter patches triton.language at each call of a device function, half of its time. Once will do."""
-    from triton.runtime import interpreter
-
-    patch, run, patched = interpreter._patch_lang, interpreter.GridExecutor.__call__, set()
-
-    def patch_once(function):
-        if id(function.__globals__) in patched:
-            return None
-        patched.add(id(function.__globals__))
-        return patch(function)
-
-    def run_afresh(self, *args, **kwargs):
-        patched.clear()
-        return run(self, *args, **kwargs)
-
-    interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_once, run_afresh
-
-
-def combine_slice_by_slice():
-    """The interpreter scans, and reduces by what it has no name for, number by number, 0.1 ms each. Slices along the
-    axis give the same numbers."""
-    from triton.runtime import interpreter
-
-    def combined(op, inputs):
-        def at(i):
-            return tuple(op.to_tensor(x.handle.data.take(i, op.axis), x.dtype) for x in inputs)
-
-        so_far = [at(0)]
-        for i in range(1, inputs[0].shape[op.axis]):
-            following = op.combine_fn.fn(*so_far[-1], *at(i))
-            so_far.append(following if isinstance(following, tuple) else (following,))
-        shape = at(0)[0].handle.data.shape if inputs[0].handle.data.ndim > 1 else ()
-        return [[x.handle.data.reshape(shape) for x in of_one] for of_one in zip(*so_far)]
-
-    def generic_scan(self, inputs):
-        return [self.to_tensor(np.stack(c, self.axis), x.dtype) for c, x in zip(combined(self, inputs), inputs)]
-
-    def generic_reduce(self, inputs):
-        if self.axis is None:
-            return reduce(self, inputs)
-        last = [c[-1] for c in combined(self, inputs)]
-        last = [np.expand_dims(c, self.axis) for c in last] if self.keep_dims else last
-        return [self.to_tensor(c, x.dtype) for c, x in zip(last, inputs)]
-
-    reduce = interpreter.ReduceOps.generic_reduce
-    interpreter.ScanOps.generic_scan, interpreter.ReduceOps.generic_reduce = generic_scan, generic_reduce
-
-
-def add_up_as_a_tree():
-    """On a GPU tl.sum adds halves. NumPy adds along all axes but the last one after the other, and errs more."""
-    from triton.runtime import interpreter
-
-    def add_up(self, input):
-        x = input.handle.data
-        if x.dtype not in (np.float32, np.float64):
-            return one_after_the_other(self, input)
-        axis = 0 if self.axis is None else self.axis
-        halves = np.moveaxis(x.reshape(-1) if self.axis is None else x, axis, 0)
-        while len(halves) > 1:
-            halves = halves[: len(halves) // 2] + halves[len(halves) // 2 :]
-        total = halves[0]
-        if self.keep_dims:
-            total = total.reshape([1] * x.ndim) if self.axis is None else np.expand_dims(total, axis)
-        return self.to_tensor(total, input.dtype)
-
-    one_after_the_other = interpreter.ReduceOps.sum
-    interpreter.ReduceOps.sum = add_up
-
-
-if TRITON_INSTALLED and INTERPRETED:
-    patch_once_a_launch()
-    combine_slice_by_slice()
-    add_up_as_a_tree()
 
 
 @contextmanager
@@ -136,56 +54,25 @@ def fresh_leaves(tensors):
     return [tensor.detach().to(DEVICE).requires_grad_() for tensor in tensors]
 
 
-def widened(tensor):
-    """In float64 or complex128."""
-    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
-
-
 def by_triton(op, tensors, cotangents, **options):
     with use_implementation("triton"), poisoned_memory():
         return results(op, fresh_leaves(tensors), cotangents, **options)
 
 
-def check_against_definition(op, tensors, cotangents, tied=(), definition=None, roundings=ROUNDINGS, **options):
+def check_against_definition(op, tensors, cotangents, tied=(), definition=None, terms=1, **options):
     """Value and every gradient within the budget; returns what the kernels gave. The definition is that of the same
-    name, unless it is given.
-
-    A maximum can be lucky. Where the definition's own error on these inputs does not make room for the kernel's, it is
-    measured on more that differ by a thousandth, and the largest counts. The tensors whose numbers are `tied` differ by
-    one factor, so that equals stay equal. `roundings` says for which dtypes the floor is more than one.
-    """
+    name, unless it is given. `tied` and `terms` are `over_budget`'s."""
     definition = definition or getattr(reference, op.__name__)
     options = {name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
+    found = by_triton(op, tensors, cotangents, **options)
+    kinds = [y.dtype.to_complex() if c.is_complex() else y.dtype for c, y in zip(cotangents, found)]
+    cotangents = [c.to(DEVICE, kind) for c, kind in zip(cotangents, kinds)]  # what the kernels got, for float64 too
 
-    def defined(tensors):
-        return results(definition, fresh_leaves(tensors), cotangents, **options)
+    def defined(changed):
+        return results(definition, fresh_leaves(changed[: len(tensors)]), changed[len(tensors) :], **options)
 
-    found, exact = by_triton(op, tensors, cotangents, **options), defined(map(widened, tensors))
-    wanted = defined(tensors)
-    assert [ours.dtype for ours in found] == [theirs.dtype for theirs in wanted]
-    try:
-        for ours, theirs, truth in zip(found, wanted, exact):
-            assert_within_budget(ours, theirs, truth, roundings=roundings.get(ours.dtype, 1))
-    except AssertionError:
-        own = own_errors(wanted, exact)
-        for _ in range(VARIATIONS):
-            varied = [varied_a_little(tensor, as_a_whole=number in tied) for number, tensor in enumerate(tensors)]
-            own = map(max, own, own_errors(defined(varied), defined(map(widened, varied))))
-        for ours, error, truth in zip(found, own, exact):
-            assert_within_budget(ours, error * largest(truth), truth, roundings=roundings.get(ours.dtype, 1))
+    assert (problem := over_budget(found, defined, [*tensors, *cotangents], tied=tied, terms=terms)) is None, problem
     return found
-
-
-def own_errors(found, exact):
-    """Relative errors; of what is zero, such as the gradient through LayerNorm of one number, none."""
-    return [relative_error(theirs, truth) if truth.any() else 0.0 for theirs, truth in zip(found, exact)]
-
-
-def varied_a_little(tensor, as_a_whole: bool):
-    """The tensor with every number changed by a thousandth at most, or all of them by a factor of few bits."""
-    if as_a_whole:
-        return tensor * (1 + torch.randint(-8, 9, ()).item() / 1024)
-    return (widened(tensor) * (1 + 1e-3 * (2 * torch.rand(tensor.shape) - 1))).to(tensor.dtype)
 
 
 def dtypes():

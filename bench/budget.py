@@ -1,0 +1,123 @@
+"""The error budget: how far a float32 or half-precision result may be from float64. One rule for tests and benchmarks.
+
+    max|ours - exact|  <=  max(2 max|definition - exact|, floor)
+
+Here the definition is run in the same dtype, and exact is the definition in float64. A definition may be right by luck,
+to the last bit where an output is a few numbers; so there is a floor:
+
+    floor = eps max|exact|  +  log2(2 n) max(eps32 max|exact|, movement)
+
+- eps max|exact| is the rounding of the result to its own dtype.
+- The rest is what float32 arithmetic inside loses. A sum of n terms that is made by halves rounds each of its partial
+  sums; a term passes log2 n of them, each off by half a unit at most. The sums made here are such, or rows of blocks
+  that are (a GPU's tiles, vector registers, BLAS), whose random errors grow more slowly than log2 n wherever n is less
+  than some thousands of blocks. n is the numbers of the largest tensor, which no sum is longer than, or `terms` where
+  an algorithm sums more than it is given (a padded Fourier transform). The 2 is for the products and functions before.
+- movement measures conditioning: the most that float64's own result moves when every number it is given is changed by
+  one rounding, x (1 +- eps32), signs at random. Where terms cancel, |exact| says nothing of the errors of the terms;
+  their movement does. It is the largest over the tensor and over a few draws.
+
+What a wrong kernel does (a term left out, a sum in float16, a product of bfloat16 or TF32) is hundreds of times more.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+RATIO = 2
+DRAWS = 8
+EPS32 = torch.finfo(torch.float32).eps
+
+
+def over_budget(
+    found: Sequence[Tensor],
+    definition: Callable[[list[Tensor]], Sequence[Tensor]],
+    tensors: Sequence[Tensor],
+    *,
+    names: Sequence[str] = (),
+    tied: Sequence[int] = (),
+    terms: int = 1,
+    arithmetic: torch.dtype = torch.float32,
+) -> str | None:
+    """What of `found` is over the budget, in words, or None.
+
+    Arguments:
+        found: what is judged: outputs and gradients.
+        definition: gives the same of a list of tensors such as `tensors`, in the dtype of these.
+        tensors: all that the outputs depend on, cotangents too, in the dtypes in which ours were run.
+        names: of what is judged.
+        tied: numbers of the tensors whose equal products decide something, such as which grids are the top k: they are
+            changed by one factor each, which keeps equals equal.
+        terms: the longest sum, if it is longer than the largest tensor.
+        arithmetic: what is computed in; half precision where intermediate tensors are in it.
+    """
+    own, exact = definition(list(tensors)), definition([widened(tensor) for tensor in tensors])
+    terms = max(terms, *(tensor.numel() for tensor in (*tensors, *exact)))
+    eps, movements = torch.finfo(arithmetic).eps, None
+    for number, (ours, theirs, truth) in enumerate(zip(found, own, exact, strict=True)):
+        name = names[number] if names else f"number {number}"
+        assert ours.dtype == theirs.dtype, f"{name}: {ours.dtype} came, {theirs.dtype} is wanted"
+        error, twice = distance(ours, truth), RATIO * distance(theirs, truth)
+        if error <= max(twice, floor(ours.dtype, truth, terms, eps)) < math.inf:
+            continue  # whatever the movement
+        movements = movements or largest_movements(definition, tensors, exact, tied, eps)
+        allowed = max(twice, floor(ours.dtype, truth, terms, eps, movements[number]))
+        if not error <= allowed or math.isinf(error):
+            return f"{name} is {error:.2e} from float64, {allowed:.2e} is allowed"
+    return None
+
+
+def floor(dtype: torch.dtype, exact: Tensor, terms: int, eps: float = EPS32, movement: float = 0.0) -> float:
+    """The error that is allowed whatever the definition's own is."""
+    size = min(largest(exact), torch.finfo(dtype).max)
+    return torch.finfo(dtype).eps * size + math.log2(2 * max(1, terms)) * max(eps * size, movement)
+
+
+def largest_movements(
+    definition: Callable, tensors: Sequence[Tensor], exact: Sequence[Tensor], tied: Sequence[int], eps: float
+) -> list[float]:
+    """For each output the most that it moves, over DRAWS changes of all inputs by a rounding."""
+    generator = torch.Generator().manual_seed(0)
+    most = [0.0] * len(exact)
+    for _ in range(DRAWS):
+        moved = definition([changed(x, eps, generator, number in tied) for number, x in enumerate(tensors)])
+        most = [max(before, distance(x, truth)) for before, x, truth in zip(most, moved, exact, strict=True)]
+    return most
+
+
+def changed(tensor: Tensor, eps: float, generator: torch.Generator, as_a_whole: bool) -> Tensor:
+    """In float64, every number (of complex ones each part) times 1 + eps or 1 - eps; or all times the same of these."""
+    tensor = widened(tensor)
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor
+    numbers = parts(tensor)
+    signs = 2 * torch.randint(2, () if as_a_whole else numbers.shape, generator=generator) - 1
+    numbers = numbers * (1 + eps * signs.to(numbers))
+    return torch.complex(*numbers.unbind(-1)) if tensor.is_complex() else numbers
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """With 64-bit numbers; masks, indices and seeds as they are."""
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def distance(found: Tensor, exact: Tensor) -> float:
+    """max|found - exact| over real and imaginary parts; infinite where `found` is NaN. What is beyond the range of
+    `found`'s dtype is taken to its end, in both: there infinity is right."""
+    assert found.shape == exact.shape, f"shape {tuple(found.shape)} came, {tuple(exact.shape)} is wanted"
+    most = torch.finfo(found.dtype).max
+    found, exact = (widened(parts(tensor)).clamp(-most, most) for tensor in (found, exact))
+    return math.inf if found.isnan().any() else largest(found - exact)
+
+
+def largest(tensor: Tensor) -> float:
+    return parts(tensor).abs().max().item() if tensor.numel() else 0.0
+
+
+def parts(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
