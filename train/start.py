@@ -97,6 +97,8 @@ def check_out(folder: Path, resume: bool) -> None:
         raise ConfigError(f"out: {folder} is a file; name a folder")
     if not resume and holds_run(folder):
         raise ConfigError(f"out: {folder} holds a run; --resume goes on with it, another --out starts anew")
+    if not holds_run(folder) and (models := sorted({*folder.glob("*.safetensors"), *folder.glob("config.json")})):
+        raise ConfigError(f"out: {folder} holds a model that no run wrote ({models[0].name}); name another folder")
 
 
 def new_accelerator(trackers: list[str], folder: Path, cpu: bool = False) -> Accelerator:
