@@ -167,7 +167,7 @@ class TestCommand:
         table.write_text("time,flies\n1,2\n")
         code, _, err = bench("--op", "film_residual", "--mode", "forward", "--out", "figures")
         assert code == 2
-        assert "is not a table of this command" in err
+        assert "nothing says that this command wrote it" in err
         assert table.read_text() == "time,flies\n1,2\n"
 
     def test_json(self, bench, small):

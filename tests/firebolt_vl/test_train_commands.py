@@ -171,3 +171,16 @@ def test_no_result_takes_the_place_of_a_file_of_the_users(firebolt, tmp_path, ar
     (tmp_path / name).write_text("mine\n")
     assert_refused(firebolt(*arguments), 2, name, "is there already")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine\n")]
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_checkpoint_is_no_place_for_a_run(firebolt, tmp_path, resume):
+    """Not even for one that goes on from it: its weights would be written over."""
+    write_checkpoint(tmp_path / "checkpoint")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()}
+    write_rows(tmp_path / "rows.jsonl", [row("a", "b")])
+    keys = ["decoder=null", "vision=null", "model=checkpoint", "data=rows.jsonl", "max_steps=1"]
+    found = firebolt("train", "stage1", *keys, "--out", "checkpoint", *resume)
+    assert found.code == 2
+    assert "out: checkpoint holds a model that no run wrote (config.json); name another folder" in found.err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()} == before
