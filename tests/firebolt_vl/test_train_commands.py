@@ -182,6 +182,7 @@ def test_a_checkpoint_is_no_place_for_a_run(firebolt, tmp_path, resume):
     keys = ["decoder=null", "vision=null", "model=checkpoint", "data=rows.jsonl", "max_steps=1"]
     found = firebolt("train", "stage1", *keys, "--out", "checkpoint", *resume)
     assert found.code == 2
-    assert "out: checkpoint holds config.json" in found.err
+    assert "out: checkpoint holds " in found.err
+    assert "config.json" in found.err
     assert "which no run has written; name a new or an empty folder" in found.err
     assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()} == before
