@@ -7,12 +7,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 MINUTES := 10
 OP :=
+MACHINES :=
+TESTS :=
+SEED :=
 TRITON := 3.9.0
 export IMAGE := $(firstword $(sort $(wildcard examples/*.png)))
 export QUESTION := what digit is at the top left?
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu bench compile-report fuzz format lint tiny
+.PHONY: help demo test test-gpu test-machines bench compile-report fuzz format lint tiny
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -27,6 +30,9 @@ test: $(READY) ## run all tests
 test-gpu: $(READY) ## run the kernels' tests on this machine's GPU, compiled, bfloat16 too
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "this PyTorch sees no GPU")'
 	TRITON_INTERPRET=0 $(BIN)/pytest -m "triton or gpu"
+
+test-machines: $(READY) ## run all tests as on four CPUs, in random order (MACHINES="sse avx2-zen" TESTS="tests/cmm" SEED=1)
+	$(BIN)/python tests/support/machines.py --machines "$(MACHINES)" --tests "$(TESTS)" --seed "$(SEED)"
 
 bench: $(READY) ## measure the kernels at a few sizes (all of them: firebolt bench kernels)
 	OMP_NUM_THREADS=1 $(BIN)/firebolt bench kernels --quick

@@ -1,0 +1,98 @@
+"""`make test-machines`: what it plays, counts, tells and refuses."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import machines
+import pytest
+
+SCRIPT = Path(machines.__file__)
+TESTS = """
+import os
+import pytest
+
+@pytest.mark.parametrize("number", range(20))
+def test_one(number):
+    print("NUMBER", number)
+
+def test_skipped():
+    pytest.skip("it is")
+
+def test_failed():
+    assert os.environ["OPENBLAS_CORETYPE"] != "Nehalem"
+"""
+
+
+@pytest.fixture
+def tests(tmp_path):
+    file = tmp_path / "test_some.py"
+    file.write_text(TESTS)
+    return file
+
+
+@pytest.mark.skipif(machines.why_not(machines.MACHINES["sse"]) is not None, reason="no x86-64 CPU")
+def test_a_part_is_run_counted_and_told(tests):
+    command = [sys.executable, SCRIPT, "--tests", tests, "--machines", "sse", "--seed", "7"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("| sse")]
+    assert line.startswith("| sse | 1 | 7 | 20 | 1 | 1 | ")
+    assert "test_failed`" in done.stdout
+    assert "written to" not in done.stdout
+
+
+def test_what_a_cpu_lacks_it_does_not_play(monkeypatch):
+    monkeypatch.setattr(machines.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(machines.torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    reasons = {name: machines.why_not(machine) for name, machine in machines.MACHINES.items()}
+    assert reasons.pop("avx512") == "this CPU has no AVX512, at most AVX2"
+    assert set(reasons.values()) == {None}
+    monkeypatch.setattr(machines.platform, "machine", lambda: "aarch64")
+    assert "x86-64 alone" in machines.why_not(machines.MACHINES["sse"])
+
+
+def test_what_was_not_run_and_what_failed_stand_in_the_table():
+    outcomes = {"sse": machines.Outcome(3, ["tests.test_x::test_y"], 1, 2.4)}
+    text = machines.table(outcomes, {"sse": 5}, {"avx512": "this CPU has none"})
+    assert "| sse | 1 | 5 | 3 | 1 | 1 | 2 | " in text
+    assert "| avx512 | not run: this CPU has none |" in text
+    assert "- `tests.test_x::test_y`" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--machines", "sse vax"], "--machines: vax came, of avx512"),
+        (["--seed", "0"], "--seed: 0 came, a whole number above 0 is wanted"),
+        (["--seed", "x"], "--seed: x came"),
+    ],
+)
+def test_arguments_that_cannot_be(arguments, words):
+    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_another_seed_is_another_order_and_other_numbers(tests):
+    tests.with_name("test_numbers.py").write_text(
+        "import torch\n\ndef test_a():\n    print('DRAWN', torch.randint(10**9, ()).item())\n"
+    )
+    conftest = Path(__file__).with_name("conftest.py").read_text(encoding="utf-8")
+    tests.with_name("conftest.py").write_text(conftest)
+    said = []
+    for seed in ("7", "7", "8"):
+        command = [sys.executable, "-m", "pytest", "-s", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        done = subprocess.run(
+            [*command, "-c", "/dev/null", "--rootdir", str(tests.parent), str(tests.parent)],
+            env=machines.os.environ | {"TEST_SEED": seed, "PYTHONPATH": str(SCRIPT.parent), "OPENBLAS_CORETYPE": "Zen"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        said.append([line.lstrip(".s") for line in done.stdout.splitlines() if "NUMBER" in line or "DRAWN" in line])
+        assert len(said[-1]) == 21, done.stdout + done.stderr
+    assert said[0] == said[1]
+    assert said[0] != said[2]
+    assert {line for line in said[0] if "DRAWN" in line} != {line for line in said[2] if "DRAWN" in line}
