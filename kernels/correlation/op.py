@@ -37,7 +37,8 @@ def correlation_context(
         k: keys [B,G,H,D_h].
         v: values [B,G,D], shared by the heads.
         top_k: how many grids each head of a token keeps; exactly so many, equal scores in favour of the lower index.
-            None, 0 or at least the number of kept grids: plain softmax.
+            Equal keys have equal scores in the kernels; in PyTorch's products on a CPU they may come out a rounding
+            apart, and then the larger counts. None, 0 or at least the number of kept grids: plain softmax.
         grid_mask: [B,G] bool, True = keep. A row without a kept grid has w = 0 and c = 0.
         text_mask: [B,T] bool, True = keep. Other tokens have w = 0 and c = 0. Nothing under a mask is read.
         renormalize: True: softmax over the kept scores alone (rows of a sum to 1). False: softmax over all grids, then
