@@ -90,7 +90,12 @@ def run(environment: str, tests: list[str], torch_index: str | None) -> Row:
     process = subprocess.Popen(
         [programs / "pytest", "-n", "2", "-p", "no:cacheprovider", *tests],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONSAFEPATH": "1",
+            "PYTHONPATH": str(Path(__file__).parent),  # where scripts beside this one find each other all the same
+        },
         stdout=subprocess.PIPE,
         text=True,
     )
