@@ -49,6 +49,7 @@ setup(
         "pillow>=11,<14",
         # Older ones have holes in the sandbox that chat templates run in.
         "jinja2>=3.1.6",
+        "packaging>=24",
         "matplotlib>=3.9",
         "typer>=0.16",
         "rich>=14",

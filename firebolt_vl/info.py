@@ -2,7 +2,7 @@
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 
 from rich.console import Console
 from rich.text import Text
@@ -14,7 +14,7 @@ WIDTH = 24
 
 
 def collect() -> dict:
-    """Versions, devices and for each op its implementation on each device.
+    """Versions, those of them that no test was run with, devices and for each op its implementation on each device.
 
     Of the CPU also `dtypes`, measured, and `float32_products`, who makes them; of a GPU its `memory_bytes`.
     """
@@ -44,7 +44,14 @@ def collect() -> dict:
             }
         )
     ops = {op: {entry["device"]: implementation(op, entry["device"])._asdict() for entry in devices} for op in OPS}
-    return {"versions": _versions(torch), "devices": devices, "ops": ops, "embedded_checkpoint": _embedded_bytes()}
+    versions = _versions(torch)
+    return {
+        "versions": versions,
+        "untested": untested(versions),
+        "devices": devices,
+        "ops": ops,
+        "embedded_checkpoint": _embedded_bytes(),
+    }
 
 
 def _versions(torch) -> dict[str, str | None]:
@@ -57,6 +64,21 @@ def _versions(torch) -> dict[str, str | None]:
     versions["torch"] = torch.__version__
     versions["cuda"] = torch.version.cuda
     return versions
+
+
+def untested(versions: dict[str, str | None]) -> dict[str, str]:
+    """Of the libraries that are outside of what this package was tested with: what that is, such as "<5.25,>=5.23"."""
+    from packaging.requirements import Requirement
+
+    try:
+        wanted = [Requirement(line) for line in requires("firebolt-vl") or ()]
+    except PackageNotFoundError:  # run from a folder that was never installed
+        return {}
+    return {
+        one.name: str(one.specifier)
+        for one in wanted
+        if versions.get(one.name) and not one.specifier.contains(versions[one.name], prereleases=True)
+    }
 
 
 def _processor_name() -> str:
@@ -82,7 +104,8 @@ def show(found: dict, console: Console) -> None:
         console.print(Text(f"{name:<{WIDTH}}", "bold") + Text("  ".join(rest)))
 
     for library, number in found["versions"].items():
-        line(library, number or "not there")
+        wanted = found["untested"].get(library)
+        line(library, number or "not there", *([f"not tested: {wanted} is"] if wanted else []))
     size = found["embedded_checkpoint"]
     line("tiny checkpoint", f"{size / 1e6:.1f} MB" if size is not None else "not in this copy; `make tiny` trains it")
     for entry in found["devices"]:

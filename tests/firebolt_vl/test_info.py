@@ -4,10 +4,11 @@ import json
 
 import torch
 import transformers
+from packaging.specifiers import SpecifierSet
 
 import firebolt_vl
 from firebolt_vl import cli
-from firebolt_vl.info import collect
+from firebolt_vl.info import collect, untested
 from firebolt_vl.kernels.common.device import OPS, implementation
 
 
@@ -16,6 +17,16 @@ def test_versions_are_those_that_are_imported():
     assert versions["firebolt-vl"] == firebolt_vl.__version__
     assert versions["torch"] == torch.__version__
     assert versions["transformers"] == transformers.__version__
+
+
+def test_a_version_that_no_test_was_run_with_is_told(capsys, monkeypatch):
+    assert collect()["untested"] == {}
+    assert untested({"transformers": "5.99.0", "torch": "2.13.0+cpu", "triton": None}) == {
+        "transformers": str(SpecifierSet(">=5.23,<5.25"))
+    }
+    monkeypatch.setattr("firebolt_vl.info.version", lambda library: "99.0")
+    assert cli.run(["info"]) == 0
+    assert "99.0  not tested: " in capsys.readouterr().out
 
 
 def test_every_op_has_its_implementation_on_every_device():
