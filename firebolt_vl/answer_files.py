@@ -40,11 +40,18 @@ class Answer(NamedTuple):
     """Whether the model ended the answer itself, before it ran out of tokens."""
     prompt_tokens: int
     answer_tokens: int
+    probability: float
+    """The geometric mean over the answer's tokens, its end included, of the probability that each was chosen with."""
+    doubts: list[str] | None
+    """What of the question and the images is unlike what the model was made for; None where it does not say that."""
 
     def to_json(self, by: dict) -> str:
         """The row, with what answered it."""
         row = {"id": self.asked.id, "image": self.asked.images, "question": self.asked.question}
         row |= {name: getattr(self, name) for name in ("answer", "complete", "prompt_tokens", "answer_tokens")}
+        row["probability"] = round(self.probability, 4)
+        if self.doubts is not None:
+            row["doubts"] = self.doubts
         return json.dumps({**row, "by": by}, ensure_ascii=False)
 
 

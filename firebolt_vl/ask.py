@@ -6,7 +6,7 @@ import re
 import stat
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -151,7 +151,7 @@ def ask(
                 prompt_tokens=inputs["input_ids"].shape[1],
                 answer_tokens=len(tokens),
                 timing=clock.timing(load_s),
-                probability=certainty.of(tokens),
+                probability=certainty.of(tokens[None], [len(tokens)])[0],
                 **_familiar(folder, question, picture),
             )
             if grounding is not None:
@@ -191,11 +191,11 @@ def _familiar(folder: "Path", question: str, picture: "Image.Image") -> dict:
 
 
 class Certainty:
-    """A logits processor that changes nothing and keeps the probability with which each token was chosen."""
+    """A logits processor that changes nothing and keeps the probability with which each token of B rows was chosen."""
 
     def __init__(self):
         self.last = None
-        self.log_probability, self.count = 0.0, 0
+        self.chosen = []
 
     def __call__(self, input_ids, scores):
         import torch
@@ -204,15 +204,18 @@ class Certainty:
         self.last = torch.log_softmax(scores.float(), dim=-1)
         return scores
 
-    def of(self, tokens: "torch.Tensor") -> float:
-        """The geometric mean over all tokens of an answer, the last of which was chosen after the last call."""
-        self._take(tokens[-1:])
-        return math.exp(self.log_probability / max(1, self.count))
+    def of(self, answers: "torch.Tensor", counts: Sequence[int]) -> list[float]:
+        """The geometric mean over the first `counts` tokens of each of answers [B,n], the last chosen after the last
+        call."""
+        self._take(answers[:, -1])
+        return [
+            math.exp(sum(step[row].item() for step in self.chosen[:count]) / max(1, count))
+            for row, count in enumerate(counts)
+        ]
 
-    def _take(self, chosen: "torch.Tensor") -> None:
+    def _take(self, tokens: "torch.Tensor") -> None:
         if self.last is not None:
-            self.log_probability += self.last[0, int(chosen[0])].item()
-            self.count += 1
+            self.chosen.append(self.last.gather(1, tokens[:, None].to(self.last.device))[:, 0])
 
 
 class SpokenText:

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .answer_files import Answer, AnswerFile, Problem, ProblemFile, Question, problems_of, read_questions
-from .ask import check_numbers, ignore_settings, prompt, room_for_answer, specials, stops
+from .ask import Certainty, check_numbers, ignore_settings, prompt, room_for_answer, specials, stops
 from .checkpoint import Loaded, choose_device, load, locate, quiet
 from .errors import Failure, first_line
 from .identity import answered_by
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from .evaluate.familiar import Familiar
 
 
 @dataclass
@@ -62,6 +64,8 @@ def answer_file(
     Raises:
         Misuse, Failure: what cannot be done at all, in one line.
     """
+    from .evaluate.familiar import read_familiar
+
     check_numbers(max_new_tokens, seed)
     place, folder = choose_device(device), locate(checkpoint)
     asked, bad = read_questions(questions)
@@ -88,7 +92,7 @@ def answer_file(
                 by["dtype"] = str(loaded.model.dtype).removeprefix("torch.")
                 answers.keep_for(asked, by, mixed)
                 start = time.perf_counter()
-                answering = Answering(loaded, Path(questions).parent, max_new_tokens, seed)
+                answering = Answering(loaded, Path(questions).parent, max_new_tokens, seed, read_familiar(folder))
                 for rows in batches(todo, 1 if seed is not None else batch_size):
                     found = answering.answer(rows)
                     made = [row for row in found if isinstance(row, Answer)]
@@ -108,10 +112,11 @@ def batches(rows: Sequence[Question], size: int) -> Iterator[Sequence[Question]]
 
 
 class View(NamedTuple):
-    """One image as the connector takes it: grids [G,D_v] and their boxes [G,4]."""
+    """One image as the connector takes it: grids [G,D_v] and their boxes [G,4]; and what is strange about it."""
 
     features: "Tensor"
     boxes: "Tensor"
+    doubts: list[str]
 
 
 class Answering:
@@ -120,8 +125,11 @@ class Answering:
     KEPT = 256
     """How many images are remembered, those used last: some megabytes."""
 
-    def __init__(self, loaded: Loaded, base: Path, max_new_tokens: int, seed: int | None):
+    def __init__(
+        self, loaded: Loaded, base: Path, max_new_tokens: int, seed: int | None, familiar: "Familiar | None" = None
+    ):
         self.loaded, self.base, self.max_new_tokens, self.seed = loaded, base, max_new_tokens, seed
+        self.familiar = familiar
         self.views: OrderedDict[str, View] = OrderedDict()
 
     def answer(self, rows: Sequence[Question]) -> list[Answer | Problem]:
@@ -169,7 +177,8 @@ class Answering:
             with torch.no_grad():
                 seen = self.loaded.model.get_grids(**inputs.to(self.loaded.model.device))
             for name, features, mask, boxes in zip(opened, seen.features, seen.mask, seen.boxes):
-                self.views[name] = View(features[mask], boxes[mask])
+                doubts = self.familiar.doubts_of_image(opened[name]) if self.familiar is not None else []
+                self.views[name] = View(features[mask], boxes[mask], doubts)
         return problems
 
     def _together_or_one_by_one(
@@ -195,10 +204,11 @@ class Answering:
 
     def _generate(self, rows: Sequence[Question], texts: Sequence[list[int]]) -> list[Answer]:
         import torch
+        from transformers import LogitsProcessorList
 
         from .model.generation import settings_for
 
-        model = self.loaded.model
+        model, certainty = self.loaded.model, Certainty()
         width = max(map(len, texts))
         # On the left, whatever the tokenizer's files say: an answer follows its prompt.
         ids = torch.full((len(texts), width), model.generation_config.pad_token_id)
@@ -213,16 +223,29 @@ class Answering:
             attention_mask=mask.to(model.device),
             **self._grids(rows),
             generation_config=settings_for(model, min(self.max_new_tokens, room_for_answer(model, width))),
+            logits_processor=LogitsProcessorList([certainty]),
         )
+        answers, ends = sequences[:, width:], stops(model)
+        counts = [
+            next((number for number, token in enumerate(tokens, 1) if token in ends), len(tokens))
+            for tokens in answers.tolist()
+        ]
+        sure = certainty.of(answers, counts)
+        found = zip(rows, map(len, texts), answers.tolist(), counts, sure)
         return [
-            self._read(row, len(text), tokens) for row, text, tokens in zip(rows, texts, sequences[:, width:].tolist())
+            self._read(row, length, tokens[:count], probability) for row, length, tokens, count, probability in found
         ]
 
-    def _read(self, row: Question, prompt_tokens: int, tokens: list[int]) -> Answer:
-        ends = stops(self.loaded.model)
-        count = next((number for number, token in enumerate(tokens, 1) if token in ends), len(tokens))
-        text = self.loaded.processor.decode(tokens[:count], skip_special_tokens=True).strip()
-        return Answer(row, text, tokens[count - 1] in ends, prompt_tokens, count)
+    def _read(self, row: Question, prompt_tokens: int, tokens: list[int], probability: float) -> Answer:
+        text = self.loaded.processor.decode(tokens, skip_special_tokens=True).strip()
+        complete = tokens[-1] in stops(self.loaded.model)
+        return Answer(row, text, complete, prompt_tokens, len(tokens), probability, self._doubts(row))
+
+    def _doubts(self, row: Question) -> list[str] | None:
+        if self.familiar is None:
+            return None
+        of_images = [doubt for name in row.images for doubt in self.views[name].doubts]
+        return list(dict.fromkeys([*self.familiar.doubts_of_question(row.question), *of_images]))
 
     def _grids(self, rows: Sequence[Question]) -> dict[str, "Tensor"]:
         """The remembered images of each row side by side, as the model takes grids; nothing where no row has one."""

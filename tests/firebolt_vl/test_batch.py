@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import assert_refused
 from PIL import Image
 from tiny_models import write_checkpoint
@@ -81,11 +82,29 @@ def test_each_answer_is_the_one_it_gets_alone(batch, images, checkpoint, size):
         text = asking.prompt(load(checkpoint, "cpu"), row["question"], len(names))
         pictures = [Image.open(images / name) for name in names]
         inputs = processor(images=[pictures] if names else None, text=[text], return_tensors="pt")
-        tokens = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        made = model.generate(
+            **inputs, max_new_tokens=TOKENS, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+        tokens = made.sequences[0, inputs["input_ids"].shape[1] :]
+        chosen = [logits[0].log_softmax(-1)[token] for logits, token in zip(made.logits, tokens)]
         assert answer["answer"] == processor.decode(tokens, skip_special_tokens=True).strip()
         assert (answer["image"], answer["question"]) == (names, row["question"])
         assert answer["prompt_tokens"] == inputs["input_ids"].shape[1]
         assert answer["answer_tokens"] <= TOKENS
+        assert answer["probability"] == pytest.approx(torch.stack(chosen).mean().exp().item(), abs=1e-4)
+        assert "doubts" not in answer  # this checkpoint does not say what it was made for
+
+
+def test_rows_say_what_is_strange_to_the_embedded_model(firebolt, images):
+    rows = [{"image": "0.png", "question": "is there a dog?"}, {"question": "is there a 3?"}]
+    write(images / "q.jsonl", rows)
+    assert firebolt("ask", "--batch", "q.jsonl", "--out", "a.jsonl").code == 0
+    strange, plain = (row["doubts"] for row in read(images / "a.jsonl"))
+    assert strange == [
+        'the question has words that this model was not trained on ("dog")',
+        "the image is unlike those that this model was trained on",
+    ]
+    assert plain == []
 
 
 def test_an_answer_ends_where_the_model_ends_it(batch, images, tmp_path, monkeypatch):
@@ -93,7 +112,11 @@ def test_an_answer_ends_where_the_model_ends_it(batch, images, tmp_path, monkeyp
     folder, made = tmp_path / "stopping", []
     write_checkpoint(folder)
     read_tokens = batching.Answering._read
-    keep = lambda self, row, count, tokens: (made.append(tokens), read_tokens(self, row, count, tokens))[1]  # noqa: E731
+
+    def keep(self, row, count, tokens, probability):
+        made.append(tokens)
+        return read_tokens(self, row, count, tokens, probability)
+
     monkeypatch.setattr(batching.Answering, "_read", keep)
     batch(rows=questions(9), checkpoint=folder)
     plain = list(made)
