@@ -177,7 +177,7 @@ def test_nothing_under_a_mask_is_read(op, top_k):
 @BOTH
 @pytest.mark.parametrize("renormalize", [True, False])
 @pytest.mark.parametrize("top_k", [0, 2])
-@pytest.mark.parametrize("scale", [1e4, -1e4, 3e19])
+@pytest.mark.parametrize("scale", [1e4, -1e4, 1e25])
 def test_extreme_scores_give_finite_weights_and_gradients(op, renormalize, top_k, scale):
     """1e4, and products that overflow to -inf."""
     q, k, v = inputs(dtype=torch.float32)
