@@ -3,7 +3,8 @@
     max|ours - exact|  <=  max(2 max|definition - exact|, floor)
 
 Here the definition is run in the same dtype, and exact is the definition in float64. A definition may be right by luck,
-to the last bit where an output is a few numbers; so there is a floor:
+to the last bit where an output is a few numbers. So its error is the largest of those on the numbers themselves and on
+a few draws of neighbours, each number changed by a rounding; and there is a floor:
 
     floor = eps max|exact|  +  log2(2 n) max(eps32 max|exact|, movement)
 
@@ -55,15 +56,16 @@ def over_budget(
     """
     own, exact = definition(list(tensors)), definition([widened(tensor) for tensor in tensors])
     terms = max(terms, *(tensor.numel() for tensor in (*tensors, *exact)))
-    eps, movements = torch.finfo(arithmetic).eps, None
+    eps, neighbours = torch.finfo(arithmetic).eps, None
     for number, (ours, theirs, truth) in enumerate(zip(found, own, exact, strict=True)):
         name = names[number] if names else f"number {number}"
         assert ours.dtype == theirs.dtype, f"{name}: {ours.dtype} came, {theirs.dtype} is wanted"
         error, twice = distance(ours, truth), RATIO * distance(theirs, truth)
         if error <= max(twice, floor(ours.dtype, truth, terms, eps)) < math.inf:
             continue  # whatever the movement
-        movements = movements or largest_movements(definition, tensors, exact, tied, eps)
-        allowed = max(twice, floor(ours.dtype, truth, terms, eps, movements[number]))
+        neighbours = neighbours or look_around(definition, tensors, exact, tied, eps)
+        movement, unlucky = neighbours[number]
+        allowed = max(twice, RATIO * unlucky, floor(ours.dtype, truth, terms, eps, movement))
         if not error <= allowed or math.isinf(error):
             return f"{name} is {error:.2e} from float64, {allowed:.2e} is allowed"
     return None
@@ -75,16 +77,20 @@ def floor(dtype: torch.dtype, exact: Tensor, terms: int, eps: float = EPS32, mov
     return torch.finfo(dtype).eps * size + math.log2(2 * max(1, terms)) * max(eps * size, movement)
 
 
-def largest_movements(
+def look_around(
     definition: Callable, tensors: Sequence[Tensor], exact: Sequence[Tensor], tied: Sequence[int], eps: float
-) -> list[float]:
-    """For each output the most that it moves, over DRAWS changes of all inputs by a rounding."""
+) -> list[tuple[float, float]]:
+    """For each output, over DRAWS changes of all inputs by a rounding: the most that it moves, and the most that the
+    definition errs in the dtypes of `tensors`."""
     generator = torch.Generator().manual_seed(0)
-    most = [0.0] * len(exact)
+    movements, errors = [0.0] * len(exact), [0.0] * len(exact)
     for _ in range(DRAWS):
-        moved = definition([changed(x, eps, generator, number in tied) for number, x in enumerate(tensors)])
-        most = [max(before, distance(x, truth)) for before, x, truth in zip(most, moved, exact, strict=True)]
-    return most
+        near = [changed(x, eps, generator, number in tied) for number, x in enumerate(tensors)]
+        movements = [max(most, distance(y, truth)) for most, y, truth in zip(movements, definition(near), exact)]
+        narrow = [x.to(tensor.dtype) for x, tensor in zip(near, tensors)]
+        own, truths = definition(narrow), definition([widened(x) for x in narrow])
+        errors = [max(most, distance(y, truth)) for most, y, truth in zip(errors, own, truths)]
+    return list(zip(movements, errors))
 
 
 def changed(tensor: Tensor, eps: float, generator: torch.Generator, as_a_whole: bool) -> Tensor:
