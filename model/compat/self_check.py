@@ -7,6 +7,7 @@ of a second, once for each version and kind of model: what passed is kept in a f
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from importlib import metadata
@@ -103,11 +104,16 @@ def _versions() -> str:
 
 
 def _key(model: nn.Module) -> str:
+    return f"firebolt-vl {_own_version()}, {_versions()}, {model.kind()}"
+
+
+@functools.cache
+def _own_version() -> str:
+    """Looked up once: it takes as long as a tenth of a small model's token."""
     try:
-        ours = metadata.version("firebolt-vl")
+        return metadata.version("firebolt-vl")
     except metadata.PackageNotFoundError:
-        ours = "unknown"
-    return f"firebolt-vl {ours}, {_versions()}, {model.kind()}"
+        return "unknown"
 
 
 def record() -> Path:

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache
 
-# The minor versions that the tests pass with; setup.py admits the same (tests/test_requirements.py).
+# The minor versions that the tests pass with; setup.py admits the same (tests/model/compat/test_versions.py).
 TESTED = ("5.23", "5.24")
 # What `forward` and `generate` call the cache: "past_key_values" up to 5.23, "cache" from 5.24 on.
 CACHE_NAMES = ("cache", "past_key_values")
