@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from commands import Result
+from originals import letter_tokenizer, write_original
 from PIL import Image
 from tiny_models import write_checkpoint
 
@@ -13,6 +14,15 @@ from firebolt_vl import cli
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     write_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture
+def original(tmp_path):
+    """A checkpoint of the original Firebolt-VL, with a tokenizer."""
+    folder = tmp_path / "original"
+    write_original(folder)
+    letter_tokenizer().save_pretrained(folder)
     return folder
 
 

@@ -13,14 +13,6 @@ from firebolt_vl.model import FireboltForConditionalGeneration
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
 
 
-@pytest.fixture
-def original(tmp_path):
-    folder = tmp_path / "original"
-    write_original(folder)
-    letter_tokenizer().save_pretrained(folder)
-    return folder
-
-
 def test_every_key_is_used_or_listed(firebolt, original, tmp_path):
     result = firebolt("convert", original, tmp_path / "ours", "--json")
     assert (result.code, result.err) == (0, "")

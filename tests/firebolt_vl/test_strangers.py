@@ -12,7 +12,6 @@ import payloads
 import pytest
 from commands import Result, assert_refused
 from foveated import make_foveated
-from originals import letter_tokenizer, write_original
 from tiny_models import make_tokenizer
 
 from firebolt_vl.model import (
@@ -42,14 +41,6 @@ def foveated(tmp_path):
     make_foveated().save_pretrained(folder)
     images = FoveatedImageProcessor(size={"height": 28, "width": 28})
     FoveatedProcessor(images, make_tokenizer(), CHAT_TEMPLATE).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def original(tmp_path):
-    folder = tmp_path / "original"
-    write_original(folder)
-    letter_tokenizer().save_pretrained(folder)
     return folder
 
 

@@ -26,6 +26,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from answer_load import answered, each_once, write_questions
+from children import in_child, status_of
 from tiny_models import write_checkpoint
 
 import firebolt_vl.batch  # (once, before the processes part)
@@ -37,27 +38,6 @@ ASK = ["ask", "--batch", "questions.jsonl", "--checkpoint", "checkpoint", "--max
 CONVERT = ["data", "convert", "llava-cot", "release.jsonl"]
 
 
-def started(arguments: list[str], before: Callable[[], None] = lambda: None) -> int:
-    """The command in a process of its own, which shares what is imported, after `before`; returns its id."""
-    child = os.fork()
-    if child:
-        return child
-    code = 70
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.dup2(null, 2)
-        before()
-        code = cli.run(arguments)
-    finally:
-        os._exit(code)
-
-
-def ended(child: int) -> int:
-    """The exit code, or minus the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 class Rounds:
     """Faults, by name, of one command in the folder where it runs; each returns what went wrong, or nothing."""
 
@@ -67,7 +47,8 @@ class Rounds:
         self.out = folder / "out.jsonl"
 
     def run(self, out: str = "out.jsonl", before: Callable[[], None] = lambda: None) -> int:
-        return started([*self.arguments, *(["--out"] if self.arguments is ASK else []), out], before)
+        arguments = [*self.arguments, *(["--out"] if self.arguments is ASK else []), out]
+        return in_child(lambda: cli.run(arguments), before)
 
     def faults(self) -> dict[str, Callable[[], str | None]]:
         named = (self.killed, self.full, self.read_only, self.linked, self.two_writers, self.no_locks, self.own_input)
@@ -77,16 +58,16 @@ class Rounds:
         child = self.run()
         time.sleep(self.moments.uniform(0, self.seconds))
         os.kill(child, signal.SIGKILL)
-        ended(child)
+        status_of(child)
 
     def full(self) -> str | None:
         limit = self.moments.randrange(len(self.whole))
-        code = ended(self.run(before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))))
+        code = status_of(self.run(before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))))
         return None if code == 1 else f"exit {code} with a full disk"
 
     def read_only(self) -> str | None:
         self.folder.chmod(0o555)
-        code = ended(self.run(before=lambda: os.geteuid() or os.setuid(NOBODY)))
+        code = status_of(self.run(before=lambda: os.geteuid() or os.setuid(NOBODY)))
         self.folder.chmod(0o755)
         if self.out.exists():
             return "a file in a folder that may not be written"
@@ -94,13 +75,13 @@ class Rounds:
 
     def linked(self) -> str | None:
         self.out.symlink_to(self.folder / "behind.jsonl")
-        code = ended(self.run())
+        code = status_of(self.run())
         if code or not self.out.is_symlink() or not (self.folder / "behind.jsonl").is_file():
             return f"exit {code}, {'a link' if self.out.is_symlink() else 'no link'} at the end"
         return None
 
     def two_writers(self) -> str | None:
-        codes = sorted(ended(child) for child in [self.run(), self.run()])
+        codes = sorted(status_of(child) for child in [self.run(), self.run()])
         # A conversion is whole whoever is last; answers are one writer's.
         return None if codes in ([0, 2], [0, 0]) else f"exits {codes} of two writers"
 
@@ -113,7 +94,7 @@ class Rounds:
 
             fcntl.flock = refuse
 
-        code = ended(self.run(before=without))
+        code = status_of(self.run(before=without))
         return None if code == 0 else f"exit {code} without locks"
 
     def own_input(self) -> str | None:
@@ -125,7 +106,7 @@ class Rounds:
             (self.folder / name).symlink_to(given)
         if kind == 2:
             os.link(given, self.folder / name)
-        code = ended(self.run(name))
+        code = status_of(self.run(name))
         return None if code == 2 else f"exit {code} for {name}, which is an input or a file of the user's"
 
     def concluded(self) -> str | None:
@@ -135,7 +116,7 @@ class Rounds:
             if seen not in (None, self.whole):
                 return "half a conversion"
             self.out.unlink(missing_ok=True)
-        if code := ended(self.run()):
+        if code := status_of(self.run()):
             return f"exit {code} of the run that went on"
         if self.arguments is ASK and not each_once(self.out, QUESTIONS):
             return "answers are missing or double"
@@ -181,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
         for given in (ASK, CONVERT):
             plain = Rounds(given, folder, moments, b"", 0)
             start = time.perf_counter()
-            if code := ended(plain.run()):
+            if code := status_of(plain.run()):
                 raise RuntimeError(f"the unbroken run ended with status {code}")
             seconds = time.perf_counter() - start
             commands.append(Rounds(given, folder, moments, plain.out.read_bytes(), seconds))

@@ -37,6 +37,7 @@ import fcntl
 
 import matplotlib.pyplot  # noqa: F401  (once, before the processes part)
 import torch
+from children import in_child, status_of
 from trainings import HISTORY, run, steps, told, weights, write_start
 from transformers.utils import logging
 
@@ -52,31 +53,21 @@ NOBODY = 65534
 REFUSED = 7
 
 
-def in_child(folder: Path, out: str, resume: bool, before: Callable[[], None] = lambda: None) -> int:
-    """Train in a process of its own, which shares what is imported and calls `before` first; returns its id."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.dup2(null, sys.stderr.fileno())
-        before()
-        run(folder, out, resume, **KEYS)
-        code = 0
-    except ValueError:
-        code = REFUSED
-    finally:
-        os._exit(code)
+def training(folder: Path, out: str, resume: bool, before: Callable[[], None] = lambda: None) -> int:
+    """Train in a process of its own, which calls `before` first; returns its id."""
 
+    def train() -> int:
+        try:
+            run(folder, out, resume, **KEYS)
+        except ValueError:
+            return REFUSED
+        return 0
 
-def status_of(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return in_child(train, before)
 
 
 def trained(folder: Path, out: str, resume: bool) -> None:
-    if status := status_of(in_child(folder, out, resume)):
+    if status := status_of(training(folder, out, resume)):
         raise RuntimeError(f"training in {folder / out} ended with status {status}")
 
 
@@ -91,7 +82,7 @@ class Round:
         return (self.out / "history.jsonl").exists()
 
     def kill(self, before: Callable[[], None] = lambda: None) -> None:
-        child = in_child(self.folder, "broken", self.resumes(), before)
+        child = training(self.folder, "broken", self.resumes(), before)
         time.sleep(self.moments.uniform(0, self.whole))
         os.kill(child, signal.SIGKILL)
         status_of(child)
@@ -100,7 +91,7 @@ class Round:
         def listen() -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-        child = in_child(self.folder, "broken", self.resumes(), listen)
+        child = training(self.folder, "broken", self.resumes(), listen)
         time.sleep(self.moments.uniform(0.05, self.whole))
         for _ in range(self.moments.randint(1, 2)):
             os.kill(child, signal.SIGINT)
@@ -110,7 +101,7 @@ class Round:
     def full(self) -> None:
         most = int(10 ** self.moments.uniform(2, 6))
         limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))  # noqa: E731
-        status_of(in_child(self.folder, "broken", self.resumes(), limit))
+        status_of(training(self.folder, "broken", self.resumes(), limit))
 
     def read_only(self) -> None:
         if self.moments.random() < 0.5:
@@ -125,7 +116,7 @@ class Round:
                 os.setuid(NOBODY)
 
         before = contents(self.out)
-        if (status := status_of(in_child(self.folder, "broken", self.resumes(), become_nobody))) != REFUSED:
+        if (status := status_of(training(self.folder, "broken", self.resumes(), become_nobody))) != REFUSED:
             raise RuntimeError(f"training in a folder that cannot be written ended with status {status}")
         self.out.chmod(0o755)
         if contents(self.out) != before:
@@ -137,7 +128,7 @@ class Round:
         self.kill()
 
     def two(self) -> None:
-        children = [in_child(self.folder, "broken", False) for _ in range(2)]
+        children = [training(self.folder, "broken", False) for _ in range(2)]
         time.sleep(self.moments.uniform(0.3, 1) * self.whole)
         for child in children:
             os.kill(child, signal.SIGKILL)

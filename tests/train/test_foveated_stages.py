@@ -29,13 +29,6 @@ def start(tmp_path_factory):
     return write_start(tmp_path_factory.mktemp("foveated"))
 
 
-@pytest.fixture
-def folder(start, tmp_path):
-    for name in ("model", "data"):
-        (tmp_path / name).symlink_to(start / name, target_is_directory=True)
-    return tmp_path
-
-
 def job_of(folder, rows=(0, 1, 2, 3), **keys):
     """A job, its loss and a micro-batch of rows."""
     job = FoveatedJob(config(folder, **keys))

@@ -31,13 +31,6 @@ def foveated_start(tmp_path_factory):
     return foveated_trainings.write_start(tmp_path_factory.mktemp("foveated"))
 
 
-@pytest.fixture
-def folder(start, tmp_path):
-    for name in ("model", "data"):
-        (tmp_path / name).symlink_to(start / name, target_is_directory=True)
-    return tmp_path
-
-
 def skipped(out) -> list[int]:
     return [line["step"] for line in read_history(out / HISTORY) if "skipped" in line]
 

@@ -32,13 +32,6 @@ def start(tmp_path_factory):
 
 
 @pytest.fixture
-def folder(start, tmp_path):
-    for name in ("model", "data"):
-        (tmp_path / name).symlink_to(start / name, target_is_directory=True)
-    return tmp_path
-
-
-@pytest.fixture
 def firebolt(capfd):
     """Run the command in this process."""
 

@@ -31,14 +31,6 @@ def start(tmp_path_factory):
     return write_start(tmp_path_factory.mktemp("start"))
 
 
-@pytest.fixture
-def folder(start, tmp_path):
-    """A folder with the same model and data, to run in."""
-    for name in ("model", "data"):
-        (tmp_path / name).symlink_to(start / name, target_is_directory=True)
-    return tmp_path
-
-
 def answer_loss(model, bf16=False) -> AnswerLoss:
     processor = make_processor()
     return AnswerLoss(model, dict(processor.image_processor([[blank_image(processor)]], return_tensors="pt")), bf16)
