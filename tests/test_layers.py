@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,15 @@ def test_lower_layers_need_little(layer):
 def test_the_root_on_the_path_does_no_harm(code):
     """`python` started in the repository finds ./kernels, and transformers looks for a package of that name."""
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("layer", LAYERS[:-1])
+def test_tools_that_run_nothing_find_the_layers(layer):
+    """An editor looks for firebolt_vl.kernels in firebolt_vl/kernels: a link, or its text without links."""
+    link = ROOT / "firebolt_vl" / layer
+    target = link.readlink().as_posix() if link.is_symlink() else link.read_text(encoding="utf-8")
+    assert target == f"../{layer}"
+
+
+def test_type_checkers_are_told_that_the_package_is_typed():
+    assert (files("firebolt_vl") / "py.typed").is_file()
