@@ -145,8 +145,8 @@ def _tokenizer(checkpoint: str):
 def train(name: str, overrides: list[str], out: str | None, resume: bool) -> None:
     """Exit code 2 for what the configuration has wrong, 1 for what goes wrong later."""
     try:
-        from .train.config import ConfigError, load_config
-        from .train.errors import TrainingError
+        from .train.config_files import load_config
+        from .train.errors import ConfigError, TrainingError
         from .train.start import is_first_process, leave_others, out_folder
         from .train.start import train as start
     except ModuleNotFoundError as error:
@@ -188,7 +188,7 @@ def ablate(tables: list[str], seeds: int, out: str, quick: bool, processes: int 
         from .train.ablation.runs import ROWS
         from .train.ablation.task import Settings
         from .train.ablation.variants import TABLES, variants_of
-        from .train.config import ConfigError
+        from .train.errors import ConfigError
         from .train.outputs import alone_in
     except ModuleNotFoundError as error:
         raise Failure(f"ablate needs {error.name}; pip install 'firebolt-vl[train]'") from None

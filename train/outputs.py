@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..evaluate.files import lock
-from .config import ConfigError
+from .errors import ConfigError
 from .loop import HISTORY, holds_run, read_history
 
 LOCK = ".firebolt-lock"

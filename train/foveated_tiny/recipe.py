@@ -23,7 +23,7 @@ from ...evaluate.digits import COLOURS
 from ...evaluate.files import markdown_table, write_text, write_whole
 from ...evaluate.questions import Question
 from ...model import FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
-from ..config import ConfigError
+from ..errors import ConfigError
 from ..loop import LoopOptions, Told, run
 from ..outputs import alone_in
 from ..start import close, new_accelerator

@@ -28,7 +28,8 @@ from ...evaluate.files import write_text, write_whole
 from ...evaluate.questions import GROUNDED_KINDS
 from ...evaluate.tiny import evaluate_model, print_report
 from ...model import FireboltConfig, FireboltForConditionalGeneration, FireboltImageProcessor, FireboltProcessor
-from ..config import ConfigError, TinyConfig
+from ..config import TinyConfig
+from ..errors import ConfigError
 from ..loop import FOLDERS, HISTORY, PLOT, LoopOptions, Told, run, skipped_words
 from ..outputs import alone_in
 from ..progress import Shown
