@@ -66,7 +66,7 @@ def check_data(
 def convert_data(
     name: str, file: str, out: str, images: str | None, pattern: str | None, as_json: bool, overwrite: bool
 ) -> None:
-    from .evaluate.files import OutputError
+    from .files.writing import OutputError
     from .outputs import allow_overwriting
     from .train.data.convert import FORMATS, READ_ERRORS, convert
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ..evaluate.reading import read_text
+from ..files.reading import read_text
 from .config import EITHER, RECIPES, Config
 from .errors import ConfigError
 from .keys import check_choice, meant

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from ..evaluate.files import write_text, write_whole
+from ..files.writing import write_text, write_whole
 from .checkpoints import Checkpoints, kept_in
 from .errors import Stopped, TrainingError
 from .interrupts import Interrupts

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..evaluate.files import lock
+from ..files.writing import lock
 from .errors import ConfigError
 from .loop import HISTORY, holds_run, read_history
 

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, set_seed
 
-from ..evaluate.files import write_text
+from ..files.writing import write_text
 from ..model.places import PlaceError, find_here
 from .config import EVAL_EVERY, Config, FoveatedConfig, RowsConfig, TinyConfig
 from .config_files import to_json
