@@ -147,7 +147,8 @@ def train(name: str, overrides: list[str], out: str | None, resume: bool) -> Non
     try:
         from .train.config_files import load_config
         from .train.errors import ConfigError, TrainingError
-        from .train.start import is_first_process, leave_others, out_folder
+        from .train.session import is_first_process, leave_others
+        from .train.start import out_folder
         from .train.start import train as start
     except ModuleNotFoundError as error:
         raise Failure(f"train needs {error.name}; pip install 'firebolt-vl[train]'") from None

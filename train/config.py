@@ -246,6 +246,12 @@ class TinyConfig:
         "full recipe",
         least=0,
     )
+    seeds: int = key(
+        1,
+        "how many seeds of the second stage, from seed on, are trained at once in OUT/seed-N; the result is the median "
+        "by the exam",
+        least=1,
+    )
     split: str = key("held-out", "the digits of the exam", choices=("held-out", "validation", "train"))
     max_bad_steps: int = key(
         10, "a step whose loss or gradient is not finite is skipped; after more than so many in a row it stops", least=0
@@ -262,6 +268,10 @@ class TinyConfig:
         check_values(self)
         if self.test_scenes and self.test_scenes < 4:
             raise ConfigError(f"test_scenes: {self.test_scenes} came, 0 or at least 4 (one of each layout) is wanted")
+        if self.seeds > 1 and self.test_scenes == 0:
+            raise ConfigError("test_scenes: 0 came; the median of several seeds is found by an exam")
+        if self.seed + self.seeds - 1 > MOST_SEED:
+            raise ConfigError(f"seed, seeds: the last seed would be larger than {MOST_SEED}")
 
 
 RECIPES = {"conversations": TrainConfig, "foveated": FoveatedConfig, "tiny": TinyConfig}

@@ -125,7 +125,9 @@ def read_history(file: Path) -> list[dict]:
 
 
 def holds_run(out: Path) -> bool:
-    return (out / HISTORY).exists() or any((out / "checkpoints").glob("step-*"))
+    """Whether a run wrote a folder: of one model, or of several seeds below it."""
+    found = (out / HISTORY, *out.glob(f"seed-*/{HISTORY}"), *out.glob("checkpoints/step-*"))
+    return any(path.exists() for path in found)
 
 
 def run(

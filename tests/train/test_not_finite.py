@@ -17,7 +17,8 @@ from firebolt_vl.train.conversations import ConversationsJob
 from firebolt_vl.train.errors import TrainingError
 from firebolt_vl.train.foveated.job import FoveatedJob
 from firebolt_vl.train.loop import HISTORY, agreed, read_history
-from firebolt_vl.train.start import new_accelerator, train
+from firebolt_vl.train.session import new_accelerator
+from firebolt_vl.train.start import train
 
 ALL = ["vision", "connector", "decoder"]
 

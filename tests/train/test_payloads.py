@@ -19,7 +19,7 @@ from firebolt_vl.train.config_files import load_config
 from firebolt_vl.train.errors import ConfigError
 from firebolt_vl.train.foveated_tiny import recipe as foveated_recipe
 from firebolt_vl.train.start import train
-from firebolt_vl.train.tiny.recipe import STAGE, load_stage
+from firebolt_vl.train.tiny.stage import STAGE, load_stage
 
 ROOT = Path(firebolt_vl.train.__path__[0]).parent
 # By these names earlier formats kept pickles, and libraries look for them.

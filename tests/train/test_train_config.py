@@ -9,7 +9,7 @@ from firebolt_vl.train.config import RECIPES, TinyConfig, TrainConfig
 from firebolt_vl.train.config_files import load_config, shipped
 from firebolt_vl.train.errors import ConfigError
 from firebolt_vl.train.keys import keys_of
-from firebolt_vl.train.start import new_accelerator
+from firebolt_vl.train.session import new_accelerator
 
 
 def test_the_shipped_ones_are_the_recipe_of_the_paper():
@@ -178,6 +178,19 @@ def test_a_tower_that_is_there_has_its_scenes_and_steps():
     for key in ("scenes", "tower_steps"):
         with pytest.raises(ConfigError, match=f"tower, {key}: the folder has its scenes and its tower already"):
             TinyConfig(tower="t", **{key: 8})
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"seeds": 0}, "seeds: 0 came, at least 1 is wanted"),
+        ({"seeds": 2, "test_scenes": 0}, "test_scenes: 0 came; the median of several seeds is found by an exam"),
+        ({"seeds": 2, "seed": 2**32 - 1}, "seed, seeds: the last seed would be larger"),
+    ],
+)
+def test_several_seeds_have_a_median(keys, said):
+    with pytest.raises(ConfigError, match=said):
+        TinyConfig(**keys)
 
 
 def test_a_length_on_the_command_line_takes_the_place_of_the_files():

@@ -27,10 +27,10 @@ from ...model import FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, Fov
 from ..errors import ConfigError
 from ..loop import LoopOptions, Told, run
 from ..outputs import alone_in
-from ..start import close, new_accelerator
+from ..results import rounded
+from ..session import close, new_accelerator, use_some_cores
 from ..tensors import check_tensors, first_not_finite, read_about, read_tensors, write_tensors
 from ..tiny.fusion import EMBEDDING_STD, Rows, tokenize
-from ..tiny.recipe import rounded, use_some_cores
 from ..tiny.tokenizer import make_tokenizer
 from .exam import examine
 from .jobs import LookJob, TowerJob
