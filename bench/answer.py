@@ -34,8 +34,8 @@ from ..evaluate.files import csv_of, rows_of_csv
 from ..kernels.linear import PRODUCT
 from ..model import FireboltConfig, FireboltForConditionalGeneration, FireboltImageProcessor
 from ..model.compat import restore_stock
-from ..model.prepacking import prepack_weights
-from ..model.quantization import logits_drift, quantize_int8
+from ..model.cpu.prepacking import prepack_weights
+from ..model.cpu.quantization import logits_drift, quantize_int8
 from .kernels import device_name
 from .modulator import PlainModulator
 from .timing import Run, peak_bytes

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from .checkpoint_files import (
@@ -21,6 +23,7 @@ from .checkpoint_files import (
     check_parts,
     read_json,
     read_shapes,
+    weight_files,
 )
 from .places import HUB_ARGUMENTS, find
 
@@ -56,6 +59,14 @@ def open_checkpoint(name: str | PathLike, arguments: dict[str, Any]) -> Opened:
     shapes = read_shapes(folder)
     check_config(config, shapes, folder / CONFIG)
     return Opened(folder, config, shapes)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, in one file or in shards with an index. Raises CheckpointError."""
+    state: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        state |= load_file(file)
+    return state
 
 
 def load_tokenizer(name: str | PathLike, **arguments):
@@ -110,5 +121,6 @@ __all__ = [
     "load_tokenizer",
     "open_checkpoint",
     "open_folder",
+    "read_weights",
     "tokenizer_named",
 ]

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..cmm import CMMConfig
 from ..evaluate.reading import read_text
-from ..model.configuration_firebolt import CONNECTORS, FUSIONS
+from ..model.firebolt.configuration_firebolt import CONNECTORS, FUSIONS
 
 SHIPPED = Path(__file__).parent / "configs"
 PARTS = ("vision", "connector", "decoder")

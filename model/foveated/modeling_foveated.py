@@ -18,8 +18,7 @@ from transformers.utils import can_return_tuple
 
 from ...cmm.linear import compute_fast
 from ..compat import CACHE, CACHE_NAMES, CachedGeneration, extend, find_layer, given_cache
-from ..loading import load_backbone, load_checked, open_folder
-from ..original import read_weights
+from ..loading import load_backbone, load_checked, open_folder, read_weights
 from ..packing import check_prompts, kept_columns
 from .cache_foveated import VisualCacheLayer
 from .configuration_foveated import FoveatedVLMConfig, check_mode

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cmm.linear import Linear
-from ..kernels.linear import LEAST_WEIGHTS, can_prepack, linear_prepacked, prepacked
+from ...cmm.linear import Linear
+from ...kernels.linear import LEAST_WEIGHTS, can_prepack, linear_prepacked, prepacked
 from .mapped_memory import release_file_pages
 
 

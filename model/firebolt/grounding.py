@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..cmm.positions import default_boxes
+from ...cmm.positions import default_boxes
 
 
 @dataclass

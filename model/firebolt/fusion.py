@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..packing import has_hole, pack
 from .cache_firebolt import ConnectorCacheLayer
-from .packing import has_hole, pack
 
 
 class Grids(NamedTuple):

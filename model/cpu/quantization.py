@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cmm.linear import Linear
+from ...cmm.linear import Linear
 from .mapped_memory import release_file_pages
 
 LARGEST = 127

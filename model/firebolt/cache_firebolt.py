@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..cmm import DecodeState
-from .compat import ExtraLayer
+from ...cmm import DecodeState
+from ..compat import ExtraLayer
 
 
 class ConnectorCacheLayer(ExtraLayer):

@@ -15,11 +15,10 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from ..cmm import CrossAttend, CrossModalModulator, Prepend
-from ..cmm.linear import Linear, compute_fast
-from .cache_firebolt import ConnectorCacheLayer
-from .checkpoint_files import check_model
-from .compat import (
+from ...cmm import CrossAttend, CrossModalModulator, Prepend
+from ...cmm.linear import Linear, compute_fast
+from ..checkpoint_files import check_model
+from ..compat import (
     CACHE,
     CACHE_NAMES,
     CachedGeneration,
@@ -30,14 +29,15 @@ from .compat import (
     pool_by_one_query,
     step_by_products,
 )
+from ..cpu.prepacking import is_prepacked
+from ..cpu.quantization import is_quantized
+from ..loading import load_backbone, load_checked, open_checkpoint
+from ..packing import check_prompts, has_hole, kept_columns
+from .cache_firebolt import ConnectorCacheLayer
 from .configuration_firebolt import FireboltConfig
 from .fusion import DecoderInputs, Fusion, Grids, Text, summarize_prompt
 from .grounding import Grounding, answer_mask, occlusion_effects, to_pixels, unit_boxes
-from .loading import load_backbone, load_checked, open_checkpoint
 from .original import is_original, load_original
-from .packing import check_prompts, has_hole, kept_columns
-from .prepacking import is_prepacked
-from .quantization import is_quantized
 
 CONNECTOR_CLASSES = {"cmm": CrossModalModulator, "prepend": Prepend, "cross_attend": CrossAttend}
 PIXEL_ARGUMENTS = ("pixel_values", "pixel_tiles", "tile_mask", "image_mask")
