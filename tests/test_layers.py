@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("kernels", "cmm", "model", "evaluate", "train", "bench", "firebolt_vl")
 OUTSIDE = {
     "kernels": {"torch", "triton"},
-    "cmm": {"torch", "einops", "numpy", "safetensors"},
+    "cmm": {"torch", "numpy", "safetensors"},
 }
 
 
