@@ -29,7 +29,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from ..cmm.linear import Linear
+from ..cmm.linear import compute_as_torch
 from ..evaluate.files import csv_of, rows_of_csv
 from ..kernels.linear import PRODUCT
 from ..model import FireboltConfig, FireboltForConditionalGeneration, FireboltImageProcessor
@@ -259,9 +259,7 @@ def as_in_transformers(model: FireboltForConditionalGeneration) -> FireboltForCo
     """The model with vision tower, decoder and head as transformers computes them; the connector is left as it is."""
     restore_stock(model)
     for part in (model.model.vision_tower, model.model.language_model, model.lm_head):
-        for module in part.modules():
-            if type(module) is Linear:
-                module.__class__ = nn.Linear
+        compute_as_torch(part)
     return model
 
 

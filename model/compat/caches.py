@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache, DynamicLayer
 
+from ...cmm.classes import change_class
 from .versions import CACHE, can_replace
 
 Layer = TypeVar("Layer", bound="ExtraLayer")
@@ -141,8 +142,8 @@ def extend(cache: Cache, kind: type[Layer]) -> Layer:
     if can_replace(DynamicLayer, "update", ("self", "key_states", "value_states", "args", "kwargs")):
         for attention in cache.layers:
             if type(attention) is DynamicLayer:
-                attention.__class__ = GrowingLayer
+                change_class(attention, GrowingLayer)
     layer = kind()
     cache.layers.append(layer)
-    cache.__class__ = ExtendedDynamicCache if type(cache) is DynamicCache else ExtendedStaticCache
+    change_class(cache, ExtendedDynamicCache if type(cache) is DynamicCache else ExtendedStaticCache)
     return layer
