@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from ..files.tables import markdown_table
 from ..model import FireboltForConditionalGeneration, FireboltProcessor
 from ..model.generation import own_settings
 from .digits import LAYOUTS, Scene, draw, sample_scene
-from .files import markdown_table
 from .questions import GROUNDED_KINDS, KINDS, NOTHING, Question, sample_question
 
 IMAGE_SIDE = 128

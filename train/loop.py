@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from ..evaluate.files import write_text, write_whole
+from ..files.writing import write_text, write_whole
 from .checkpoints import Checkpoints, kept_in
 from .errors import Stopped, TrainingError
 from .interrupts import Interrupts
@@ -59,7 +59,9 @@ class Job(ABC):
 
 def agreed(accelerator: Accelerator, *numbers: float | torch.Tensor) -> list[float]:
     """The sums of numbers over all processes: what is not finite in one is so in all, and all decide alike."""
-    mine = torch.tensor([float(number) for number in numbers], dtype=torch.float64, device=accelerator.device)
+    mine = torch.tensor(
+        [torch.as_tensor(one).detach().item() for one in numbers], dtype=torch.float64, device=accelerator.device
+    )
     return accelerator.reduce(mine).tolist()
 
 

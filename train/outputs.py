@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..evaluate.files import lock
-from .config import ConfigError
+from ..files.writing import lock
+from .errors import ConfigError
 from .loop import HISTORY, holds_run, read_history
 
 LOCK = ".firebolt-lock"

@@ -13,10 +13,13 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, set_seed
 
-from ..evaluate.files import write_text
+from ..files.writing import write_text
 from ..model.places import PlaceError, find_here
-from .config import Config, ConfigError, FoveatedConfig, RowsConfig, TinyConfig, check_choice, to_json
+from .config import EVAL_EVERY, Config, FoveatedConfig, RowsConfig, TinyConfig
+from .config_files import to_json
 from .data import Problem
+from .errors import ConfigError
+from .keys import check_choice
 from .loop import LoopOptions, run, skipped_words
 from .outputs import CONFIG, alone_in, check_out, read_config
 from .progress import Shown
@@ -83,8 +86,9 @@ def train_on_rows(
         if len(problems):
             note(problems.summary())
     accelerator.init_trackers("firebolt", config={})
+    eval_every = EVAL_EVERY if config.eval_every is None else config.eval_every
     options = LoopOptions(
-        folder, config.save_every, config.keep, config.eval_every, resume, max_bad_steps=config.max_bad_steps
+        folder, config.save_every, config.keep, eval_every, resume, max_bad_steps=config.max_bad_steps
     )
     with Shown(folder.name, config.log_every, shown=main) as shown:
         skipped = run(job, accelerator, options, shown)

@@ -18,8 +18,8 @@ from trainings import config, run, steps, weights, write_start
 
 from firebolt_vl import cli
 from firebolt_vl.train import checkpoints, loop, states
-from firebolt_vl.train.config import ConfigError, load_config
-from firebolt_vl.train.errors import Stopped, TrainingError
+from firebolt_vl.train.config_files import load_config
+from firebolt_vl.train.errors import ConfigError, Stopped, TrainingError
 from firebolt_vl.train.foveated_tiny import recipe as foveated_recipe
 from firebolt_vl.train.outputs import LOCK, alone_in
 from firebolt_vl.train.start import train

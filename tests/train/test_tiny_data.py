@@ -30,7 +30,7 @@ from firebolt_vl.evaluate.digits import (
 )
 from firebolt_vl.evaluate.questions import KINDS, NOTHING, sample_question, wordings
 from firebolt_vl.model import FireboltForConditionalGeneration, FireboltProcessor
-from firebolt_vl.train.config import load_config
+from firebolt_vl.train.config_files import load_config
 from firebolt_vl.train.loop import LoopOptions, run
 from firebolt_vl.train.start import new_accelerator, train
 from firebolt_vl.train.tiny import pool as pools

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from ...evaluate.files import write_text
 from ...evaluate.tiny import mark_exam
+from ...files.writing import write_text
 from ..loop import LoopOptions, run
 from ..start import close, new_accelerator
 from ..tiny.fusion import FusionJob, answer_loss

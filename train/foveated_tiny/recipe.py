@@ -20,10 +20,11 @@ from transformers import Dinov2Config, Dinov2Model, GenerationConfig
 from transformers.utils import logging
 
 from ...evaluate.digits import COLOURS
-from ...evaluate.files import markdown_table, write_text, write_whole
 from ...evaluate.questions import Question
+from ...files.tables import markdown_table
+from ...files.writing import write_text, write_whole
 from ...model import FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
-from ..config import ConfigError
+from ..errors import ConfigError
 from ..loop import LoopOptions, Told, run
 from ..outputs import alone_in
 from ..start import close, new_accelerator

@@ -24,11 +24,12 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, SiglipVision
 from transformers.utils import logging
 
 from ...evaluate.digits import SPLITS
-from ...evaluate.files import write_text, write_whole
 from ...evaluate.questions import GROUNDED_KINDS
 from ...evaluate.tiny import evaluate_model, print_report
+from ...files.writing import write_text, write_whole
 from ...model import FireboltConfig, FireboltForConditionalGeneration, FireboltImageProcessor, FireboltProcessor
-from ..config import ConfigError, TinyConfig
+from ..config import TinyConfig
+from ..errors import ConfigError
 from ..loop import FOLDERS, HISTORY, PLOT, LoopOptions, Told, run, skipped_words
 from ..outputs import alone_in
 from ..progress import Shown
