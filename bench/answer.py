@@ -29,13 +29,13 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from ..cmm.linear import Linear
+from ..cmm.linear import compute_as_torch
 from ..files.tables import csv_of, rows_of_csv
 from ..kernels.linear import PRODUCT
 from ..model import FireboltConfig, FireboltForConditionalGeneration, FireboltImageProcessor
 from ..model.compat import restore_stock
-from ..model.prepacking import prepack_weights
-from ..model.quantization import logits_drift, quantize_int8
+from ..model.cpu.prepacking import prepack_weights
+from ..model.cpu.quantization import logits_drift, quantize_int8
 from .kernels import device_name
 from .modulator import PlainModulator
 from .timing import Run, peak_bytes
@@ -259,9 +259,7 @@ def as_in_transformers(model: FireboltForConditionalGeneration) -> FireboltForCo
     """The model with vision tower, decoder and head as transformers computes them; the connector is left as it is."""
     restore_stock(model)
     for part in (model.model.vision_tower, model.model.language_model, model.lm_head):
-        for module in part.modules():
-            if type(module) is Linear:
-                module.__class__ = nn.Linear
+        compute_as_torch(part)
     return model
 
 

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from ..kernels.linear import linear
+from .classes import change_classes
 
 
 class Linear(nn.Linear):
@@ -21,6 +22,9 @@ def without_bias(layer: nn.Module, x: Tensor) -> Tensor:
 
 def compute_fast(module: nn.Module) -> None:
     """Let all `nn.Linear` in a module compute as `Linear`; their parameters and names stay as they are."""
-    for inner in module.modules():
-        if type(inner) is nn.Linear:
-            inner.__class__ = Linear
+    change_classes(module, nn.Linear, Linear)
+
+
+def compute_as_torch(module: nn.Module) -> None:
+    """Undo `compute_fast`."""
+    change_classes(module, Linear, nn.Linear)

@@ -1,7 +1,8 @@
 """The cross-modal modulator: writes what each text token sees of an image into that token."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,11 @@ from ..kernels import correlation_context, film_residual, grounded_film
 from ..kernels.common.device import choose
 from ..kernels.common.grid_weights import INFINITY, largest_of_few_or_many, softmax_or_zero
 from .config import CMMConfig
+from .connector import After, Connector, GridSide
 from .feed_forward import FeedForward
-from .inputs import check_prefill, check_text, prepared_grids, token_as_text, without_masked
+from .inputs import without_masked
 from .linear import Linear, without_bias
 from .mamba import Mamba
-from .positions import GridPositions
 from .precision import wide_dtype
 from .s4 import S4
 from .s4d import S4D
@@ -59,7 +60,21 @@ def _layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
 
 
-class CrossModalModulator(nn.Module):
+@dataclass
+class ModulatorSide(GridSide):
+    """What the modulator reads of the grids: keys, and the values or what both FiLMs make of them.
+
+    k       [B,G,H,D_h]
+    table   [B,G,4D_t], W_f v and W_f' v side by side; None where there are many grids (`uses_grid_table`)
+    v       [B,G,D_t] there
+    """
+
+    k: Tensor
+    table: Tensor | None = None
+    v: Tensor | None = None
+
+
+class CrossModalModulator(Connector[ModulatorSide]):
     """Text embeddings in, text embeddings of the same shape out, each having seen the grids and the tokens before it.
 
         q = X_t W_q   k = X_v W_k   v = X_v W_v                     X_v with positions if config.grid_positions
@@ -70,24 +85,19 @@ class CrossModalModulator(nn.Module):
         R = X_t + Y (1 + alpha gamma') + alpha beta'                [gamma', beta'] = W_f' c + b_f'
         X_out = LN(R + FFN(R))                                      FFN = LN, Linear, GELU, Linear
 
-    Causal in T and linear in it. `forward`, `prefill` and `step` are one function in three modes: `prefill` in any
-    number of pieces followed by `step`s gives what `forward` gives on the whole.
-
-    Masks are bool, True = keep. A masked text position does not exist: no token sees it, and its output is 0. A row
-    whose grids are all masked has w = 0. Nothing under a mask is read.
+    Causal in T and linear in it. Modes and masks are those of every `Connector`. A row whose grids are all masked has
+    w = 0.
 
     A layer may be built with or without `grid_positions`; without, `grid_boxes` and `grid_images` have no effect.
 
     Source: Firebolt-VL (arXiv 2604.04579), section on the cross-modal modulator; Viper-F1 (arXiv 2511.11177).
     """
 
-    inserts_grids = False
+    side_class = ModulatorSide
 
     def __init__(self, config: CMMConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         width, correlation_width = config.text_width, config.heads * config.head_dim
-        self.positions = GridPositions(config.grid_width) if config.grid_positions else None
         self.q_proj = Linear(width, correlation_width, bias=False)
         self.k_proj = Linear(config.grid_width, correlation_width, bias=False)
         self.v_proj = Linear(config.grid_width, width, bias=False)
@@ -102,8 +112,11 @@ class CrossModalModulator(nn.Module):
     def reset_parameters(self) -> None:
         """Initialise this layer and everything in it anew."""
         nn.init.constant_(self.gate, 0.5)
-        for child in self.children():
-            child.reset_parameters()
+        super().reset_parameters()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.gate.dtype
 
     @classmethod
     def from_original(
@@ -129,165 +142,56 @@ class CrossModalModulator(nn.Module):
             cls, state_dict, heads=heads, head_dim=head_dim, top_k=top_k, ssm=ssm, kernel_taps=kernel_taps
         )
 
-    def forward(
-        self,
-        text: Tensor,
-        grids: Tensor,
-        text_mask: Tensor | None = None,
-        grid_mask: Tensor | None = None,
-        grid_boxes: Tensor | None = None,
-        *,
-        grid_images: Tensor | None = None,
-        return_weights: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Modulate whole sequences.
-
-        Arguments:
-            text: embeddings [B,T,D_t].
-            grids: [B,G,D_v], any G.
-            text_mask, grid_mask: [B,T] and [B,G] bool, True = keep.
-            grid_boxes: [B,G,4], y0, x0, y1, x1 in 0..1 of the image. None: the global view and n x n tiles.
-            grid_images: [B,G] integers, which image of the row a grid is of; None: all of image 0.
-            return_weights: return w too.
-
-        Returns: y [B,T,D_t] in the dtype of text, or (y, w [B,T,G]).
-        """
-        self._check_text(text, text_mask)
-        side = self._grid_side(grids, grid_mask, grid_boxes, grid_images, text.shape[0], tokens=text.shape[1])
-        y, w, _ = self._modulate(text, text_mask, side, lambda x_f: (self.ssm(x_f, text_mask), None))
-        return (y, w) if return_weights else y
-
-    def encode_grids(
-        self,
-        grids: Tensor,
-        grid_mask: Tensor | None = None,
-        grid_boxes: Tensor | None = None,
-        grid_images: Tensor | None = None,
-    ) -> DecodeState:
-        """The grid side of the layer, computed once per prompt: a state that has seen no token, for `prefill`.
-
-        Its tensors: "grid.k" [B,G,H,D_h], "grid.mask" [B,G], and "grid.table" [B,G,4D_t] (both FiLMs of the values) or,
-        where there are many grids (`uses_grid_table`), "grid.v" [B,G,D_t].
-        """
-        side = self._grid_side(grids, grid_mask, grid_boxes, grid_images)
-        if side["mask"] is None:
-            side["mask"] = torch.ones(grids.shape[:2], dtype=torch.bool, device=grids.device)
-        length = torch.zeros(grids.shape[0], dtype=torch.int64, device=grids.device)
-        return DecodeState(side, length).nest("grid")
-
-    def prefill(
-        self,
-        text: Tensor,
-        grids: Tensor | None = None,
-        text_mask: Tensor | None = None,
-        grid_mask: Tensor | None = None,
-        grid_boxes: Tensor | None = None,
-        *,
-        grid_images: Tensor | None = None,
-        state: DecodeState | None = None,
-        history: int = 0,
-        return_weights: bool = False,
-    ) -> tuple[Tensor, DecodeState] | tuple[Tensor, DecodeState, Tensor]:
-        """Modulate the next T tokens of every row; arguments as in `forward`.
-
-        Either `grids` start a sequence, or `state` (of `encode_grids`, `prefill` or `step`) continues one.
-        `history` is how many of the last positions the new state can forget (`DecodeState.rollback`).
-
-        Returns: (y [B,T,D_t], state), with return_weights (y, state, w).
-        """
-        self._check_text(text, text_mask)
-        check_prefill(type(self).__name__, text, grids, state)
-        if state is None:
-            state = self.encode_grids(grids, grid_mask, grid_boxes, grid_images)
-        seen = state.under("ssm")
-        y, w, seen = self._modulate(
-            text,
-            text_mask,
-            state.under("grid").tensors,
-            lambda x_f: self.ssm.prefill(x_f, text_mask, seen if seen.tensors else None, history=history),
-        )
-        state = state.merge(seen.nest("ssm"))
-        return (y, state, w) if return_weights else (y, state)
-
-    def step(self, token: Tensor, state: DecodeState) -> tuple[Tensor, DecodeState]:
-        """Modulate one token, [B,D_t] or [B,1,D_t], in time that does not depend on how many came before.
-
-        Returns: (y of the shape of token, the next state); `state` itself is not changed.
-        """
-        text = token_as_text(type(self).__name__, token, self.config.text_width, self.gate.dtype, state)
-
-        def ssm_step(x_f: Tensor) -> tuple[Tensor, DecodeState]:
-            seen = state.under("ssm")
-            if not seen.tensors:
-                seen = self.ssm.initial_state(text.shape[0], text.device)
-            y, seen = self.ssm.step(x_f[:, 0], seen)
-            return y.unsqueeze(1), seen
-
-        y, _, seen = self._modulate(text, None, state.under("grid").tensors, ssm_step)
-        return y.view(token.shape), state.merge(seen.nest("ssm"))
-
-    def _check_text(self, text: Tensor, text_mask: Tensor | None) -> None:
-        check_text(type(self).__name__, text, text_mask, self.config.text_width, self.gate.dtype)
-
-    def _grid_side(
-        self,
-        grids: Tensor,
-        grid_mask: Tensor | None,
-        grid_boxes: Tensor | None,
-        grid_images: Tensor | None,
-        batch: int | None = None,
-        tokens: int | None = None,
-    ) -> dict[str, Any]:
-        """All that depends on the grids alone: k, the mask, and the FiLM table or the values.
-
-        `batch` rows of text and `tokens` in each, if they are known.
-        """
-        x = prepared_grids(
-            type(self).__name__,
-            grids,
-            grid_mask,
-            grid_boxes,
-            grid_images,
-            batch=batch,
-            width=self.config.grid_width,
-            dtype=self.gate.dtype,
-            positions=self.positions,
-        )
-        side = {"k": self.k_proj(x).unflatten(-1, (self.config.heads, self.config.head_dim)), "mask": grid_mask}
+    def _side_of(self, x: Tensor, mask: Tensor | None, tokens: int | None) -> ModulatorSide:
+        k = self.k_proj(x).unflatten(-1, (self.config.heads, self.config.head_dim))
         v = self.v_proj(x)
-        if uses_grid_table(self.config.text_width, grids.shape[1], tokens):
-            side["table"] = torch.cat([without_bias(self.film_in, v), without_bias(self.film_out, v)], -1)
-        else:
-            side["v"] = v
-        return side
+        if not uses_grid_table(self.config.text_width, x.shape[1], tokens):
+            return ModulatorSide(mask, k, v=v)
+        return ModulatorSide(mask, k, torch.cat([without_bias(self.film_in, v), without_bias(self.film_out, v)], -1))
 
-    def _modulate(
-        self, text: Tensor, text_mask: Tensor | None, side: dict[str, Any], ssm
-    ) -> tuple[Tensor, Tensor, Any]:
-        """The layer around its SSM in any of the three modes, `ssm(x_f) -> (y, its state)`. Returns y, w, the state."""
+    def _mix(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return self.ssm(x, mask)
+
+    def _mix_piece(
+        self, x: Tensor, mask: Tensor | None, state: DecodeState, history: int
+    ) -> tuple[Tensor, DecodeState]:
+        seen = state.under("ssm")
+        y, seen = self.ssm.prefill(x, mask, seen if seen.tensors else None, history=history)
+        return y, state.merge(seen.nest("ssm"))
+
+    def _mix_token(self, x: Tensor, state: DecodeState) -> tuple[Tensor, DecodeState]:
+        seen = state.under("ssm")
+        if not seen.tensors:
+            seen = self.ssm.initial_state(x.shape[0], x.device)
+        y, seen = self.ssm.step(x[:, 0], seen)
+        return y.unsqueeze(1), state.merge(seen.nest("ssm"))
+
+    def _connect(
+        self, text: Tensor, text_mask: Tensor | None, side: ModulatorSide, mix: Callable[[Tensor], tuple[Tensor, After]]
+    ) -> tuple[Tensor, Tensor, After]:
         text = without_masked(text, text_mask)
         q = self.q_proj(text).unflatten(-1, (self.config.heads, self.config.head_dim))
         options = {
-            "grid_mask": side["mask"],
+            "grid_mask": side.mask,
             "text_mask": text_mask,
             "renormalize": self.config.top_k_mode == "renormalize",
             "dropout_p": self.config.dropout if self.training else 0.0,
         }
-        if "table" in side and self._takes_short_way(text, text_mask, q, side):
-            r, normed, w, seen = self._film_of_few_tokens(text, q, side, ssm)
-        elif "table" in side:
-            r, normed, w, seen = self._film_from_table(text, q, side, options, ssm)
+        if side.table is not None and self._takes_short_way(text, text_mask, q, side):
+            r, normed, w, seen = self._film_of_few_tokens(text, q, side, mix)
+        elif side.table is not None:
+            r, normed, w, seen = self._film_from_table(text, q, side, options, mix)
         else:
-            r, normed, w, seen = self._film_from_context(text, q, side, options, ssm)
+            r, normed, w, seen = self._film_from_context(text, q, side, options, mix)
         y = self.norm_out(r + self.ffn.after_norm(normed)).to(text.dtype)
         return without_masked(y, text_mask), w, seen
 
     def _film_from_table(self, text, q, side, options, ssm):
-        table_in, table_out = side["table"].chunk(2, dim=-1)
+        table_in, table_out = side.table.chunk(2, dim=-1)
         x_f, w = grounded_film(
             text,
             q,
-            side["k"],
+            side.k,
             table_in,
             self.film_in.bias,
             self.gate,
@@ -312,22 +216,22 @@ class CrossModalModulator(nn.Module):
         )
         return r, normed, w, seen
 
-    def _takes_short_way(self, text: Tensor, text_mask: Tensor | None, q: Tensor, side: dict[str, Any]) -> bool:
+    def _takes_short_way(self, text: Tensor, text_mask: Tensor | None, q: Tensor, side: ModulatorSide) -> bool:
         """Whether these are few tokens on a CPU, without gradients, where a call costs as much as its numbers."""
         drops = self.training and self.config.dropout > 0
         return (
             text.shape[0] * text.shape[1] <= FEW_TOKENS
             and text_mask is None
             and not (drops or torch.is_grad_enabled() or torch.is_autocast_enabled(text.device.type))
-            and choose("grounded_film", text, q, side["table"]) == "pytorch"
+            and choose("grounded_film", text, q, side.table) == "pytorch"
         )
 
     def _film_of_few_tokens(self, text, q, side, ssm):
         """`_film_from_table` in fewer calls: the scales and shifts of both FiLMs are one product with the table."""
         dtype = wide_dtype(text.dtype)
-        scores = (q.to(dtype) * (1 / math.sqrt(q.shape[-1]))).transpose(1, 2) @ side["k"].to(dtype).permute(0, 2, 3, 1)
-        if side["mask"] is not None:
-            scores = scores.masked_fill(~side["mask"][:, None, None], -INFINITY)  # [B,H,T,G]
+        scores = (q.to(dtype) * (1 / math.sqrt(q.shape[-1]))).transpose(1, 2) @ side.k.to(dtype).permute(0, 2, 3, 1)
+        if side.mask is not None:
+            scores = scores.masked_fill(~side.mask[:, None, None], -INFINITY)  # [B,H,T,G]
         top_k = self.config.top_k
         selects = top_k and top_k < scores.shape[-1]
         if selects and self.config.top_k_mode == "renormalize":
@@ -339,7 +243,7 @@ class CrossModalModulator(nn.Module):
         w = a.mean(1)  # [B,T,G]
 
         bias = torch.cat([self.film_in.bias, self.film_out.bias]).to(dtype)
-        film = torch.baddbmm(bias, w, side["table"].to(dtype)).mul_(self.gate.to(dtype))
+        film = torch.baddbmm(bias, w, side.table.to(dtype)).mul_(self.gate.to(dtype))
         gamma_in, beta_in, gamma_out, beta_out = film.chunk(4, dim=-1)
         x = text.to(dtype)
         normed = _layer_norm(x, self.norm_in)
@@ -349,7 +253,7 @@ class CrossModalModulator(nn.Module):
         return r.to(text.dtype), _layer_norm(r, self.ffn.norm).to(text.dtype), w.to(q.dtype), seen
 
     def _film_from_context(self, text, q, side, options, ssm):
-        c, w = correlation_context(q, side["k"], side["v"], self.config.top_k, **options)
+        c, w = correlation_context(q, side.k, side.v, self.config.top_k, **options)
         x_f = _film(self.norm_in(text), self.film_in(c), self.gate).to(q.dtype)
         y, seen = ssm(without_masked(x_f, options["text_mask"]))
         r = text + _film(y, self.film_out(c), self.gate).to(text.dtype)

@@ -1,6 +1,7 @@
 """What a stream of tokens leaves behind: the state that `prefill` returns and `step` continues."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,7 +45,8 @@ class DecodeState:
         """How many positions `rollback` can still forget."""
         return self.history["length"].shape[1] if self.history else 0
 
-    def _map(self, function) -> "DecodeState":
+    def map(self, function: Callable[[Tensor], Tensor]) -> "DecodeState":
+        """`function` of every tensor, which keeps the rows of all of them alike."""
         return DecodeState(
             {name: function(tensor) for name, tensor in self.tensors.items()},
             function(self.length),
@@ -52,22 +54,22 @@ class DecodeState:
         )
 
     def to(self, device) -> "DecodeState":
-        return self._map(lambda tensor: tensor.to(device))
+        return self.map(lambda tensor: tensor.to(device))
 
     def clone(self) -> "DecodeState":
-        return self._map(torch.clone)
+        return self.map(torch.clone)
 
     def detach(self) -> "DecodeState":
-        return self._map(torch.detach)
+        return self.map(torch.detach)
 
     def index_select(self, indices: Tensor) -> "DecodeState":
         """The rows `indices` [B'] (int64), in that order, repeats allowed: what a beam search reorders by."""
         indices = indices.to(self.device)
-        return self._map(lambda tensor: tensor.index_select(0, indices))
+        return self.map(lambda tensor: tensor.index_select(0, indices))
 
     def repeat_interleave(self, n: int) -> "DecodeState":
         """Each row n times, copies side by side."""
-        return self._map(lambda tensor: tensor.repeat_interleave(n, dim=0))
+        return self.map(lambda tensor: tensor.repeat_interleave(n, dim=0))
 
     def without_history(self) -> "DecodeState":
         return DecodeState(self.tensors, self.length) if self.history else self

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..model import FoveatedProcessor, FoveatedVLM
+from ..model.firebolt import control_tokens
 from ..model.foveated import sequence_log_probabilities
-from ..model.processing_firebolt import control_tokens
 
 
 @torch.no_grad()

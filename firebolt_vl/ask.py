@@ -328,7 +328,7 @@ def render(loaded: Loaded, messages: list[dict]) -> str:
 
 def check_controls(loaded: Loaded, question: str) -> None:
     """Raises Failure where a question spells a control token: tokenised, it would forge turns, as no text may."""
-    from .model.processing_firebolt import control_tokens
+    from .model.firebolt import control_tokens
 
     if held := next((token for token in control_tokens(loaded.processor.tokenizer) if token in question), None):
         raise Failure(f"the question holds {held!r}, a control token of this model; write it another way")

@@ -57,7 +57,7 @@ def check_files(folder: Path) -> dict:
         read_json,
         read_shapes,
     )
-    from .model.original import ORIGINAL_MODEL_TYPE, is_original
+    from .model.firebolt.original import ORIGINAL_MODEL_TYPE, is_original
 
     with files_checked():
         check_folder(folder)
@@ -120,7 +120,7 @@ def load(
     config = check_files(folder)
     from .model import FireboltForConditionalGeneration, prepack_weights, quantize_int8
     from .model.checkpoint_files import CheckpointError
-    from .model.original import is_original
+    from .model.firebolt.original import is_original
 
     try:
         model, report = FireboltForConditionalGeneration.from_pretrained(
@@ -191,8 +191,8 @@ def _processor(folder: Path):
 def original_processor(folder: Path):
     """The original saves a tokenizer beside SigLIP's image processor; its tiles are cut by its own rule."""
     from .model import FireboltImageProcessor, FireboltProcessor
+    from .model.firebolt.original import original_chat_template
     from .model.loading import load_tokenizer
-    from .model.original import original_chat_template
 
     tokenizer = load_tokenizer(folder)
     tokenizer.chat_template = original_chat_template(tokenizer.chat_template)

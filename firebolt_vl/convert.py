@@ -48,7 +48,7 @@ def convert(
         raise Misuse(f"--kernel-taps is {kernel_taps}; at least 1 is wanted")
     folder = locate(source)
     described = check_files(folder)
-    from .model.original import is_original
+    from .model.firebolt.original import is_original
 
     if not is_original(described):
         raise Failure(f"checkpoint {folder} is not one of the original Firebolt-VL: there is nothing to convert")
@@ -82,8 +82,8 @@ def convert(
 def _load(folder: Path, described: dict, kernel_taps: int | None, decoder: str | None, vision: str | None):
     from .model import FireboltForConditionalGeneration
     from .model.checkpoint_files import CONFIG, check_model, read_shapes
+    from .model.firebolt.original import load_original
     from .model.loading import Opened
-    from .model.original import load_original
 
     with files_checked():
         shapes = read_shapes(folder)
@@ -100,7 +100,7 @@ def _load(folder: Path, described: dict, kernel_taps: int | None, decoder: str |
 def _backbone(option: str, name: str | None, shapes):
     """The configuration of the backbone that an option names: a folder, or a model on the hub."""
     from .model.checkpoint_files import CONFIG
-    from .model.original import read_backbone
+    from .model.firebolt.original import read_backbone
     from .model.places import PlaceError, find
 
     if name is None:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from . import __version__, embedded_checkpoint
 
-LIBRARIES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy", "pillow", "einops")
+LIBRARIES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy", "pillow")
 WIDTH = 24
 
 

@@ -1,14 +1,18 @@
 """The models, the transformers way: importing this package registers them with the Auto classes and pipelines."""
 
 from .compat.registry import register
-from .configuration_firebolt import FireboltConfig
+from .cpu.prepacking import prepack_weights
+from .cpu.quantization import logits_drift, quantize_int8
+from .firebolt import (
+    CHAT_TEMPLATE,
+    FireboltConfig,
+    FireboltForConditionalGeneration,
+    FireboltImageProcessor,
+    FireboltModel,
+    FireboltProcessor,
+    Grounding,
+)
 from .foveated import FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
-from .grounding import Grounding
-from .image_processing_firebolt import FireboltImageProcessor
-from .modeling_firebolt import FireboltForConditionalGeneration, FireboltModel
-from .prepacking import prepack_weights
-from .processing_firebolt import CHAT_TEMPLATE, FireboltProcessor
-from .quantization import logits_drift, quantize_int8
 
 register(FireboltConfig, FireboltModel, FireboltForConditionalGeneration, FireboltImageProcessor, FireboltProcessor)
 register(FoveatedVLMConfig, FoveatedVLM, FoveatedVLM, FoveatedImageProcessor, FoveatedProcessor)

@@ -5,7 +5,6 @@ proportion to what a file merely claims: of the weights only headers are read, a
 make.
 """
 
-import json
 import math
 import os
 import re
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..files.reading import parse_json
 
 CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -125,10 +126,9 @@ def read_json(path: Path) -> dict:
     """A JSON object in a file of a checkpoint. Raises CheckpointError."""
     check_file(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        told = "nested too deeply" if isinstance(error, RecursionError) else _first_line(error)
-        raise CheckpointError(f"{path} cannot be read ({told}); copy or download it again") from None
+        content = parse_json(path.read_text(encoding="utf-8-sig"))  # transformers reads no other encoding
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({_first_line(error)}); copy or download it again") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no JSON object; copy or download it again")
     return content

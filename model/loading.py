@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from .checkpoint_files import (
@@ -22,6 +24,7 @@ from .checkpoint_files import (
     check_parts,
     read_json,
     read_shapes,
+    weight_files,
 )
 from .places import HUB_ARGUMENTS, find
 
@@ -64,6 +67,14 @@ def open_image_processor(name: str | PathLike, arguments: dict[str, Any]) -> Pat
     folder = open_folder(name, arguments)
     check_parts(folder, ("processor", PROCESSORS))
     return folder
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, in one file or in shards with an index. Raises CheckpointError."""
+    state: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        state |= load_file(file)
+    return state
 
 
 def load_tokenizer(name: str | PathLike, **arguments):
@@ -123,5 +134,6 @@ __all__ = [
     "open_checkpoint",
     "open_folder",
     "open_image_processor",
+    "read_weights",
     "tokenizer_named",
 ]

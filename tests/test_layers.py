@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("kernels", "cmm", "files", "model", "evaluate", "train", "bench", "firebolt_vl")
 OUTSIDE = {
     "kernels": {"torch", "triton"},
-    "cmm": {"torch", "einops", "numpy", "safetensors"},
+    "cmm": {"torch", "numpy", "safetensors"},
     "files": set(),
 }
 

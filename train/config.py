@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 
 from ..cmm import CMMConfig
-from ..model.configuration_firebolt import CONNECTORS, FUSIONS
+from ..model.firebolt.configuration_firebolt import CONNECTORS, FUSIONS
 from .errors import ConfigError
 from .keys import check_bounds, check_keys, check_values, key, typed
 

@@ -5,7 +5,8 @@ elsewhere it runs itself, and one line says so. The cache and the hooks of `gene
 model generates with a version for the first time, `self_check` compares cached with uncached generation.
 """
 
-from .caches import ExtraLayer, GrowingLayer, extend, find_layer
+from .caches import GrowingLayer, extend, find_layer
+from .extra_layer import ExtraLayer
 from .generation import CachedGeneration
 from .masks import layer_masks
 from .pooling_head import OneQueryPooling, pool_by_one_query

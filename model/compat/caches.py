@@ -7,44 +7,11 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache, DynamicLayer
 
+from ...cmm.classes import change_class
+from .extra_layer import ExtraLayer
 from .versions import CACHE, can_replace
 
-Layer = TypeVar("Layer", bound="ExtraLayer")
-
-
-class ExtraLayer:
-    """What a cache asks of each of its layers, for one that holds no keys and values but a model's own memory.
-
-    A model's layer adds `reset`, `crop`, `batch_select_indices` and `batch_repeat_interleave`, as DynamicLayer has
-    them. `columns` counts the text columns seen so far, padding included; it is the length of the cache.
-    """
-
-    is_compileable = True
-    is_croppable = True
-    is_sliding = False
-    supports_early_init = False
-    is_initialized = True
-    columns = 0
-
-    def __init__(self):
-        self.reset()
-
-    @property
-    def begun(self) -> bool:
-        """Whether anything was seen yet."""
-        return self.columns > 0
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.batch_select_indices(beam_idx)
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def offload(self) -> None:
-        """The memory is small and used at every step: it stays where it is."""
-
-    def prefetch(self) -> None:
-        """See `offload`."""
+Layer = TypeVar("Layer", bound=ExtraLayer)
 
 
 class GrowingLayer(DynamicLayer):
@@ -141,8 +108,8 @@ def extend(cache: Cache, kind: type[Layer]) -> Layer:
     if can_replace(DynamicLayer, "update", ("self", "key_states", "value_states", "args", "kwargs")):
         for attention in cache.layers:
             if type(attention) is DynamicLayer:
-                attention.__class__ = GrowingLayer
+                change_class(attention, GrowingLayer)
     layer = kind()
     cache.layers.append(layer)
-    cache.__class__ = ExtendedDynamicCache if type(cache) is DynamicCache else ExtendedStaticCache
+    change_class(cache, ExtendedDynamicCache if type(cache) is DynamicCache else ExtendedStaticCache)
     return layer

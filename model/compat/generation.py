@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from .caches import ExtraLayer, extend, find_layer
+from .caches import extend, find_layer
+from .extra_layer import ExtraLayer
 from .self_check import check_generation
 from .versions import CACHE, CACHE_NAMES, given_cache
 
@@ -48,7 +49,7 @@ class CachedGeneration:
         super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, batch_size, length)
         if (cache := model_kwargs.get(CACHE)) is not None:
             layer = extend(cache, self.cache_layer)
-            if generation_config.is_assistant and hasattr(layer, "activate_past_recording"):
+            if generation_config.is_assistant:
                 layer.activate_past_recording()
 
     def _valid_auto_compile_criteria(self, model_kwargs, generation_config) -> bool:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
 from transformers.utils.import_utils import is_causal_conv1d_available
 
+from ..cpu.short_convolution import convolve_window
 from .versions import CACHE, CACHE_NAMES, replace_modules
 
 
@@ -15,9 +16,8 @@ class StepwiseShortConv(Lfm2ShortConv):
 
         y_t = W_o (C_t * sum over j of k_j (B x)_{t-j})        [B, C, x] = W_i h_t
 
-    The general convolution that transformers starts for it takes 180 us for these 3 D products on two cores, ten of
-    them 2 % of a float32 token and 8 % of an int8 one; the sum takes 17. It is summed in float32. Whole sequences run
-    as in transformers, and so does everything where the `causal_conv1d` package brings a kernel for the step.
+    It is `convolve_window`. Whole sequences run as in transformers, and so does everything where the `causal_conv1d`
+    package brings a kernel for the step.
     """
 
     def forward(self, hidden_states: Tensor, *args, **kwargs) -> Tensor:
@@ -34,9 +34,7 @@ class StepwiseShortConv(Lfm2ShortConv):
         B, C, x = self.in_proj(hidden_states).chunk(3, dim=-1)
         window = torch.cat([state[..., 1:], (B * x).mT.to(state.dtype)], dim=-1)  # [B,D,conv_kernel_size]
         state.copy_(window)
-        y = (window.float() * self.conv.weight.squeeze(1).float()).sum(-1)
-        if self.conv.bias is not None:
-            y = y + self.conv.bias.float()
+        y = convolve_window(window, self.conv.weight.squeeze(1), self.conv.bias)
         return self.out_proj(C * y.to(C.dtype).unsqueeze(1))
 
 

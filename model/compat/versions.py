@@ -9,6 +9,8 @@ from torch import nn
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache
 
+from ...cmm.classes import change_classes
+
 # The minor versions that the tests pass with; setup.py admits the same (tests/model/compat/test_versions.py).
 TESTED = ("5.23", "5.24")
 # What `forward` and `generate` call the cache: "past_key_values" up to 5.23, "cache" from 5.24 on.
@@ -68,16 +70,13 @@ def replace_modules(module: nn.Module, ours: type[nn.Module], parameters: tuple[
     (stock,) = ours.__bases__
     _replaced[ours] = stock
     if can_replace(stock, "forward", parameters):
-        for inner in module.modules():
-            if type(inner) is stock:
-                inner.__class__ = ours
+        change_classes(module, stock, ours)
 
 
 def restore_stock(module: nn.Module) -> None:
     """Undo `replace_modules` in `module`, for all classes of ours."""
-    for inner in module.modules():
-        if type(inner) in _replaced:
-            inner.__class__ = _replaced[type(inner)]
+    for ours, stock in _replaced.items():
+        change_classes(module, ours, stock)
 
 
 def _parameters(function: Callable | None) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from ..configuration_firebolt import check_keys, check_sizes
+from ..configuration_checks import check_keys, check_sizes
 
 MODES = ("coarse_only", "coarse_fine", "autoregressive")
 # Its position table is that of 518 x 518, resized for the frames' 224 x 224 at run time.

@@ -10,8 +10,8 @@ from transformers.image_utils import ChannelDimension, ImageInput, PILImageResam
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .. import images as pictures
-from ..image_processing_firebolt import MOST_PIXELS, as_rgb, levels_of, normalise
 from ..loading import open_image_processor
+from ..pixels import MOST_PIXELS, as_rgb, levels_of, normalise
 
 
 class Clip(list):

@@ -18,8 +18,7 @@ from transformers.utils import can_return_tuple
 
 from ...cmm.linear import compute_fast
 from ..compat import CACHE, CACHE_NAMES, CachedGeneration, extend, find_layer, given_cache
-from ..loading import load_backbone, load_checked, open_folder
-from ..original import read_weights
+from ..loading import load_backbone, load_checked, open_folder, read_weights
 from ..packing import check_prompts, kept_columns
 from .cache_foveated import VisualCacheLayer
 from .configuration_foveated import FoveatedVLMConfig, check_mode
@@ -267,7 +266,7 @@ class FoveatedVLM(FoveatedPreTrainedModel, CachedGeneration, GenerationMixin):
         if layer.columns:
             raise ValueError(f"state: a cache with {layer.columns} text columns came; frames come before the text")
         if layer.query is None:
-            if layer.frames:
+            if layer.width:
                 raise ValueError("state: a cache of another mode came, one that `watch` returned is wanted")
             layer.query = self.q_init.expand(batch_size, -1)
         elif len(layer.query) != batch_size:
@@ -279,7 +278,7 @@ class FoveatedVLM(FoveatedPreTrainedModel, CachedGeneration, GenerationMixin):
             z, attention = self._look(now, query, deep, return_attention, look_at_nothing=original)
             tokens = self._to_decoder(z)
             mask = self._decoder_mask(now.kept)
-            past = layer.frames
+            past = layer.width
             layer.add_frames(mask, batch_size, 1, tokens.device)
             hidden = self._decode(tokens, layer.mask, past, cache).last_hidden_state
             moved = self.llm_to_query(hidden[:, 0])
@@ -398,7 +397,7 @@ class FoveatedVLM(FoveatedPreTrainedModel, CachedGeneration, GenerationMixin):
         `seen` [B,T] is the visual tokens' mask, attention_mask [B, past + S] that of all text; None: all of them.
         """
         layer = find_layer(cache, VisualCacheLayer) if cache is not None else VisualCacheLayer()
-        past = layer.frames + layer.columns
+        past = layer.width + layer.columns
         if front.shape[1]:
             layer.add_frames(seen, *front.shape[:2], text.device)
         layer.columns += text.shape[1]

@@ -3,7 +3,7 @@
 from transformers.image_utils import is_valid_image
 from transformers.processing_utils import ProcessingKwargs
 
-from ..processing_firebolt import FireboltProcessor, all_of_one_row
+from ..firebolt.processing_firebolt import FireboltProcessor, all_of_one_row
 from .image_processing_foveated import Clip, FoveatedImagesKwargs, frame_rows
 from .video import Video, read_video
 

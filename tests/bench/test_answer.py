@@ -13,7 +13,7 @@ from firebolt_vl.bench import answer as measuring
 from firebolt_vl.bench import efficiency
 from firebolt_vl.bench.modulator import NaiveTaps, PlainModulator
 from firebolt_vl.cmm import CMMConfig, CrossModalModulator
-from firebolt_vl.model.quantization import quantize_linear
+from firebolt_vl.model.cpu.quantization import quantize_linear
 
 TEXT = {
     **measuring.LFM2_350M,

@@ -403,6 +403,26 @@ def test_prepend_puts_the_projected_grids_before_the_text_once():
         connector.step(text[:, 0], connector.encode_grids(grids))
 
 
+def test_prepend_has_no_weights_to_return():
+    connector = make_connector("prepend")
+    text, grids = some_inputs()
+    with pytest.raises(ValueError, match="Prepend: return_weights is True"):
+        connector(text, grids, return_weights=True)
+    with pytest.raises(ValueError, match="Prepend: return_weights is True"):
+        connector.prefill(text, grids, return_weights=True)
+
+
+@pytest.mark.parametrize("name", CONNECTORS)
+@pytest.mark.parametrize("G", [2, 17])
+def test_a_state_holds_the_whole_grid_side(name, G):
+    connector = make_connector(name)
+    state = connector.encode_grids(some_inputs(G=G)[1])
+    assert {key for key in state.tensors if not key.startswith("grid.")} == set()
+    again = type(connector).side_class.of(state).tensors()
+    assert again.keys() == state.tensors.keys()
+    assert all(again[key] is state.tensors[key] for key in again)
+
+
 def default(G):
     from firebolt_vl.cmm.positions import default_boxes
 

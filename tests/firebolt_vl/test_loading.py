@@ -14,9 +14,10 @@ from commands import assert_refused
 from firebolt_vl import speeds
 from firebolt_vl.checkpoint import load
 from firebolt_vl.kernels.linear import can_prepack
-from firebolt_vl.model import FireboltConfig, FireboltForConditionalGeneration, prepacking
-from firebolt_vl.model.prepacking import is_prepacked
-from firebolt_vl.model.quantization import is_quantized
+from firebolt_vl.model import FireboltConfig, FireboltForConditionalGeneration
+from firebolt_vl.model.cpu import prepacking
+from firebolt_vl.model.cpu.prepacking import is_prepacked
+from firebolt_vl.model.cpu.quantization import is_quantized
 from firebolt_vl.speeds import Speed
 
 

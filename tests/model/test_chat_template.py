@@ -7,7 +7,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from firebolt_vl.model import CHAT_TEMPLATE, chat_template
 from firebolt_vl.model.chat_template import ChatTemplateError, check_template
-from firebolt_vl.model.original import original_chat_template
+from firebolt_vl.model.firebolt.original import original_chat_template
 
 VARIABLES = {"tools": None, "documents": None, "add_generation_prompt": True, "bos_token": "<s>", "eos_token": "</s>"}
 MESSAGES = [

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from firebolt_vl.model.tiling import compatible_boxes, cut, relative_boxes
+from firebolt_vl.model.firebolt.tiling import compatible_boxes, cut, relative_boxes
 
 VECTORS = golden.load("firebolt_tiny_upstream")
 DESCRIBED = json.loads(golden.path("firebolt_tiny_upstream.json").read_text())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from ...model.chat_template import check_template
-from ...model.processing_firebolt import CHAT_TEMPLATE, control_tokens
+from ...model.firebolt import CHAT_TEMPLATE, control_tokens
 from .problems import BadRow
 from .rows import ASSISTANT, Row, check_controls
 

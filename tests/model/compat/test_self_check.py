@@ -11,8 +11,8 @@ import torch
 from foveated import MODES, make_foveated, make_frames
 
 from firebolt_vl.cmm import CrossModalModulator
-from firebolt_vl.model.cache_firebolt import ConnectorCacheLayer
 from firebolt_vl.model.compat import GrowingLayer, OneQueryPooling, StepwiseShortConv, self_check
+from firebolt_vl.model.firebolt.cache_firebolt import ConnectorCacheLayer
 
 KINDS = {
     "s4": {},

@@ -15,7 +15,6 @@ from transformers.cache_utils import DynamicLayer
 from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
 from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead as PoolingHead
 
-from firebolt_vl.model.cache_firebolt import ConnectorCacheLayer
 from firebolt_vl.model.compat import (
     CACHE,
     CACHE_NAMES,
@@ -25,6 +24,7 @@ from firebolt_vl.model.compat import (
     extend,
     versions,
 )
+from firebolt_vl.model.firebolt.cache_firebolt import ConnectorCacheLayer
 
 ROOT = Path(__file__).resolve().parents[3]
 # Parts of transformers that have a page in its documentation, for those who write models, processors and trainers.

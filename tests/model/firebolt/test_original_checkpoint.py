@@ -8,7 +8,7 @@ from numerics import assert_close, relative_error
 from originals import DESCRIBED, VECTORS, pixels, write_original
 
 from firebolt_vl.model import FireboltForConditionalGeneration
-from firebolt_vl.model.original import convert_config, convert_state_dict
+from firebolt_vl.model.firebolt.original import convert_config, convert_state_dict
 
 # What float32 costs the original itself, with room for another order of the same operations.
 FLOAT32 = 10 * relative_error(VECTORS["out.logits"], VECTORS["f64.out.logits"])

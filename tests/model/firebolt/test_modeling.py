@@ -11,7 +11,7 @@ from tiny_models import make_config, make_model, make_pixels, make_text
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from firebolt_vl.model import FireboltConfig, FireboltForConditionalGeneration, FireboltProcessor
-from firebolt_vl.model.image_processing_firebolt import FireboltImageProcessor
+from firebolt_vl.model.firebolt.image_processing_firebolt import FireboltImageProcessor
 
 kinds = pytest.mark.parametrize(
     ("connector", "fusion"),
@@ -254,7 +254,7 @@ def test_processor_inputs_fit_the_model(checkpoint):
 
 
 def test_pipeline_answers_without_complaint(checkpoint, caplog):
-    from firebolt_vl.model.processing_firebolt import CHAT_TEMPLATE
+    from firebolt_vl.model.firebolt.processing_firebolt import CHAT_TEMPLATE
 
     processor = AutoProcessor.from_pretrained(checkpoint)
     processor.chat_template = CHAT_TEMPLATE

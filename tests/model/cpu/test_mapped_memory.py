@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from firebolt_vl.model.mapped_memory import PAGEMAP, release_file_pages
+from firebolt_vl.model.cpu.mapped_memory import PAGEMAP, release_file_pages
 
 pytestmark = pytest.mark.skipif(not PAGEMAP.exists(), reason="this system has no page map")
 
@@ -53,5 +53,5 @@ def test_memory_of_no_file_stays():
 
 
 def test_without_a_page_map_nothing_is_done(mapped, monkeypatch, tmp_path):
-    monkeypatch.setattr("firebolt_vl.model.mapped_memory.PAGEMAP", tmp_path / "none")
+    monkeypatch.setattr("firebolt_vl.model.cpu.mapped_memory.PAGEMAP", tmp_path / "none")
     assert release_file_pages(mapped) == 0

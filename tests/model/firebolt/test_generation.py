@@ -11,7 +11,7 @@ from numerics import assert_close
 from transformers import DynamicCache, StaticCache
 
 from firebolt_vl.model.compat import CACHE
-from firebolt_vl.model.fusion import summarize_prompt
+from firebolt_vl.model.firebolt.fusion import summarize_prompt
 
 KINDS = [
     ("cmm", "replace"),

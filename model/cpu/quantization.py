@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cmm.linear import Linear
+from ...cmm.classes import change_class
+from ...cmm.linear import Linear
 from .mapped_memory import release_file_pages
 
 LARGEST = 127
@@ -107,7 +108,7 @@ def quantize_linear(linear: nn.Linear) -> None:
         int8_weight = None  # before the kernels' own copy is made: the head's is the peak of loading
         packed = torch.ops.quantized.linear_prepack(channels, None)
     del linear._parameters["weight"]
-    linear.__class__ = Int8Linear
+    change_class(linear, Int8Linear)
     linear.packed = packed
     linear.register_buffer("int8_weight", int8_weight, persistent=False)
     linear.register_buffer("int8_scale", scale, persistent=False)

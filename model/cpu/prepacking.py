@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cmm.linear import Linear
-from ..kernels.linear import LEAST_WEIGHTS, can_prepack, linear_prepacked, prepacked
+from ...cmm.classes import change_class
+from ...cmm.linear import Linear
+from ...kernels.linear import LEAST_WEIGHTS, can_prepack, linear_prepacked, prepacked
 from .mapped_memory import release_file_pages
 
 
@@ -42,7 +43,7 @@ class PrepackedLinear(Linear):
     def _become_plain(self, weight: Tensor) -> None:
         """Be the layer that this one was made of, with W = weight."""
         self.__dict__.pop("packed")
-        self.__class__ = Linear
+        change_class(self, Linear)
         self.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
 
     def __getstate__(self):
@@ -68,7 +69,7 @@ def prepack_linear(linear: nn.Linear) -> bool:
     release_file_pages(weight)
     del linear._parameters["weight"]
     linear.packed = packed
-    linear.__class__ = PrepackedLinear
+    change_class(linear, PrepackedLinear)
     return True
 
 

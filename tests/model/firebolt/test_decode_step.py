@@ -11,8 +11,8 @@ from numerics import assert_close
 from transformers import DynamicCache, Lfm2Model
 from transformers.cache_utils import DynamicLayer
 
-from firebolt_vl.model.cache_firebolt import ConnectorCacheLayer
 from firebolt_vl.model.compat import CACHE, GrowingLayer, StepwiseShortConv, extend
+from firebolt_vl.model.firebolt.cache_firebolt import ConnectorCacheLayer
 
 
 def decoders(bias: bool, dtype=torch.float64):

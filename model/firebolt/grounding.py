@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..cmm.positions import default_boxes
+from ...cmm.positions import default_boxes
+from .grids import GRID_ARGUMENTS, given_grids
 
 
 @dataclass
@@ -44,6 +45,59 @@ class Grounding:
         if not 0 <= start < end <= self.weights.shape[1]:
             raise ValueError(f"start, end: {start}, {end} came, 0 <= start < end <= {self.weights.shape[1]} is wanted")
         return self.weights[row, start:end].mean(dim=0)
+
+
+def ground(
+    model,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    method: str,
+    answer_ids: Tensor | None,
+    max_new_tokens: int,
+    image_sizes: Tensor | None,
+    images: dict[str, Tensor | None],
+) -> Grounding:
+    """See `FireboltForConditionalGeneration.ground`."""
+    if method not in ("weights", "occlusion"):
+        raise ValueError(f"method: {method!r} came, 'weights' or 'occlusion' is wanted")
+    if method == "weights" and model.config.connector != "cmm":
+        raise ValueError(f"method: 'weights' came, but connector {model.config.connector!r} has none; use 'occlusion'")
+    input_ids = input_ids.to(model.device)
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(model.device)
+    mask = mask.bool()
+    given = {name: value.to(model.device) for name, value in images.items() if value is not None}
+    if "pixel_values" in given:
+        seen = model.get_grids(**given)
+    elif "grids" in given:
+        seen = given_grids(*(given.get(name) for name in GRID_ARGUMENTS), given["grids"].to(model.dtype))
+    else:
+        raise ValueError("pixel_values, grids: neither came; grounding needs an image")
+    boxes = to_pixels(unit_boxes(seen.mask, seen.boxes), image_sizes, seen.images)
+    if method == "weights":
+        text = model.get_input_embeddings()(input_ids)
+        _, weights = model.model.connector(
+            text, seen.features, mask, seen.mask, seen.boxes, grid_images=seen.images, return_weights=True
+        )
+        return Grounding(method, boxes, seen.mask, weights=weights.float())
+
+    stops = model.generation_config.eos_token_id
+    stops = [stops] if isinstance(stops, int) else list(stops or [])
+    if answer_ids is None:
+        grid_arguments = dict(zip(GRID_ARGUMENTS, seen))
+        sequences = model.generate(
+            input_ids=input_ids,
+            attention_mask=mask.long(),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            **{name: value for name, value in grid_arguments.items() if value is not None},
+        )
+        answer_ids = sequences[:, input_ids.shape[1] :]
+    elif answer_ids.dim() != 2 or answer_ids.shape[0] != input_ids.shape[0]:
+        raise ValueError(f"answer_ids: {tuple(answer_ids.shape)} came, [{input_ids.shape[0]}, N] is wanted")
+    answer_ids = answer_ids.to(model.device)
+    scored = answer_mask(answer_ids, stops, model.generation_config.pad_token_id)
+    effects = occlusion_effects(model, input_ids, mask, answer_ids, scored, seen)
+    return Grounding(method, boxes, seen.mask, effects=effects, answer_ids=answer_ids, answer_mask=scored)
 
 
 def unit_boxes(grid_mask: Tensor, grid_boxes: Tensor | None) -> Tensor:

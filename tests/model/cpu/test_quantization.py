@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from numerics import assert_close
 from torch import nn
 
-from firebolt_vl.model import FireboltForConditionalGeneration, logits_drift, quantization, quantize_int8
-from firebolt_vl.model.quantization import Int8Linear, has_kernels, quantize_linear, quantized_linears
+from firebolt_vl.model import FireboltForConditionalGeneration, logits_drift, quantize_int8
+from firebolt_vl.model.cpu import quantization
+from firebolt_vl.model.cpu.quantization import Int8Linear, has_kernels, quantize_linear, quantized_linears
 
 KERNELS = [
     pytest.param(True, marks=pytest.mark.skipif(not has_kernels(), reason="this CPU has no int8 kernels")),

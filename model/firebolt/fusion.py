@@ -5,22 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..packing import has_hole, pack
 from .cache_firebolt import ConnectorCacheLayer
-from .packing import has_hole, pack
-
-
-class Grids(NamedTuple):
-    """A batch's grids: `features` [B,G,D_v], `mask` [B,G] bool, `boxes` [B,G,4] or None, `images` [B,G] or None."""
-
-    features: Tensor
-    mask: Tensor
-    boxes: Tensor | None
-    images: Tensor | None
-
-    @property
-    def rows(self) -> Tensor:
-        """[B] bool: the rows with at least one grid."""
-        return self.mask.any(-1)
+from .grids import Grids
 
 
 class Text(NamedTuple):

@@ -5,15 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..cmm import CrossModalModulator
-from .checkpoint_files import CONFIG, Shapes, check_config, read_json, weight_files
+from ...cmm import CrossModalModulator
+from ..checkpoint_files import CONFIG, Shapes, check_config, read_json
+from ..loading import Opened, read_weights
+from ..places import HUB, PlaceError, could_be_hub_id, find
 from .configuration_firebolt import FireboltConfig
-from .loading import Opened
-from .places import HUB, PlaceError, could_be_hub_id, find
 
 ORIGINAL_MODEL_TYPE = "fireboltlm"
 # Fixed in the original's fuser, whatever its configuration says.
@@ -198,14 +197,6 @@ def load_original(
     config = convert_config(opened.config, opened.shapes, opened.folder, text_config, vision_config, kernel_taps)
     state = read_weights(opened.folder)
     return Original(config, *convert_state_dict(state, config), len(state))
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, in one file or in shards with an index. Raises CheckpointError."""
-    state: dict[str, Tensor] = {}
-    for file in weight_files(folder):
-        state |= load_file(file)
-    return state
 
 
 def original_chat_template(template: str | None) -> str:

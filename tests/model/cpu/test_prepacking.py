@@ -15,9 +15,10 @@ from torch import nn
 from firebolt_vl.cmm.linear import Linear
 from firebolt_vl.kernels import linear as kernel
 from firebolt_vl.kernels.linear import can_prepack, prepacked
-from firebolt_vl.model import prepack_weights, prepacking, quantize_int8
-from firebolt_vl.model.prepacking import PrepackedLinear, is_prepacked, prepack_linear
-from firebolt_vl.model.quantization import Int8Linear
+from firebolt_vl.model import prepack_weights, quantize_int8
+from firebolt_vl.model.cpu import prepacking
+from firebolt_vl.model.cpu.prepacking import PrepackedLinear, is_prepacked, prepack_linear
+from firebolt_vl.model.cpu.quantization import Int8Linear
 
 needs_layout = pytest.mark.skipif(not can_prepack(), reason="this CPU has no bfloat16 products of prepacked weights")
 

@@ -15,8 +15,8 @@ from tiny_models import make_processor, make_tokenizer
 from transformers import AutoImageProcessor, AutoProcessor
 
 from firebolt_vl.model import images as pictures
-from firebolt_vl.model.image_processing_firebolt import FireboltImageProcessor, image_rows
-from firebolt_vl.model.processing_firebolt import FireboltProcessor
+from firebolt_vl.model.firebolt.image_processing_firebolt import FireboltImageProcessor, image_rows
+from firebolt_vl.model.firebolt.processing_firebolt import FireboltProcessor
 
 IMAGE_INPUTS = ["pixel_values", "pixel_tiles", "tile_mask", "image_mask", "grid_boxes"]
 

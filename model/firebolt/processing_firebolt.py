@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
-from .chat_template import check_template
-from .checkpoint_files import PROCESSORS, TOKENIZERS, check_parts
+from ..chat_template import check_template
+from ..checkpoint_files import PROCESSORS, TOKENIZERS, check_parts
+from ..loading import open_folder, tokenizer_named
 from .image_processing_firebolt import FireboltImagesKwargs, image_rows
-from .loading import open_folder, tokenizer_named
 
 # LFM2's format. Images yield nothing: no token stands for them.
 CHAT_TEMPLATE = """\

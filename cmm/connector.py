@@ -1,0 +1,257 @@
+"""What all connectors have in common: whole sequences, grids once per prompt, pieces of a text, single tokens."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Generic, Literal, Self, TypeVar, overload
+
+import torch
+from torch import Tensor, nn
+
+from .config import CMMConfig
+from .inputs import check_prefill, check_text, prepared_grids, token_as_text
+from .positions import GridPositions
+from .state import DecodeState
+
+PREFIX = "grid."
+
+
+@dataclass
+class GridSide:
+    """What a connector makes of the grids alone, once per prompt.
+
+    mask   [B,G] bool, True = keep; None where all are kept
+
+    A connector's own side adds what it reads of the grids. A field that is None is not there.
+    """
+
+    mask: Tensor | None
+
+    @classmethod
+    def of(cls, state: DecodeState) -> Self:
+        """The grid side in a state, whose tensors are named "grid." and the field."""
+        return cls(**{name[len(PREFIX) :]: kept for name, kept in state.tensors.items() if name.startswith(PREFIX)})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of a state with this grid side, the inverse of `of`."""
+        named = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {PREFIX + name: tensor for name, tensor in named if tensor is not None}
+
+
+Side = TypeVar("Side", bound=GridSide)
+After = TypeVar("After", DecodeState, None)
+
+
+class Connector(nn.Module, ABC, Generic[Side]):
+    """Text embeddings in, text embeddings out, each having seen the grids.
+
+    `forward`, `prefill` and `step` are one function in three modes: `prefill` in any number of pieces followed by
+    `step`s gives what `forward` gives on the whole; `encode_grids` does what depends on the grids alone.
+
+    Masks are bool, True = keep. A masked text position does not exist: no token sees it, and its output is 0. Nothing
+    under a mask is read.
+
+    A subclass says what it makes of the grids (`_side_of`) and of the text (`_connect`), and, where its tokens see
+    those before them, how (`_mix`, `_mix_piece`, `_mix_token`).
+    """
+
+    inserts_grids = False
+    """Whether the grids stand in the output, before the text."""
+    weighs_grids = True
+    """Whether there are weights to return."""
+    side_class: type[Side]
+
+    def __init__(self, config: CMMConfig):
+        super().__init__()
+        self.config = config
+        self.positions = GridPositions(config.grid_width) if config.grid_positions else None
+
+    def reset_parameters(self) -> None:
+        """Initialise this layer and everything in it anew."""
+        for child in self.children():
+            child.reset_parameters()
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of text and grids."""
+
+    @abstractmethod
+    def _side_of(self, x: Tensor, mask: Tensor | None, tokens: int | None) -> Side:
+        """The grid side of x [B,G,D_v] with mask [B,G], for `tokens` text tokens in each row (None: not known)."""
+
+    @abstractmethod
+    def _connect(
+        self, text: Tensor, text_mask: Tensor | None, side: Side, mix: Callable[[Tensor], tuple[Tensor, After]]
+    ) -> tuple[Tensor, Tensor | None, After]:
+        """The layer in any of its modes: y, w [B,T,G] where it weighs grids, and what `mix` returned beside its output.
+
+        `mix` [B,T,D_t] -> [B,T,D_t] lets tokens see those before them, and is called once.
+        """
+
+    def forward(
+        self,
+        text: Tensor,
+        grids: Tensor,
+        text_mask: Tensor | None = None,
+        grid_mask: Tensor | None = None,
+        grid_boxes: Tensor | None = None,
+        *,
+        grid_images: Tensor | None = None,
+        return_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Run over whole sequences.
+
+        Arguments:
+            text: embeddings [B,T,D_t].
+            grids: [B,G,D_v], any G.
+            text_mask, grid_mask: [B,T] and [B,G] bool, True = keep.
+            grid_boxes: [B,G,4], y0, x0, y1, x1 in 0..1 of the image. None: the global view and n x n tiles.
+            grid_images: [B,G] integers, which image of the row a grid is of; None: all of image 0.
+            return_weights: return w too.
+
+        Returns: y [B,T,D_t] in the dtype of text, or (y, w [B,T,G]). Raises ValueError or TypeError, which name the
+        argument.
+        """
+        self._check(text, text_mask, return_weights)
+        side = self._grid_side(grids, grid_mask, grid_boxes, grid_images, text.shape[0], text.shape[1])
+        y, w, _ = self._connect(text, text_mask, side, lambda x: (self._mix(x, text_mask), None))
+        return (y, w) if w is not None and return_weights else y
+
+    def encode_grids(
+        self,
+        grids: Tensor,
+        grid_mask: Tensor | None = None,
+        grid_boxes: Tensor | None = None,
+        grid_images: Tensor | None = None,
+    ) -> DecodeState:
+        """The grid side of the layer, computed once per prompt: a state that has seen no token, for `prefill`.
+
+        Its tensors have the names of `side_class`'s fields, below "grid.".
+        """
+        side = self._grid_side(grids, grid_mask, grid_boxes, grid_images)
+        if side.mask is None:
+            side.mask = torch.ones(grids.shape[:2], dtype=torch.bool, device=grids.device)
+        return DecodeState(side.tensors(), torch.zeros(grids.shape[0], dtype=torch.int64, device=grids.device))
+
+    @overload
+    def prefill(
+        self,
+        text: Tensor,
+        grids: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        grid_mask: Tensor | None = None,
+        grid_boxes: Tensor | None = None,
+        *,
+        grid_images: Tensor | None = None,
+        state: DecodeState | None = None,
+        history: int = 0,
+        return_weights: Literal[False] = False,
+    ) -> tuple[Tensor, DecodeState]: ...
+
+    @overload
+    def prefill(
+        self,
+        text: Tensor,
+        grids: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        grid_mask: Tensor | None = None,
+        grid_boxes: Tensor | None = None,
+        *,
+        grid_images: Tensor | None = None,
+        state: DecodeState | None = None,
+        history: int = 0,
+        return_weights: Literal[True],
+    ) -> tuple[Tensor, DecodeState, Tensor]: ...
+
+    def prefill(
+        self,
+        text: Tensor,
+        grids: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        grid_mask: Tensor | None = None,
+        grid_boxes: Tensor | None = None,
+        *,
+        grid_images: Tensor | None = None,
+        state: DecodeState | None = None,
+        history: int = 0,
+        return_weights: bool = False,
+    ) -> tuple[Tensor, DecodeState] | tuple[Tensor, DecodeState, Tensor]:
+        """Run over the next T tokens of every row; arguments as in `forward`.
+
+        Either `grids` start a sequence, or `state` (of `encode_grids`, `prefill` or `step`) continues one.
+        `history` is how many of the last positions the new state can forget (`DecodeState.rollback`).
+
+        Returns: (y [B,T,D_t], state), with return_weights (y, state, w).
+        """
+        self._check(text, text_mask, return_weights)
+        check_prefill(type(self).__name__, text, grids, state)
+        before = self.encode_grids(grids, grid_mask, grid_boxes, grid_images) if grids is not None else state
+        assert before is not None  # one of the two came
+        side = self.side_class.of(before)
+        y, w, after = self._connect(text, text_mask, side, lambda x: self._mix_piece(x, text_mask, before, history))
+        return (y, after, w) if w is not None and return_weights else (y, after)
+
+    def step(self, token: Tensor, state: DecodeState) -> tuple[Tensor, DecodeState]:
+        """Run over one token, [B,D_t] or [B,1,D_t], in time that does not depend on how many came before.
+
+        Returns: (y of the shape of token, the next state); `state` itself is not changed.
+        """
+        text = token_as_text(type(self).__name__, token, self.config.text_width, self.dtype, state)
+        y, _, after = self._connect(text, None, self.side_class.of(state), lambda x: self._mix_token(x, state))
+        return y.view(token.shape), after
+
+    def _mix(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Let the tokens of whole sequences x [B,T,D_t] see those before them; here they do not."""
+        return x
+
+    def _mix_piece(
+        self, x: Tensor, mask: Tensor | None, state: DecodeState, history: int
+    ) -> tuple[Tensor, DecodeState]:
+        """`_mix` of the next tokens, and the state after them; here only lengths change."""
+        return x, counted(state, x, mask, history)
+
+    def _mix_token(self, x: Tensor, state: DecodeState) -> tuple[Tensor, DecodeState]:
+        """`_mix` of one token [B,1,D_t], and the state after it."""
+        return x, DecodeState(state.tensors, state.length + 1)
+
+    def _check(self, text: Tensor, text_mask: Tensor | None, return_weights: bool) -> None:
+        check_text(type(self).__name__, text, text_mask, self.config.text_width, self.dtype)
+        if return_weights and not self.weighs_grids:
+            raise ValueError(f"{type(self).__name__}: return_weights is True; it weighs no grids, False is wanted")
+
+    def _grid_side(
+        self,
+        grids: Tensor,
+        grid_mask: Tensor | None,
+        grid_boxes: Tensor | None,
+        grid_images: Tensor | None,
+        batch: int | None = None,
+        tokens: int | None = None,
+    ) -> Side:
+        """The grid side for `batch` rows of text and `tokens` in each, if they are known."""
+        x = prepared_grids(
+            type(self).__name__,
+            grids,
+            grid_mask,
+            grid_boxes,
+            grid_images,
+            batch=batch,
+            width=self.config.grid_width,
+            dtype=self.dtype,
+            positions=self.positions,
+        )
+        return self._side_of(x, grid_mask, tokens)
+
+
+def counted(state: DecodeState, text: Tensor, text_mask: Tensor | None, history: int) -> DecodeState:
+    """The state after the positions of text [B,T,D], whose last `history` it can forget: only lengths change."""
+    if history < 0:
+        raise ValueError(f"history: a count of positions >= 0 wanted, {history} found")
+    batch, T = text.shape[:2]
+    kept = torch.ones(batch, T, dtype=torch.bool, device=text.device) if text_mask is None else text_mask
+    length = state.length + kept.sum(1)
+    if not min(history, T):
+        return DecodeState(state.tensors, length)
+    before = length[:, None] - kept.flip(1).cumsum(1)[:, :history]  # [B, h], the latest position first
+    return DecodeState(state.tensors, length, {"length": before})

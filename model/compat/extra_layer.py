@@ -1,0 +1,112 @@
+"""The last layer of a cache: what a model remembers beside its decoder's keys and values."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...cmm import DecodeState
+
+Rows = Callable[[Tensor], Tensor]
+
+
+class ExtraLayer:
+    """What a cache asks of each of its layers, for one that holds no keys and values but a model's own memory.
+
+    columns   text columns seen so far, padding included; the length of the cache
+    width     positions that `mask` covers: those of the decoder that are more, or others, than text columns
+    mask      [B,width] bool over them, None while every one is kept
+    rows      names of all attributes that have a row for each sequence: None, tensors, states, and lists of them
+
+    A model's layer adds to `rows`, to `reset` and to what `crop` forgets.
+    """
+
+    is_compileable = True
+    is_croppable = True
+    is_sliding = False
+    supports_early_init = False
+    is_initialized = True
+    rows: tuple[str, ...] = ("mask",)
+    columns = 0
+    width = 0
+
+    def __init__(self):
+        self.reset()
+
+    def reset(self) -> None:
+        self.columns = 0
+        self.width = 0
+        self.mask: Tensor | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was seen yet."""
+        return self.columns > 0
+
+    def extended(self, mask: Tensor | None, batch_size: int, columns: int, device: torch.device) -> Tensor | None:
+        """The mask of all positions with `columns` more, `mask` [B,columns] of them kept (None: all)."""
+        if mask is None and self.mask is None:
+            return None
+        parts = ((self.mask, self.width), (mask, columns))
+        return torch.cat(
+            [
+                part if part is not None else torch.ones(batch_size, width, dtype=torch.bool, device=device)
+                for part, width in parts
+            ],
+            dim=1,
+        )
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._map_rows(lambda tensor: tensor.index_select(0, indices.to(tensor.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._map_rows(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def _map_rows(self, function: Rows) -> None:
+        for name in self.rows:
+            setattr(self, name, _mapped(getattr(self, name), function))
+
+    def activate_past_recording(self) -> None:
+        """From now on each call leaves what `crop` needs to forget any of its columns: here it needs nothing."""
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last `-tokens_to_remove` text columns (a number <= 0, as transformers has it), and nothing else.
+
+        Raises ValueError for more columns than were seen.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(f"tokens_to_remove: {tokens_to_remove} came, a number <= 0 (how many to forget) is wanted")
+        forgotten = -tokens_to_remove
+        if forgotten == 0 or not self.begun:
+            return
+        if forgotten > self.columns:
+            raise ValueError(
+                f"tokens_to_remove: {tokens_to_remove} came, only {self.columns} text columns were seen; nothing else "
+                "can be forgotten"
+            )
+        self._forget(forgotten)
+        self.columns -= forgotten
+
+    def _forget(self, columns: int) -> None:
+        """Take the last text columns out of the memory; `columns` itself is set by `crop`."""
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def offload(self) -> None:
+        """The memory is small and used at every step: it stays where it is."""
+
+    def prefetch(self) -> None:
+        """See `offload`."""
+
+
+def _mapped(kept: Any, function: Rows) -> Any:
+    if isinstance(kept, list | tuple):
+        return type(kept)(_mapped(one, function) for one in kept)
+    if isinstance(kept, DecodeState):
+        return kept.map(function)
+    return None if kept is None else function(kept)

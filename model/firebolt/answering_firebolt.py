@@ -1,0 +1,300 @@
+"""Firebolt-VL with its language-model head: answers, generated and cached, and where they come from."""
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationMixin,
+    SiglipVisionModel,
+)
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+
+from ...cmm.linear import Linear
+from ..checkpoint_files import check_model
+from ..compat import (
+    CACHE,
+    CACHE_NAMES,
+    CachedGeneration,
+    find_layer,
+    given_cache,
+)
+from ..cpu.prepacking import is_prepacked
+from ..cpu.quantization import is_quantized
+from ..loading import load_backbone, open_checkpoint
+from ..packing import check_prompts, kept_columns
+from .cache_firebolt import ConnectorCacheLayer
+from .configuration_firebolt import FireboltConfig
+from .fusion import summarize_prompt
+from .grids import GRID_ARGUMENTS, PIXEL_ARGUMENTS, Grids, given_grids
+from .grounding import Grounding, ground
+from .miniature import miniature_of
+from .modeling_firebolt import FireboltModel, FireboltPreTrainedModel, check_same_images
+from .original import is_original, load_original
+
+# Ways of generating that forget columns again, which a static cache cannot.
+GROWING = ("assistant_model", "prompt_lookup_num_tokens")
+# Static caches of a compiled step are a multiple of this long.
+STATIC_LENGTH = 256
+
+
+class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration, GenerationMixin):
+    """Firebolt-VL with its language-model head: answers questions about images, in text.
+
+    Rows may have no image (their text embeddings reach the decoder unchanged), one, or several. Generation is exact
+    and cached: an image is encoded once, the grid side of the connector is computed once, and the connector's state
+    travels with the decoder's cache, so that step t equals column t of the full forward.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    cache_layer = ConnectorCacheLayer
+    first_call_arguments = (*GRID_ARGUMENTS, "prompt_summary")
+
+    def __init__(self, config: FireboltConfig):
+        super().__init__(config)
+        self.model = FireboltModel(config)
+        self.lm_head = Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.lm_head = value
+
+    def compile_step(self, **options) -> "FireboltForConditionalGeneration":
+        """Compile the decoder's generation step; the first answer afterwards waits for it. Returns the model.
+
+        `options` go to torch.compile (backend, mode; on a GPU mode="reduce-overhead" captures CUDA graphs, the default
+        there). The step runs on a static cache, which `generate` then takes by itself, its length rounded up, so that
+        answers of other lengths seldom compile anew. Prompts run as before, and so do calls with another cache.
+        """
+        if self.device.type == "cuda":
+            options = {"mode": "reduce-overhead", **options}
+        self.model.compiled_step = torch.compile(self.model.language_model.forward, dynamic=False, **options)
+        return self
+
+    def get_grids(self, pixel_values: Tensor, **images) -> Grids:
+        """See FireboltModel.get_grids."""
+        return self.model.get_grids(pixel_values, **images)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_tiles: Tensor | None = None,
+        tile_mask: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        grid_boxes: Tensor | None = None,
+        grids: Tensor | None = None,
+        grid_mask: Tensor | None = None,
+        grid_images: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+        prompt_summary: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        r"""Logits of the next token at each text column, and the loss where there are labels.
+
+        input_ids [B,T] (or inputs_embeds [B,T,D]); attention_mask [B, past + T], True = keep, padded left or right;
+        images as `FireboltProcessor` makes them (see `get_grids`), or grids [B,G,D_v] with grid_mask [B,G],
+        grid_boxes [B,G,4] and grid_images [B,G]; prompt_mask [B,T]: the question, which fusions `concat` and `pool`
+        need (default: the kept positions before the first answer token, or without labels all of them); labels [B,T],
+        -100 where no loss is wanted. Logits are [B,T,V] for every connector and fusion.
+
+        Raises ValueError where a shape is not as above, a mask has holes, or both pixels and grids came.
+        """
+        if labels is not None:
+            if labels.dim() != 2 or (input_ids if input_ids is not None else inputs_embeds).shape[:2] != labels.shape:
+                raise ValueError(f"labels: {tuple(labels.shape)} came, the shape of the text, [B,T], is wanted")
+            if prompt_mask is None:
+                prompt_mask = (labels != -100).long().cumsum(-1) == 0
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            pixel_values=pixel_values,
+            pixel_tiles=pixel_tiles,
+            tile_mask=tile_mask,
+            image_mask=image_mask,
+            grid_boxes=grid_boxes,
+            grids=grids,
+            grid_mask=grid_mask,
+            grid_images=grid_images,
+            prompt_mask=prompt_mask,
+            prompt_summary=prompt_summary,
+            cache=cache,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(kept_columns(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **{CACHE: outputs.get(CACHE)},
+        )
+
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """As on any model of transformers. Raises ValueError for one whose weights are in 8 bits, or prepacked."""
+        if is_quantized(self):
+            raise ValueError("save_pretrained: the weights are in 8 bits; save the model, then load it and quantise it")
+        if is_prepacked(self):
+            raise ValueError("save_pretrained: the weights are prepacked; save the model, then load it and prepack it")
+        super().save_pretrained(*args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As on any model of transformers, of safetensors alone; a checkpoint of the original is converted on the way.
+
+        The original only names its backbones: their configurations are looked for as a local folder, then among the
+        models that the hub gave before, then taken from `text_config=` / `vision_config=`. `kernel_taps=512` keeps its
+        truncated S4 kernel.
+        """
+        backbones = {name: kwargs.pop(name, None) for name in ("text_config", "vision_config", "kernel_taps")}
+        if pretrained_model_name_or_path is not None:
+            opened = open_checkpoint(pretrained_model_name_or_path, kwargs)
+            if kwargs.get("config") is None and is_original(opened.config):
+                found = load_original(opened, **backbones)
+                check_model(lambda: cls(found.config), opened.shapes, opened.folder / "config.json")
+                return super().from_pretrained(None, *args, config=found.config, state_dict=found.state, **kwargs)
+        if given := sorted(name for name, value in backbones.items() if value is not None):
+            raise ValueError(
+                f"{', '.join(given)}: only for checkpoints of the original Firebolt-VL, this is another one"
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def from_backbones(
+        cls, decoder: str, vision: str, *, dtype: torch.dtype | None = None, **config
+    ) -> "FireboltForConditionalGeneration":
+        """A new Firebolt-VL around a trained LFM2 and a trained SigLIP, its connector freshly initialised.
+
+        decoder, vision: local folders or hub ids; of a SigLIP with two towers only the vision tower is loaded.
+        `config` goes to FireboltConfig (cmm_config, connector, fusion).
+        """
+        language_model = load_backbone(AutoModelForCausalLM, decoder, dtype)
+        vision_tower = load_backbone(SiglipVisionModel, vision, dtype)
+        model = cls(FireboltConfig(text_config=language_model.config, vision_config=vision_tower.config, **config))
+        model.to(language_model.dtype)
+        model.model.language_model.load_state_dict(language_model.model.state_dict())
+        model.lm_head.load_state_dict(language_model.lm_head.state_dict())
+        model.model.vision_tower.load_state_dict(vision_tower.state_dict())
+        model.generation_config = language_model.generation_config
+        return model.eval()
+
+    @torch.no_grad()
+    def ground(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        method: str = "weights",
+        answer_ids: Tensor | None = None,
+        max_new_tokens: int = 32,
+        image_sizes: Tensor | None = None,
+        **images,
+    ) -> Grounding:
+        """Where an answer comes from, grid by grid; see Grounding for what comes back.
+
+        method "weights": what each text token weighed (connector "cmm" alone has such weights). "occlusion": the
+        answer, `answer_ids` [B,N] or else generated greedily, is scored with every grid and with each one masked.
+        `images` is what `FireboltProcessor` returns, or grids, grid_mask, grid_boxes, grid_images; `image_sizes` [B,2]
+        (height, width), or [B,I,2] with several images in a row, turns the boxes into pixels.
+
+        Raises ValueError for an unknown method, for inputs without an image, and for weights of another connector.
+        """
+        return ground(self, input_ids, attention_mask, method, answer_ids, max_new_tokens, image_sizes, images)
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, *args, **kwargs):
+        """`GenerationMixin.generate`, with every image encoded once, before beams or samples repeat the inputs.
+
+        Raises ValueError for prompts that are padded on the right: what is generated would stand behind a hole.
+        """
+        check_prompts(kwargs.get("attention_mask"))
+        kwargs = {name: value for name, value in kwargs.items() if value is not None or name not in PIXEL_ARGUMENTS}
+        cache = given_cache(*(kwargs.get(name) for name in CACHE_NAMES))
+        memory = find_layer(cache, ConnectorCacheLayer) if isinstance(cache, Cache) else None
+        started = memory is not None and memory.begun
+        if "pixel_values" in kwargs:
+            pixels = {name: kwargs.pop(name) for name in (*PIXEL_ARGUMENTS, "grid_boxes") if name in kwargs}
+            if kwargs.get("grids") is not None:
+                raise ValueError("pixel_values, grids: both came, at most one of them is wanted")
+            if started:
+                check_same_images(memory, pixels.get("image_mask"))
+            else:
+                pixels = {name: value.to(self.device) for name, value in pixels.items() if value is not None}
+                kwargs.update(zip(GRID_ARGUMENTS, self.get_grids(**pixels)))
+        if not started and kwargs.get("prompt_mask") is None:
+            kwargs["prompt_mask"] = self._whole_prompt(inputs, kwargs)
+        if not started and self.config.fusion == "pool" and kwargs.get("grids") is not None:
+            kwargs["prompt_summary"] = self._prompt_summary(inputs, kwargs)
+        if not any(kwargs.get(name) for name in GROWING) and cache is None and self.model.compiled_step is not None:
+            kwargs.setdefault("cache_implementation", "static")
+        return super().generate(inputs, *args, **kwargs)
+
+    def _whole_prompt(self, inputs, kwargs) -> Tensor | None:
+        if (mask := kwargs.get("attention_mask")) is not None:
+            return mask.bool()
+        for given in (kwargs.get("inputs_embeds"), inputs, kwargs.get("input_ids")):
+            if given is not None:
+                return torch.ones(given.shape[:2], dtype=torch.bool, device=given.device)
+        return None
+
+    def _prompt_summary(self, inputs, kwargs) -> Tensor | None:
+        """What fusion "pool" puts first; made here, since prefill in chunks needs it with the first chunk."""
+        if (text := kwargs.get("inputs_embeds")) is None:
+            ids = inputs if inputs is not None else kwargs.get("input_ids")
+            if ids is None:
+                return None
+            text = self.get_input_embeddings()(ids.to(self.device))
+        seen = given_grids(*(kwargs.get(name) for name in GRID_ARGUMENTS), text)
+        return summarize_prompt(self.model.connector, text, kwargs["prompt_mask"].to(self.device), seen)
+
+    def kind(self) -> str:
+        cmm = self.config.cmm_config
+        chosen = (cmm["ssm"], cmm["top_k_mode"], *(name for name in ("kernel_taps", "grid_positions") if cmm[name]))
+        return " ".join(("firebolt", self.config.connector, self.config.fusion, *chosen))
+
+    def miniature(self) -> tuple["FireboltForConditionalGeneration", dict[str, Tensor]]:
+        """A small model of this kind with random weights, and a padded batch for it, one row without an image."""
+        config, inputs = miniature_of(self.config)
+        return type(self)(config), inputs
+
+    def decoder_length(self, columns: int, model_kwargs: dict) -> int:
+        if self.model.connector.inserts_grids and model_kwargs.get("grids") is not None:
+            columns += model_kwargs["grids"].shape[1]
+        elif self.config.fusion == "pool":
+            columns += 1
+        elif self.config.fusion == "concat" and model_kwargs.get("prompt_mask") is not None:
+            columns += model_kwargs["prompt_mask"].shape[1]
+        if self.model.compiled_step is not None:
+            columns = -(-columns // STATIC_LENGTH) * STATIC_LENGTH
+        return columns
+
+
+__all__ = ["FireboltForConditionalGeneration"]

@@ -1,0 +1,47 @@
+"""A small Firebolt-VL, on which the cache is checked with versions that nobody has seen."""
+
+import torch
+from torch import Tensor
+
+from .configuration_firebolt import FireboltConfig
+
+
+def miniature_of(config: FireboltConfig) -> tuple[FireboltConfig, dict[str, Tensor]]:
+    """A small configuration of the kind of `config`, and a padded batch for its model, one row without an image."""
+    text = {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "layer_types": ["conv", "full_attention", "conv"],
+        "block_auto_adjust_ff_dim": False,
+        "initializer_range": 0.3,
+    }
+    vision = {
+        "hidden_size": 24,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 8,
+    }
+    small = {"text_width": 32, "grid_width": 24, "heads": 2, "head_dim": 8, "top_k": 2, "state_size": 4}
+    taps = config.cmm_config["kernel_taps"] and 4
+    small_config = FireboltConfig(
+        text_config=text,
+        vision_config=vision,
+        cmm_config={**config.cmm_config, **small, "kernel_taps": taps},
+        connector=config.connector,
+        fusion=config.fusion,
+    )
+    columns = torch.arange(8)
+    inputs = {
+        "input_ids": (torch.tensor([3, 7, 11])[:, None] * (columns + 2)) % 61,
+        "attention_mask": (columns >= torch.tensor([3, 0, 1])[:, None]).long(),
+        "pixel_values": torch.randn(3, 3, 16, 16),
+        "pixel_tiles": torch.randn(3, 4, 3, 8, 8),
+        "image_mask": torch.tensor([True, True, False]),
+    }
+    return small_config, inputs

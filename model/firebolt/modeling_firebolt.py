@@ -1,0 +1,241 @@
+"""Firebolt-VL without its head: SigLIP grids, a connector, through which each token sees them, and the LFM2 decoder."""
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    DynamicCache,
+    PreTrainedModel,
+    StaticCache,
+)
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import can_return_tuple
+
+from ...cmm import CrossAttend, CrossModalModulator, Prepend
+from ...cmm.linear import compute_fast
+from ..compat import (
+    CACHE,
+    CACHE_NAMES,
+    extend,
+    given_cache,
+    layer_masks,
+    pool_by_one_query,
+    step_by_products,
+)
+from ..loading import load_checked
+from ..packing import has_hole
+from .cache_firebolt import ConnectorCacheLayer
+from .configuration_firebolt import FireboltConfig
+from .fusion import DecoderInputs, Fusion, Text
+from .grids import Grids, encode_views, given_grids, views_of
+
+CONNECTOR_CLASSES = {"cmm": CrossModalModulator, "prepend": Prepend, "cross_attend": CrossAttend}
+
+
+class FireboltPreTrainedModel(PreTrainedModel):
+    config: FireboltConfig
+    config_class = FireboltConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Lfm2DecoderLayer", "SiglipEncoderLayer", "CrossModalModulator", "Prepend", "CrossAttend"]
+    _skip_keys_device_placement = list(CACHE_NAMES)
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = False
+    # The parameters of the state-space models; see cmm.precision for casts after loading.
+    _keep_in_fp32_modules_strict = ["ssm.kernel"]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As on any model of transformers, of safetensors alone, once the weights are known to fill the model."""
+        return load_checked(cls, super().from_pretrained, pretrained_model_name_or_path, args, kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if not isinstance(module, tuple(CONNECTOR_CLASSES.values())):
+            super()._init_weights(module)
+            return
+        # A connector sets all its parameters in one go; those that a checkpoint has filled keep what they hold.
+        loaded = [p for p in module.parameters() if getattr(p, "_is_hf_initialized", False)]
+        values = [p.detach().clone() for p in loaded]
+        module.reset_parameters()
+        for parameter, value in zip(loaded, values):
+            parameter.copy_(value)
+
+
+class FireboltModel(FireboltPreTrainedModel):
+    """Vision tower, connector and decoder without its head; see FireboltForConditionalGeneration."""
+
+    def __init__(self, config: FireboltConfig):
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.connector = CONNECTOR_CLASSES[config.connector](config.connector_config())
+        self.language_model = AutoModel.from_config(config.text_config)
+        step_by_products(self.language_model)
+        pool_by_one_query(self.vision_tower)
+        compute_fast(self)
+        self.compiled_step = None
+        self.post_init()
+
+    def __getstate__(self):
+        """Copies and pickles go without the compiled step, which is one of this very decoder."""
+        return {**self.__dict__, "compiled_step": None}
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_grids(
+        self,
+        pixel_values: Tensor,
+        pixel_tiles: Tensor | None = None,
+        tile_mask: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        grid_boxes: Tensor | None = None,
+    ) -> Grids:
+        """Encode every image of the batch once: one call of the vision tower for each view size.
+
+        pixel_values [B,3,S,S] or [B,I,3,S,S]; pixel_tiles [B,M,3,t,t] or [B,I,M,3,t,t]; tile_mask [B,M] or [B,I,M];
+        image_mask [B] or [B,I]; grid_boxes [B,1+M,4] or [B,I,1+M,4]. Masked views are not encoded; their features
+        are zero. G = I (1 + M), image by image, the global view first.
+        """
+        views = views_of(pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes)
+        return encode_views(views, self._pool_views, self.config.vision_config.hidden_size, self.dtype)
+
+    def _pool_views(self, pixels: Tensor) -> Tensor:
+        """Pooled vectors [n,D_v] of n views of one size, position embeddings interpolated for sizes not trained on."""
+        native = pixels.shape[-1] == pixels.shape[-2] == self.config.vision_config.image_size
+        views = self.vision_tower(pixels.to(self.vision_tower.dtype), interpolate_pos_encoding=not native)
+        return views.pooler_output.to(self.dtype)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_tiles: Tensor | None = None,
+        tile_mask: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        grid_boxes: Tensor | None = None,
+        grids: Tensor | None = None,
+        grid_mask: Tensor | None = None,
+        grid_images: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+        prompt_summary: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        cache: Cache | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("input_ids, inputs_embeds: exactly one of them is wanted")
+        if pixel_values is not None and grids is not None:
+            raise ValueError("pixel_values, grids: both came, at most one of them is wanted")
+        text = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache is None:
+            use_cache = self.config.text_config.use_cache and not self.training
+        cache = given_cache(cache, past_key_values)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config.text_config)
+        memory = extend(cache, ConnectorCacheLayer) if cache is not None else None
+        text_mask = self._text_mask(attention_mask, text, memory, prompt_mask)
+
+        seen = None
+        if pixel_values is not None or grids is not None:
+            if memory is not None and memory.columns > 0:
+                check_same_images(memory, image_mask if pixel_values is not None else None)
+            elif pixel_values is not None:
+                seen = self.get_grids(pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes)
+            else:
+                seen = given_grids(grids, grid_mask, grid_boxes, grid_images, text)
+        if prompt_mask is not None and (prompt_mask.dim() != 2 or prompt_mask.shape[0] != text.shape[0]):
+            raise ValueError(f"prompt_mask: {tuple(prompt_mask.shape)} came, [{text.shape[0]}, T] is wanted")
+        decoder = Fusion(self.connector, self.config.fusion, memory).decoder_inputs(
+            Text(text, text_mask), seen, attention_mask, position_ids, prompt_mask, prompt_summary
+        )
+        steps = self.compiled_step is not None and decoder.embeddings.shape[1] == 1
+        steps = steps and isinstance(cache, StaticCache) and not self.training
+        outputs = (self.compiled_step if steps else self.language_model)(
+            inputs_embeds=decoder.embeddings,
+            attention_mask=self._decoder_masks(decoder, text_mask, cache, make=steps),
+            position_ids=decoder.position_ids,
+            use_cache=use_cache,
+            **{CACHE: cache},
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state
+        if decoder.places is not None:
+            hidden = hidden.gather(1, decoder.places[..., None].expand(-1, -1, hidden.shape[-1]))
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **{CACHE: cache if use_cache else None},
+        )
+
+    def _text_mask(
+        self, attention_mask, text: Tensor, memory: ConnectorCacheLayer | None, prompt_mask: Tensor | None
+    ) -> Tensor | None:
+        """The part of `attention_mask` [B, past + T] that belongs to this call's columns: [B,T] bool, None if all kept.
+
+        A single column after the prompt of `generate`, which has checked that, is a generated token, never padding:
+        its mask is not even looked at, which on a GPU would wait for the device at each step.
+        """
+        if attention_mask is None:
+            return None
+        past = memory.columns if memory is not None else 0
+        batch_size, columns = text.shape[:2]
+        if not isinstance(attention_mask, Tensor) or attention_mask.shape != (batch_size, past + columns):
+            came = tuple(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
+            raise ValueError(
+                f"attention_mask: {came} came, [{batch_size}, {past + columns}] is wanted"
+                + (f" ({past} columns in the cache and {columns} new ones)" if past else "")
+            )
+        if columns == 1 and prompt_mask is not None and past >= prompt_mask.shape[1]:
+            return None
+        mask = attention_mask.bool()
+        if has_hole(mask).any():
+            raise ValueError(
+                "attention_mask: a row drops a position between two kept ones; padding on the left or right is wanted "
+                "(LFM2's short convolution is wrong over holes)"
+            )
+        if columns == 1 and bool(mask[:, -1].all()):
+            return None
+        return mask[:, past:]
+
+    def _decoder_masks(self, decoder: DecoderInputs, text_mask: Tensor | None, cache: Cache | None, make: bool):
+        """The decoder makes its masks itself, except for one column with padding in it (a prompt in chunks of one), and
+        with `make`, where a mask that grows would be compiled for each length.
+
+        LFM2 takes every single column for a generated token and lets padding into its convolution.
+        """
+        if not make and (text_mask is None or decoder.embeddings.shape[1] > 1):
+            return decoder.attention_mask
+        kept = None if text_mask is None else decoder.attention_mask[:, -1:].bool()
+        return layer_masks(
+            self.config.text_config, decoder.embeddings, decoder.attention_mask, kept, decoder.position_ids, cache
+        )
+
+
+def check_same_images(memory: ConnectorCacheLayer, image_mask: Tensor | None) -> None:
+    """Images that come with a cache must be those that its first turn came with: they are not encoded again."""
+    if memory.image_rows is None:
+        raise ValueError(
+            "pixel_values: images came with a cache whose first turn had none; an image belongs to the first turn"
+        )
+    if image_mask is not None:
+        rows = image_mask.bool().flatten(1).any(-1) if image_mask.dim() > 1 else image_mask.bool()
+        if rows.shape != memory.image_rows.shape or bool((rows != memory.image_rows).any()):
+            raise ValueError("image_mask: other rows have an image than in the first turn of this cache")
+
+
+__all__ = ["FireboltModel", "FireboltPreTrainedModel", "check_same_images"]
