@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import interpreting
+from ..launch import interpreting
 from .random import DRAW_BITS, GOLDEN_RATIO, MIX_1, MIX_2
 
 HALF = (torch.float16, torch.bfloat16)

@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
-from ..common.autocast import without_autocast
-from ..common.checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_shapes
-from ..common.device import choose
+from ..autocast import without_autocast
+from ..checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_shapes
 from ..common.packed import check_packed
 from ..common.registered import Backward, register
+from ..implementation import choose
 from . import pytorch, reference
 
 IMPLEMENTATIONS = {"reference": reference, "pytorch": pytorch}

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.launch import launch
 from ..common.triton_tiles import block_of, contiguous, dot, dot_precision, slots_of, strides
+from ..launch import launch
 
 # Modes at a time: more are added up from several runs.
 MOST_MODES = 32

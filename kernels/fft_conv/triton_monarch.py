@@ -22,9 +22,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.launch import launch
 from ..common.triton_angles import sine_and_cosine
 from ..common.triton_tiles import HALF, contiguous, dot, dot_precision, slots_of, strides
+from ..launch import launch
 
 # Sizes that one kernel transforms without spilling registers: in float32, two of them in float32 (that of a spectrum's
 # gradient), and with operands of 16 bits. Rows between two passes: likewise.

@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.launch import launch
 from ..common.triton_tiles import HALF, block_of, contiguous, dot, dot_precision, slots_of, strides
+from ..launch import launch
 
 # Steps in a chunk.
 CHUNK = 64

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from ..common.autocast import without_autocast
-from ..common.checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_shapes
-from ..common.device import choose
+from ..autocast import without_autocast
+from ..checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_shapes
 from ..common.packed import check_packed
 from ..common.registered import Backward, contiguous_gradients, register
+from ..implementation import choose
 from . import pytorch, reference
 from .inputs import Inputs
 from .shapes import blocks_of_steps, laid_out_like

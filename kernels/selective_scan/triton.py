@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.launch import launch
 from ..common.triton_tiles import slots_of, strides
+from ..launch import launch
 from .inputs import Inputs
 from .shapes import FEW_MODES, block_of_channels, block_of_steps, blocks_of_steps, laid_out_like, power_of_two
 

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from ..common.autocast import without_autocast
-from ..common.checks import COMPLEX, check_dtypes, check_given, check_integer, check_not_empty, check_shapes
-from ..common.device import choose
+from ..autocast import without_autocast
+from ..checks import COMPLEX, check_dtypes, check_given, check_integer, check_not_empty, check_shapes
 from ..common.registered import Backward, register
+from ..implementation import choose
 from . import pytorch, reference
 from .shapes import by_channel
 

@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.launch import launch
 from ..common.triton_angles import sine_and_cosine
 from ..common.triton_tiles import block_of, dot, dot_precision, slots_of
+from ..launch import launch
 
 # Modes or poles at a time.
 MOST_MODES = 32

@@ -14,10 +14,9 @@ from selective_scans import CASES, KINDS, in_order, inputs, matrix_shape
 from triton_kernels import DEVICE, MARKS, by_triton, check_against_definition, dtypes
 
 from firebolt_vl.bench.budget import over_budget
-from firebolt_vl.kernels import reference, selective_scan
+from firebolt_vl.kernels import reference, selective_scan, use_implementation
 from firebolt_vl.kernels.common import triton_tiles
-from firebolt_vl.kernels.common.device import use_implementation
-from firebolt_vl.kernels.common.launch import recording
+from firebolt_vl.kernels.launch import recording
 from firebolt_vl.kernels.selective_scan import shapes
 
 pytestmark = MARKS
