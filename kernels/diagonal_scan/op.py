@@ -64,9 +64,9 @@ def diagonal_scan(
 
 
 def _forward(*arguments) -> tuple[Tensor, Tensor]:
-    from . import triton
+    from . import triton_forward
 
-    return triton.diagonal_scan(*arguments)
+    return triton_forward.diagonal_scan(*arguments)
 
 
 def _fake(u, z, b, c, d_skip, h0, cu_seqlens):
@@ -75,9 +75,9 @@ def _fake(u, z, b, c, d_skip, h0, cu_seqlens):
 
 
 def _backward(grads, *arguments):
-    from . import triton
+    from . import triton_backward
 
-    return triton.diagonal_scan_backward(*grads, *arguments)
+    return triton_backward.diagonal_scan_backward(*grads, *arguments)
 
 
 _diagonal_scan = register(
