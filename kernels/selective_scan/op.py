@@ -97,10 +97,10 @@ def _check(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens) -> No
 
 
 def _forward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
-    from . import triton
+    from . import triton_forward
 
     *inputs, keep_states = arguments
-    return triton.selective_scan(Inputs(*inputs), keep_states)
+    return triton_forward.selective_scan(Inputs(*inputs), keep_states)
 
 
 def _fake(*arguments):
@@ -113,12 +113,12 @@ def _fake(*arguments):
 
 
 def _backward(outputs, *arguments) -> list[Tensor | None]:
-    from . import triton
+    from . import triton_backward
 
     *inputs, keep_states = arguments
     if not keep_states:
         raise RuntimeError("selective_scan: gradients are asked for, but keep_states is False")
-    return triton.selective_scan_backward(*outputs, Inputs(*inputs))
+    return triton_backward.selective_scan_backward(*outputs, Inputs(*inputs))
 
 
 def _fake_gradients(u, delta, A, B, C, D, z, delta_bias, initial_state):
