@@ -108,3 +108,8 @@ def strides(tensor: Tensor | None) -> tuple[int, ...] | None:
 def contiguous(tensor: Tensor | None) -> Tensor | None:
     """A small parameter as kernels want it, which have no strides for it; None for None."""
     return None if tensor is None else tensor.contiguous()
+
+
+def parts_of(tensor: Tensor) -> Tensor:
+    """Real and imaginary part in a last axis of two: a view, unless the tensor is a conjugate not yet computed."""
+    return torch.view_as_real(tensor.resolve_conj())

@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.strided import Strided, load, strided
-from ..common.triton_tiles import block_of, contiguous, dot
+from ..common.triton_tiles import block_of, contiguous, dot, parts_of
 from ..launch import launch
 
 # Modes at a time: more are added up from several runs.
@@ -189,11 +189,6 @@ def diagonal_scan_tables_kernel(
     tl.store(taps_ptr + v * CHUNK + l, taps.to(tl.float32))
 
 
-def _parts(tensor: Tensor) -> Tensor:
-    """Real and imaginary part in a last axis of two: a view, unless the tensor is a conjugate not yet computed."""
-    return torch.view_as_real(tensor.resolve_conj())
-
-
 def by_time(tensor: Tensor) -> Tensor:
     """With its times side by side in memory, by a copy if need be: a program walks through those of one channel."""
     return tensor if tensor.stride(-1) in (0, 1) else tensor.contiguous()
@@ -201,12 +196,12 @@ def by_time(tensor: Tensor) -> Tensor:
 
 def modes_of(z: Tensor, b: Tensor, c: Tensor) -> Modes:
     """z, b, c [D,N] complex as kernels take them."""
-    return Modes(*(strided(_parts(tensor)) for tensor in (z, b, c)))
+    return Modes(*(strided(parts_of(tensor)) for tensor in (z, b, c)))
 
 
 def state_of(state: Tensor | None) -> Strided | None:
     """A state [rows,D,N] complex as kernels take it."""
-    return None if state is None else strided(_parts(state))
+    return None if state is None else strided(parts_of(state))
 
 
 def state_rows(u: Tensor, cu_seqlens: Tensor | None) -> int:

@@ -79,9 +79,9 @@ def _check_broadcast(op: str, name: str, shape: torch.Size, other_name: str, oth
 
 
 def _forward_vandermonde(c, log_z, L) -> Tensor:
-    from . import triton
+    from . import triton_vandermonde
 
-    return triton.vandermonde(c, log_z, L)
+    return triton_vandermonde.vandermonde(c, log_z, L)
 
 
 def _fake_vandermonde(c, log_z, L):
@@ -89,9 +89,9 @@ def _fake_vandermonde(c, log_z, L):
 
 
 def _backward_vandermonde(grads, c, log_z, L) -> tuple[Tensor, Tensor]:
-    from . import triton
+    from . import triton_vandermonde
 
-    return triton.vandermonde_backward(*grads, c, log_z)
+    return triton_vandermonde.vandermonde_backward(*grads, c, log_z)
 
 
 _vandermonde = register(
@@ -105,9 +105,9 @@ _vandermonde = register(
 
 def _forward_cauchy(v, z, w) -> Tensor:
     """[channels, rows, Lz] of v [channels, rows, N], z [Lz], w [channels, N]."""
-    from . import triton
+    from . import triton_cauchy
 
-    return triton.cauchy(v, z, w)
+    return triton_cauchy.cauchy(v, z, w)
 
 
 def _fake_cauchy(v, z, w):
@@ -115,15 +115,15 @@ def _fake_cauchy(v, z, w):
 
 
 def _backward_cauchy(grads, v, z, w) -> tuple[Tensor, Tensor]:
-    from . import triton
+    from . import triton_cauchy
 
-    return triton.cauchy_backward(*grads, v, z, w)
+    return triton_cauchy.cauchy_backward(*grads, v, z, w)
 
 
 def _backward_nodes(grads, v, z, w) -> tuple[Tensor]:
-    from . import triton
+    from . import triton_cauchy
 
-    return (triton.cauchy_backward_nodes(*grads, v, z, w),)
+    return (triton_cauchy.cauchy_backward_nodes(*grads, v, z, w),)
 
 
 _cauchy = register(
