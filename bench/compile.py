@@ -27,8 +27,8 @@ from triton.runtime.jit import create_function_from_signature
 
 from .. import kernels
 from ..files.tables import markdown_table
-from ..kernels.common.device import use_implementation
-from ..kernels.common.launch import FP_FUSION, Launch, interpreting, recording
+from ..kernels import use_implementation
+from ..kernels.launch import FP_FUSION, Launch, interpreting, recording
 from .cases import OPS, Case, inputs
 
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..kernels.common.blocks import block_numbers, by_blocks
-from ..kernels.common.transforms import apply, gradients
+from ..kernels.blocks import block_numbers, by_blocks
+from ..kernels.transforms import apply, gradients
 
 # Tokens that a prompt's state is advanced by at once: one [N, N] and one [N, CHUNK] product a channel.
 CHUNK = 64

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..kernels.common.checks import check_dtypes, check_shapes
+from ..kernels.checks import check_dtypes, check_shapes
 from .positions import GridPositions, default_boxes
 from .state import DecodeState
 

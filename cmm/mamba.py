@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import selective_scan
-from ..kernels.common.autocast import without_autocast
+from ..kernels.autocast import without_autocast
 from .block import SSMBlock, tied_dropout
 from .compaction import window_before
 from .linear import Linear

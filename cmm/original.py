@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..kernels.common.checks import check_shapes
+from ..kernels.checks import check_shapes
 from .config import CMMConfig
 from .precision import wide_dtype
 from .s4 import S4

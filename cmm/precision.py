@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels.common.transforms import transformed
+from ..kernels.transforms import transformed
 
 NARROW = (torch.float16, torch.bfloat16)
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import fft_conv
-from ..kernels.common.autocast import without_autocast
+from ..kernels.autocast import without_autocast
 from .block import GatedSSMBlock, check_present
 from .compaction import Packing, window_before
 from .dplr import (

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..kernels import diagonal_scan, fft_conv, vandermonde
-from ..kernels.common.autocast import without_autocast
-from ..kernels.common.device import choose
+from ..kernels.autocast import without_autocast
+from ..kernels.implementation import choose
 from .block import GatedSSMBlock, check_present
 from .precision import WideParameters
 

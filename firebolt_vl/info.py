@@ -21,7 +21,7 @@ def collect() -> dict:
     import torch
 
     from . import speeds
-    from .kernels.common.device import OPS, implementation
+    from .kernels.implementation import OPS, implementation
     from .kernels.linear import ONEDNN
 
     devices = [

@@ -13,6 +13,8 @@ else:
     from .diagonal_scan import diagonal_scan
     from .fft_conv import fft_conv
     from .film import film_residual, grounded_film
+    from .implementation import use_implementation
+    from .linear import linear
     from .selective_scan import selective_scan
     from .spectrum import cauchy, vandermonde
 
@@ -23,7 +25,9 @@ else:
         "fft_conv",
         "film_residual",
         "grounded_film",
+        "linear",
         "reference",
         "selective_scan",
+        "use_implementation",
         "vandermonde",
     ]

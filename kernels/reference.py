@@ -4,6 +4,7 @@ from .correlation.reference import correlation_context
 from .diagonal_scan.reference import diagonal_scan
 from .fft_conv.reference import fft_conv
 from .film.reference import film_residual, grounded_film
+from .linear.reference import linear
 from .selective_scan.reference import selective_scan
 from .spectrum.reference import cauchy, vandermonde
 
@@ -14,6 +15,7 @@ __all__ = [
     "fft_conv",
     "film_residual",
     "grounded_film",
+    "linear",
     "selective_scan",
     "vandermonde",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .checks import REAL, check_dtypes, check_given, check_integer, check_shapes
+from ..checks import REAL, check_dtypes, check_given, check_integer, check_shapes
 from .random import dropout
 
 INFINITY = float("inf")

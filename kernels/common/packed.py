@@ -2,7 +2,7 @@
 
 from torch import Tensor, int32, int64
 
-from .checks import check_dtypes, check_shapes
+from ..checks import check_dtypes, check_shapes
 
 
 def check_packed(op: str, u: Tensor, cu_seqlens: Tensor | None) -> int:

@@ -39,8 +39,10 @@ def at(x, index):
 def load(x, index, mask=None, other=0.0):
     """Read x[index]; where `mask` is False nothing is read and `other` stands there."""
     if mask is None:
-        return tl.load(at(x, index))
-    return tl.load(at(x, index), mask=mask, other=other)
+        value = tl.load(at(x, index))
+    else:
+        value = tl.load(at(x, index), mask=mask, other=other)
+    return value
 
 
 @triton.jit

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import launch
+from ..launch import launch
 from .triton_tiles import (
     block_of_tokens,
     dot,

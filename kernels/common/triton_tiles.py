@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import interpreting
+from ..launch import interpreting
 from .random import DRAW_BITS, GOLDEN_RATIO, MIX_1, MIX_2
 
 HALF = (torch.float16, torch.bfloat16)
@@ -103,3 +103,13 @@ def kept_grids(grid_mask_ptr, grid_mask_strides, b, grid, G):
 def strides(tensor: Tensor | None) -> tuple[int, ...] | None:
     """What a kernel gets beside the tensor; None beside None."""
     return None if tensor is None else tensor.stride()
+
+
+def contiguous(tensor: Tensor | None) -> Tensor | None:
+    """A small parameter as kernels want it, which have no strides for it; None for None."""
+    return None if tensor is None else tensor.contiguous()
+
+
+def parts_of(tensor: Tensor) -> Tensor:
+    """Real and imaginary part in a last axis of two: a view, unless the tensor is a conjugate not yet computed."""
+    return torch.view_as_real(tensor.resolve_conj())

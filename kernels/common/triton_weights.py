@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import launch
+from ..launch import launch
 from .random import DRAW_BITS
 from .triton_rows import rows_from_table, table_from_rows
 from .triton_tiles import (

@@ -5,7 +5,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.launch import launch
 from ..common.triton_rows import rows_from_table, table_from_rows, weights_from_rows
 from ..common.triton_tiles import (
     block_of,
@@ -23,6 +22,7 @@ from ..common.triton_weights import (
     token_weights,
     weight_arguments,
 )
+from ..launch import launch
 
 BLOCK_D = 64
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.blocks import block_numbers
+from ..blocks import block_numbers
 from ..common.dtypes import complex_dtype, compute_dtype
 
 # Steps in a chunk: where the work for its tables and that for the states between chunks balance.

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.blocks import block_numbers
+from ..blocks import block_numbers
 from ..common.dtypes import compute_dtype
-from ..common.transforms import apply, gradients
+from ..transforms import apply, gradients
 from .choice import choose_algorithm
 
 # Steps in a chunk of the chunked algorithm.

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from ..common.autocast import to_autocast_dtype, without_autocast
-from ..common.checks import REAL, check_dtypes, check_given, check_shapes
-from ..common.device import choose
+from ..autocast import to_autocast_dtype, without_autocast
+from ..checks import REAL, check_dtypes, check_given, check_shapes
 from ..common.grid_weights import check_grid_weights
 from ..common.random import new_seed
+from ..implementation import choose
 from . import pytorch, reference
 
 IMPLEMENTATIONS = {"reference": reference, "pytorch": pytorch}

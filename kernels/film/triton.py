@@ -14,7 +14,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.launch import launch
 from ..common.triton_rows import normalised, table_from_rows, weights_from_rows
 from ..common.triton_tiles import (
     HALF,
@@ -35,6 +34,7 @@ from ..common.triton_weights import (
     token_weights,
     weight_arguments,
 )
+from ..launch import launch
 
 # Up to so many grids the sums over a block of tokens that make the table's gradient are kept block by block.
 MOST_GRIDS_IN_PARTS = 16

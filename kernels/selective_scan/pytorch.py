@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.blocks import block_numbers
+from ..blocks import block_numbers
 from ..common.dtypes import compute_dtype
-from ..common.transforms import apply, gradients
+from ..transforms import apply, gradients
 from .packed import text_by_text
 
 # Fewest steps in a chunk: one state of a chunk is kept for the backward pass.

@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..common.blocks import block_numbers, by_blocks
+from ..blocks import block_numbers, by_blocks
 from ..common.dtypes import complex_dtype, compute_dtype
-from ..common.transforms import apply, gradients
+from ..transforms import apply, gradients
 from .shapes import by_channel
 
 # Phases are split into a multiple of 1 / TURN_STEPS of a turn and a rest, see `_powers`.

@@ -9,7 +9,7 @@ import torch
 import toy_kernels
 
 from firebolt_vl.bench.compile import CHIPS, compile_job, is_interpreting, prepare_process, specialise
-from firebolt_vl.kernels.common.launch import launch, recording
+from firebolt_vl.kernels.launch import launch, recording
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from firebolt_vl.bench import compile as compiling
 from firebolt_vl.bench.cases import OPS as CASES
 from firebolt_vl.bench.cases import inputs
 from firebolt_vl.bench.compile import CHIPS, Row, find_problem, markdown, read_ptxas_log, wants_tensor_cores, worst
-from firebolt_vl.kernels.common.device import OPS
+from firebolt_vl.kernels.implementation import OPS
 
 ROW = Row("op", "kernel", "B=1", "bfloat16", "sm_90", 100, 0, 1024, 8, True, 1.5)
 

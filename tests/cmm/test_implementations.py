@@ -6,7 +6,7 @@ from numerics import assert_module_within_budget
 from triton_kernels import DEVICE, MARKS
 
 from firebolt_vl.cmm import CMMConfig, CrossModalModulator
-from firebolt_vl.kernels.common.device import NAMES, use_implementation
+from firebolt_vl.kernels.implementation import NAMES, use_implementation
 
 CASES = {
     "table": {"T": 19, "G": 5},

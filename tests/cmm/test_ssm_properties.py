@@ -14,7 +14,7 @@ from numerics import assert_close, assert_module_within_budget, largest
 
 from firebolt_vl.cmm import S4, DecodeState, Mamba
 from firebolt_vl.cmm.dplr import CHUNK
-from firebolt_vl.kernels.common.device import use_implementation
+from firebolt_vl.kernels import use_implementation
 from firebolt_vl.kernels.linear import linear
 
 # By its name: as an attribute of the package, `fft_conv` is the function.

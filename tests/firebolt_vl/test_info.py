@@ -9,7 +9,7 @@ from packaging.specifiers import SpecifierSet
 import firebolt_vl
 from firebolt_vl import cli
 from firebolt_vl.info import collect, untested
-from firebolt_vl.kernels.common.device import OPS, implementation
+from firebolt_vl.kernels.implementation import OPS, implementation
 
 
 def test_versions_are_those_that_are_imported():

@@ -19,8 +19,7 @@ from sequences import (
     outputs_and_gradients,
 )
 
-from firebolt_vl.kernels import fft_conv, reference
-from firebolt_vl.kernels.common.device import use_implementation
+from firebolt_vl.kernels import fft_conv, reference, use_implementation
 from firebolt_vl.kernels.fft_conv import pytorch
 from firebolt_vl.kernels.fft_conv.choice import DIRECT_UP_TO, IN_TIME_UP_TO, choose_algorithm
 

@@ -10,9 +10,9 @@ import torch
 
 from firebolt_vl import kernels
 from firebolt_vl.kernels import reference
-from firebolt_vl.kernels.common.checks import REAL, check_dtypes, check_shapes
-from firebolt_vl.kernels.common.device import OPS, implementation, use_implementation
+from firebolt_vl.kernels.checks import REAL, check_dtypes, check_shapes
 from firebolt_vl.kernels.common.dtypes import compute_dtype
+from firebolt_vl.kernels.implementation import OPS, implementation, use_implementation
 
 ROOT = Path(kernels.__file__).resolve().parents[1]
 
@@ -31,11 +31,11 @@ assert kernels.fft_conv(torch.randn(2, 3, 50), torch.randn(3, 50)).shape == (2, 
 
 
 def test_the_public_names_are_the_ops_and_their_references():
-    assert sorted(kernels.__all__) == sorted([*OPS, "reference"])
-    assert sorted(reference.__all__) == sorted(OPS)
+    assert sorted(kernels.__all__) == sorted([*OPS, "linear", "reference", "use_implementation"])
+    assert sorted(reference.__all__) == sorted([*OPS, "linear"])
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", [*OPS, "linear"])
 def test_a_reference_has_the_signature_of_its_op(op):
     public, definition = (inspect.signature(getattr(place, op)).parameters for place in (kernels, reference))
     assert list(public) == list(definition)

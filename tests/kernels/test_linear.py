@@ -1,5 +1,6 @@
 """The dense product: what torch.nn.functional.linear gives, whoever computes it."""
 
+import importlib
 import subprocess
 import sys
 from functools import partial
@@ -13,10 +14,12 @@ from numerics import assert_close
 
 from firebolt_vl.bench.budget import over_budget
 from firebolt_vl.cmm.linear import Linear, compute_fast
-from firebolt_vl.kernels import linear as module
-from firebolt_vl.kernels.linear import linear
+from firebolt_vl.kernels import reference
+from firebolt_vl.kernels.linear import PRODUCT, linear
 
-HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, module.PRODUCT)
+# By its name: as an attribute of the package, `linear` is the function.
+module = importlib.import_module("firebolt_vl.kernels.linear.pytorch")
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, PRODUCT)
 ONEDNN = pytest.param(True, marks=pytest.mark.skipif(not HAS_ONEDNN, reason="this PyTorch has no oneDNN"))
 BOTH = pytest.mark.parametrize("onednn", [False, ONEDNN])
 
@@ -35,14 +38,14 @@ def by_onednn(monkeypatch):
 @pytest.fixture
 def products(by_onednn, monkeypatch):
     """The shapes of what oneDNN is asked to multiply."""
-    calls, product = [], module._product
+    calls, product = [], module.product
 
     def counted(x, weight, bias):
         calls.append((tuple(x.shape), tuple(weight.shape)))
         return product(x, weight, bias)
 
     by_onednn(True)
-    monkeypatch.setattr(module, "_product", counted)
+    monkeypatch.setattr(module, "product", counted)
     return calls
 
 
@@ -72,6 +75,12 @@ def test_value_and_gradients_are_as_exact_as_pytorchs(rows, K, N, biased, transp
         found = gradients(partial(linear, bias=None) if not biased else linear, *tensors)
     problem = over_budget(found, lambda changed: gradients(F.linear, *changed), tensors)
     assert problem is None, problem
+
+
+def test_it_is_the_definition():
+    x, weight, bias = torch.randn(2, 3, 5), torch.randn(4, 5), torch.randn(4)
+    torch.testing.assert_close(linear(x, weight, bias), reference.linear(x, weight, bias))
+    torch.testing.assert_close(linear(x[0, 0], weight), reference.linear(x[0, 0], weight))
 
 
 @BOTH

@@ -15,9 +15,9 @@ from firebolt_vl.kernels import (
     film_residual,
     grounded_film,
     selective_scan,
+    use_implementation,
     vandermonde,
 )
-from firebolt_vl.kernels.common.device import use_implementation
 
 pytestmark = MARKS
 # By its name: as an attribute of the package, `fft_conv` is the function.

@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 from triton_kernels import DEVICE, MARKS
 
-from firebolt_vl.kernels.common.launch import launch
 from firebolt_vl.kernels.common.strided import Strided, load, store, strided
+from firebolt_vl.kernels.launch import launch
 
 pytestmark = MARKS
 

@@ -5,9 +5,7 @@ import torch
 from torch.func import functional_call, grad, jvp, vmap
 
 from firebolt_vl.cmm import CMMConfig, CrossModalModulator
-from firebolt_vl.kernels import cauchy, diagonal_scan, fft_conv, selective_scan, vandermonde
-from firebolt_vl.kernels.common import blocks
-from firebolt_vl.kernels.common.device import use_implementation
+from firebolt_vl.kernels import blocks, cauchy, diagonal_scan, fft_conv, selective_scan, use_implementation, vandermonde
 
 WIDE = torch.float64
 CLOSE = {"rtol": 1e-8, "atol": 1e-8}

@@ -9,8 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from triton_kernels import DEVICE, DTYPES, MARKS, by_triton, check_against_definition, dtypes
 
-from firebolt_vl.kernels import correlation_context, reference
-from firebolt_vl.kernels.common.device import use_implementation
+from firebolt_vl.kernels import correlation_context, reference, use_implementation
 
 pytestmark = MARKS
 

@@ -13,9 +13,8 @@ from sequences import few_lengths, random_modes
 from triton_kernels import DEVICE, DTYPES, MARKS, by_triton, check_against_definition, dtypes
 
 from firebolt_vl.bench.budget import over_budget, widened
-from firebolt_vl.kernels import diagonal_scan, reference
+from firebolt_vl.kernels import diagonal_scan, reference, use_implementation
 from firebolt_vl.kernels.common import triton_tiles
-from firebolt_vl.kernels.common.device import use_implementation
 
 pytestmark = MARKS
 # A step, a chunk and several, with their neighbours, and primes. Chunks of the other size and more than one block of

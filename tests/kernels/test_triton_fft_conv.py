@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from numerics import assert_to_rounding, assert_within_budget, largest, relative_error
 from triton_kernels import DEVICE, MARKS, by_triton, check_against_definition, dtypes, results
 
-from firebolt_vl.kernels import fft_conv, reference
+from firebolt_vl.kernels import fft_conv, reference, use_implementation
 from firebolt_vl.kernels.common import triton_tiles
-from firebolt_vl.kernels.common.device import use_implementation
 from firebolt_vl.kernels.fft_conv import op as public
 from firebolt_vl.kernels.fft_conv import pytorch, triton_monarch, triton_toeplitz
 from firebolt_vl.kernels.fft_conv.choice import has_transform, transform_size

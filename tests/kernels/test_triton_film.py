@@ -9,8 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from triton_kernels import DEVICE, DTYPES, MARKS, by_triton, check_against_definition, dtypes, results
 
-from firebolt_vl.kernels import film_residual, grounded_film
-from firebolt_vl.kernels.common.device import use_implementation
+from firebolt_vl.kernels import film_residual, grounded_film, use_implementation
 
 pytestmark = MARKS
 

@@ -14,10 +14,9 @@ from selective_scans import CASES, KINDS, in_order, inputs, matrix_shape
 from triton_kernels import DEVICE, MARKS, by_triton, check_against_definition, dtypes
 
 from firebolt_vl.bench.budget import over_budget
-from firebolt_vl.kernels import reference, selective_scan
+from firebolt_vl.kernels import reference, selective_scan, use_implementation
 from firebolt_vl.kernels.common import triton_tiles
-from firebolt_vl.kernels.common.device import use_implementation
-from firebolt_vl.kernels.common.launch import recording
+from firebolt_vl.kernels.launch import recording
 from firebolt_vl.kernels.selective_scan import shapes
 
 pytestmark = MARKS
@@ -300,8 +299,9 @@ def test_gradients_without_what_they_need_are_refused_in_words():
     tensors = [x.to(DEVICE).requires_grad_() for x in float32_inputs().values()]
     *sequences_and_matrices, state = tensors
     u, delta, D, z, delta_bias, B, C, A = sequences_and_matrices
+    y, *_ = torch.ops.firebolt_vl.selective_scan(u, delta, A, B, C, D, z, delta_bias, True, state, None, False)
     with pytest.raises(RuntimeError, match="selective_scan: gradients are asked for, but keep_states is False"):
-        torch.ops.firebolt_vl.selective_scan(u, delta, A, B, C, D, z, delta_bias, True, state, None, False)
+        torch.autograd.grad(y.sum(), u)
 
 
 @pytest.mark.parametrize("last", [True, False])

@@ -9,9 +9,8 @@ from numerics import assert_to_rounding
 from sequences import random_modes
 from triton_kernels import DEVICE, MARKS, by_triton, check_against_definition
 
-from firebolt_vl.kernels import cauchy, reference, vandermonde
+from firebolt_vl.kernels import cauchy, reference, use_implementation, vandermonde
 from firebolt_vl.kernels.common import triton_tiles
-from firebolt_vl.kernels.common.device import use_implementation
 
 pytestmark = MARKS
 # One block of taps and several, powers of two and their neighbours, primes.

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from firebolt_vl.bench.budget import over_budget
 from firebolt_vl.kernels import reference
-from firebolt_vl.kernels.common.device import TRITON_INSTALLED, use_implementation
+from firebolt_vl.kernels.implementation import TRITON_INSTALLED, use_implementation
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"

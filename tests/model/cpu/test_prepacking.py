@@ -13,8 +13,8 @@ from numerics import assert_close, assert_within_budget
 from torch import nn
 
 from firebolt_vl.cmm.linear import Linear
-from firebolt_vl.kernels import linear as kernel
 from firebolt_vl.kernels.linear import can_prepack, prepacked
+from firebolt_vl.kernels.linear import prepacking as kernel
 from firebolt_vl.model import prepack_weights, quantize_int8
 from firebolt_vl.model.cpu import prepacking
 from firebolt_vl.model.cpu.prepacking import PrepackedLinear, is_prepacked, prepack_linear

@@ -1,0 +1,17 @@
+"""Matrix multiplication of a layer."""
+
+from .onednn import PRODUCT, onednn_product
+from .op import linear
+from .prepacking import can_prepack, linear_prepacked, prepacked
+from .pytorch import LEAST_WEIGHTS, ONEDNN
+
+__all__ = [
+    "LEAST_WEIGHTS",
+    "ONEDNN",
+    "PRODUCT",
+    "can_prepack",
+    "linear",
+    "linear_prepacked",
+    "onednn_product",
+    "prepacked",
+]

@@ -1,0 +1,20 @@
+"""Matrix multiplication of a layer: the public function."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import pytorch
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x W^T + b: `torch.nn.functional.linear`, on every device, in every dtype, with the same gradients.
+
+    Two things are different on a CPU. Where oneDNN is faster (`ONEDNN`) it makes the float32 products, forward
+    and backward. And `x` is always one matrix of rows: a slice such as the last column of [B,T,K] makes PyTorch
+    copy the whole of W first, which for the head of a language model takes as long as all of its layers.
+
+    Arguments: x [..., K]; weight [N,K]; bias [N] or None. Returns [..., N].
+    """
+    if x.device.type != "cpu":
+        return F.linear(x, weight, bias)
+    return pytorch.linear(x, weight, bias)

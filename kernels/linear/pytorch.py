@@ -1,0 +1,94 @@
+"""Matrix multiplication of a layer on a CPU, by whichever of the libraries in PyTorch is fast on this processor."""
+
+import platform
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..transforms import transformed
+from .onednn import PRODUCT, onednn_has, product
+
+NOT_INTEL = ("AuthenticAMD", "HygonGenuine")
+LEAST_WEIGHTS = 2**19
+"""From so many weights on: below, what it takes to start oneDNN's product (some 30 us) is more than it saves."""
+
+
+def _maker() -> str:
+    """Of the processor, as x86 processors tell it: "GenuineIntel", "AuthenticAMD"; something else where it is not
+    known."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
+    except OSError:
+        return platform.processor().rpartition(" ")[2]
+
+
+def _onednn_is_faster() -> bool:
+    """Whether float32 products go to oneDNN here: on processors where MKL takes its slower paths.
+
+    By the maker and not by a measurement, so that a run and its repetition take the same one. Milliseconds of a product
+    with weights [N,K] that no cache holds, two cores of an AMD EPYC with AVX-512, torch 2.13,
+    `python -m firebolt_vl.bench.linear`:
+
+        rows  N      K     MKL    oneDNN
+           1   4608  1024   1.52    1.00
+           1   1024  4608   1.34    0.86
+           1  65536  1024  21.0    12.9
+          33   4608  1024   7.42    2.93
+          33   1024  4608   3.15    2.50
+        1280   4608  1024  93.3    70.3
+        1280   1024  4608  80.9    61.8
+    """
+    return onednn_has(PRODUCT) and torch.backends.mkl.is_available() and _maker() in NOT_INTEL
+
+
+ONEDNN = _onednn_is_faster()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x W^T + b of tensors on a CPU."""
+    if x.dim() < 2 or not x.numel() or x.shape[-1] != weight.shape[-1]:
+        return F.linear(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    y = (_by_onednn if ONEDNN and _onednn_takes(x, weight, bias) else F.linear)(rows, weight, bias)
+    return y.view(*x.shape[:-1], -1)
+
+
+def _onednn_takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    if weight.numel() < LEAST_WEIGHTS or torch.is_autocast_enabled("cpu"):
+        return False
+    if len(x) == 1 and not weight.is_contiguous():  # the one case in which it is slower: a gradient of a single row
+        return False
+    if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in tensors):
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    # It has neither forward-mode gradients nor vmap, and takes no tensors of a kind of their own.
+    return all(type(t) in (Tensor, nn.Parameter) for t in tensors) and not transformed()
+
+
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return _Linear.apply(x, weight, bias)
+    return product(x, weight, bias)
+
+
+class _Linear(torch.autograd.Function):
+    """g W and g^T x are products of rows as well."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, g: Tensor):
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            linear(g, weight.mT) if of_x else None,
+            linear(g.mT, x.mT) if of_weight else None,
+            g.sum(0) if of_bias else None,
+        )

@@ -1,0 +1,103 @@
+"""Mamba's selective scan for a real A in Triton: the forward pass. Shapes: `triton_blocks.py`."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..common.strided import load, strided
+from ..launch import launch
+from .inputs import Inputs
+from .shapes import blocks_of_steps, laid_out_like
+from .triton_blocks import (
+    LOG2_E,
+    channels_of_block,
+    exp_of_minus,
+    find_text,
+    last_step,
+    load_channels,
+    load_matrix,
+    load_sequence,
+    load_steps,
+    numbers_of_a_tile,
+    operands,
+    scan_block,
+    sequence_offsets,
+    sigmoid,
+)
+
+
+@triton.jit
+def selective_scan_kernel(
+    inputs,  # KernelInputs
+    initial_state,  # Strided [texts,D,N], or None: 0
+    cu_seqlens_ptr,  # [texts + 1], contiguous, or None: a text is a row
+    y,  # Strided [batch,D,L]
+    last_state_ptr,  # [texts,D,N] float32, contiguous
+    states_ptr,  # [blocks of all texts,N,D] float32, contiguous: the state before each block of steps; or None
+    L,
+    WIDTH: tl.constexpr,
+    N: tl.constexpr,
+    GROUPS: tl.constexpr,  # of channels that share B and C
+    B_GROUPS: tl.constexpr,  # 0: constant in time
+    C_GROUPS: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """A program BLOCK_D channels of a group, of a text."""
+    blocks: tl.constexpr = tl.cdiv(WIDTH // GROUPS, BLOCK_D)
+    group = tl.program_id(0) // blocks % GROUPS
+    text = (tl.program_id(0) // (blocks * GROUPS)).to(tl.int64)
+    d, d_inside = channels_of_block(tl.program_id(0) % blocks, group, WIDTH // GROUPS, BLOCK_D)
+    row, first, end, number = find_text(cu_seqlens_ptr, text, L, BLOCK_L)
+    n = tl.arange(0, BLOCK_N).to(tl.int64)
+    tile = (n < N)[:, None] & d_inside[None, :]  # [BLOCK_N, BLOCK_D]
+    A = tl.load(inputs.A_ptr + d[None, :] * N + n[:, None], mask=tile, other=0.0).to(tl.float32)
+    A2 = A * LOG2_E
+    h = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    if initial_state is not None:
+        h += load(initial_state, (text, d[None, :], n[:, None]), mask=tile).to(tl.float32)
+    for start in range(first, end, BLOCK_L):
+        if states_ptr is not None:
+            tl.store(states_ptr + (number * N + n[:, None]) * WIDTH + d[None, :], h, mask=tile)
+            number += 1
+        t = start + tl.arange(0, BLOCK_L).to(tl.int64)
+        inside = (t < end)[:, None] & d_inside[None, :]
+        step, _ = load_steps(inputs, row, t, d, inside, d_inside, SOFTPLUS)
+        u = load_sequence(inputs.u, row, t, d, inside)
+        B = load_matrix(inputs.B, row, group * B_GROUPS // GROUPS, t, t < end, n, d, d_inside, N, B_GROUPS)
+        C = load_matrix(inputs.C, row, group * C_GROUPS // GROUPS, t, t < end, n, d, d_inside, N, C_GROUPS)
+        states = scan_block(step, u, A2, B, h, BLOCK_L)
+        h = last_step(states, BLOCK_L)
+        output = tl.sum(C * states, 1)
+        if inputs.D_ptr is not None:
+            output += load_channels(inputs.D_ptr, d, d_inside)[None, :] * u
+        if inputs.z is not None:
+            z = load_sequence(inputs.z, row, t, d, inside)
+            output *= z * sigmoid(z, exp_of_minus(tl.abs(z)))
+        tl.store(y.ptr + sequence_offsets(y.strides, row, t, d), output, mask=inside)
+    tl.store(last_state_ptr + (text * WIDTH + d[None, :]) * N + n[:, None], h, mask=tile)
+
+
+def selective_scan(inputs: Inputs, keep_states: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """y in the dtype of u, the last state [texts,D,N] float32, and the states before blocks of steps."""
+    (width, N), u, texts = inputs.A.shape, inputs.u, inputs.texts
+    arguments = operands(inputs)
+    y = laid_out_like(u, u.dtype)
+    last_state = torch.empty(texts, width, N, dtype=torch.float32, device=u.device)
+    blocks = blocks_of_steps(u, N, inputs.cu_seqlens) if keep_states else 0
+    states = torch.empty(blocks, N, width, dtype=torch.float32, device=u.device)
+    groups = arguments["GROUPS"]
+    launch(
+        selective_scan_kernel,
+        (texts * groups * triton.cdiv(width // groups, arguments["BLOCK_D"]),),
+        **arguments,
+        initial_state=strided(inputs.initial_state),
+        y=strided(y),
+        last_state_ptr=last_state,
+        states_ptr=states if keep_states else None,
+        num_warps=min(16, max(1, numbers_of_a_tile(arguments) // 1024)),
+    )
+    return y, last_state, states
