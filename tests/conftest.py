@@ -12,6 +12,7 @@ os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import random
+import signal
 from importlib.util import find_spec
 
 import interpreter
@@ -39,6 +40,10 @@ settings.load_profile("ci")  # `make fuzz` puts its own in the place of this one
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 
+
+# What runs in a shell's background (`make test &`, nohup) is told to ignore Ctrl-C, and so is all that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 examples.register_torch()
 

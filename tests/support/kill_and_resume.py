@@ -168,9 +168,10 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def outcome(out: Path) -> list:
+def outcome(out: Path) -> dict[str, object]:
     left = [str(path.relative_to(out)) for path in out.rglob(".*") if path.name != ".firebolt-lock"]
-    return [told(out), steps(out), left, *(weights(out / part) for part in ("", "best"))]
+    of_files = {f"weights in ./{part}": hashlib.sha256(weights(out / part)).hexdigest() for part in ("", "best")}
+    return {"steps": steps(out), "what was told": told(out), "left behind": left, **of_files}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -186,12 +187,12 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         os.chmod(temporary, 0o755)
         folder = write_start(Path(temporary), rows=30, dropout=0.1)
-        inputs = [contents(folder / name) for name in ("model", "data")]
+        inputs = {name: contents(folder / name) for name in ("model", "data")}
         start = time.perf_counter()
         trained(folder, "unbroken", resume=False)
         whole = time.perf_counter() - start
-        expected = outcome(folder / "unbroken")
-        assert expected[1] == [*range(1, KEYS["max_steps"] + 1)]
+        expected = outcome(folder / "unbroken") | inputs
+        assert expected["steps"] == [*range(1, KEYS["max_steps"] + 1)]
         for number in range(options.rounds):
             name = [*FAULTS][number % len(FAULTS)]
             broken = Round(folder, moments, whole)
@@ -201,11 +202,18 @@ def main(arguments: list[str] | None = None) -> int:
             seen = len(steps(broken.out)) if (broken.out / HISTORY).is_file() else 0
             kept = sorted(path.name for path in (broken.out / "checkpoints").glob("*"))
             trained(folder, "broken", resume=True)
-            same = outcome(broken.out) == expected and [contents(folder / part) for part in ("model", "data")] == inputs
-            equal += same
+            found = outcome(broken.out) | {name: contents(folder / name) for name in inputs}
+            others = [
+                f"  {name}: {found[name]} and not {expected[name]}"
+                for name in expected
+                if found[name] != expected[name]
+            ]
+            equal += not others
             print(
                 f"{number + 1}: {name}, broken at step {seen} ({', '.join(kept) or 'no checkpoint'}): "
-                f"{'equal' if same else 'DIFFERENT'}",
+                f"{'DIFFERENT' if others else 'equal'}",
+                *others,
+                sep="\n",
                 flush=True,
             )
             broken.clear()

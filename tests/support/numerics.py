@@ -33,6 +33,12 @@ def assert_close(found: torch.Tensor, wanted: torch.Tensor, relative: float = 1e
     assert error <= relative, f"relative error {error:.3e}, at most {relative:.1e} wanted"
 
 
+def assert_to_rounding(found: torch.Tensor, exact: torch.Tensor, terms: int) -> None:
+    """The error of `found` is at most the floor of the budget for sums of so many terms, whatever a definition's is."""
+    ours, least = distance(found, exact), floor(found.dtype, exact, terms)
+    assert ours <= least, f"error {ours:.3e}, floor {least:.3e}"
+
+
 def assert_within_budget(
     found: torch.Tensor, reference: torch.Tensor, exact: torch.Tensor, ratio: float = 2.0, movement: float = 0.0
 ) -> None:

@@ -39,6 +39,7 @@ def main(folder: Path) -> None:
         run_foveated(folder / "foveated", f"two-{name}", micro_batch_size=1, **keys)
     # As far as the checkpoint of step 3 the same run.
     run(folder, "two-end-to-end", resume=True, micro_batch_size=MICRO["end-to-end"], **{**END_TO_END, "max_steps": 5})
+    state.destroy_process_group()  # else gloo's threads may still run when the process ends, which then aborts
 
 
 if __name__ == "__main__":

@@ -126,8 +126,8 @@ def test_broken_runs_go_on_bit_for_bit():
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(SUPPORT / "kill_and_resume.py"), "--rounds", "7"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.stdout.splitlines()[-1] == "7 of 7 resumed runs are bit-equal to the unbroken one", done.stderr
-    assert done.returncode == 0
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "7 of 7 resumed runs are bit-equal to the unbroken one"
 
 
 @pytest.mark.parametrize("file", sorted(LAUNCHES.glob("*.yaml")), ids=lambda file: file.stem)
