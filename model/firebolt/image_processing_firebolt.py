@@ -11,9 +11,9 @@ from transformers.image_utils import ChannelDimension, ImageInput, PILImageResam
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .. import images as pictures
+from ..loading import open_image_processor
 from ..pixels import as_rgb, check_pixels, levels_of, normalise
 from . import tiling as tilings
-from .loading import open_image_processor
 
 
 class FireboltImagesKwargs(ImagesKwargs, total=False):
