@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# A temporary name: this, random digits, the suffix of the file to come.
+TEMPORARY, DIGITS = ".firebolt-", 12
 BUSY = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES)
 
 
@@ -81,7 +83,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     path = followed(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays the last part: it is what tells matplotlib the format.
-    temporary = path.with_name(f".firebolt-{secrets.token_hex(6)}{path.suffix}")
+    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(DIGITS // 2)}{path.suffix}")
     try:
         # A name of its own, which no other process has, with the mode that new files get.
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
@@ -97,6 +99,13 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what `write_whole` had begun in a folder when it was killed; for a process that has the folder alone."""
+    for file in folder.glob(f"{TEMPORARY}{'[0-9a-f]' * DIGITS}*"):
+        if file.is_file() and file.name == f"{TEMPORARY}{file.name[len(TEMPORARY) :][:DIGITS]}{file.suffix}":
+            file.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

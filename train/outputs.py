@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..files.writing import lock
+from ..files.writing import lock, remove_unfinished
 from .errors import ConfigError
 from .loop import HISTORY, holds_run, read_history
 
@@ -34,6 +34,7 @@ def alone_in(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
         _remove_empty(made)
         raise ConfigError(f"out: {folder} cannot be written ({error.strerror}); name a place that can") from None
     try:
+        remove_unfinished(folder)
         yield
     finally:
         (folder / LOCK).unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Starting Triton kernels: the one place that does it, so that a tool can see what would be started."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ class Launch(NamedTuple):
     kernel: triton.runtime.KernelInterface
     grid: tuple[int, ...]
     arguments: dict[str, Any]
-    """Every parameter of the kernel by name: tensors, numbers, tuples of numbers, None, and constexprs."""
+    """Every parameter of the kernel by name: tensors, numbers, None, tuples of these, and constexprs."""
     options: dict[str, Any]
     """num_warps, num_stages, enable_fp_fusion and, for NVIDIA, maxnreg."""
 
@@ -51,6 +51,15 @@ def interpreting(kernel: triton.runtime.KernelInterface) -> bool:
     return isinstance(kernel, InterpretedFunction)
 
 
+def tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among arguments, those in tuples too."""
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, tuple):
+            yield from tensors(argument)
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, num_stages: int = 2, **named: Any) -> None:
     """Start `kernel` on the device of its first tensor; `named` are further parameters, constexprs among them."""
     options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": FP_FUSION}
@@ -61,7 +70,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, num_s
         bound.apply_defaults()
         _recorded.append(Launch(kernel, grid, dict(bound.arguments), options))
         return
-    device = next(arg.device for arg in (*args, *named.values()) if isinstance(arg, Tensor))
+    device = next(tensors((*args, *named.values()))).device
     if device.type == "cpu" and not interpreting(kernel):
         raise RuntimeError(
             f"{kernel.fn.__name__} is a Triton kernel: it runs on a GPU, or on a CPU where TRITON_INTERPRET=1 was set "

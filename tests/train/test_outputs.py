@@ -87,6 +87,16 @@ def test_a_lock_that_is_left_by_a_killed_process_is_no_hindrance(folder):
     assert not (folder / "run" / LOCK).exists()
 
 
+def test_what_a_killed_process_had_begun_goes_and_nothing_else(folder):
+    begun = [".firebolt-0123456789ab.png", ".firebolt-0123456789ab"]
+    others = [".firebolt-notes", ".firebolt-0123456789ab-notes.png", ".firebolt-0123456789abcd.png", ".hidden"]
+    run(folder, max_steps=1)
+    for name in [*begun, *others]:
+        (folder / "run" / name).write_text("mine")
+    run(folder, resume=True, max_steps=2)
+    assert {file.name for file in (folder / "run").glob(".*")} == set(others)
+
+
 def test_a_folder_with_somebodys_files_is_left_alone(folder):
     theirs = folder / "theirs"
     theirs.mkdir()

@@ -1,0 +1,49 @@
+"""A tensor as one parameter of a kernel: where it begins, and how far apart its elements lie along each axis."""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+class Strided(NamedTuple):
+    """A tensor and its strides, which may be any: broadcast (0), transposed, with gaps.
+
+    A kernel reads its element [i, j, ...] with `load(x, (i, j, ...))`, where the indices are numbers or blocks that
+    broadcast against one another: with b a number, t [BLOCK_T, 1] and d [1, BLOCK_D], the block [BLOCK_T, BLOCK_D].
+    An index whose offset can pass 2^31 is int64.
+    """
+
+    ptr: Any
+    """The tensor outside a kernel, a pointer to its first element inside."""
+    strides: tuple[int, ...]
+    """In elements, one for each axis."""
+
+
+def strided(tensor: Tensor | None) -> Strided | None:
+    """A tensor as a kernel takes it; None stays None, and the kernel is then compiled without it."""
+    return None if tensor is None else Strided(tensor, tensor.stride())
+
+
+@triton.jit
+def at(x, index):
+    """Compute the addresses of x[index]."""
+    address = x.ptr
+    for axis in tl.static_range(len(index)):
+        address += index[axis] * x.strides[axis]
+    return address
+
+
+@triton.jit
+def load(x, index, mask=None, other=0.0):
+    """Read x[index]; where `mask` is False nothing is read and `other` stands there."""
+    if mask is None:
+        return tl.load(at(x, index))
+    return tl.load(at(x, index), mask=mask, other=other)
+
+
+@triton.jit
+def store(x, index, value, mask=None):
+    """Write `value` to x[index] where `mask` is True."""
+    tl.store(at(x, index), value, mask=mask)
