@@ -108,6 +108,7 @@ class SSMBlock(nn.Module, ABC):
     def _prefill(self, x: Tensor, mask: Tensor | None, state: DecodeState | None) -> tuple[Tensor, DecodeState]:
         packing = Packing(mask, x)
         y, tensors = self._run(packing.left(x), packing, None if state is None else state.tensors, need_state=True)
+        assert tensors is not None  # it was asked for
         length = packing.lengths if state is None else state.length + packing.lengths
         return packing.restore(y.to(x.dtype)), DecodeState(tensors, length)
 

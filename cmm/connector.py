@@ -1,9 +1,9 @@
 """What all connectors have in common: whole sequences, grids once per prompt, pieces of a text, single tokens."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Generic, Literal, Self, TypeVar, overload
+from typing import Any, Generic, Literal, Self, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
 
     def reset_parameters(self) -> None:
         """Initialise this layer and everything in it anew."""
-        for child in self.children():
+        for child in cast("Iterator[Any]", self.children()):  # each of them can, which nn.Module does not say
             child.reset_parameters()
 
     @property

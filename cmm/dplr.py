@@ -174,7 +174,8 @@ class _Rows(torch.autograd.Function):
         return torch.cat(rows, 1)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grad_outputs
         power, G, H, rows, first = ctx.saved_tensors
         if torch.is_grad_enabled():  # gradients of these are wanted
             formula = partial(_Rows.formula, count=rows.shape[1])

@@ -3,9 +3,12 @@
 import functools
 
 import numpy as np
+from numpy.typing import NDArray
+
+Reals, Complexes = NDArray[np.floating], NDArray[np.complex128]
 
 
-def legs(state_size: int) -> tuple[np.ndarray, np.ndarray]:
+def legs(state_size: int) -> tuple[Reals, Reals]:
     """The scaled Legendre matrices A [N, N] and B [N]: x' = A x + B u keeps the whole past on Legendre polynomials.
 
     A[n, k] = -sqrt((2n + 1)(2k + 1)) for n > k, -(n + 1) for n = k, 0 above;  B[n] = sqrt(2n + 1).
@@ -17,7 +20,7 @@ def legs(state_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def nplr(state_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def nplr(state_size: int) -> tuple[Complexes, Complexes, Complexes, Complexes]:
     """LegS in the basis that makes it diagonal plus rank one: A = V (diag(w) - P P^H) V^H.
 
     p[n] = sqrt(n + 1/2) turns A into A + p p^T = -I/2 + S with S real and skew-symmetric, so its eigenvectors are
@@ -41,6 +44,6 @@ def nplr(state_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
     return w, V.conj().T @ p, V.conj().T @ B, V
 
 
-def clip_imaginary(B: np.ndarray, limit: float = 2.0) -> np.ndarray:
+def clip_imaginary(B: Complexes, limit: float = 2.0) -> Complexes:
     """Im B cut to [-limit, limit], as the original S4 initialises: the system is then not exactly LegS."""
     return B.real + 1j * np.clip(B.imag, -limit, limit)

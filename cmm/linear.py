@@ -9,8 +9,8 @@ from .classes import change_classes
 class Linear(nn.Linear):
     """y = x W^T + b: `torch.nn.Linear`, by `firebolt_vl.kernels.linear`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
 
 
 def without_bias(layer: nn.Module, x: Tensor) -> Tensor:

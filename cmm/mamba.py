@@ -122,6 +122,7 @@ class Mamba(SSMBlock):
         T = gate.shape[1]
         # A few shifted sums: the same arithmetic for one token as for many, in every dtype.
         taps = self.conv.weight.squeeze(1).to(self.dtype)
+        assert self.conv.bias is not None
         convolved = sum(
             (taps[:, j] * inner[:, j : j + T] for j in range(self.conv_taps)), self.conv.bias.to(self.dtype)
         )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..kernels import correlation_context, film_residual, grounded_film
 from ..kernels.common.grid_weights import INFINITY, largest_of_few_or_many, softmax_or_zero
 from ..kernels.implementation import choose
+from .block import SSMBlock
 from .config import CMMConfig
 from .connector import After, Connector, GridSide
 from .feed_forward import FeedForward
@@ -40,7 +41,7 @@ def uses_grid_table(width: int, grids: int, tokens: int | None = None) -> bool:
     return 4 * width * (tokens - grids) > 3 * tokens * grids
 
 
-def _ssm(config: CMMConfig) -> nn.Module:
+def _ssm(config: CMMConfig) -> SSMBlock:
     if config.ssm == "s4":
         return S4(config.text_width, config.state_size, kernel_taps=config.kernel_taps)
     if config.ssm == "s4d":
@@ -94,6 +95,7 @@ class CrossModalModulator(Connector[ModulatorSide]):
     """
 
     side_class = ModulatorSide
+    ssm: SSMBlock
 
     def __init__(self, config: CMMConfig):
         super().__init__(config)
@@ -232,8 +234,8 @@ class CrossModalModulator(Connector[ModulatorSide]):
         scores = (q.to(dtype) * (1 / math.sqrt(q.shape[-1]))).transpose(1, 2) @ side.k.to(dtype).permute(0, 2, 3, 1)
         if side.mask is not None:
             scores = scores.masked_fill(~side.mask[:, None, None], -INFINITY)  # [B,H,T,G]
-        top_k = self.config.top_k
-        selects = top_k and top_k < scores.shape[-1]
+        top_k = self.config.top_k or 0
+        selects = 0 < top_k < scores.shape[-1]
         if selects and self.config.top_k_mode == "renormalize":
             a = softmax_or_zero(scores.masked_fill_(~largest_of_few_or_many(scores, top_k), -INFINITY))
         elif selects:

@@ -149,14 +149,19 @@ class S4(GatedSSMBlock):
     def _run(self, x, packing, state, need_state):
         u = x.to(self.dtype)
         with without_autocast(x.device):
-            run = self._convolve if self.kernel_taps is None else self._convolve_truncated
-            y, state = run(u, packing, state, need_state)
+            if self.kernel_taps is None:
+                y, state = self._convolve(u, packing, state, need_state)
+            else:
+                y, state = self._convolve_truncated(u, self.kernel_taps, packing, state, need_state)
         return self.gated(y), state
 
     def _run_step(self, x, state):
         u = x.to(self.dtype)
         with without_autocast(x.device):
-            y, state = (self._advance if self.kernel_taps is None else self._advance_truncated)(u, state)
+            if self.kernel_taps is None:
+                y, state = self._advance(u, state)
+            else:
+                y, state = self._advance_truncated(u, self.kernel_taps, state)
         return self.gated(y.unsqueeze(1)).squeeze(1), state
 
     def _convolve(
@@ -184,21 +189,21 @@ class S4(GatedSSMBlock):
         return (C * s).sum(-1) + self.kernel.D * u, {"modes": s.unflatten(-1, (-1, 2))}
 
     def _convolve_truncated(
-        self, u: Tensor, packing: Packing, state: dict[str, Tensor] | None, need_state: bool
+        self, u: Tensor, taps: int, packing: Packing, state: dict[str, Tensor] | None, need_state: bool
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        T, past = u.shape[1], self.kernel_taps - 1
+        T, past = u.shape[1], taps - 1
         if state is not None:
             u = torch.cat([state["inputs"], u], 1)
-        y = fft_conv(u.mT, self.kernel.taps(min(u.shape[1], self.kernel_taps)), self.kernel.D).mT[:, -T:]
+        y = fft_conv(u.mT, self.kernel.taps(min(u.shape[1], taps)), self.kernel.D).mT[:, -T:]
         if not need_state:
             return y, None
         if state is None:
             u = F.pad(u, (0, 0, past, 0))
         return y, {"inputs": window_before(u, packing.lengths + past, past)}
 
-    def _advance_truncated(self, u: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _advance_truncated(self, u: Tensor, taps: int, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         window = torch.cat([state["inputs"], u.unsqueeze(1)], 1)
-        y = (window * self.kernel.reversed_taps(self.kernel_taps)).sum(1) + self.kernel.D * u
+        y = (window * self.kernel.reversed_taps(taps)).sum(1) + self.kernel.D * u
         return y, {"inputs": window[:, 1:]}
 
     @staticmethod
@@ -218,7 +223,8 @@ class S4(GatedSSMBlock):
         P, B, C, D = P[0], B[0], C[0], D[0]
         if folded > 0:
             w = torch.complex(-A_real.double().exp(), -A_imag.double())
-            step = discretise(w, *(torch.view_as_complex(x.double()) for x in (P, B)), inv_dt[:, 0].double().exp())
+            wide_P, wide_B = (torch.view_as_complex(x.double()) for x in (P, B))
+            step = discretise(w, wide_P, wide_B, inv_dt[:, 0].double().exp())
             C = torch.view_as_real(unfold(torch.view_as_complex(C.double()), step, int(folded))).to(C.dtype)
         return {
             "kernel.log_dt": inv_dt[:, 0],

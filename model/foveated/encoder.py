@@ -1,5 +1,6 @@
 """The vision tower as something to look at: patches go through it once, queries as often as they like."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel
 
-from ..compat.dinov2 import attend, check_layers, heads
+from ..compat.dinov2 import Dinov2Attention, Dinov2Layer, attend, check_layers, heads, layers_of
 from .configuration_foveated import FoveatedVLMConfig
 
 
@@ -70,8 +71,8 @@ class FoveatedEncoder(nn.Module):
         self.gradient_checkpointing = False
 
     @property
-    def layers(self) -> nn.ModuleList:
-        return self.dino.encoder.layer
+    def layers(self) -> Sequence[Dinov2Layer]:
+        return layers_of(self.dino)
 
     def remember(self, frames: Tensor, deep: bool = True, return_features: bool = False) -> PatchMemory:
         """The patch pass over frames [F,3,H,W], `frame_block` of them at a time; F may be 0."""
@@ -138,7 +139,7 @@ class FoveatedEncoder(nn.Module):
         return z, torch.stack(weights, dim=1) if return_attention else None
 
     @staticmethod
-    def _attend_once(attention: nn.Module, query: Tensor, keys: Tensor, values: Tensor, return_attention: bool):
+    def _attend_once(attention: Dinov2Attention, query: Tensor, keys: Tensor, values: Tensor, return_attention: bool):
         """Attention of one row [F,1,D] to all of a frame's: [F,1,D], and the weights [F,H,N] or None."""
         query = heads(query, attention)
         if not return_attention:
