@@ -50,6 +50,15 @@ class Modes(NamedTuple):
     c: Strided
 
 
+class Tables(NamedTuple):
+    """What `diagonal_scan_tables_kernel` makes of the modes."""
+
+    powers_ptr: Any
+    """w [V,2,CHUNK,BLOCK_N] float32, contiguous."""
+    taps_ptr: Any
+    """k [V,CHUNK] float32, contiguous, with the skip in k_0."""
+
+
 class Texts(NamedTuple):
     """Where sequences lie in the inputs [B,D,L], and the states of their chunks among all."""
 
@@ -227,15 +236,15 @@ class Plan:
         self.texts = Texts(contiguous(cu_seqlens), L, self.rows, self.chunks)
         self.tile = {"N": N, "GROUPS": self.groups, "BLOCK_N": self.block_n, "CHUNK": self.chunk}
         new = {"dtype": torch.float32, "device": u.device}
-        self.powers = torch.empty(self.channels, 2, self.chunk, self.block_n, **new)
-        self.taps = torch.empty(self.channels, self.chunk, **new)
+        powers = torch.empty(self.channels, 2, self.chunk, self.block_n, **new)
+        self.tables = Tables(powers, torch.empty(self.channels, self.chunk, **new))
         launch(
             diagonal_scan_tables_kernel,
             (self.channels,),
             modes=modes,
             d_skip_ptr=contiguous(d_skip),
-            powers_ptr=self.powers,
-            taps_ptr=self.taps,
+            powers_ptr=self.tables.powers_ptr,
+            taps_ptr=self.tables.taps_ptr,
             **self.tile,
             num_warps=4,
         )

@@ -58,8 +58,7 @@ def diagonal_scan_kernel(
     modes,  # Modes
     h0,  # Strided [rows,D,N,2], in REVERSE the gradient of h_T; or None
     texts,  # Texts
-    powers_ptr,  # as in diagonal_scan_tables_kernel
-    taps_ptr,
+    tables,  # Tables
     y_ptr,  # [B,D,GROUPS,L], contiguous: y, in REVERSE du; or None
     h_ptr,  # [rows,D,N,2] float32, contiguous: h_T, in REVERSE the gradient of h0; or None
     states_ptr,  # [V,chunks,2,BLOCK_N] float32, contiguous: those that chunks start from; or None
@@ -97,7 +96,7 @@ def diagonal_scan_kernel(
         row = 0 * v + number
         of_x, start, length = find_text(texts, row)
         sequence = at(x, (of_x, d, start))
-        w_real, w_imag = load_powers(powers_ptr, v, length, CHUNK, BLOCK_N)
+        w_real, w_imag = load_powers(tables.powers_ptr, v, length, CHUNK, BLOCK_N)
         if REVERSE:
             w_imag = -w_imag
         chunks = (length + CHUNK - 1) // CHUNK
@@ -141,7 +140,7 @@ def diagonal_scan_kernel(
                 else:
                     t, inside = from_start(length, chunk, CHUNK)
                 own = tl.load(sequence + t * x.strides[2], mask=inside, other=0.0)
-                steps = dot(_load_toeplitz(taps_ptr, v, CHUNK), own, PRECISION)
+                steps = dot(_load_toeplitz(tables.taps_ptr, v, CHUNK), own, PRECISION)
                 steps += dot(w_real, from_real, PRECISION) - dot(w_imag, from_imag, PRECISION)
                 tl.store(y_ptr + (of_x * channels + v) * texts.L + start + t, steps, mask=inside)
         if h_ptr is not None:
@@ -167,8 +166,7 @@ def scan(
         modes=plan.modes,
         h0=state_of(state),
         texts=plan.texts,
-        powers_ptr=plan.powers,
-        taps_ptr=plan.taps,
+        tables=plan.tables,
         y_ptr=y,
         h_ptr=h,
         states_ptr=states,
@@ -178,7 +176,7 @@ def scan(
         COLUMNS=COLUMNS,
         REVERSE=reverse,
         PRECISION=dot_precision(diagonal_scan_kernel, x),
-        STATE_PRECISION=dot_precision(diagonal_scan_kernel, plan.powers),
+        STATE_PRECISION=dot_precision(diagonal_scan_kernel, plan.tables.powers_ptr),
         num_warps=WARPS,
         num_stages=1,
     )

@@ -1,11 +1,16 @@
-"""Causal convolution in time as products of Toeplitz blocks with chunks of the rows, in Triton."""
+"""Causal convolution in time as products of Toeplitz blocks with chunks of the rows, in Triton.
+
+B rows of D channels and L steps, K taps a channel. A row, or a packed text, is cut into chunks of CHUNK steps; each is
+a column, and a program has COLUMNS of them.
+"""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.triton_tiles import HALF, block_of, contiguous, dot, dot_precision, slots_of, strides
+from ..common.strided import load, strided
+from ..common.triton_tiles import HALF, block_of, contiguous, dot, dot_precision, slots_of
 from ..launch import launch
 
 # Steps in a chunk.
@@ -44,28 +49,20 @@ def _steps(start, length, chunk, j, CHUNK: tl.constexpr, REVERSE: tl.constexpr):
 
 
 @triton.jit
-def _load(x_ptr, x_strides, row, d, t, inside):
-    return tl.load(x_ptr + row[None, :] * x_strides[0] + d * x_strides[1] + t * x_strides[2], mask=inside, other=0.0)
-
-
-@triton.jit
-def _gated(x_ptr, x_strides, gate_ptr, gate_strides, row, d, t, inside):
+def _gated(x, gate, row, d, t, inside):
     """x as it is, or gate x in float32."""
-    x = _load(x_ptr, x_strides, row, d, t, inside)
-    if gate_ptr is not None:
-        x = x.to(tl.float32) * _load(gate_ptr, gate_strides, row, d, t, inside).to(tl.float32)
-    return x
+    tile = load(x, (row[None, :], d, t), mask=inside)
+    if gate is not None:
+        tile = tile.to(tl.float32) * load(gate, (row[None, :], d, t), mask=inside).to(tl.float32)
+    return tile
 
 
 @triton.jit
 def toeplitz_kernel(
-    x_ptr,  # [B,D,L]
-    x_strides,
-    k_ptr,  # [D,K]
-    k_strides,
+    x,  # Strided [B,D,L]
+    k,  # Strided [D,K]
     d_skip_ptr,  # [D], contiguous, or None
-    gate_ptr,  # [B,D,L] or None
-    gate_strides,
+    gate,  # Strided [B,D,L] or None
     table_ptr,  # [3,columns] int32, contiguous, or None: of each column the text's start and length, and its chunk
     y_ptr,  # [B,D,L], contiguous
     B,
@@ -96,40 +93,37 @@ def toeplitz_kernel(
         m, j = part // parts, part % parts * STEPS + tl.arange(0, STEPS)
         lag = m * CHUNK + i[:, None] - j[None, :]
         inside = (lag >= 0) & (lag < K)
-        taps = tl.load(k_ptr + d * k_strides[0] + lag.to(tl.int64) * k_strides[1], mask=inside, other=0.0)
+        taps = load(k, (d, lag.to(tl.int64)), mask=inside)
         t, inside = _steps(start, length, chunk - m, j, CHUNK, REVERSE)
         if REVERSE:
-            x = _gated(x_ptr, x_strides, gate_ptr, gate_strides, row, d, t, inside)
+            tile = _gated(x, gate, row, d, t, inside)
         else:
-            x = _load(x_ptr, x_strides, row, d, t, inside)
+            tile = _gated(x, None, row, d, t, inside)
         if OPERANDS == WIDE:
-            acc += dot(taps.to(tl.float32), x, PRECISION)
+            acc += dot(taps.to(tl.float32), tile, PRECISION)
         else:
-            x = x.to(x_ptr.dtype.element_ty)
-            high = taps.to(x.dtype)
-            acc += dot(high, x, PRECISION)
+            tile = tile.to(x.ptr.dtype.element_ty)
+            high = taps.to(tile.dtype)
+            acc += dot(high, tile, PRECISION)
             if OPERANDS == SPLIT:
-                acc += dot((taps.to(tl.float32) - high.to(tl.float32)).to(x.dtype), x, PRECISION)
+                acc += dot((taps.to(tl.float32) - high.to(tl.float32)).to(tile.dtype), tile, PRECISION)
     t, inside = _steps(start, length, chunk, i, CHUNK, REVERSE)
     if d_skip_ptr is not None:
         if REVERSE:
-            x = _gated(x_ptr, x_strides, gate_ptr, gate_strides, row, d, t, inside)
+            tile = _gated(x, gate, row, d, t, inside)
         else:
-            x = _load(x_ptr, x_strides, row, d, t, inside)
-        acc += tl.load(d_skip_ptr + d).to(tl.float32) * x.to(tl.float32)
-    if gate_ptr is not None and not REVERSE:
-        acc *= _load(gate_ptr, gate_strides, row, d, t, inside).to(tl.float32)
+            tile = _gated(x, None, row, d, t, inside)
+        acc += tl.load(d_skip_ptr + d).to(tl.float32) * tile.to(tl.float32)
+    if gate is not None and not REVERSE:
+        acc *= load(gate, (row[None, :], d, t), mask=inside).to(tl.float32)
     tl.store(y_ptr + (row[None, :] * D + d) * L + t, acc, mask=inside)
 
 
 @triton.jit
 def toeplitz_taps_kernel(
-    late_ptr,  # [B,D,L]
-    late_strides,
-    gate_ptr,  # [B,D,L] or None: factors of `late`
-    gate_strides,
-    early_ptr,  # [B,D,L]
-    early_strides,
+    late,  # Strided [B,D,L]
+    gate,  # Strided [B,D,L] or None: factors of `late`
+    early,  # Strided [B,D,L]
     table_ptr,  # as in `toeplitz_kernel`
     sums_ptr,  # [slots,D,lag_blocks,2,CHUNK] float32, contiguous
     B,
@@ -159,12 +153,12 @@ def toeplitz_taps_kernel(
         column = block * COLUMNS + tl.arange(0, COLUMNS)
         row, start, length, chunk = _columns(table_ptr, column, columns, B, L)
         t, inside = _steps(start, length, chunk, i, CHUNK, False)
-        late = _gated(late_ptr, late_strides, gate_ptr, gate_strides, row, d, t, inside)
+        late_tile = _gated(late, gate, row, d, t, inside)
         t, inside = _steps(start, length, chunk - m, i, CHUNK, False)
-        early = _load(early_ptr, early_strides, row, d, t, inside)
+        early_tile = load(early, (row[None, :], d, t), mask=inside)
         if SINGLE:
-            late = late.to(early.dtype)
-        acc += dot(late, tl.trans(early), PRECISION)
+            late_tile = late_tile.to(early_tile.dtype)
+        acc += dot(late_tile, tl.trans(early_tile), PRECISION)
     back = i[:, None] - i[None, :]  # j of the lag CHUNK m + r, r = 0 .. CHUNK - 1
     on = tl.where(back >= 0, tl.gather(acc, tl.maximum(back, 0), 1), 0.0)
     before = tl.where(back < 0, tl.gather(acc, tl.where(back < 0, back + CHUNK, 0), 1), 0.0)
@@ -224,13 +218,10 @@ def _convolve(
     launch(
         toeplitz_kernel,
         (D * triton.cdiv(chunks.columns, columns),),
-        x_ptr=x,
-        x_strides=x.stride(),
-        k_ptr=k,
-        k_strides=k.stride(),
+        x=strided(x),
+        k=strided(k),
         d_skip_ptr=contiguous(d_skip),
-        gate_ptr=gate,
-        gate_strides=strides(gate),
+        gate=strided(gate),
         y_ptr=y,
         K=min(k.shape[1], L),
         D=D,
@@ -261,12 +252,9 @@ def _of_taps(
     launch(
         toeplitz_taps_kernel,
         (D * lag_blocks, slots),
-        late_ptr=dy,
-        late_strides=dy.stride(),
-        gate_ptr=gate,
-        gate_strides=strides(gate),
-        early_ptr=u,
-        early_strides=u.stride(),
+        late=strided(dy),
+        gate=strided(gate),
+        early=strided(u),
         sums_ptr=sums,
         lag_blocks=lag_blocks,
         blocks_per_slot=blocks_per_slot,

@@ -7,24 +7,12 @@ import torch
 from torch import Tensor
 
 from ..common.dtypes import complex_dtype, compute_dtype
+from .inputs import Inputs
 
 
-def text_by_text(
-    scan: Callable,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    return_last_state: bool,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor,
-) -> Tensor | tuple[Tensor, Tensor]:
+def text_by_text(scan: Callable, inputs: Inputs, return_last_state: bool) -> Tensor | tuple[Tensor, Tensor]:
     """`scan`, a selective_scan, of each text alone, one after the other; an empty text hands on its state as it is."""
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, cu_seqlens = inputs
     dtype = compute_dtype(u, delta, A, B, C, D, z, delta_bias, initial_state)
     if initial_state is None:
         initial_state = A.new_zeros(cu_seqlens.shape[0] - 1, *A.shape)

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..blocks import block_numbers
 from ..common.dtypes import compute_dtype
 from ..transforms import apply, gradients
+from .inputs import Inputs
 from .packed import text_by_text
 
 # Fewest steps in a chunk: one state of a chunk is kept for the backward pass.
@@ -31,8 +32,8 @@ def selective_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,  y_t = (C_t . h_t + D u_t) silu(z_t)."""
     if cu_seqlens is not None:
-        arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, initial_state)
-        return text_by_text(selective_scan, *arguments, cu_seqlens)
+        inputs = Inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, cu_seqlens)
+        return text_by_text(selective_scan, inputs, return_last_state)
     dtype = compute_dtype(u, delta, A, B, C, D, z, delta_bias, initial_state)
     x, delta, A = u.to(dtype), delta.to(dtype), A.to(dtype)
     groups = math.lcm(*(matrix.shape[1] for matrix in (B, C) if matrix.ndim == 4))

@@ -1,0 +1,60 @@
+"""How many parameters the functions of the kernels have: what belongs together travels as one value."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from firebolt_vl import kernels
+
+FOLDER = Path(kernels.__file__).resolve().parent
+MOST_OF_A_KERNEL, MOST = 18, 12
+
+
+# The correlation's family still is as it was.
+FOR_NOW = {
+    "common/triton_rows.py",
+    "common/triton_weights.py",
+    "correlation/triton.py",
+    "film/op.py",
+    "film/triton.py",
+}
+
+
+def is_compiled(node: ast.FunctionDef) -> bool:
+    return any(ast.unparse(decorator).startswith("triton.jit") for decorator in node.decorator_list)
+
+
+def is_promised(node: ast.FunctionDef) -> bool:
+    """Whether it has the signature of a public op, or of one of its implementations."""
+    return node.name in kernels.__all__
+
+
+def functions():
+    for file in sorted(FOLDER.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                yield file.relative_to(FOLDER).as_posix(), node
+
+
+def parameters(node: ast.FunctionDef) -> int:
+    arguments = node.args
+    return len(arguments.posonlyargs) + len(arguments.args) + len(arguments.kwonlyargs)
+
+
+def test_no_function_has_many_parameters():
+    found = {
+        f"{file}: {node.name}": parameters(node)
+        for file, node in functions()
+        if not is_promised(node)
+        and file not in FOR_NOW
+        and parameters(node) > (MOST_OF_A_KERNEL if is_compiled(node) and node.name.endswith("_kernel") else MOST)
+    }
+    assert not found
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.rglob("*.py")), ids=lambda file: file.relative_to(FOLDER).as_posix())
+def test_no_file_is_formatted_by_hand(file):
+    if file.relative_to(FOLDER).as_posix() in FOR_NOW:
+        pytest.skip("it is among those of FOR_NOW")
+    assert "fmt: skip" not in file.read_text(encoding="utf-8")
