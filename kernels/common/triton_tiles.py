@@ -103,3 +103,8 @@ def kept_grids(grid_mask_ptr, grid_mask_strides, b, grid, G):
 def strides(tensor: Tensor | None) -> tuple[int, ...] | None:
     """What a kernel gets beside the tensor; None beside None."""
     return None if tensor is None else tensor.stride()
+
+
+def contiguous(tensor: Tensor | None) -> Tensor | None:
+    """A small parameter as kernels want it, which have no strides for it; None for None."""
+    return None if tensor is None else tensor.contiguous()

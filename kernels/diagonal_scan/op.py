@@ -1,12 +1,12 @@
 """Linear recurrence with diagonal complex modes: the public function, and its Triton kernels as a registered op."""
 
-import torch
 from torch import Tensor
 
 from ..common.autocast import without_autocast
 from ..common.checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_shapes
 from ..common.device import choose
 from ..common.packed import check_packed
+from ..common.registered import Backward, register
 from . import pytorch, reference
 
 IMPLEMENTATIONS = {"reference": reference, "pytorch": pytorch}
@@ -63,66 +63,27 @@ def diagonal_scan(
         return IMPLEMENTATIONS[chosen].diagonal_scan(u, z, b, c, d_skip, h0, cu_seqlens=cu_seqlens)
 
 
-@torch.library.custom_op("firebolt_vl::diagonal_scan", mutates_args=())
-def _diagonal_scan(
-    u: Tensor,
-    z: Tensor,
-    b: Tensor,
-    c: Tensor,
-    d_skip: Tensor | None,
-    h0: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def _forward(*arguments) -> tuple[Tensor, Tensor]:
     from . import triton
 
-    return triton.diagonal_scan(u, z, b, c, _contiguous(d_skip), h0, _contiguous(cu_seqlens))
+    return triton.diagonal_scan(*arguments)
 
 
-@_diagonal_scan.register_fake
-def _(u, z, b, c, d_skip, h0, cu_seqlens):
+def _fake(u, z, b, c, d_skip, h0, cu_seqlens):
     rows = u.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     return u.new_empty(u.shape), z.new_empty(rows, *z.shape)
 
 
-@torch.library.custom_op("firebolt_vl::diagonal_scan_backward", mutates_args=())
-def _diagonal_scan_backward(
-    dy: Tensor,
-    dh: Tensor | None,
-    u: Tensor,
-    z: Tensor,
-    b: Tensor,
-    c: Tensor,
-    d_skip: Tensor | None,
-    h0: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> list[Tensor]:
-    """Of u, z, b, c, and of d_skip and h0 where they are."""
+def _backward(grads, *arguments):
     from . import triton
 
-    return list(triton.diagonal_scan_backward(dy, dh, u, z, b, c, _contiguous(d_skip), h0, _contiguous(cu_seqlens)))
+    return triton.diagonal_scan_backward(*grads, *arguments)
 
 
-@_diagonal_scan_backward.register_fake
-def _(dy, dh, u, z, b, c, d_skip, h0, cu_seqlens):
-    return [tensor.new_empty(tensor.shape) for tensor in (u, z, b, c, d_skip, h0) if tensor is not None]
-
-
-def _contiguous(vector: Tensor | None) -> Tensor | None:
-    return None if vector is None else vector.contiguous()
-
-
-def _save(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, dy, dh):
-    u, _, _, _, d_skip, h0, _ = ctx.saved_tensors
-    if dy is None:
-        dy = u.new_zeros(()).expand(u.shape)
-    du, dz, db, dc, *rest = _diagonal_scan_backward(dy, dh, *ctx.saved_tensors)
-    dd_skip = None if d_skip is None else rest.pop(0)
-    return du, dz, db, dc, dd_skip, None if h0 is None else rest.pop(0), None
-
-
-_diagonal_scan.register_autograd(_backward, setup_context=_save)
+_diagonal_scan = register(
+    "diagonal_scan",
+    "(Tensor u, Tensor z, Tensor b, Tensor c, Tensor? d_skip, Tensor? h0, Tensor? cu_seqlens) -> (Tensor, Tensor)",
+    _forward,
+    _fake,
+    Backward("diagonal_scan_backward", ("u", "z", "b", "c", "d_skip", "h0"), _backward),
+)

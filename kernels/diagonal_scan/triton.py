@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.launch import launch
-from ..common.triton_tiles import block_of, dot, dot_precision, slots_of, strides
+from ..common.triton_tiles import block_of, contiguous, dot, dot_precision, slots_of, strides
 
 # Modes at a time: more are added up from several runs.
 MOST_MODES = 32
@@ -718,7 +718,7 @@ def diagonal_scan(
 ) -> tuple[Tensor, Tensor]:
     """y [B,D,L] in the dtype of u and the states [rows,D,N] complex64 after the last steps."""
     (B, D, L), N = u.shape, z.shape[1]
-    modes = _modes(z, b, c)
+    modes, d_skip, cu_seqlens = _modes(z, b, c), contiguous(d_skip), contiguous(cu_seqlens)
     h = torch.empty(state_rows(u, cu_seqlens), D, N, 2, dtype=torch.float32, device=u.device)
     if L == 1 and cu_seqlens is None:
         y = torch.empty(B, D, 1, dtype=u.dtype, device=u.device)
@@ -758,11 +758,11 @@ def diagonal_scan_backward(
     d_skip: Tensor | None,
     h0: Tensor | None,
     cu_seqlens: Tensor | None,
-) -> tuple[Tensor, ...]:
-    """The gradients of u, z, b, c, and of d_skip and h0 where they are, in their dtypes; dh None is zero."""
+) -> tuple[Tensor | None, ...]:
+    """The gradients of u, z, b, c, d_skip and h0 in their dtypes, None where there is none; dh None is zero."""
     D, N = z.shape
     u, dy = _by_time(u), _by_time(dy)
-    modes = _modes(z, b, c)
+    modes, d_skip, cu_seqlens = _modes(z, b, c), contiguous(d_skip), contiguous(cu_seqlens)
     tables = _tables(modes, d_skip, u, cu_seqlens)
     rows, channels, chunk = tables["rows"], tables["channels"], tables["CHUNK"]
     new = {"dtype": torch.float32, "device": u.device}
@@ -827,7 +827,6 @@ def diagonal_scan_backward(
         slots=slots,
         num_warps=4,
     )
-    found = (_add_groups(du, u), *map(torch.view_as_complex, (dz, db, dc)))
-    if d_skip is not None:
-        found = (*found, dd_skip.to(d_skip.dtype))
-    return found if h0 is None else (*found, torch.view_as_complex(dh0))
+    dz, db, dc = map(torch.view_as_complex, (dz, db, dc))
+    dd_skip = None if d_skip is None else dd_skip.to(d_skip.dtype)
+    return _add_groups(du, u), dz, db, dc, dd_skip, None if h0 is None else torch.view_as_complex(dh0)

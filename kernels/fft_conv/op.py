@@ -7,6 +7,7 @@ from ..common.autocast import without_autocast
 from ..common.checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_shapes
 from ..common.device import choose
 from ..common.packed import check_packed
+from ..common.registered import Backward, register
 from . import pytorch, reference
 from .choice import choose_algorithm, has_transform, transform_size
 
@@ -107,59 +108,32 @@ def _check_spectrum(u: Tensor, k: Tensor, k_spectrum: Tensor) -> None:
         )
 
 
-@torch.library.custom_op("firebolt_vl::fft_conv", mutates_args=())
-def _fft_conv(
-    u: Tensor, k: Tensor, d_skip: Tensor | None, gate: Tensor | None, cu_seqlens: Tensor | None, fast: bool
-) -> Tensor:
-    """By Toeplitz blocks of k [D, K], or by Monarch FFT where k is a spectrum [D, N / 2 + 1], complex."""
+def _forward(u, k, d_skip, gate, cu_seqlens, fast) -> Tensor:
     from . import triton_monarch, triton_toeplitz
 
-    d_skip = None if d_skip is None else d_skip.contiguous()
     if k.is_complex():
         return triton_monarch.monarch(u, k, d_skip, gate, fast)
     return triton_toeplitz.toeplitz(u, k, d_skip, gate, cu_seqlens, fast)
 
 
-@_fft_conv.register_fake
-def _(u, *rest):
+def _fake(u, *rest):
     return u.new_empty(u.shape)
 
 
-@torch.library.custom_op("firebolt_vl::fft_conv_backward", mutates_args=())
-def _fft_conv_backward(
-    dy: Tensor,
-    u: Tensor,
-    k: Tensor,
-    d_skip: Tensor | None,
-    gate: Tensor | None,
-    cu_seqlens: Tensor | None,
-    fast: bool,
-) -> list[Tensor]:
-    """Of u and k, and of d_skip and gate where they are given."""
+def _backward(grads, u, k, d_skip, gate, cu_seqlens, fast) -> tuple[Tensor | None, ...]:
     from . import triton_monarch, triton_toeplitz
 
-    d_skip = None if d_skip is None else d_skip.contiguous()
+    (dy,) = grads
     if not k.is_complex():
         return triton_toeplitz.toeplitz_backward(dy, u, k, d_skip, gate, cu_seqlens, fast)
     du, dk, dgate = triton_monarch.monarch_backward(dy, u, k, d_skip, gate, fast)
-    of_skip = None if d_skip is None else triton_toeplitz.skip_gradient(dy, u, gate, d_skip)
-    return [gradient for gradient in (du, dk, of_skip, dgate) if gradient is not None]
+    return du, dk, triton_toeplitz.skip_gradient(dy, u, gate, d_skip), dgate
 
 
-@_fft_conv_backward.register_fake
-def _(dy, u, k, d_skip, gate, cu_seqlens, fast):
-    return [tensor.new_empty(tensor.shape) for tensor in (u, k, d_skip, gate) if tensor is not None]
-
-
-def _save(ctx, inputs, output) -> None:
-    *tensors, ctx.fast = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx, dy):
-    *tensors, cu_seqlens = ctx.saved_tensors
-    found = iter(_fft_conv_backward(dy, *tensors, cu_seqlens, ctx.fast))
-    return *(None if tensor is None else next(found) for tensor in tensors), None, None
-
-
-_fft_conv.register_autograd(_backward, setup_context=_save)
+_fft_conv = register(
+    "fft_conv",
+    "(Tensor u, Tensor k, Tensor? d_skip, Tensor? gate, Tensor? cu_seqlens, bool fast) -> Tensor",
+    _forward,
+    _fake,
+    Backward("fft_conv_backward", ("u", "k", "d_skip", "gate"), _backward),
+)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..common.launch import launch
 from ..common.triton_angles import sine_and_cosine
-from ..common.triton_tiles import HALF, dot, dot_precision, slots_of, strides
+from ..common.triton_tiles import HALF, contiguous, dot, dot_precision, slots_of, strides
 
 # Sizes that one kernel transforms without spilling registers: in float32, two of them in float32 (that of a spectrum's
 # gradient), and with operands of 16 bits. Rows between two passes: likewise.
@@ -466,7 +466,7 @@ def _convolve(
     ends = {
         "x_ptr": x,
         "x_strides": x.stride(),
-        "d_skip_ptr": d_skip,
+        "d_skip_ptr": contiguous(d_skip),
         "gate_ptr": gate,
         "gate_strides": strides(gate),
         "y_ptr": y,
@@ -583,7 +583,7 @@ def _of(channels: slice, tensor: Tensor | None, axis: int = 1) -> Tensor | None:
 
 
 def monarch(u: Tensor, spectrum: Tensor, d_skip: Tensor | None, gate: Tensor | None, fast: bool) -> Tensor:
-    """y [B,D,L] in the dtype of u [B,D,L]; spectrum [D,N/2+1] complex64, d_skip [D] contiguous, gate [B,D,L]."""
+    """y [B,D,L] in the dtype of u [B,D,L]; spectrum [D,N/2+1] complex64, d_skip [D], gate [B,D,L]."""
     spectrum = torch.view_as_real(spectrum.resolve_conj())
     return _in_blocks(u, spectrum, d_skip, gate, u.dtype, fast)
 

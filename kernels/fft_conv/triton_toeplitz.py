@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.launch import launch
-from ..common.triton_tiles import HALF, block_of, dot, dot_precision, slots_of, strides
+from ..common.triton_tiles import HALF, block_of, contiguous, dot, dot_precision, slots_of, strides
 
 # Steps in a chunk.
 CHUNK = 64
@@ -228,7 +228,7 @@ def _convolve(
         x_strides=x.stride(),
         k_ptr=k,
         k_strides=k.stride(),
-        d_skip_ptr=d_skip,
+        d_skip_ptr=contiguous(d_skip),
         gate_ptr=gate,
         gate_strides=strides(gate),
         y_ptr=y,
@@ -288,7 +288,7 @@ def _of_taps(
 def toeplitz(
     u: Tensor, k: Tensor, d_skip: Tensor | None, gate: Tensor | None, cu_seqlens: Tensor | None, fast: bool
 ) -> Tensor:
-    """y [B,D,L] in the dtype of u [B,D,L]; k [D,K], d_skip [D] contiguous, gate [B,D,L]; cu_seqlens as in the op."""
+    """y [B,D,L] in the dtype of u [B,D,L]; k [D,K], d_skip [D], gate [B,D,L]; cu_seqlens as in the op."""
     return _convolve(u, k, d_skip, gate, _Chunks(u, cu_seqlens), u.dtype, fast)
 
 
@@ -300,19 +300,19 @@ def toeplitz_backward(
     gate: Tensor | None,
     cu_seqlens: Tensor | None,
     fast: bool,
-) -> list[Tensor]:
-    """du, dk and those of d_skip and gate that there are, each in the dtype of its tensor."""
+) -> tuple[Tensor | None, ...]:
+    """The gradients of u, k, d_skip and gate in their dtypes; None where there is none."""
     chunks = _Chunks(u, cu_seqlens)
     du = _convolve(dy, k, d_skip, gate, chunks, u.dtype, fast, reverse=True)
     dk = _of_taps(dy, u, gate, chunks, k.shape[1], fast, k, *([] if d_skip is None else [d_skip]))
-    gradients = [du, dk.to(k.dtype)]
-    if d_skip is not None:
-        gradients.append(dk[:, 0].to(d_skip.dtype, copy=True))  # the skip is one more weight at lag 0
-    if gate is not None:
-        gradients.append(_convolve(u, k, d_skip, dy, chunks, gate.dtype, fast))
-    return gradients
+    # The skip is one more weight at lag 0.
+    dd_skip = None if d_skip is None else dk[:, 0].to(d_skip.dtype, copy=True)
+    dgate = None if gate is None else _convolve(u, k, d_skip, dy, chunks, gate.dtype, fast)
+    return du, dk.to(k.dtype), dd_skip, dgate
 
 
-def skip_gradient(dy: Tensor, u: Tensor, gate: Tensor | None, d_skip: Tensor) -> Tensor:
-    """Of d_skip where k is not among the tensors: the skip is one weight at lag 0."""
+def skip_gradient(dy: Tensor, u: Tensor, gate: Tensor | None, d_skip: Tensor | None) -> Tensor | None:
+    """The gradient of d_skip where k is not among the tensors: the skip is one weight at lag 0. None for None."""
+    if d_skip is None:
+        return None
     return _of_taps(dy, u, gate, _Chunks(u, None), 1, False, d_skip)[:, 0].to(d_skip.dtype, copy=True)

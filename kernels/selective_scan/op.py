@@ -7,7 +7,9 @@ from ..common.autocast import without_autocast
 from ..common.checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_shapes
 from ..common.device import choose
 from ..common.packed import check_packed
+from ..common.registered import Backward, contiguous_gradients, register
 from . import pytorch, reference
+from .inputs import Inputs
 from .shapes import blocks_of_steps, laid_out_like
 
 IMPLEMENTATIONS = {"reference": reference, "pytorch": pytorch}
@@ -94,84 +96,48 @@ def _check(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens) -> No
         check_dtypes(op, kind if matrix.ndim == 2 else REAL, **{name: matrix})
 
 
-@torch.library.custom_op("firebolt_vl::selective_scan", mutates_args=())
-def _selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    softplus: bool,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the last state, and with `keep_states` the state before each block of steps, which gradients are made from."""
+def _forward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
     from . import triton
 
-    options = (softplus, initial_state, cu_seqlens, keep_states)
-    return triton.selective_scan(u, delta, A, B, C, D, z, delta_bias, *options)
+    *inputs, keep_states = arguments
+    return triton.selective_scan(Inputs(*inputs), keep_states)
 
 
-@_selective_scan.register_fake
-def _(u, delta, A, B, C, D, z, delta_bias, softplus, initial_state, cu_seqlens, keep_states):
-    (width, N), texts = A.shape, u.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    blocks = blocks_of_steps(u, N, cu_seqlens) if keep_states else 0
-    last_state = u.new_empty(texts, width, N, dtype=torch.float32)
+def _fake(*arguments):
+    *given, keep_states = arguments
+    inputs = Inputs(*given)
+    (width, N), u = inputs.A.shape, inputs.u
+    blocks = blocks_of_steps(u, N, inputs.cu_seqlens) if keep_states else 0
+    last_state = u.new_empty(inputs.texts, width, N, dtype=torch.float32)
     return laid_out_like(u, u.dtype), last_state, u.new_empty(blocks, N, width, dtype=torch.float32)
 
 
-@torch.library.custom_op("firebolt_vl::selective_scan_backward", mutates_args=())
-def _selective_scan_backward(
-    dy: Tensor,
-    dlast_state: Tensor | None,
-    states: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    softplus: bool,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> list[Tensor]:
-    """Of u, delta, A, B, C, D, z, delta_bias and initial_state, those that there are."""
+def _backward(outputs, *arguments) -> list[Tensor | None]:
     from . import triton
 
-    tensors = (u, delta, A, B, C, D, z, delta_bias)
-    return triton.selective_scan_backward(dy, dlast_state, states, *tensors, softplus, initial_state, cu_seqlens)
-
-
-@_selective_scan_backward.register_fake
-def _(dy, dlast_state, states, u, delta, A, B, C, D, z, delta_bias, softplus, initial_state, cu_seqlens):
-    gradients = [laid_out_like(u, u.dtype), laid_out_like(u, delta.dtype), *(x.new_empty(x.shape) for x in (A, B, C))]
-    gradients += [] if D is None else [D.new_empty(D.shape)]
-    gradients += [] if z is None else [laid_out_like(u, z.dtype)]
-    return gradients + [x.new_empty(x.shape) for x in (delta_bias, initial_state) if x is not None]
-
-
-def _save(ctx, inputs, output) -> None:
-    *tensors, ctx.softplus, initial_state, cu_seqlens, keep_states = inputs
+    *inputs, keep_states = arguments
     if not keep_states:
         raise RuntimeError("selective_scan: gradients are asked for, but keep_states is False")
-    ctx.save_for_backward(output[2], *tensors, initial_state, cu_seqlens)
-    ctx.set_materialize_grads(False)
+    return triton.selective_scan_backward(*outputs, Inputs(*inputs))
 
 
-def _backward(ctx, dy, dlast_state, _):
-    states, *tensors, initial_state, cu_seqlens = ctx.saved_tensors
-    if dy is None:
-        dy = torch.zeros_like(tensors[0])
-    options = (ctx.softplus, initial_state, cu_seqlens)
-    found = iter(_selective_scan_backward(dy, dlast_state, states, *tensors, *options))
-    *gradients, of_state = (None if tensor is None else next(found) for tensor in (*tensors, initial_state))
-    return *gradients, None, of_state, None, None
+def _fake_gradients(u, delta, A, B, C, D, z, delta_bias, initial_state):
+    sequences = [None if x is None else laid_out_like(u, x.dtype) for x in (u, delta, z)]
+    others = contiguous_gradients(A, B, C, D, delta_bias, initial_state)
+    return *sequences[:2], *others[:4], sequences[2], *others[4:]
 
 
-_selective_scan.register_autograd(_backward, setup_context=_save)
+_selective_scan = register(
+    "selective_scan",
+    "(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, bool softplus, "
+    "Tensor? initial_state, Tensor? cu_seqlens, bool keep_states) -> (Tensor, Tensor, Tensor)",
+    _forward,
+    _fake,
+    Backward(
+        "selective_scan_backward",
+        ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"),
+        _backward,
+        _fake_gradients,
+    ),
+    kept=1,  # the state before each block of steps, which gradients are made from
+)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..common.launch import launch
 from ..common.triton_tiles import slots_of, strides
+from .inputs import Inputs
 from .shapes import FEW_MODES, block_of_channels, block_of_steps, blocks_of_steps, laid_out_like, power_of_two
 
 _LOG2_E = tl.constexpr(math.log2(math.e))
@@ -411,22 +412,23 @@ def _groups(*matrices: Tensor) -> int:
     return math.lcm(*(matrix.shape[1] for matrix in map(_by_group, matrices) if matrix.ndim == 4))
 
 
-def _operands(u, delta, A, B, C, D, z, delta_bias, softplus: bool, cu_seqlens) -> dict:
+def _operands(inputs: Inputs) -> dict:
     """What the kernels have in common."""
-    tensors = {"u": u, "delta": delta, "A": A, "B": _by_group(B), "C": _by_group(C), "D": D, "z": z}
-    tensors["delta_bias"] = delta_bias
+    u, _, A, B, C, *_ = inputs
+    tensors = {"u": u, "delta": inputs.delta, "A": A, "B": _by_group(B), "C": _by_group(C), "D": inputs.D}
+    tensors |= {"z": inputs.z, "delta_bias": inputs.delta_bias}
     (width, N), groups = A.shape, _groups(B, C)
     return {
         **{f"{name}_ptr": tensor for name, tensor in tensors.items()},
         **{f"{name}_strides": strides(tensor) for name, tensor in tensors.items()},
-        "cu_seqlens_ptr": cu_seqlens,
+        "cu_seqlens_ptr": inputs.cu_seqlens,
         "L": u.shape[2],
         "WIDTH": width,
         "N": N,
         "GROUPS": groups,
         "B_GROUPS": tensors["B"].shape[1] if B.ndim > 2 else 0,
         "C_GROUPS": tensors["C"].shape[1] if C.ndim > 2 else 0,
-        "SOFTPLUS": softplus,
+        "SOFTPLUS": inputs.softplus,
         "BLOCK_L": block_of_steps(N, u.shape[2]),
         "BLOCK_N": power_of_two(N),
         "BLOCK_D": block_of_channels(N, width // groups),
@@ -438,34 +440,21 @@ def _numbers(arguments: dict) -> int:
     return arguments["BLOCK_L"] * arguments["BLOCK_N"] * arguments["BLOCK_D"]
 
 
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    softplus: bool,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def selective_scan(inputs: Inputs, keep_states: bool) -> tuple[Tensor, Tensor, Tensor]:
     """y in the dtype of u, the last state [texts,D,N] float32, and the states before blocks of steps."""
-    (width, N), texts = A.shape, u.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    arguments = _operands(u, delta, A, B, C, D, z, delta_bias, softplus, cu_seqlens)
+    (width, N), u, texts = inputs.A.shape, inputs.u, inputs.texts
+    arguments = _operands(inputs)
     y = laid_out_like(u, u.dtype)
     last_state = torch.empty(texts, width, N, dtype=torch.float32, device=u.device)
-    blocks = blocks_of_steps(u, N, cu_seqlens) if keep_states else 0
+    blocks = blocks_of_steps(u, N, inputs.cu_seqlens) if keep_states else 0
     states = torch.empty(blocks, N, width, dtype=torch.float32, device=u.device)
     groups = arguments["GROUPS"]
     launch(
         selective_scan_kernel,
         (texts * groups * triton.cdiv(width // groups, arguments["BLOCK_D"]),),
         **arguments,
-        initial_state_ptr=initial_state,
-        initial_state_strides=strides(initial_state),
+        initial_state_ptr=inputs.initial_state,
+        initial_state_strides=strides(inputs.initial_state),
         y_ptr=y,
         y_strides=y.stride(),
         last_state_ptr=last_state,
@@ -476,24 +465,12 @@ def selective_scan(
 
 
 def selective_scan_backward(
-    dy: Tensor,
-    dlast_state: Tensor | None,
-    states: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    softplus: bool,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> list[Tensor]:
-    """Of u, delta, A, B, C, D, z, delta_bias and initial_state, those that there are."""
-    (width, N), texts = A.shape, u.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    arguments = _operands(u, delta, A, B, C, D, z, delta_bias, softplus, cu_seqlens)
+    dy: Tensor, dlast_state: Tensor | None, states: Tensor, inputs: Inputs
+) -> list[Tensor | None]:
+    """The gradients of u, delta, A, B, C, D, z, delta_bias and initial_state; None where there is none."""
+    u, delta, A, B, C, D, z, delta_bias, _, initial_state, _ = inputs
+    (width, N), texts = A.shape, inputs.texts
+    arguments = _operands(inputs)
     groups = arguments["GROUPS"]
     blocks = triton.cdiv(width // groups, arguments["BLOCK_D"])
     slots, blocks_per_slot = slots_of(blocks, texts * groups)
@@ -541,9 +518,9 @@ def selective_scan_backward(
         of_matrix = _by_group(matrix).shape[1]
         return part.unflatten(2, (of_matrix, -1)).sum((0, 3)).reshape(matrix.shape).to(matrix.dtype)
 
-    found = [du, ddelta, summed(dA, A), summed(dB, B), summed(dC, C)]
-    found += [] if D is None else [dD.sum(0).to(D.dtype)]
-    found += [] if z is None else [dz]
-    found += [] if delta_bias is None else [ddelta_bias.sum(0).to(delta_bias.dtype)]
-    found += [] if initial_state is None else [dstate.mT.contiguous().to(initial_state.dtype)]
-    return found
+    def of_channels(part: Tensor | None, vector: Tensor | None) -> Tensor | None:
+        return None if vector is None else part.sum(0).to(vector.dtype)
+
+    of_matrices = [summed(dA, A), summed(dB, B), summed(dC, C)]
+    of_state = None if initial_state is None else dstate.mT.contiguous().to(initial_state.dtype)
+    return [du, ddelta, *of_matrices, of_channels(dD, D), dz, of_channels(ddelta_bias, delta_bias), of_state]

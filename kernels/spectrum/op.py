@@ -6,6 +6,7 @@ from torch import Tensor
 from ..common.autocast import without_autocast
 from ..common.checks import COMPLEX, check_dtypes, check_given, check_integer, check_not_empty, check_shapes
 from ..common.device import choose
+from ..common.registered import Backward, register
 from . import pytorch, reference
 from .shapes import by_channel
 
@@ -77,89 +78,59 @@ def _check_broadcast(op: str, name: str, shape: torch.Size, other_name: str, oth
         ) from None
 
 
-@torch.library.custom_op("firebolt_vl::vandermonde", mutates_args=())
-def _vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
+def _forward_vandermonde(c, log_z, L) -> Tensor:
     from . import triton
 
     return triton.vandermonde(c, log_z, L)
 
 
-@_vandermonde.register_fake
-def _(c, log_z, L):
+def _fake_vandermonde(c, log_z, L):
     return c.new_empty(c.shape[0], L, dtype=torch.float32)
 
 
-@torch.library.custom_op("firebolt_vl::vandermonde_backward", mutates_args=())
-def _vandermonde_backward(dK: Tensor, c: Tensor, log_z: Tensor) -> tuple[Tensor, Tensor]:
+def _backward_vandermonde(grads, c, log_z, L) -> tuple[Tensor, Tensor]:
     from . import triton
 
-    return triton.vandermonde_backward(dK, c, log_z)
+    return triton.vandermonde_backward(*grads, c, log_z)
 
 
-@_vandermonde_backward.register_fake
-def _(dK, c, log_z):
-    return c.new_empty(c.shape), log_z.new_empty(log_z.shape)
+_vandermonde = register(
+    "vandermonde",
+    "(Tensor c, Tensor log_z, SymInt L) -> Tensor",
+    _forward_vandermonde,
+    _fake_vandermonde,
+    Backward("vandermonde_backward", ("c", "log_z"), _backward_vandermonde),
+)
 
 
-def _save_modes(ctx, inputs, output) -> None:
-    c, log_z, _ = inputs
-    ctx.save_for_backward(c, log_z)
-
-
-def _backward_modes(ctx, dK):
-    return *_vandermonde_backward(dK, *ctx.saved_tensors), None
-
-
-_vandermonde.register_autograd(_backward_modes, setup_context=_save_modes)
-
-
-@torch.library.custom_op("firebolt_vl::cauchy", mutates_args=())
-def _cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
-    """v [channels, rows, N], z [Lz], w [channels, N] -> [channels, rows, Lz]."""
+def _forward_cauchy(v, z, w) -> Tensor:
+    """[channels, rows, Lz] of v [channels, rows, N], z [Lz], w [channels, N]."""
     from . import triton
 
     return triton.cauchy(v, z, w)
 
 
-@_cauchy.register_fake
-def _(v, z, w):
+def _fake_cauchy(v, z, w):
     return v.new_empty(*v.shape[:2], z.shape[0])
 
 
-@torch.library.custom_op("firebolt_vl::cauchy_backward", mutates_args=())
-def _cauchy_backward(grad: Tensor, v: Tensor, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """Of v and w."""
+def _backward_cauchy(grads, v, z, w) -> tuple[Tensor, Tensor]:
     from . import triton
 
-    return triton.cauchy_backward(grad, v, z, w)
+    return triton.cauchy_backward(*grads, v, z, w)
 
 
-@_cauchy_backward.register_fake
-def _(grad, v, z, w):
-    return v.new_empty(v.shape), w.new_empty(w.shape)
-
-
-@torch.library.custom_op("firebolt_vl::cauchy_backward_nodes", mutates_args=())
-def _cauchy_backward_nodes(grad: Tensor, v: Tensor, z: Tensor, w: Tensor) -> Tensor:
-    """Of z, which is seldom asked for."""
+def _backward_nodes(grads, v, z, w) -> tuple[Tensor]:
     from . import triton
 
-    return triton.cauchy_backward_nodes(grad, v, z, w)
+    return (triton.cauchy_backward_nodes(*grads, v, z, w),)
 
 
-@_cauchy_backward_nodes.register_fake
-def _(grad, v, z, w):
-    return z.new_empty(z.shape)
-
-
-def _save_poles(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _backward_poles(ctx, grad):
-    of_v, of_z, of_w = ctx.needs_input_grad
-    dv, dw = _cauchy_backward(grad, *ctx.saved_tensors) if of_v or of_w else (None, None)
-    return dv, _cauchy_backward_nodes(grad, *ctx.saved_tensors) if of_z else None, dw
-
-
-_cauchy.register_autograd(_backward_poles, setup_context=_save_poles)
+_cauchy = register(
+    "cauchy",
+    "(Tensor v, Tensor z, Tensor w) -> Tensor",
+    _forward_cauchy,
+    _fake_cauchy,
+    Backward("cauchy_backward", ("v", "w"), _backward_cauchy),
+    Backward("cauchy_backward_nodes", ("z",), _backward_nodes),  # seldom asked for
+)

@@ -300,8 +300,9 @@ def test_gradients_without_what_they_need_are_refused_in_words():
     tensors = [x.to(DEVICE).requires_grad_() for x in float32_inputs().values()]
     *sequences_and_matrices, state = tensors
     u, delta, D, z, delta_bias, B, C, A = sequences_and_matrices
+    y, *_ = torch.ops.firebolt_vl.selective_scan(u, delta, A, B, C, D, z, delta_bias, True, state, None, False)
     with pytest.raises(RuntimeError, match="selective_scan: gradients are asked for, but keep_states is False"):
-        torch.ops.firebolt_vl.selective_scan(u, delta, A, B, C, D, z, delta_bias, True, state, None, False)
+        torch.autograd.grad(y.sum(), u)
 
 
 @pytest.mark.parametrize("last", [True, False])

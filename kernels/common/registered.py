@@ -1,0 +1,112 @@
+"""Registration of an op and its gradients with PyTorch: schema, fake tensors, autograd, once for all ops.
+
+A registered op is one node for autograd, `torch.compile` and `torch.export`, whatever its launchers do. Its backward
+functions are registered ops too, so that a compiled graph has them whole.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.library import CustomOpDef
+
+NAMESPACE = "firebolt_vl"
+
+
+def contiguous_gradients(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Allocate for each tensor a contiguous one of its shape and dtype; None for None."""
+    return [None if tensor is None else tensor.new_empty(tensor.shape) for tensor in tensors]
+
+
+class Backward(NamedTuple):
+    """A function that computes gradients of an op, to be registered as an op of its own."""
+
+    name: str
+    of: tuple[str, ...]
+    """The arguments of the op that it differentiates. It runs if one of them needs a gradient."""
+    function: Callable[..., Sequence[Tensor | None]]
+    """Called with a list, which has the gradient of each output (or, of those that are kept, the output), and with the
+    arguments of the op. Returns the gradients of `of` in their order, None for an argument that is None."""
+    fake: Callable[..., Sequence[Tensor | None]] = contiguous_gradients
+    """Called with the arguments `of`: allocates what `function` returns."""
+
+
+def register(
+    name: str,
+    schema: str,
+    forward: Callable[..., Tensor | tuple[Tensor, ...]],
+    fake: Callable[..., Tensor | tuple[Tensor, ...]],
+    *backwards: Backward,
+    kept: int = 0,
+) -> CustomOpDef:
+    """Register `firebolt_vl::name` and its backward ops.
+
+    One rule holds for gradients that are absent. Of an output that nothing depends on: zeros for the first output, in
+    memory for one number; None for the others. Of an argument that is None: None.
+
+    Arguments:
+        schema: PyTorch's, with neither name nor defaults, such as "(Tensor x, Tensor? bias, SymInt L) -> Tensor".
+        forward: called with the arguments of the schema. No output may share memory with an argument.
+        fake: called alike; allocates the outputs.
+        kept: how many of the last outputs are not for callers but for the backward functions, which get them as they
+            are, in the place of their gradients.
+
+    Returns: the op, called with the arguments of the schema.
+    """
+    arguments, _, returned = schema.removeprefix("(").partition(") -> ")
+    names = [argument.split()[-1] for argument in arguments.split(", ")]
+    count = returned.count("Tensor")
+    op = torch.library.custom_op(f"{NAMESPACE}::{name}", forward, mutates_args=(), schema=schema)
+    op.register_fake(fake)
+    steps = [_register_backward(backward, arguments, names, count, kept) for backward in backwards]
+
+    def save(ctx: Any, inputs: tuple, output: Tensor | tuple[Tensor, ...]) -> None:
+        outputs = output if isinstance(output, tuple) else (output,)
+        ctx.set_materialize_grads(False)
+        ctx.first = outputs[0].shape, outputs[0].dtype
+        ctx.others = [None if isinstance(value, Tensor) else value for value in inputs]
+        tensors = [value if isinstance(value, Tensor) else None for value in inputs]
+        ctx.save_for_backward(*outputs[count - kept :], *tensors)
+
+    def differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        outputs, tensors = ctx.saved_tensors[:kept], ctx.saved_tensors[kept:]
+        inputs = [other if tensor is None else tensor for tensor, other in zip(tensors, ctx.others)]
+        first, *rest = grads[: count - kept]
+        if first is None:
+            shape, dtype = ctx.first
+            first = next(x for x in tensors if x is not None).new_zeros((), dtype=dtype).expand(shape)
+        found: list[Tensor | None] = [None] * len(inputs)
+        for backward, positions in steps:
+            if any(ctx.needs_input_grad[i] for i in positions):
+                given = iter(backward(first, *rest, *outputs, *inputs))
+                for i in positions:
+                    found[i] = None if inputs[i] is None else next(given)
+        return tuple(found)
+
+    if steps:
+        op.register_autograd(differentiate, setup_context=save)
+    return op
+
+
+def _register_backward(
+    backward: Backward, arguments: str, names: list[str], count: int, kept: int
+) -> tuple[CustomOpDef, list[int]]:
+    """Register a backward op; returns it, and the positions among `names` of the arguments that it differentiates."""
+    positions = [names.index(name) for name in backward.of]
+    grads = ["Tensor grad_0", *(f"Tensor? grad_{i}" for i in range(1, count - kept))]
+    outputs = [f"Tensor output_{i}" for i in range(count - kept, count)]
+
+    # An op returns no None: those of absent arguments are left out here, and known again by the arguments.
+    def run(*given: Any) -> list[Tensor]:
+        found = backward.function(list(given[:count]), *given[count:])
+        return [gradient for gradient in found if gradient is not None]
+
+    def fake(*given: Any) -> list[Tensor]:
+        found = backward.fake(*(given[count + i] for i in positions))
+        return [gradient for gradient in found if gradient is not None]
+
+    schema = f"({', '.join([*grads, *outputs, arguments])}) -> Tensor[]"
+    op = torch.library.custom_op(f"{NAMESPACE}::{backward.name}", run, mutates_args=(), schema=schema)
+    op.register_fake(fake)
+    return op, positions
