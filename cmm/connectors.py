@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.common.grid_weights import INFINITY, softmax_or_zero
+from ..kernels.modulation.weights import INFINITY, softmax_or_zero
 from .config import CMMConfig
 from .feed_forward import FeedForward
 from .inputs import check_prefill, check_text, prepared_grids, token_as_text, without_masked

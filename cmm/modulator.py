@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..kernels import correlation_context, film_residual, grounded_film
 from ..kernels.common.device import choose
-from ..kernels.common.grid_weights import INFINITY, largest_of_few_or_many, softmax_or_zero
+from ..kernels.modulation.weights import INFINITY, largest_of_few_or_many, softmax_or_zero
 from .config import CMMConfig
 from .feed_forward import FeedForward
 from .inputs import check_prefill, check_text, prepared_grids, token_as_text, without_masked
