@@ -1,15 +1,11 @@
-"""Token-grid correlation and FiLM: the public functions, and their Triton kernels as registered ops."""
+"""Token-grid correlation and FiLM: the public functions."""
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from ..common.autocast import to_autocast_dtype, without_autocast
 from ..common.checks import REAL, check_dtypes, check_given, check_shapes
 from ..common.device import choose
-from ..common.registered import Backward, register
-from . import pytorch, reference
+from . import pytorch, reference, registered_ops
 from .selection import Selection
 
 IMPLEMENTATIONS = {"reference": reference, "pytorch": pytorch}
@@ -67,7 +63,7 @@ def correlation_context(
     q, k, v = to_autocast_dtype(q, k, v)
     with without_autocast(q.device):
         if chosen == "triton":
-            return _correlation_context(q, k, v, *selection)
+            return registered_ops.correlation_context(q, k, v, *selection)
         return IMPLEMENTATIONS[chosen].correlation_context(q, k, v, **selection._asdict())
 
 
@@ -129,7 +125,7 @@ def grounded_film(
     tensors = (x, q, k, table, bias, gate, ln_weight, ln_bias)
     with without_autocast(x.device):
         if chosen == "triton":
-            return _grounded_film(*tensors, eps, *selection)[:2]
+            return registered_ops.grounded_film(*tensors, eps, *selection)[:2]
         return IMPLEMENTATIONS[chosen].grounded_film(*tensors, eps=eps, **selection._asdict())
 
 
@@ -178,8 +174,8 @@ def film_residual(
         if chosen != "triton":
             return IMPLEMENTATIONS[chosen].film_residual(y, x, w, table, bias, gate, ln_weight, ln_bias, eps=eps)
         if ln_weight is None:
-            return _film_residual(y, x, w, table, bias, gate)
-        return _film_residual_norm(y, x, w, table, bias, gate, ln_weight, ln_bias, eps)[:2]
+            return registered_ops.film_residual(y, x, w, table, bias, gate)
+        return registered_ops.film_residual_norm(y, x, w, table, bias, gate, ln_weight, ln_bias, eps)[:2]
 
 
 def _check_film(op, width, table, bias, gate, ln_weight, ln_bias) -> None:
@@ -193,180 +189,3 @@ def _check_film(op, width, table, bias, gate, ln_weight, ln_bias) -> None:
     if gate.numel() != 1:
         raise ValueError(f"{op}: gate has shape {list(gate.shape)}; wanted one element")
     check_dtypes(op, REAL, table=table, bias=bias, gate=gate, ln_weight=ln_weight, ln_bias=ln_bias)
-
-
-SELECTION = "SymInt top_k, Tensor? grid_mask, Tensor? text_mask, bool renormalize, float dropout_p, Tensor? seed"
-
-
-def _run_context(q: Tensor, k: Tensor, v: Tensor, *selection: Any) -> tuple[Tensor, Tensor]:
-    from . import triton_context
-
-    return triton_context.correlation_context(q, k, v, Selection(*selection))
-
-
-def _fake_context(q: Tensor, k: Tensor, v: Tensor, *selection: Any) -> tuple[Tensor, Tensor]:
-    return v.new_empty(*q.shape[:2], v.shape[2]), q.new_empty(*q.shape[:2], k.shape[1])
-
-
-def _differentiate_context(grads: list, q: Tensor, k: Tensor, v: Tensor, *selection: Any) -> tuple[Tensor, ...]:
-    from . import triton_context
-
-    return triton_context.correlation_context_backward(*grads, q, k, v, Selection(*selection))
-
-
-_correlation_context = register(
-    "correlation_context",
-    f"(Tensor q, Tensor k, Tensor v, {SELECTION}) -> (Tensor, Tensor)",
-    _run_context,
-    _fake_context,
-    Backward("correlation_context_backward", ("q", "k", "v"), _differentiate_context),
-)
-
-
-def _contiguous(*vectors: Tensor) -> list[Tensor]:
-    """The small parameters as the kernels read them, without strides."""
-    return [vector.contiguous() for vector in vectors]
-
-
-def _run_grounded(
-    x: Tensor,
-    q: Tensor,
-    k: Tensor,
-    table: Tensor,
-    bias: Tensor,
-    gate: Tensor,
-    ln_weight: Tensor,
-    ln_bias: Tensor,
-    eps: float,
-    *selection: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """x_f, w, and mean and 1 / deviation of the rows of x, [2,B,T] float32."""
-    from . import triton_film
-
-    bias, ln_weight, ln_bias = _contiguous(bias, ln_weight, ln_bias)
-    return triton_film.grounded_film(x, q, k, table, bias, gate, ln_weight, ln_bias, eps, Selection(*selection))
-
-
-def _fake_grounded(x: Tensor, q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    statistics = x.new_empty(2, *x.shape[:2], dtype=torch.float32)
-    return x.new_empty(x.shape), q.new_empty(*q.shape[:2], k.shape[1]), statistics
-
-
-def _differentiate_grounded(
-    grads: list,
-    x: Tensor,
-    q: Tensor,
-    k: Tensor,
-    table: Tensor,
-    bias: Tensor,
-    gate: Tensor,
-    ln_weight: Tensor,
-    ln_bias: Tensor,
-    eps: float,
-    *selection: Any,
-) -> tuple[Tensor, ...]:
-    from . import triton_film
-
-    dx_f, dw, statistics = grads
-    bias, ln_weight, ln_bias = _contiguous(bias, ln_weight, ln_bias)
-    return triton_film.grounded_film_backward(
-        dx_f, dw, x, q, k, table, bias, gate, ln_weight, ln_bias, statistics, Selection(*selection)
-    )
-
-
-_grounded_film = register(
-    "grounded_film",
-    "(Tensor x, Tensor q, Tensor k, Tensor table, Tensor bias, Tensor gate, Tensor ln_weight, Tensor ln_bias, "
-    f"float eps, {SELECTION}) -> (Tensor, Tensor, Tensor)",
-    _run_grounded,
-    _fake_grounded,
-    Backward(
-        "grounded_film_backward",
-        ("x", "q", "k", "table", "bias", "gate", "ln_weight", "ln_bias"),
-        _differentiate_grounded,
-    ),
-    kept=1,
-)
-
-
-def _run_residual(y: Tensor, x: Tensor, w: Tensor, table: Tensor, bias: Tensor, gate: Tensor) -> Tensor:
-    from . import triton_residual
-
-    return triton_residual.film_residual(y, x, w, table, bias.contiguous(), gate, None, None, 0.0)[0]
-
-
-def _fake_residual(y: Tensor, x: Tensor, *rest: Any) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-def _differentiate_residual(
-    grads: list, y: Tensor, x: Tensor, w: Tensor, table: Tensor, bias: Tensor, gate: Tensor
-) -> tuple[Tensor, ...]:
-    from . import triton_residual
-
-    return triton_residual.film_residual_backward(grads[0], None, y, x, w, table, bias.contiguous(), gate, None, None)
-
-
-_film_residual = register(
-    "film_residual",
-    "(Tensor y, Tensor x, Tensor w, Tensor table, Tensor bias, Tensor gate) -> Tensor",
-    _run_residual,
-    _fake_residual,
-    Backward("film_residual_backward", ("y", "x", "w", "table", "bias", "gate"), _differentiate_residual),
-)
-
-
-def _run_residual_norm(
-    y: Tensor,
-    x: Tensor,
-    w: Tensor,
-    table: Tensor,
-    bias: Tensor,
-    gate: Tensor,
-    ln_weight: Tensor,
-    ln_bias: Tensor,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """r, LN(r), and mean and 1 / deviation of the rows of r, [2,B,T] float32."""
-    from . import triton_residual
-
-    bias, ln_weight, ln_bias = _contiguous(bias, ln_weight, ln_bias)
-    return triton_residual.film_residual(y, x, w, table, bias, gate, ln_weight, ln_bias, eps)
-
-
-def _fake_residual_norm(y: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), y.new_empty(y.shape), x.new_empty(2, *x.shape[:2], dtype=torch.float32)
-
-
-def _differentiate_residual_norm(
-    grads: list,
-    y: Tensor,
-    x: Tensor,
-    w: Tensor,
-    table: Tensor,
-    bias: Tensor,
-    gate: Tensor,
-    ln_weight: Tensor,
-    ln_bias: Tensor,
-    eps: float,
-) -> tuple[Tensor, ...]:
-    from . import triton_residual
-
-    dr, dnormed, statistics = grads
-    bias, ln_weight = _contiguous(bias, ln_weight)
-    return triton_residual.film_residual_backward(dr, dnormed, y, x, w, table, bias, gate, ln_weight, statistics)
-
-
-_film_residual_norm = register(
-    "film_residual_norm",
-    "(Tensor y, Tensor x, Tensor w, Tensor table, Tensor bias, Tensor gate, Tensor ln_weight, Tensor ln_bias, "
-    "float eps) -> (Tensor, Tensor, Tensor)",
-    _run_residual_norm,
-    _fake_residual_norm,
-    Backward(
-        "film_residual_norm_backward",
-        ("y", "x", "w", "table", "bias", "gate", "ln_weight", "ln_bias"),
-        _differentiate_residual_norm,
-    ),
-    kept=1,
-)
