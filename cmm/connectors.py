@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.common.grid_weights import INFINITY, softmax_or_zero
+from ..kernels.modulation.weights import INFINITY, softmax_or_zero
 from .config import CMMConfig
 from .connector import After, Connector, GridSide
 from .feed_forward import FeedForward

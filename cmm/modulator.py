@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import correlation_context, film_residual, grounded_film
-from ..kernels.common.grid_weights import INFINITY, largest_of_few_or_many, softmax_or_zero
 from ..kernels.implementation import choose
+from ..kernels.modulation.weights import INFINITY, largest_of_few_or_many, softmax_or_zero
 from .block import SSMBlock
 from .config import CMMConfig
 from .connector import After, Connector, GridSide

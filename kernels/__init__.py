@@ -9,12 +9,11 @@ if __name__ == "kernels":
     sys.modules[__name__] = importlib.import_module("firebolt_vl.kernels")
 else:
     from . import reference
-    from .correlation import correlation_context
     from .diagonal_scan import diagonal_scan
     from .fft_conv import fft_conv
-    from .film import film_residual, grounded_film
     from .implementation import use_implementation
     from .linear import linear
+    from .modulation import correlation_context, film_residual, grounded_film
     from .selective_scan import selective_scan
     from .spectrum import cauchy, vandermonde
 

@@ -1,10 +1,9 @@
 """The definitions: every op in plain PyTorch, with the signature of its public function."""
 
-from .correlation.reference import correlation_context
 from .diagonal_scan.reference import diagonal_scan
 from .fft_conv.reference import fft_conv
-from .film.reference import film_residual, grounded_film
 from .linear.reference import linear
+from .modulation.reference import correlation_context, film_residual, grounded_film
 from .selective_scan.reference import selective_scan
 from .spectrum.reference import cauchy, vandermonde
 

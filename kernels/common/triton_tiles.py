@@ -82,24 +82,6 @@ def random_bits(seed, index):
     return (_mix(_mix(seed.to(tl.uint64)) + (index + 1).to(tl.uint64) * _GOLDEN_RATIO) >> _DRAW_SHIFT).to(tl.int32)
 
 
-@triton.jit
-def kept_tokens(text_mask_ptr, text_mask_strides, b, t, T):
-    """Which tokens t [BLOCK_T] of row b exist."""
-    kept = t < T
-    if text_mask_ptr is not None:
-        kept &= tl.load(text_mask_ptr + b * text_mask_strides[0] + t * text_mask_strides[1], mask=kept, other=0) != 0
-    return kept
-
-
-@triton.jit
-def kept_grids(grid_mask_ptr, grid_mask_strides, b, grid, G):
-    """Which grids [BLOCK_G] of row b exist."""
-    kept = grid < G
-    if grid_mask_ptr is not None:
-        kept &= tl.load(grid_mask_ptr + b * grid_mask_strides[0] + grid * grid_mask_strides[1], mask=kept, other=0) != 0
-    return kept
-
-
 def strides(tensor: Tensor | None) -> tuple[int, ...] | None:
     """What a kernel gets beside the tensor; None beside None."""
     return None if tensor is None else tensor.stride()

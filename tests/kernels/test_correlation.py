@@ -13,7 +13,7 @@ from numerics import assert_close
 from sequences import assert_op_within_budget
 
 from firebolt_vl.kernels import correlation_context, reference
-from firebolt_vl.kernels.common import grid_weights
+from firebolt_vl.kernels.modulation import weights
 
 BOTH = pytest.mark.parametrize("op", [correlation_context, reference.correlation_context], ids=["public", "reference"])
 HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
@@ -70,10 +70,10 @@ def test_every_way_to_select_takes_the_same_grids(data, size, ties):
     B, T, G, H, _, _ = size
     scores = data.draw(layouts(B, H, T, G, integers=ties))
     k = data.draw(st.integers(1, G))
-    wanted = grid_weights.largest_by_sort(scores, k)
+    wanted = weights.largest_by_sort(scores, k)
     assert (wanted.sum(-1) == k).all()
-    assert torch.equal(grid_weights.largest_by_passes(scores, k), wanted)
-    assert torch.equal(grid_weights.largest_by_threshold(scores, k), wanted)
+    assert torch.equal(weights.largest_by_passes(scores, k), wanted)
+    assert torch.equal(weights.largest_by_threshold(scores, k), wanted)
 
 
 @BOTH

@@ -21,9 +21,9 @@ def test_the_kernels_are_loaded_once_where_their_folder_is_found_under_two_names
     """In the repository root `import kernels` finds ./kernels too, and transformers looks for a package so named."""
     code = """
 import torch, transformers, firebolt_vl.kernels as ours
-from firebolt_vl.kernels import film
+from firebolt_vl.kernels import modulation
 import kernels
-assert kernels is ours and kernels.film is film
+assert kernels is ours and kernels.modulation is modulation
 assert not transformers.utils.is_kernels_available()
 assert kernels.fft_conv(torch.randn(2, 3, 50), torch.randn(3, 50)).shape == (2, 3, 50)
 """

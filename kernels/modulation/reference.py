@@ -1,10 +1,35 @@
-"""FiLM from the grid-side table: the definitions."""
+"""Token-grid correlation and FiLM from the grid-side table: the definitions (docs/mathematics.md, 2 and 2a).
+
+Shapes: B rows of T tokens and G grids, H heads of D_h numbers, D columns; masks [B,T] and [B,G], True = keep.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.dtypes import compute_dtype
-from ..common.grid_weights import grid_weights, largest_by_sort
+from .selection import Selection
+from .weights import grid_weights, largest_by_sort
+
+
+def correlation_context(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    top_k: int | None = None,
+    *,
+    grid_mask: Tensor | None = None,
+    text_mask: Tensor | None = None,
+    renormalize: bool = True,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """c = w v with w = mean over heads of top-k softmax(q.k / sqrt(D_h))."""
+    dtype = compute_dtype(q, k, v)
+    selection = Selection(top_k, grid_mask, text_mask, renormalize, dropout_p, seed)
+    w = grid_weights(q, k, selection, dtype=dtype, largest=largest_by_sort)
+    if grid_mask is not None:
+        v = v.masked_fill(~grid_mask[:, :, None], 0)
+    return (w @ v.to(dtype)).to(v.dtype), w.to(q.dtype)
 
 
 def grounded_film(
@@ -27,18 +52,8 @@ def grounded_film(
 ) -> tuple[Tensor, Tensor]:
     """x_f = LN(x) (1 + gate gamma) + gate beta with [gamma, beta] = w table + bias; zero where text_mask is False."""
     dtype = compute_dtype(x, q, k, table, bias, gate, ln_weight, ln_bias)
-    w = grid_weights(
-        q,
-        k,
-        top_k,
-        grid_mask=grid_mask,
-        text_mask=text_mask,
-        renormalize=renormalize,
-        dropout_p=dropout_p,
-        seed=seed,
-        dtype=dtype,
-        largest=largest_by_sort,
-    )
+    selection = Selection(top_k, grid_mask, text_mask, renormalize, dropout_p, seed)
+    w = grid_weights(q, k, selection, dtype=dtype, largest=largest_by_sort)
     if grid_mask is not None:
         table = table.masked_fill(~grid_mask[:, :, None], 0)
     if text_mask is not None:

@@ -1,11 +1,31 @@
-"""FiLM from the grid-side table, the gate folded into the table: two products with G rows, then one pass."""
+"""Token-grid correlation and FiLM with the quicker exact selection (docs/mathematics.md, 2b).
+
+The gate is folded into the table: two products with G rows, then one pass.
+
+Shapes: B rows of T tokens and G grids, H heads of D_h numbers, D columns; masks [B,T] and [B,G], True = keep.
+`options` are the fields of `Selection`, as arguments by name.
+"""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.dtypes import compute_dtype
-from ..common.grid_weights import grid_weights, largest_of_few_or_many
+from .selection import Selection
+from .weights import grid_weights, largest_of_few_or_many
+
+
+def correlation_context(
+    q: Tensor, k: Tensor, v: Tensor, top_k: int | None = None, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """c = w v with w = mean over heads of top-k softmax(q.k / sqrt(D_h))."""
+    dtype = compute_dtype(q, k, v)
+    selection = Selection(top_k, **options)
+    w = grid_weights(q, k, selection, dtype=dtype, largest=largest_of_few_or_many)
+    v = _without_masked(v, selection.grid_mask)
+    return (w @ v.to(dtype)).to(v.dtype), w.to(q.dtype)
 
 
 def grounded_film(
@@ -18,36 +38,18 @@ def grounded_film(
     ln_weight: Tensor,
     ln_bias: Tensor,
     *,
-    top_k: int | None = None,
-    grid_mask: Tensor | None = None,
-    text_mask: Tensor | None = None,
-    renormalize: bool = True,
-    dropout_p: float = 0.0,
-    seed: Tensor | None = None,
     eps: float = 1e-5,
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
+    """x_f = LN(x) (1 + gate gamma) + gate beta with [gamma, beta] = w table + bias; zero where text_mask is False."""
     dtype = compute_dtype(x, q, k, table, bias, gate, ln_weight, ln_bias)
-    w = grid_weights(
-        q,
-        k,
-        top_k,
-        grid_mask=grid_mask,
-        text_mask=text_mask,
-        renormalize=renormalize,
-        dropout_p=dropout_p,
-        seed=seed,
-        dtype=dtype,
-        largest=largest_of_few_or_many,
-    )
-    if grid_mask is not None:
-        table = table.masked_fill(~grid_mask[:, :, None], 0)
-    if text_mask is not None:
-        x = x.masked_fill(~text_mask[:, :, None], 0)
+    selection = Selection(**options)
+    w = grid_weights(q, k, selection, dtype=dtype, largest=largest_of_few_or_many)
+    table = _without_masked(table, selection.grid_mask)
+    x = _without_masked(x, selection.text_mask)
     scale, shift = _scale_and_shift(w, table, bias, gate)
     normed = F.layer_norm(x.to(dtype), x.shape[-1:], ln_weight.to(dtype), ln_bias.to(dtype), eps)
-    x_f = torch.addcmul(shift, normed, scale)
-    if text_mask is not None:
-        x_f = x_f.masked_fill(~text_mask[:, :, None], 0)
+    x_f = _without_masked(torch.addcmul(shift, normed, scale), selection.text_mask)
     return x_f.to(x.dtype), w.to(q.dtype)
 
 
@@ -63,12 +65,18 @@ def film_residual(
     *,
     eps: float = 1e-5,
 ) -> Tensor | tuple[Tensor, Tensor]:
+    """r = x + y (1 + gate gamma) + gate beta with [gamma, beta] = w table + bias; with a norm also LN(r)."""
     dtype = compute_dtype(y, x, w, table, bias, gate, ln_weight, ln_bias)
     scale, shift = _scale_and_shift(w.to(dtype), table, bias, gate)
     r = torch.addcmul(shift, y.to(dtype), scale) + x.to(dtype)
     if ln_weight is None:
         return r.to(x.dtype)
     return r.to(x.dtype), F.layer_norm(r, r.shape[-1:], ln_weight.to(dtype), ln_bias.to(dtype), eps).to(y.dtype)
+
+
+def _without_masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x [B,N,...] with zeros where `mask` [B,N] is False."""
+    return x if mask is None else x.masked_fill(~mask[:, :, None], 0)
 
 
 def _scale_and_shift(w: Tensor, table: Tensor, bias: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:

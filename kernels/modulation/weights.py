@@ -1,4 +1,4 @@
-"""The weights of grids for tokens (docs/mathematics.md, section 2), shared by correlation_context and grounded_film."""
+"""The weights of grids for tokens in PyTorch (docs/mathematics.md, section 2), with several exact ways to select."""
 
 import math
 from collections.abc import Callable
@@ -6,60 +6,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..checks import REAL, check_dtypes, check_given, check_integer, check_shapes
-from .random import dropout
+from ..common.random import dropout
+from .selection import Selection
 
 INFINITY = float("inf")
+Largest = Callable[[Tensor, int], Tensor]
+"""A function (scores, k) that is True for exactly k entries of the last axis, the k largest."""
 
 
-def check_grid_weights(
-    op: str,
-    q: Tensor,
-    k: Tensor,
-    top_k: int | None,
-    *,
-    grid_mask: Tensor | None,
-    text_mask: Tensor | None,
-    dropout_p: float,
-    seed: Tensor | None,
-) -> None:
-    """The argument errors of `grid_weights`, in the name of the op `op`."""
-    check_given(op, q=q, k=k)
-    check_shapes(
-        op,
-        q=(q, "B T H D_h"),
-        k=(k, "B G H D_h"),
-        grid_mask=(grid_mask, "B G"),
-        text_mask=(text_mask, "B T"),
-        seed=(seed.reshape(-1) if isinstance(seed, Tensor) else seed, "1"),
-    )
-    check_dtypes(op, REAL, q=q, k=k)
-    check_dtypes(op, (torch.bool,), grid_mask=grid_mask, text_mask=text_mask)
-    check_dtypes(op, (torch.int64,), seed=seed)
-    if top_k is not None:
-        check_integer(op, "top_k", top_k, at_least=0)
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"{op}: dropout_p is {dropout_p}; wanted 0 <= dropout_p < 1")
+def grid_weights(q: Tensor, k: Tensor, selection: Selection, *, dtype: torch.dtype, largest: Largest) -> Tensor:
+    """Compute w [B,T,G] = mean over heads of dropout(top-k softmax over grids of q.k / sqrt(D_h)) in `dtype`.
 
-
-def grid_weights(
-    q: Tensor,
-    k: Tensor,
-    top_k: int | None,
-    *,
-    grid_mask: Tensor | None,
-    text_mask: Tensor | None,
-    renormalize: bool,
-    dropout_p: float,
-    seed: Tensor | None,
-    dtype: torch.dtype,
-    largest: Callable[[Tensor, int], Tensor],
-) -> Tensor:
-    """w [B,T,G] = mean over heads of dropout(top-k softmax over grids of q.k / sqrt(D_h)), computed in `dtype`.
-
-    `largest(scores, k)` selects exactly k entries of the last axis. What lies under a mask is never read: not in the
-    value, not in the gradient, were it NaN. A row without a kept grid, or with scores of -inf alone, is zero.
+    q is [B,T,H,D_h], k [B,G,H,D_h]. What lies under a mask is never read: not in the value, not in the gradient, were
+    it NaN. A row without a kept grid, or with scores of -inf alone, is zero.
     """
+    grid_mask, text_mask = selection.grid_mask, selection.text_mask
     if text_mask is not None:
         q = q.masked_fill(~text_mask[:, :, None, None], 0)
     if grid_mask is not None:
@@ -67,19 +28,24 @@ def grid_weights(
     scores = torch.einsum("bthd,bghd->bhtg", q.to(dtype), k.to(dtype)) / math.sqrt(q.shape[-1])
     if grid_mask is not None:
         scores = scores.masked_fill(~grid_mask[:, None, None, :], -INFINITY)
-
-    selects = top_k and top_k < scores.shape[-1]
-    if selects and renormalize:
-        a = softmax_or_zero(scores.masked_fill(~largest(scores.detach(), top_k), -INFINITY))
-    elif selects:
-        a = softmax_or_zero(scores).masked_fill(~largest(scores.detach(), top_k), 0)
-    else:
-        a = softmax_or_zero(scores)
-
-    if dropout_p > 0:
-        a = dropout(a, dropout_p, seed)
+    a = top_k_softmax(scores, selection.top_k, selection.renormalize, largest)
+    if selection.dropout_p > 0:
+        a = dropout(a, selection.dropout_p, selection.seed)
     w = a.mean(1)
     return w if text_mask is None else w.masked_fill(~text_mask[:, :, None], 0)
+
+
+def top_k_softmax(scores: Tensor, top_k: int | None, renormalize: bool, largest: Largest) -> Tensor:
+    """Compute the softmax over the `top_k` largest of the last axis, or, not renormalised, over all, the rest zeroed.
+
+    top_k None or 0: over all.
+    """
+    if not (top_k and top_k < scores.shape[-1]):
+        return softmax_or_zero(scores)
+    chosen = largest(scores.detach(), top_k)
+    if renormalize:
+        return softmax_or_zero(scores.masked_fill(~chosen, -INFINITY))
+    return softmax_or_zero(scores).masked_fill(~chosen, 0)
 
 
 def softmax_or_zero(scores: Tensor) -> Tensor:

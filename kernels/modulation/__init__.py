@@ -1,0 +1,5 @@
+"""What tokens see of grids: token-grid correlation, and feature-wise modulation (FiLM) by it."""
+
+from .op import correlation_context, film_residual, grounded_film
+
+__all__ = ["correlation_context", "film_residual", "grounded_film"]

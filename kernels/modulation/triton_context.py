@@ -1,0 +1,91 @@
+"""Token-grid correlation in Triton (docs/mathematics.md, section 2).
+
+Shapes: B rows of T tokens and G grids, H heads of DH numbers, D columns; q [B,T,H,DH], k [B,G,H,DH], v [B,G,D],
+w [B,T,G], c [B,T,D]. In kernels b is a number, t, grid and d the indices of a block.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..common.strided import load, strided
+from ..common.triton_tiles import block_of, block_of_tokens, dot, dot_precision, token_block
+from ..launch import launch
+from .selection import Selection
+from .triton_rows import kept, rows_from_table, store_rows, table_from_rows, weights_from_rows
+from .triton_selection import kernel_selection
+from .triton_weights import MOST_GRIDS_IN_REGISTERS, grid_weights, grid_weights_backward, token_weights
+
+BLOCK_D = 64
+
+
+@triton.jit
+def correlation_context_kernel(
+    q,  # [B,T,H,DH]
+    k,  # [B,G,H,DH]
+    v,  # [B,G,D]
+    selection,
+    c_ptr,  # [B,T,D], contiguous
+    w_ptr,  # [B,T,G], contiguous
+    DH: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_DH: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """A program a block of tokens of a row: w in registers, then c = w v a block of columns at a time."""
+    T, G = selection.T, selection.G
+    b, t = token_block(T, BLOCK_T)
+    grid = tl.arange(0, BLOCK_G)
+    token_kept = kept(selection.text_mask, b, t, T)
+    grid_kept = kept(selection.grid_mask, b, grid, G)
+    w = token_weights(q, k, selection, b, t, grid, token_kept, grid_kept, DH, BLOCK_DH, PRECISION)
+    store_rows(w_ptr, b, t, T, grid, G, w)
+    for start in range(0, D, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        v_tile = load(v, (b, grid.to(tl.int64)[:, None], d[None, :]), grid_kept[:, None] & (d < D)[None, :])
+        store_rows(c_ptr, b, t, T, d, D, dot(w, v_tile, PRECISION))
+
+
+def correlation_context(q: Tensor, k: Tensor, v: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+    """Compute c in the dtype of v and w in the dtype of q."""
+    (B, T, _, D_h), (G, D) = q.shape, v.shape[1:]
+    c = torch.empty(B, T, D, dtype=v.dtype, device=v.device)
+    if G > MOST_GRIDS_IN_REGISTERS:
+        w = grid_weights(q, k, selection)
+        rows_from_table(w, v, selection.grid_mask, out=c)
+        return c, w.to(q.dtype)
+    w = torch.empty(B, T, G, dtype=q.dtype, device=q.device)
+    block_t = 16 if G > 32 else block_of_tokens(T)
+    launch(
+        correlation_context_kernel,
+        (B * triton.cdiv(T, block_t),),
+        q=strided(q),
+        k=strided(k),
+        v=strided(v),
+        selection=kernel_selection(selection, q, k),
+        c_ptr=c,
+        w_ptr=w,
+        DH=D_h,
+        D=D,
+        BLOCK_T=block_t,
+        BLOCK_G=block_of(G),
+        BLOCK_DH=block_of(D_h),
+        BLOCK_D=BLOCK_D,
+        PRECISION=dot_precision(correlation_context_kernel, q, k, v),
+        num_warps=4,
+    )
+    return c, w
+
+
+def correlation_context_backward(
+    dc: Tensor, dw: Tensor | None, q: Tensor, k: Tensor, v: Tensor, selection: Selection
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute dq, dk and dv in the dtypes of q, k and v; dw None is zero."""
+    grid_mask, text_mask = selection.grid_mask, selection.text_mask
+    dv = table_from_rows(grid_weights(q, k, selection), dc, text_mask).to(v.dtype)
+    dq, dk = grid_weights_backward(weights_from_rows(dc, v, grid_mask, text_mask, dw), q, k, selection)
+    return dq, dk, dv

@@ -1,0 +1,145 @@
+"""Which grids each head of a token keeps, and the softmax over them, in Triton (docs/mathematics.md, 2b).
+
+Shapes: B rows of T tokens, G grids and H heads; scores of a head [BLOCK_T, BLOCK_G]; masks [B,T] and [B,G]. In kernels
+b and h are numbers, t and grid the indices of a block.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..common.random import DRAW_BITS
+from ..common.strided import Strided, strided
+from ..common.triton_tiles import random_bits
+from .selection import Selection
+
+# How the K largest of a row are found: not at all, by K passes, by removing the G - K smallest, or by bisection.
+ALL, LARGEST, SMALLEST, BISECTION = (tl.constexpr(value) for value in range(4))
+MOST_PASSES = 24
+INFINITY = tl.constexpr(float("inf"))
+
+
+class KernelSelection(NamedTuple):
+    """A `Selection` for queries and keys of a size, as a kernel takes it."""
+
+    grid_mask: Strided | None  # [B,G]
+    text_mask: Strided | None  # [B,T]
+    seed: Any  # one int64, or None: no dropout
+    T: int
+    G: int
+    K: int
+    scale: float  # of the scores
+    drop_threshold: int  # an element is dropped when its 24 bits are below
+    shares: float  # what the sum over heads is divided by: H (1 - p)
+    H: tl.constexpr
+    RENORMALIZE: tl.constexpr
+    SELECT: tl.constexpr
+
+
+def kernel_selection(selection: Selection, q: Tensor, k: Tensor) -> KernelSelection:
+    """Prepare `selection` for the kernels, with queries q [B,T,H,D_h] and keys k [B,G,H,D_h]."""
+    G, H, D_h = k.shape[1:]
+    return KernelSelection(
+        grid_mask=strided(selection.grid_mask),
+        text_mask=strided(selection.text_mask),
+        seed=selection.seed if selection.dropout_p > 0 else None,
+        T=q.shape[1],
+        G=G,
+        K=selection.top_k,
+        scale=1 / math.sqrt(D_h),
+        drop_threshold=round(selection.dropout_p * 2**DRAW_BITS),
+        shares=H * (1 - selection.dropout_p),
+        H=tl.constexpr(H),
+        RENORMALIZE=tl.constexpr(selection.renormalize),
+        SELECT=tl.constexpr(way_to_select(G, selection.top_k)),
+    )
+
+
+def way_to_select(G: int, top_k: int) -> int:
+    """How the `top_k` largest of G are found: by passes while they are few, beyond `MOST_PASSES` by bisection."""
+    if not 0 < top_k < G:
+        return ALL.value
+    if min(top_k, G - top_k) > MOST_PASSES:
+        return BISECTION.value
+    return LARGEST.value if top_k <= G - top_k else SMALLEST.value
+
+
+@triton.jit
+def _among(scores, grid, value, cut):
+    """The scores above `value`, and of those equal to it the ones of grids before `cut`."""
+    return (scores > value[:, None]) | ((scores == value[:, None]) & (grid[None, :] < cut[:, None]))
+
+
+@triton.jit
+def _kth_largest(scores, grid, G, K, SELECT: tl.constexpr):
+    """(value, cut) [BLOCK_T] of which `_among` makes exactly the K largest; of equals the lower index comes first.
+
+    Columns from G on hold -inf and are never among them before a column of a grid is.
+    """
+    BLOCK_T: tl.constexpr = scores.shape[0]
+    BLOCK_G: tl.constexpr = scores.shape[1]
+    if SELECT == LARGEST:
+        value = tl.full([BLOCK_T], INFINITY, tl.float32)
+        cut = tl.zeros([BLOCK_T], tl.int32)
+        for _ in range(K):
+            taken = _among(scores, grid, value, cut)
+            value = tl.max(tl.where(taken, -INFINITY, scores), 1)
+            candidates = (scores == value[:, None]) & ~taken
+            cut = tl.min(tl.where(candidates, grid[None, :], BLOCK_G), 1) + 1
+    elif SELECT == SMALLEST:
+        value = tl.full([BLOCK_T], -INFINITY, tl.float32)
+        cut = tl.full([BLOCK_T], 0, tl.int32) + G
+        for _ in range(G - K):
+            left = _among(scores, grid, value, cut)
+            value = tl.min(tl.where(left, scores, INFINITY), 1)
+            candidates = (scores == value[:, None]) & left
+            cut = tl.max(tl.where(candidates, grid[None, :], -1), 1)
+    else:
+        # An unsigned integer in the order of the scores; 0, which no score has, where there is no grid.
+        bits = (scores + 0.0).to(tl.int32, bitcast=True)
+        key = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.uint32, bitcast=True) ^ 0x80000000
+        key = tl.where(grid[None, :] < G, key, 0)
+        kth = tl.zeros([BLOCK_T], tl.uint32)
+        bit = tl.full([BLOCK_T], 0x80000000, tl.uint32)
+        for _ in range(32):
+            enough = tl.sum((key >= (kth | bit)[:, None]).to(tl.int32), 1) >= K
+            kth = tl.where(enough, kth | bit, kth)
+            bit = bit >> 1
+        equals = K - tl.sum((key > kth[:, None]).to(tl.int32), 1)
+        cut = tl.zeros([BLOCK_T], tl.int32)
+        step = tl.full([BLOCK_T], BLOCK_G, tl.int32)
+        for _ in range(16):  # as many as 2^15 grids need
+            few = tl.sum(((key == kth[:, None]) & (grid[None, :] < (cut + step)[:, None])).to(tl.int32), 1) <= equals
+            cut = tl.where(few, cut + step, cut)
+            step = step >> 1
+        bits = (kth ^ 0x80000000).to(tl.int32, bitcast=True)
+        value = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    return value, cut
+
+
+@triton.jit
+def softmax(products, selection, b, h, t, grid, token_kept, grid_kept):
+    """Compute the softmax p [BLOCK_T, BLOCK_G] of a head's products q.k, and which entries of p count.
+
+    A row of -inf alone is zero. What lies under a mask is not seen, were it NaN.
+    """
+    G = selection.G
+    visible = token_kept[:, None] & grid_kept[None, :]
+    scores = tl.where(visible, products * selection.scale, -INFINITY)
+    chosen = visible & (scores > -INFINITY)
+    if selection.SELECT != ALL:
+        value, cut = _kth_largest(scores, grid, G, selection.K, selection.SELECT)
+        chosen &= _among(scores, grid, value, cut)
+        if selection.RENORMALIZE:
+            scores = tl.where(chosen, scores, -INFINITY)
+    highest = tl.max(scores, 1)
+    p = tl.exp(scores - tl.where(highest == -INFINITY, 0.0, highest)[:, None])
+    total = tl.sum(p, 1)
+    p /= tl.where(total == 0, 1.0, total)[:, None]
+    if selection.seed is not None:
+        index = (((b * selection.H + h) * selection.T + t) * G)[:, None] + grid[None, :]
+        chosen &= random_bits(tl.load(selection.seed), index) >= selection.drop_threshold
+    return p, chosen

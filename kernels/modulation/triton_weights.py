@@ -1,0 +1,255 @@
+"""The weights of grids for tokens in Triton (docs/mathematics.md, section 2).
+
+Scores, the selection and the softmax of few grids live in registers, one head at a time; only the mean over heads
+leaves the program, and the backward pass makes all else again. With more grids the scores of one head at a time go
+through memory, [B,T,G].
+
+Shapes: B rows of T tokens and G grids, H heads of DH numbers; q [B,T,H,DH], k [B,G,H,DH], w [B,T,G]. In kernels b and h
+are numbers, t, grid and d the indices of a block.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..common.strided import load, strided
+from ..common.triton_tiles import HALF, block_of, block_of_tokens, dot, dot_precision, slots_of, token_block
+from ..launch import launch
+from .selection import Selection
+from .triton_rows import kept, rows_from_table, store_rows, table_from_rows
+from .triton_selection import kernel_selection, softmax
+
+# With more grids the scores of a head go through memory: their tile no longer fits in registers, or not beside dk.
+MOST_GRIDS_IN_REGISTERS = 64
+MOST_GRIDS_BESIDE_DK = 32
+NUMBERS_OF_A_TILE = 2048
+
+
+@triton.jit
+def _head_softmax(
+    q,
+    k,
+    selection,
+    b,
+    h,
+    t,
+    grid,
+    token_kept,
+    grid_kept,
+    DH: tl.constexpr,
+    BLOCK_DH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """q and k of a head, the softmax p of their scores, and which entries of p count."""
+    d = tl.arange(0, BLOCK_DH)
+    q_tile = load(q, (b, t[:, None], h, d[None, :]), token_kept[:, None] & (d < DH)[None, :])
+    k_tile = load(k, (b, grid.to(tl.int64)[:, None], h, d[None, :]), grid_kept[:, None] & (d < DH)[None, :])
+    products = dot(q_tile, tl.trans(k_tile), PRECISION)
+    p, counts = softmax(products, selection, b, h, t, grid, token_kept, grid_kept)
+    return q_tile, k_tile, p, counts
+
+
+@triton.jit
+def token_weights(
+    q,
+    k,
+    selection,
+    b,
+    t,
+    grid,
+    token_kept,
+    grid_kept,
+    DH: tl.constexpr,
+    BLOCK_DH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Compute w [BLOCK_T, BLOCK_G] float32 of the tokens t (int64) of row b (int64): the mean over heads."""
+    w = tl.zeros([t.shape[0], grid.shape[0]], tl.float32)
+    for h in range(selection.H):
+        _, _, p, counts = _head_softmax(q, k, selection, b, h, t, grid, token_kept, grid_kept, DH, BLOCK_DH, PRECISION)
+        w += tl.where(counts, p, 0.0)
+    return w / selection.shares
+
+
+@triton.jit
+def grid_weights_kernel(
+    q,  # [B,T,H,DH]
+    k,  # [B,G,H,DH]
+    selection,
+    w_ptr,  # [B,T,G] float32, contiguous
+    DH: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_DH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """A program a block of tokens of a row."""
+    T, G = selection.T, selection.G
+    b, t = token_block(T, BLOCK_T)
+    grid = tl.arange(0, BLOCK_G)
+    token_kept = kept(selection.text_mask, b, t, T)
+    grid_kept = kept(selection.grid_mask, b, grid, G)
+    w = token_weights(q, k, selection, b, t, grid, token_kept, grid_kept, DH, BLOCK_DH, PRECISION)
+    store_rows(w_ptr, b, t, T, grid, G, w)
+
+
+@triton.jit
+def _score_gradients(p, counts, dw_ptr, selection, b, t, grid):
+    """ds = p (da - sum p da) scale, with da = dw / shares where an entry counts and 0 where not."""
+    dw = tl.load(dw_ptr + (b * selection.T + t[:, None]) * selection.G + grid[None, :], mask=counts, other=0.0)
+    da = dw / selection.shares
+    return p * (da - tl.sum(p * da, 1)[:, None]) * selection.scale
+
+
+@triton.jit
+def grid_weights_backward_kernel(
+    q,  # [B,T,H,DH]
+    k,  # [B,G,H,DH]
+    selection,
+    dw_ptr,  # [B,T,G] float32, contiguous
+    dq_ptr,  # [B,T,H,DH], contiguous
+    dk_ptr,  # [slots,B,G,H,DH] float32, contiguous: a part for each slot
+    B,
+    blocks_per_slot,  # how many blocks of tokens a program walks through
+    DH: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_DH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """A program a head of a row and a slot of its tokens: dq = ds k, dk = ds^T q."""
+    T, G = selection.T, selection.G
+    H: tl.constexpr = selection.H
+    b = (tl.program_id(0) // H).to(tl.int64)
+    h = tl.program_id(0) % H
+    slot = tl.program_id(1).to(tl.int64)
+    grid = tl.arange(0, BLOCK_G)
+    d = tl.arange(0, BLOCK_DH)
+    grid_kept = kept(selection.grid_mask, b, grid, G)
+    dk = tl.zeros([BLOCK_G, BLOCK_DH], tl.float32)
+    for block in range(blocks_per_slot):
+        t = (slot * blocks_per_slot + block) * BLOCK_T + tl.arange(0, BLOCK_T)
+        token_kept = kept(selection.text_mask, b, t, T)
+        q_tile, k_tile, p, counts = _head_softmax(
+            q, k, selection, b, h, t, grid, token_kept, grid_kept, DH, BLOCK_DH, PRECISION
+        )
+        ds = _score_gradients(p, counts, dw_ptr, selection, b, t, grid)
+        dq_rows = dq_ptr + ((b * T + t[:, None]) * H + h) * DH + d[None, :]
+        tl.store(dq_rows, dot(ds, k_tile, PRECISION), mask=(t < T)[:, None] & (d < DH)[None, :])
+        dk += dot(tl.trans(ds), q_tile, PRECISION)
+    dk_rows = dk_ptr + (((slot * B + b) * G + grid[:, None]) * H + h) * DH + d[None, :]
+    tl.store(dk_rows, dk, mask=(grid < G)[:, None] & (d < DH)[None, :])
+
+
+@triton.jit
+def many_grids_kernel(
+    scores_ptr,  # [B,T,G] float32, contiguous: the products q.k of head h; with dw their gradients take their place
+    selection,
+    w_ptr,  # [B,T,G] float32, contiguous: gets the head's weights added; None where there is dw
+    dw_ptr,  # [B,T,G] float32, contiguous, or None
+    h,
+    BLOCK_T: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+):
+    """What follows the scores of a head, a program a few tokens of a row: w += its weights, or scores = ds."""
+    T, G = selection.T, selection.G
+    b, t = token_block(T, BLOCK_T)
+    grid = tl.arange(0, BLOCK_G)
+    token_kept = kept(selection.text_mask, b, t, T)
+    grid_kept = kept(selection.grid_mask, b, grid, G)
+    tile = (b * T + t[:, None]) * G + grid[None, :]
+    inside = (t < T)[:, None] & (grid < G)[None, :]
+    products = tl.load(scores_ptr + tile, mask=inside, other=0.0)
+    p, counts = softmax(products, selection, b, h, t, grid, token_kept, grid_kept)
+    if dw_ptr is None:
+        w = tl.where(counts, p, 0.0) / selection.shares
+        if h > 0:
+            w += tl.load(w_ptr + tile, mask=inside, other=0.0)
+        tl.store(w_ptr + tile, w, mask=inside)
+    else:
+        ds = _score_gradients(p, counts, dw_ptr, selection, b, t, grid)
+        tl.store(scores_ptr + tile, ds, mask=inside)
+
+
+def _many_grids(q: Tensor, k: Tensor, h: int, selection: Selection, *, w: Tensor | None, dw: Tensor | None) -> Tensor:
+    """Add the weights of head h to w, or return the gradients [B,T,G] of its scores from dw."""
+    B, T, G = q.shape[0], q.shape[1], k.shape[1]
+    scores = torch.empty(B, T, G, dtype=torch.float32, device=q.device)
+    rows_from_table(q[:, :, h], k[:, :, h].mT, None, out=scores)
+    block_g = block_of(G)
+    block_t = max(1, NUMBERS_OF_A_TILE // block_g)
+    launch(
+        many_grids_kernel,
+        (B * triton.cdiv(T, block_t),),
+        scores_ptr=scores,
+        selection=kernel_selection(selection, q, k),
+        w_ptr=w,
+        dw_ptr=dw,
+        h=h,
+        BLOCK_T=block_t,
+        BLOCK_G=block_g,
+        num_warps=min(16, max(4, block_t * block_g // 512)),
+    )
+    return scores
+
+
+def grid_weights(q: Tensor, k: Tensor, selection: Selection) -> Tensor:
+    """Compute w [B,T,G] in float32."""
+    (B, T, H, D_h), G = q.shape, k.shape[1]
+    w = torch.empty(B, T, G, dtype=torch.float32, device=q.device)
+    if G > MOST_GRIDS_IN_REGISTERS:
+        for h in range(H):
+            _many_grids(q, k, h, selection, w=w, dw=None)
+        return w
+    block_t = 16 if G > 32 else block_of_tokens(T)
+    launch(
+        grid_weights_kernel,
+        (B * triton.cdiv(T, block_t),),
+        q=strided(q),
+        k=strided(k),
+        selection=kernel_selection(selection, q, k),
+        w_ptr=w,
+        DH=D_h,
+        BLOCK_T=block_t,
+        BLOCK_G=block_of(G),
+        BLOCK_DH=block_of(D_h),
+        PRECISION=dot_precision(grid_weights_kernel, q, k),
+        num_warps=4,
+    )
+    return w
+
+
+def grid_weights_backward(dw: Tensor, q: Tensor, k: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+    """Compute dq and dk in the dtypes of q and k, from dw [B,T,G] float32, contiguous."""
+    (B, T, H, D_h), G = q.shape, k.shape[1]
+    dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if G > MOST_GRIDS_BESIDE_DK:
+        dk = torch.empty(k.shape, dtype=k.dtype, device=k.device)
+        for h in range(H):
+            ds = _many_grids(q, k, h, selection, w=None, dw=dw)
+            rows_from_table(ds, k[:, :, h], selection.grid_mask, out=dq[:, :, h])
+            dk[:, :, h] = table_from_rows(ds, q[:, :, h], selection.text_mask)
+        return dq, dk
+    block_t = block_of_tokens(T) if q.dtype in HALF and k.dtype in HALF else 16
+    slots, blocks_per_slot = slots_of(triton.cdiv(T, block_t), B * H)
+    dk = torch.empty(slots, *k.shape, dtype=torch.float32, device=k.device)
+    launch(
+        grid_weights_backward_kernel,
+        (B * H, slots),
+        q=strided(q),
+        k=strided(k),
+        selection=kernel_selection(selection, q, k),
+        dw_ptr=dw,
+        dq_ptr=dq,
+        dk_ptr=dk,
+        B=B,
+        blocks_per_slot=blocks_per_slot,
+        DH=D_h,
+        BLOCK_T=block_t,
+        BLOCK_G=block_of(G),
+        BLOCK_DH=block_of(D_h),
+        PRECISION=dot_precision(grid_weights_backward_kernel, q, k),
+        num_warps=4,
+    )
+    return dq, dk.sum(0).to(k.dtype)
