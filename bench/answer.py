@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from ..cmm.linear import Linear
-from ..evaluate.files import csv_of, rows_of_csv
+from ..files.tables import csv_of, rows_of_csv
 from ..kernels.linear import PRODUCT
 from ..model import FireboltConfig, FireboltForConditionalGeneration, FireboltImageProcessor
 from ..model.compat import restore_stock

@@ -26,7 +26,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from .. import kernels
-from ..evaluate.files import markdown_table
+from ..files.tables import markdown_table
 from ..kernels.common.device import use_implementation
 from ..kernels.common.launch import FP_FUSION, Launch, interpreting, recording
 from .cases import OPS, Case, inputs

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..evaluate.files import markdown_table, write_text
+from ..files.tables import markdown_table
+from ..files.writing import write_text
 from .answer import Row, from_csv
 
 KEPT = Path(__file__).resolve().parents[1] / "docs" / "answer.csv"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import kernels
-from ..evaluate.files import csv_of, rows_of_csv
+from ..files.tables import csv_of, rows_of_csv
 from ..kernels import reference
 from . import modulator
 from .budget import over_budget

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ..evaluate.files import markdown_table
+from ..files.tables import markdown_table
 from ..kernels.linear import can_prepack, linear_prepacked, onednn_product, prepacked
 from .kernels import device_name
 from .timing import Run, clock_name, quantile, time_in_turns

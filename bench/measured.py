@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..evaluate.files import markdown_table
+from ..files.tables import markdown_table
 from .kernels import Point, from_csv, speed_ups
 
 KEPT = Path(__file__).resolve().parents[1] / "docs" / "kernels.csv"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..evaluate.files import markdown_table
+from ..files.tables import markdown_table
 from ..model import FoveatedVLM, FoveatedVLMConfig
 from ..model.foveated.configuration_foveated import MODES
 from .kernels import device_name

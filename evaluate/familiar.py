@@ -1,8 +1,5 @@
 """Whether a question and an image are like those that a small model was trained on: simple statistics, kept beside it.
 
-python -m firebolt_vl.evaluate.familiar [FOLDER]          measures how often they are wrong
-python -m firebolt_vl.evaluate.familiar [FOLDER] --write  writes FOLDER/familiar.json anew, from validation digits
-
 A question is familiar if all its words were trained on and one of them is a thing that can be asked for. An image is
 familiar if it is mostly smooth paper, with some strokes on it, and most of these in colour.
 """
@@ -106,19 +103,3 @@ def fit(images: Iterable[Image.Image]) -> dict[str, tuple[float, float]]:
         room = 0.05 * (max(values) - min(values))
         bounds[name] = (round(max(0.0, min(values) - room), 4), round(min(1.0, max(values) + room), 4))
     return bounds
-
-
-def main() -> None:
-    import argparse
-
-    from . import familiar_exam
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", default=None, help="a checkpoint; default: the one that ships")
-    parser.add_argument("--write", action="store_true", help=f"write {FILE} first")
-    arguments = parser.parse_args()
-    familiar_exam.run(arguments.folder, arguments.write)
-
-
-if __name__ == "__main__":
-    main()

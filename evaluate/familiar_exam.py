@@ -1,5 +1,10 @@
-"""How often the embedded model's doubts are wrong: false alarms in its own exam, and what they miss of other things."""
+"""How often the embedded model's doubts are wrong: false alarms in its own exam, and what they miss of other things.
 
+python -m firebolt_vl.evaluate.familiar_exam [FOLDER]          measures it
+python -m firebolt_vl.evaluate.familiar_exam [FOLDER] --write  writes FOLDER/familiar.json first, from validation digits
+"""
+
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +14,7 @@ from sklearn.datasets import load_sample_images
 
 from ..model.places import find
 from .digits import COLOURS, LAYOUTS, POSITIONS, draw, sample_scene
-from .familiar import WORD, Familiar, fit, read_familiar
+from .familiar import FILE, WORD, Familiar, fit, read_familiar
 from .questions import KINDS, SAMPLES, wordings
 from .tiny import IMAGE_SIDE, pose
 
@@ -75,9 +80,13 @@ def measure(familiar: Familiar, count: int = SCENES) -> dict[str, float]:
     return {name: float(np.mean(marks)) for name, marks in wrong.items()}
 
 
-def run(folder: Path | None, write: bool) -> None:
-    folder = folder or find("tiny")
-    if write:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=None, help="a checkpoint; default: the one that ships")
+    parser.add_argument("--write", action="store_true", help=f"write {FILE} first")
+    arguments = parser.parse_args()
+    folder = arguments.folder or find("tiny")
+    if arguments.write:
         make().write(folder)
     familiar = read_familiar(folder)
     if familiar is None:
@@ -86,3 +95,7 @@ def run(folder: Path | None, write: bool) -> None:
         print(f"{name:<42} {bounds[0]:.4f} to {bounds[1]:.4f}")
     for name, share in measure(familiar).items():
         print(f"{name:<42} {100 * share:6.2f} %")
+
+
+if __name__ == "__main__":
+    main()

@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from ..files.tables import markdown_table
 from ..model import FireboltForConditionalGeneration, FireboltProcessor
 from ..model.generation import own_settings
 from .digits import LAYOUTS, Scene, draw, sample_scene
-from .files import markdown_table
 from .questions import GROUNDED_KINDS, KINDS, NOTHING, Question, sample_question
 
 IMAGE_SIDE = 128
@@ -413,7 +413,16 @@ def main(arguments: list[str] | None = None) -> None:
     )
     kept = Path(__file__).resolve().parents[1] / "firebolt_vl" / "tiny" / "results.json"
     parser.add_argument("results", type=Path, nargs="?", default=kept, metavar="RESULTS.json")
-    print(markdown(json.loads(parser.parse_args(arguments).results.read_text(encoding="utf-8"))))
+    parser.add_argument(
+        "compared",
+        type=Path,
+        nargs="*",
+        metavar="SEED.json",
+        help="results of single seeds with another grounding loss",
+    )
+    files = parser.parse_args(arguments)
+    trained, *others = (json.loads(file.read_text(encoding="utf-8")) for file in (files.results, *files.compared))
+    print(markdown({**trained, "compared": trained["compared"] + others}))
 
 
 if __name__ == "__main__":

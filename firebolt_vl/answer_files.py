@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .errors import Failure, Misuse, disk_failure
-from .evaluate.files import OutputError, check_output, followed, lock, same_file, words
-from .evaluate.reading import lines_of, parse_json
+from .files.reading import lines_of, parse_json
+from .files.writing import OutputError, check_output, followed, lock, same_file, words
 from .outputs import check_place
 
 # In lower case: what a key for an image is spelt like by those who mean `image`.

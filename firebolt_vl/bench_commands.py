@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from .errors import Failure, Misuse
-from .evaluate.files import OutputError, check_output, csv_of
-from .evaluate.reading import read_text
+from .files.reading import read_text
+from .files.tables import csv_of
+from .files.writing import OutputError, check_output
 from .outputs import allow_overwriting
 from .progress import progress_bar
 
@@ -81,7 +82,7 @@ def compile_report(
         from .bench.cases import HALVES_AND_FLOAT32, OPS
     except ModuleNotFoundError as error:
         raise Failure(f"bench compile needs {error.name}, which is not installed") from None
-    from .evaluate.files import write_text
+    from .files.writing import write_text
 
     targets = chosen("--target", targets, tuple(compiling.CHIPS))
     dtypes = chosen("--dtype", dtypes, compiling.QUICK_DTYPES if quick else HALVES_AND_FLOAT32)
@@ -135,7 +136,7 @@ def kernel_benchmarks(
     from .bench import kernels as measuring
     from .bench.cases import HALVES_AND_FLOAT32
     from .checkpoint import choose_device
-    from .evaluate.files import write_text, write_whole
+    from .files.writing import write_text, write_whole
 
     ops = chosen("--op", ops, measuring.SUBJECTS)
     modes = chosen("--mode", [mode] if mode else None, measuring.MODES)
@@ -226,7 +227,7 @@ def answer_benchmark(
 
     from .bench import answer as measuring
     from .checkpoint import choose_device, quiet
-    from .evaluate.files import write_text, write_whole
+    from .files.writing import write_text, write_whole
 
     chosen("--only", only, (*measuring.OURS, *measuring.PEERS))
     device = choose_device(device)

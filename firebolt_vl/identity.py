@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from .errors import Failure
-from .evaluate.files import words
+from .files.writing import words
 from .version import __version__
 
 # The files of a checkpoint that its answers depend on, beside weights, tokenizer and processor.

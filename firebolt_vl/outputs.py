@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import Failure, Misuse
-from .evaluate.files import OutputError, check_output, followed, words, write_whole
+from .files.writing import OutputError, check_output, followed, words, write_whole
 from .version import __version__
 
 # Stands in every picture's comment: by it a later run knows that it may be replaced.

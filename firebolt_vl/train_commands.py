@@ -66,7 +66,7 @@ def check_data(
 def convert_data(
     name: str, file: str, out: str, images: str | None, pattern: str | None, as_json: bool, overwrite: bool
 ) -> None:
-    from .evaluate.files import OutputError
+    from .files.writing import OutputError
     from .outputs import allow_overwriting
     from .train.data.convert import FORMATS, READ_ERRORS, convert
 
@@ -145,9 +145,10 @@ def _tokenizer(checkpoint: str):
 def train(name: str, overrides: list[str], out: str | None, resume: bool) -> None:
     """Exit code 2 for what the configuration has wrong, 1 for what goes wrong later."""
     try:
-        from .train.config import ConfigError, load_config
-        from .train.errors import TrainingError
-        from .train.start import is_first_process, leave_others, out_folder
+        from .train.config_files import load_config
+        from .train.errors import ConfigError, TrainingError
+        from .train.session import is_first_process, leave_others
+        from .train.start import out_folder
         from .train.start import train as start
     except ModuleNotFoundError as error:
         raise Failure(f"train needs {error.name}; pip install 'firebolt-vl[train]'") from None
@@ -188,7 +189,7 @@ def ablate(tables: list[str], seeds: int, out: str, quick: bool, processes: int 
         from .train.ablation.runs import ROWS
         from .train.ablation.task import Settings
         from .train.ablation.variants import TABLES, variants_of
-        from .train.config import ConfigError
+        from .train.errors import ConfigError
         from .train.outputs import alone_in
     except ModuleNotFoundError as error:
         raise Failure(f"ablate needs {error.name}; pip install 'firebolt-vl[train]'") from None

@@ -3,16 +3,18 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LAYERS = ("kernels", "cmm", "model", "evaluate", "train", "bench", "firebolt_vl")
+LAYERS = ("kernels", "cmm", "files", "model", "evaluate", "train", "bench", "firebolt_vl")
 OUTSIDE = {
     "kernels": {"torch", "triton"},
     "cmm": {"torch", "einops", "numpy", "safetensors"},
+    "files": set(),
 }
 
 
@@ -37,6 +39,36 @@ def test_imports_point_down(layer):
         if relative and layer != "firebolt_vl":
             assert name in allowed, f"{file.relative_to(ROOT)} imports {name}"
         assert relative or name not in LAYERS, f"{file.relative_to(ROOT)} imports {name}: not by a relative path"
+
+
+def imports_within(layer: str) -> dict[tuple[str, ...], set[tuple[str, ...]]]:
+    """For each module of a layer, the modules of it that it imports, inside functions too."""
+    modules = {}
+    for file in sorted((ROOT / layer).rglob("*.py")):
+        name = file.relative_to(ROOT).with_suffix("").parts
+        modules[name[:-1] if name[-1] == "__init__" else name] = file
+    found = {name: set() for name in modules}
+    for name, file in modules.items():
+        package = name if file.name == "__init__.py" else name[:-1]
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                inner = node.module.split(".") if node.module else []
+                place = (*package[: len(package) - node.level + 1], *inner)
+                for alias in node.names:
+                    target = (*place, alias.name) if (*place, alias.name) in modules else place
+                    if target in modules and target != name:
+                        found[name].add(target)
+    return found
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_no_modules_import_each_other(layer):
+    """Each has an order in which all that it imports comes before it, whether it is imported at once or later."""
+    order = {".".join(name): {".".join(one) for one in others} for name, others in imports_within(layer).items()}
+    try:
+        TopologicalSorter(order).prepare()
+    except CycleError as error:
+        raise AssertionError(" -> ".join(reversed(error.args[1]))) from None
 
 
 @pytest.mark.parametrize("layer", OUTSIDE)

@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 
 from ..cmm.precision import WideParameters
 from ..model import FireboltForConditionalGeneration, FireboltProcessor
-from .config import EPOCHS, ConfigError, RowsConfig
+from .config import EPOCHS, RowsConfig
 from .data import BatchOrder, Collator, Conversations, Problem
-from .data.batches import MicroBatch, StepBatches, check_packing
+from .data.batches import MicroBatch, StepBatches
 from .data.chat import IGNORED
+from .errors import ConfigError
 from .interrupts import ignore_interrupts, interrupts_held
 from .loop import Job, agreed
 from .models import choose_parts, part_modules, save_trained, start_model
@@ -92,7 +93,6 @@ class ConversationsJob(Job):
 
     def _start_model(self) -> tuple[PreTrainedModel, FireboltProcessor]:
         """The model, with gradients where it learns, and its processor."""
-        check_packing(self.config.packing)
         model, processor = start_model(self.config)
         choose_parts(model, self.config.train, self.config.lora)
         if self.config.ssm_lr is not None and not any(isinstance(m, WideParameters) for m in model.modules()):
@@ -267,6 +267,11 @@ def read_data(
     # The same rows whatever the seed of the run, so that runs can be compared.
     shuffled = np.random.default_rng(0).permutation(everything)
     held_out = round(config.validation_share * len(dataset))
+    if config.eval_every and not held_out:
+        raise ConfigError(
+            f"eval_every: {config.eval_every} came, but validation_share, {config.validation_share} of {len(dataset)} "
+            "rows, holds out none; give a larger share, or eval_every=0"
+        )
     if held_out == len(dataset):
         raise ConfigError(f"validation_share: {config.validation_share} leaves none of {len(dataset)} rows to train on")
     return dataset, np.sort(shuffled[held_out:]), np.sort(shuffled[:held_out]), dataset

@@ -1,4 +1,8 @@
-"""Why a training ends before its last step."""
+"""Why a training does not begin, or ends before its last step."""
+
+
+class ConfigError(ValueError):
+    """A key or value that cannot be; the message names it."""
 
 
 class TrainingError(RuntimeError):

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from ..evaluate.files import write_text, write_whole
+from ..files.writing import write_text, write_whole
 from .checkpoints import Checkpoints, kept_in
 from .errors import Stopped, TrainingError
 from .interrupts import Interrupts
@@ -59,7 +59,9 @@ class Job(ABC):
 
 def agreed(accelerator: Accelerator, *numbers: float | torch.Tensor) -> list[float]:
     """The sums of numbers over all processes: what is not finite in one is so in all, and all decide alike."""
-    mine = torch.tensor([float(number) for number in numbers], dtype=torch.float64, device=accelerator.device)
+    mine = torch.tensor(
+        [torch.as_tensor(one).detach().item() for one in numbers], dtype=torch.float64, device=accelerator.device
+    )
     return accelerator.reduce(mine).tolist()
 
 
@@ -123,7 +125,9 @@ def read_history(file: Path) -> list[dict]:
 
 
 def holds_run(out: Path) -> bool:
-    return (out / HISTORY).exists() or any((out / "checkpoints").glob("step-*"))
+    """Whether a run wrote a folder: of one model, or of several seeds below it."""
+    found = (out / HISTORY, *out.glob(f"seed-*/{HISTORY}"), *out.glob("checkpoints/step-*"))
+    return any(path.exists() for path in found)
 
 
 def run(

@@ -13,7 +13,8 @@ from ..model import (
     FireboltProcessor,
 )
 from ..model.loading import load_tokenizer
-from .config import ConfigError, RowsConfig, TrainConfig
+from .config import RowsConfig, TrainConfig
+from .errors import ConfigError
 
 # Of LFM2: attention, short convolution, feed-forward.
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "in_proj", "w1", "w2", "w3"]

@@ -6,15 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..evaluate.files import lock, remove_unfinished
-from .config import ConfigError
+from ..files.writing import lock, remove_unfinished, write_text
+from .config import Config
+from .config_files import to_json
+from .errors import ConfigError
 from .loop import HISTORY, holds_run, read_history
 
 LOCK = ".firebolt-lock"
 CONFIG = "train.json"
+# Keys that change nothing of what a run computes.
+FREE = ("out", "workers", "trackers", "log_every", "keep", "save_every", "max_bad_steps")
 SHOWN = 3
 # What a run writes, beside its configuration and its history.
-WRITTEN = ("best", "checkpoints", "logs", "tower", "*.safetensors", "*.json", "*.jinja", "loss.png")
+WRITTEN = ("best", "checkpoints", "logs", "tower", "seed-*", "*.safetensors", "*.json", "*.jinja", "loss.png")
 
 
 @contextmanager
@@ -99,3 +103,16 @@ def read_config(folder: Path) -> dict:
     if not isinstance(before, dict):
         raise ConfigError(f"out: {file} is not the configuration of a run")
     return before
+
+
+def keep_config(config: Config, folder: Path, resume: bool, note: Callable[[str], None]) -> None:
+    """Write the configuration beside the run; tell what differs from the one that a resumed run began with."""
+    file, text = folder / CONFIG, to_json(config)
+    if resume and (before := read_config(folder)):
+        now = json.loads(text)
+        changed = [key for key in now if key not in FREE and before.get(key) != now[key]]
+        for key in changed:
+            note(
+                f"{key} was {before.get(key)} when this run began and is {now[key]} now: it is another run from here on"
+            )
+    write_text(file, text)

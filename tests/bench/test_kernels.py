@@ -12,7 +12,7 @@ from firebolt_vl.bench.cases import OPS as CASES
 from firebolt_vl.bench.cases import Case, inputs
 from firebolt_vl.bench.kernels import check, cmm_subject, from_csv, measure, op_subject, runs_of, to_csv
 from firebolt_vl.bench.timing import Run, peak_bytes
-from firebolt_vl.evaluate.files import write_whole
+from firebolt_vl.files.writing import write_whole
 from firebolt_vl.kernels import reference
 
 SMALL = Case({"B": 1, "T": 8, "G": 3, "D": 16}, (), True)

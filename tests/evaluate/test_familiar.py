@@ -19,7 +19,7 @@ def known():
 
 
 def test_false_alarms_on_its_own_exam_are_rare(known):
-    """All layouts and both kinds of wordings; `python -m firebolt_vl.evaluate.familiar` takes many more."""
+    """All layouts and both kinds of wordings; `python -m firebolt_vl.evaluate.familiar_exam` takes many more."""
     drawn, asked = pose(200, 3, "held-out")
     assert not [one.question.text for one in asked if known.doubts_of_question(one.question.text)]
     assert np.mean([bool(known.doubts_of_image(draw(scene, 128))) for scene in drawn]) < 0.02

@@ -165,6 +165,17 @@ def test_the_table_of_the_readme_comes_from_the_results_of_training(capsys):
     assert all(f"| {kind} |" in table for kind in KINDS)
 
 
+def test_results_of_other_runs_are_put_beside(capsys, tmp_path):
+    kept = json.loads((firebolt_vl.embedded_checkpoint() / "results.json").read_text(encoding="utf-8"))
+    other = {**kept["seeds"][0], "grounding_loss_weight": 0.25}
+    files = [tmp_path / "tiny.json", tmp_path / "other.json"]
+    for file, results in zip(files, (kept, other)):
+        file.write_text(json.dumps(results))
+    main([str(file) for file in files])
+    table = capsys.readouterr().out
+    assert all(f"\n| {row} |" in table for row in ("none, 1 seed", "0.25, 1 seed", "1 (ships), 3 seeds"))
+
+
 def test_too_few_scenes_are_refused():
     with pytest.raises(ValueError, match="scenes: 3 came, at least 4"):
         evaluate_tiny(firebolt_vl.embedded_checkpoint(), scenes=3)

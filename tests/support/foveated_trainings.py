@@ -9,7 +9,8 @@ from trainings import QUIET
 from videos import write_video
 
 from firebolt_vl.model import FoveatedImageProcessor, FoveatedProcessor
-from firebolt_vl.train.config import FoveatedConfig, checked
+from firebolt_vl.train.config import FoveatedConfig
+from firebolt_vl.train.config_files import checked
 from firebolt_vl.train.start import train
 
 

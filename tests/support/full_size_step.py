@@ -16,7 +16,7 @@ from conversations import picture, row, write_rows
 from transformers.utils import logging
 
 from firebolt_vl import embedded_checkpoint
-from firebolt_vl.train.config import load_config
+from firebolt_vl.train.config_files import load_config
 from firebolt_vl.train.loop import HISTORY, read_history
 from firebolt_vl.train.start import train
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from tiny_models import write_checkpoint
 
 from firebolt_vl.train import loop
-from firebolt_vl.train.config import TrainConfig, checked
+from firebolt_vl.train.config import TrainConfig
+from firebolt_vl.train.config_files import checked
 from firebolt_vl.train.conversations import ConversationsJob  # noqa: F401  (what tests break into)
 from firebolt_vl.train.loop import HISTORY, read_history
 from firebolt_vl.train.start import train

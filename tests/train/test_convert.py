@@ -6,7 +6,7 @@ import json
 import pytest
 from conversations import encoded, picture, write_shard
 
-from firebolt_vl.evaluate.files import OutputError
+from firebolt_vl.files.writing import OutputError
 from firebolt_vl.train.data import Conversations
 from firebolt_vl.train.data.convert import CAPTION_QUESTION, convert
 

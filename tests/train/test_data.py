@@ -29,8 +29,7 @@ from videos import write_video
 
 from firebolt_vl.model.foveated import read_video
 from firebolt_vl.train.data import BatchOrder, Collator, Conversations, TooManyBadRows
-from firebolt_vl.train.data import batches as batching
-from firebolt_vl.train.data.batches import StepBatches, check_packing
+from firebolt_vl.train.data.batches import StepBatches
 from firebolt_vl.train.data.chat import IGNORED, Chat
 from firebolt_vl.train.data.problems import BadRow
 from firebolt_vl.train.data.rows import ROLES, check_row, parse_row
@@ -309,16 +308,6 @@ def test_a_batch_is_padded_on_the_right_and_a_row_may_be_text_alone(tmp_path):
         inputs["pixel_values"][1], PROCESSOR.image_processor([found[0].images], return_tensors="pt")["pixel_values"][0]
     )
     assert not Collator(found, PROCESSOR)([3]).has_images
-
-
-def test_packing_is_refused_and_says_why(monkeypatch):
-    check_packing(False)
-    monkeypatch.setattr(batching, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="packing: true came, but causal_conv1d is not installed"):
-        check_packing(True)
-    monkeypatch.setattr(batching, "find_spec", lambda name: object())
-    with pytest.raises(ValueError, match="a row of this model takes the images of one text"):
-        check_packing(True)
 
 
 def answers_of(shard) -> dict:

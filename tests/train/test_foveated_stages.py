@@ -15,8 +15,10 @@ from trainings import interrupted, losses, steps, told, weights
 
 from firebolt_vl.model import FoveatedProcessor, FoveatedVLM
 from firebolt_vl.model.foveated.configuration_foveated import MODES
-from firebolt_vl.train.config import LOOKS, ConfigError, FoveatedConfig, checked, load_config
+from firebolt_vl.train.config import LOOKS, FoveatedConfig
+from firebolt_vl.train.config_files import checked, load_config
 from firebolt_vl.train.data.chat import IGNORED
+from firebolt_vl.train.errors import ConfigError
 from firebolt_vl.train.foveated import preference_step, rate
 from firebolt_vl.train.foveated.job import FoveatedJob, PreferenceLoss, last_answer
 from firebolt_vl.train.loop import HISTORY, read_history

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import warnings
 
 import foveated_trainings
 import pytest
@@ -15,7 +16,8 @@ from firebolt_vl.train.checkpoints import _sum_of, _sums
 from firebolt_vl.train.conversations import ConversationsJob
 from firebolt_vl.train.errors import TrainingError
 from firebolt_vl.train.foveated.job import FoveatedJob
-from firebolt_vl.train.loop import HISTORY, read_history
+from firebolt_vl.train.loop import HISTORY, agreed, read_history
+from firebolt_vl.train.session import new_accelerator
 from firebolt_vl.train.start import train
 
 ALL = ["vision", "connector", "decoder"]
@@ -226,3 +228,19 @@ def test_a_skipped_step_is_told_in_the_log_and_to_the_tracker(folder, capsys, mo
     assert "skipped, loss or gradient is not finite (1 so far)" in said
     assert logged[2]["skipped"] == 1
     assert "gradient_norm" not in logged[2]
+
+
+@pytest.fixture
+def every_warning():
+    """PyTorch's too, of which some come once in a process."""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+    torch.set_warn_always(before)
+
+
+def test_sums_of_numbers_that_still_have_a_graph_are_silent(tmp_path, every_warning):
+    loss = torch.ones(1, requires_grad=True).sum()
+    assert agreed(new_accelerator([], tmp_path, cpu=True), loss, 2.0) == [1.0, 2.0]

@@ -15,10 +15,11 @@ import firebolt_vl
 from firebolt_vl.train.ablation.runs import TASK, WORK
 from firebolt_vl.train.ablation.task import Settings, keep_task, load_task
 from firebolt_vl.train.checkpoints import _sum_of, _sums
-from firebolt_vl.train.config import ConfigError, load_config
+from firebolt_vl.train.config_files import load_config
+from firebolt_vl.train.errors import ConfigError
 from firebolt_vl.train.foveated_tiny import recipe as foveated_recipe
 from firebolt_vl.train.start import train
-from firebolt_vl.train.tiny.recipe import STAGE, load_stage
+from firebolt_vl.train.tiny.stage import STAGE, load_stage
 
 ROOT = Path(firebolt_vl.train.__path__[0]).parent
 # By these names earlier formats kept pickles, and libraries look for them.

@@ -17,13 +17,13 @@ from numerics import assert_close
 from safetensors.torch import load_file
 from trainings import losses, run, write_start
 
-import firebolt_vl.train.config
+import firebolt_vl.train
 from firebolt_vl.model import FireboltForConditionalGeneration
 from firebolt_vl.train.loop import HISTORY, read_history
 from firebolt_vl.train.states import check_supported
 
 SUPPORT = Path(two_processes.__file__).parent
-LAUNCHES = Path(firebolt_vl.train.config.__file__).parent / "configs" / "accelerate"
+LAUNCHES = Path(firebolt_vl.train.__path__[0]) / "configs" / "accelerate"
 
 
 @pytest.fixture(scope="module")

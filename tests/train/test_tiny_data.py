@@ -1,6 +1,7 @@
 """What the embedded model is trained on, its tokenizer, and the two losses."""
 
 import json
+import multiprocessing
 import re
 from dataclasses import replace
 
@@ -29,14 +30,21 @@ from firebolt_vl.evaluate.digits import (
     sources,
 )
 from firebolt_vl.evaluate.questions import KINDS, NOTHING, sample_question, wordings
+from firebolt_vl.evaluate.tiny import markdown
 from firebolt_vl.model import FireboltForConditionalGeneration, FireboltProcessor
-from firebolt_vl.train.config import load_config
+from firebolt_vl.model.checkpoint_files import CheckpointError
+from firebolt_vl.train.config_files import load_config
+from firebolt_vl.train.errors import ConfigError, Stopped
 from firebolt_vl.train.loop import LoopOptions, run
-from firebolt_vl.train.start import new_accelerator, train
+from firebolt_vl.train.session import new_accelerator
+from firebolt_vl.train.start import train
 from firebolt_vl.train.tiny import pool as pools
+from firebolt_vl.train.tiny import seeds
 from firebolt_vl.train.tiny.fusion import MARGIN, FusionJob, Views, answer_loss, grounding_loss, hide, tokenize
+from firebolt_vl.train.tiny.models import IMAGE_SIDE, VISION, new_model, new_processor
 from firebolt_vl.train.tiny.pool import global_views, make_pool, tiles
-from firebolt_vl.train.tiny.recipe import IMAGE_SIDE, VISION, Sizes, main, new_model, new_processor
+from firebolt_vl.train.tiny.seed import Sizes
+from firebolt_vl.train.tiny.seeds import overall, train_seeds
 from firebolt_vl.train.tiny.tokenizer import make_tokenizer
 from firebolt_vl.train.tiny.tower import TowerJob, encode
 
@@ -392,14 +400,44 @@ def test_firebolt_train_tiny_ends_with_a_model_that_answers_and_its_results(tmp_
     assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
 
-def test_the_three_seeds_of_make_tiny_ship_their_median(tmp_path):
-    sizes = ["--scenes", "8", "--tower-steps", "1", "--fusion-steps", "2", "--test-scenes", "4", "--seeds", "1"]
-    main([*sizes, "--out", str(tmp_path / "tiny"), "--work", str(tmp_path / "work")])
-    results = json.loads((tmp_path / "tiny" / "results.json").read_text())
-    assert [run["training_seed"] for run in results["seeds"]] == [1]
-    # What the model was trained on is written beside it by the second command of `make tiny`.
+SEEDS = ["max_steps=2", "scenes=8", "tower_steps=1", "test_scenes=4", "seed=1", "seeds=2"]
+
+
+def test_the_median_of_several_seeds_is_the_model(tmp_path):
+    config = load_config("tiny", SEEDS)
+    out = train(config, tmp_path / "tiny", note=lambda text: None)
+    results = json.loads((out / "results.json").read_text())
+    assert [run["training_seed"] for run in results["seeds"]] == [1, 2]
+    median = min(results["seeds"], key=overall)
+    assert results["shipped_seed"] == median["training_seed"]
+    weights = (out / "model.safetensors").read_bytes()
+    assert weights == (out / f"seed-{median['training_seed']}" / "model.safetensors").read_bytes()
+    assert f"Seed {median['training_seed']}, the median of 2." in markdown(results)
+    # What `make tiny` copies; what the model was trained on is written beside it by its last command.
     shipped = {file.name for file in firebolt_vl.embedded_checkpoint().iterdir()}
-    assert {file.name for file in (tmp_path / "tiny").iterdir()} == shipped - {familiar.FILE}
+    copied = {file.name for end in ("jinja", "json", "safetensors") for file in out.glob(f"*.{end}")}
+    assert copied - {"train.json"} == shipped - {familiar.FILE}
+    with pytest.raises(ConfigError, match="holds a run; --resume goes on with it"):
+        train(config, out, note=lambda text: None)
+    (out / "model.safetensors").unlink()
+    train(config, out, resume=True, note=lambda text: None)
+    assert (out / "model.safetensors").read_bytes() == weights
+
+
+def test_several_seeds_that_are_stopped_say_what_is_kept(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(seeds, "_next", stop)
+    with pytest.raises(Stopped, match="stopped at once; seed 1: no checkpoint was written before, seed 2: no check"):
+        train(load_config("tiny", SEEDS), tmp_path / "tiny", note=lambda text: None)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_seed_that_cannot_go_on_ends_all(tmp_path):
+    with pytest.raises(CheckpointError, match="has no tokenizer"):
+        train_seeds(load_config("tiny", SEEDS), tmp_path / "out", tmp_path, resume=False)
+    assert multiprocessing.active_children() == []
 
 
 def test_steps_that_are_not_finite_are_skipped_by_train_tiny_too(tmp_path):

@@ -1,9 +1,15 @@
 """Configurations of training: files, shipped ones, keys on the command line, and what is said where they are wrong."""
 
+import re
+from dataclasses import fields
+
 import pytest
 
-from firebolt_vl.train.config import ConfigError, TinyConfig, TrainConfig, load_config, shipped
-from firebolt_vl.train.start import new_accelerator
+from firebolt_vl.train.config import RECIPES, TinyConfig, TrainConfig
+from firebolt_vl.train.config_files import load_config, shipped
+from firebolt_vl.train.errors import ConfigError
+from firebolt_vl.train.keys import keys_of
+from firebolt_vl.train.session import new_accelerator
 
 
 def test_the_shipped_ones_are_the_recipe_of_the_paper():
@@ -67,7 +73,7 @@ def test_toml_and_yaml_say_the_same(tmp_path, name, text):
         (["betas=[0.9]"], r"betas: \[0.9\] came, two numbers from 0 to below 1 are wanted"),
         (["precision=fp8"], "precision: 'fp8' came, one of float32, bf16 is wanted"),
         (["validation_share=2"], "validation_share: 2.0 came, a share in 0..1 is wanted"),
-        (["model=m"], "model and decoder came to start from; one of model, decoder"),
+        (["model=m"], "model, decoder: a run starts from one of model, decoder .with vision. and architecture"),
         (["vision=null"], "decoder, vision: a new model is put between both"),
         (["decoder=null", "vision=null"], "nothing came to start from"),
         (["train=decoder", "lora.rank=2"], "lora, train: adapters stand in the place of the decoder's weights"),
@@ -114,13 +120,13 @@ BIG = 10**400
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"connector": "cmm"}, "connector: it is that of the checkpoint"),
-        ({"fusion": "replace"}, "fusion: it is that of the checkpoint"),
-        ({"cmm": {"top_k": 2}}, "cmm: it is that of the checkpoint"),
-        ({"tokenizer": "t"}, "tokenizer: a checkpoint"),
+        ({"connector": "cmm"}, "connector, model: it is that of the checkpoint"),
+        ({"fusion": "replace"}, "fusion, model: it is that of the checkpoint"),
+        ({"cmm": {"top_k": 2}}, "cmm, model: it is that of the checkpoint"),
+        ({"tokenizer": "t"}, "tokenizer, model: a checkpoint has its own"),
         ({"epochs": 2, "max_steps": 3}, "epochs, max_steps: both came; one of the two is wanted"),
         ({"validation": ["v"], "validation_share": 0.1}, "validation, validation_share: both came"),
-        ({"train": ["decoder"], "ssm_lr": 0.1}, "ssm_lr: the state-space model is part of the connector"),
+        ({"train": ["decoder"], "ssm_lr": 0.1}, "ssm_lr, train: the state-space model is part of the connector"),
         (
             {"train": ["conector"]},
             "train: 'conector' came, one of vision, connector, decoder is wanted; did you mean connector?",
@@ -170,8 +176,21 @@ def test_keys_of_a_new_model(keys, said):
 
 def test_a_tower_that_is_there_has_its_scenes_and_steps():
     for key in ("scenes", "tower_steps"):
-        with pytest.raises(ConfigError, match=f"{key}: the folder t .tower. has its scenes and its tower already"):
+        with pytest.raises(ConfigError, match=f"tower, {key}: the folder has its scenes and its tower already"):
             TinyConfig(tower="t", **{key: 8})
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"seeds": 0}, "seeds: 0 came, at least 1 is wanted"),
+        ({"seeds": 2, "test_scenes": 0}, "test_scenes: 0 came; the median of several seeds is found by an exam"),
+        ({"seeds": 2, "seed": 2**32 - 1}, "seed, seeds: the last seed would be larger"),
+    ],
+)
+def test_several_seeds_have_a_median(keys, said):
+    with pytest.raises(ConfigError, match=said):
+        TinyConfig(**keys)
 
 
 def test_a_length_on_the_command_line_takes_the_place_of_the_files():
@@ -221,3 +240,68 @@ def test_a_tracker_that_is_not_there_is_known_before_anything_is_loaded(tmp_path
 def test_a_byte_order_mark_is_no_part_of_a_configuration(tmp_path, encoding, name, text):
     (tmp_path / name).write_bytes(text.encode(encoding))
     assert load_config(str(tmp_path / name)).seed == 7
+
+
+WHOLE = {
+    "conversations": {"model": "m", "data": ["d.jsonl"]},
+    "foveated": {"model": "m", "data": ["d.jsonl"]},
+    "tiny": {},
+}
+# A value for each key that another one excludes or needs.
+GIVEN = {
+    **{"model": "m", "decoder": "d", "vision": "v", "tokenizer": "t", "architecture": {}, "connector": "cmm"},
+    **{"fusion": "replace", "cmm": {"top_k": 2}, "lora": {"rank": 2}, "ssm_lr": 0.1, "query": {"query_dim": 8}},
+    **{"validation": ["v.jsonl"], "validation_share": 0.5, "epochs": 2, "max_steps": 3, "beta": 0.2, "vision_lr": 0.1},
+    **{"decoder_lr": 0.1, "mode": "autoregressive", "gradient_checkpointing": True, "frames": 2},
+    **{"tower": "t", "tower_steps": 3, "scenes": 8},
+}
+PAIRS = [(name, key, other) for name, recipe in RECIPES.items() for key in keys_of(recipe) for other in key.excludes]
+NEEDS = [(name, key, other) for name, recipe in RECIPES.items() for key in keys_of(recipe) for other in key.needs]
+
+
+def value_of(condition: str):
+    name, sign, value = condition.partition("=")
+    return {name: ([value] if name == "train" else value) if sign else GIVEN[name]}
+
+
+@pytest.mark.parametrize(("recipe", "key", "other"), PAIRS, ids=lambda one: getattr(one, "name", one))
+def test_what_a_key_excludes_is_refused(recipe, key, other):
+    with pytest.raises(ConfigError, match=f"{key.name}|{other.partition('=')[0]}"):
+        RECIPES[recipe](**{**WHOLE[recipe], key.name: GIVEN[key.name], **value_of(other)})
+
+
+@pytest.mark.parametrize(("recipe", "key", "other"), NEEDS, ids=lambda one: getattr(one, "name", one))
+def test_what_a_key_needs_is_missed(recipe, key, other):
+    name = other.partition("=")[0]
+    without = {"loss": {"loss": "text"}, "train": {"train": ["decoder" if "decoder" not in other else "vision"]}}
+    keys = {**WHOLE[recipe], **without[name]} if name in without else {"data": ["d.jsonl"]}
+    with pytest.raises(ConfigError, match=f"^{key.name}, {name}: {re.escape(key.needs[other])}"):
+        RECIPES[recipe](**{**keys, key.name: GIVEN[key.name]})
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values())
+def test_every_key_says_what_it_means_once(recipe):
+    told = keys_of(recipe)
+    assert [key.name for key in told] == [one.name for one in fields(recipe)]
+    assert all(key.meaning for key in told)
+    assert not any(key.meaning.endswith(".") for key in told)
+
+
+def test_a_key_is_told_in_words():
+    told = {key.name: key for key in keys_of(TrainConfig)}
+    assert (told["validation_share"].type, told["validation_share"].values) == ("a number", "0 to 1")
+    assert (told["train"].type, told["train"].values) == ("a list of texts", "vision, connector, decoder")
+    assert (told["epochs"].type, told["epochs"].default, told["epochs"].values) == (
+        "a whole number",
+        None,
+        "at least 1",
+    )
+    assert set(told["validation_share"].excludes) == {"validation"}
+
+
+@pytest.mark.parametrize("keys", [{"eval_every": 5}, {"eval_every": 5, "validation_share": 0.0}])
+def test_validation_without_held_out_rows_is_refused(keys):
+    with pytest.raises(ConfigError, match="eval_every: 5 came, but no row is held out"):
+        TrainConfig(model="m", data=["d.jsonl"], **keys)
+    for well in ({"eval_every": 0}, {"eval_every": 5, "validation": ["v"]}, {}):
+        TrainConfig(model="m", data=["d.jsonl"], **well)

@@ -17,10 +17,10 @@ from transformers import Lfm2ForCausalLM
 from firebolt_vl.cmm.precision import WideParameters
 from firebolt_vl.model import FireboltForConditionalGeneration, FireboltProcessor
 from firebolt_vl.train import loop
-from firebolt_vl.train.config import ConfigError
 from firebolt_vl.train.conversations import AnswerLoss, ConversationsJob, blank_image
 from firebolt_vl.train.data import Collator, TooManyBadRows
 from firebolt_vl.train.data.chat import IGNORED
+from firebolt_vl.train.errors import ConfigError
 from firebolt_vl.train.optimizer import cosine, parameter_groups
 
 ALL = ["vision", "connector", "decoder"]
@@ -398,3 +398,10 @@ def test_the_learning_rate_rises_and_falls_as_a_cosine():
     assert rates[60] == pytest.approx(0.55)
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert cosine(110, 110, 10, 1.0, 0.1) == pytest.approx(0.1)
+
+
+def test_a_share_of_few_rows_that_holds_out_none_is_refused(folder):
+    with pytest.raises(ConfigError, match=r"eval_every: 2 came, but .* 0.001 of \d+ rows, holds out none"):
+        ConversationsJob(config(folder, validation_share=0.001, eval_every=2))
+    with pytest.raises(ConfigError, match=r"validation_share: 1.0 leaves none of \d+ rows to train on"):
+        ConversationsJob(config(folder, validation_share=1.0))

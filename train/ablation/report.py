@@ -5,9 +5,10 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from ...evaluate.files import markdown_table, write_text, write_whole
 from ...evaluate.questions import KINDS
 from ...evaluate.tiny import BASELINES
+from ...files.tables import markdown_table
+from ...files.writing import write_text, write_whole
 from .runs import read_row
 from .task import Settings
 from .variants import BASE, TABLES, VARIANTS

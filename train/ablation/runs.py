@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from ...evaluate.files import write_text
 from ...evaluate.tiny import mark_exam
+from ...files.writing import write_text
 from ..loop import LoopOptions, run
-from ..start import close, new_accelerator
+from ..results import rounded
+from ..session import close, new_accelerator
 from ..tiny.fusion import FusionJob, answer_loss
-from ..tiny.recipe import rounded
 from .task import Settings, Task, keep_task, load_task
 from .variants import VARIANTS, learning, make_model
 

@@ -6,7 +6,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, SiglipVisionModel
 
 from ...model import FireboltConfig, FireboltForConditionalGeneration
-from ..tiny.recipe import CMM, TEXT, VISION
+from ..tiny.models import CMM, TEXT, VISION
 
 BASE = "base"
 WIDTH_STEP = 4

@@ -5,7 +5,6 @@ The order is a function of the seed and the number of the step alone, so a posit
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -17,22 +16,6 @@ from .dataset import Conversations, Example
 from .problems import BadRow, Problem
 
 BATCHES_A_POOL = 50
-
-
-def check_packing(packing: bool) -> None:
-    """Raises ValueError: no two texts may share a row as things stand.
-
-    LFM2's short convolution runs on from one text of a row into the next; only the CUDA package causal_conv1d stops at
-    borders. And even there each text of a row would need grids of its own, which the model's `forward` does not take.
-    """
-    if not packing:
-        return
-    if find_spec("causal_conv1d") is None:
-        raise ValueError(
-            "packing: true came, but causal_conv1d is not installed, and without it LFM2's convolution leaks from one "
-            "text of a row into the next; leave packing off: batches are made of rows of like length"
-        )
-    raise ValueError("packing: true came, but a row of this model takes the images of one text; leave packing off")
 
 
 @dataclass(frozen=True)

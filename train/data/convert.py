@@ -12,8 +12,8 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from ...evaluate.files import OutputError, check_output, followed, same_file, write_whole
-from ...evaluate.reading import decoded, encoding_of_file, lines_of, parse_json, read_text
+from ...files.reading import decoded, encoding_of_file, lines_of, parse_json, read_text
+from ...files.writing import OutputError, check_output, followed, same_file, write_whole
 from .dataset import write_row
 from .pictures import SHARD, images_of, read_member, samples
 from .problems import BadRow, Problem, Problems

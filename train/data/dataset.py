@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from ...evaluate.reading import encoding_of_file, parse_json
+from ...files.reading import encoding_of_file, parse_json
 from .chat import Chat, Tokens
 from .pictures import SHARD, Pictures, images_of, read_member, samples
 from .problems import BadRow, Problem, Problems

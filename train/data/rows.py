@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from ...evaluate.reading import decoded, parse_json
+from ...files.reading import decoded, parse_json
 from .problems import BadRow
 
 HUMAN, ASSISTANT = "human", "assistant"

@@ -4,7 +4,8 @@ import torch
 
 from ...model import CHAT_TEMPLATE, FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
 from ...model.loading import load_tokenizer
-from ..config import ConfigError, FoveatedConfig
+from ..config import FoveatedConfig
+from ..errors import ConfigError
 from ..models import check_vocabulary
 from .parts import parameter_groups
 

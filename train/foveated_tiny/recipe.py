@@ -20,16 +20,17 @@ from transformers import Dinov2Config, Dinov2Model, GenerationConfig
 from transformers.utils import logging
 
 from ...evaluate.digits import COLOURS
-from ...evaluate.files import markdown_table, write_text, write_whole
 from ...evaluate.questions import Question
+from ...files.tables import markdown_table
+from ...files.writing import write_text, write_whole
 from ...model import FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
-from ..config import ConfigError
+from ..errors import ConfigError
 from ..loop import LoopOptions, Told, run
 from ..outputs import alone_in
-from ..start import close, new_accelerator
+from ..results import rounded
+from ..session import close, new_accelerator, use_some_cores
 from ..tensors import check_tensors, first_not_finite, read_about, read_tensors, write_tensors
 from ..tiny.fusion import EMBEDDING_STD, Rows, tokenize
-from ..tiny.recipe import rounded, use_some_cores
 from ..tiny.tokenizer import make_tokenizer
 from .exam import examine
 from .jobs import LookJob, TowerJob

@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from firebolt_vl.evaluate.files import OutputError, check_output, lock, write_text, write_whole
+from firebolt_vl.files.writing import OutputError, check_output, lock, write_text, write_whole
 
 
 @pytest.fixture

@@ -1,17 +1,13 @@
 """Results in files: whole, or not there; never over what is read, nor over what is somebody else's."""
 
-import csv
 import errno
-import io
 import os
 import secrets
 import stat
 from collections.abc import Callable, Iterable
-from dataclasses import astuple, fields
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
-Row = TypeVar("Row")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # A temporary name: this, random digits, the suffix of the file to come.
 TEMPORARY, DIGITS = ".firebolt-", 12
@@ -133,27 +129,3 @@ def lock(file: BinaryIO) -> bool:
             raise BlockingIOError(error.errno, "another process has it") from None
         return False
     return True
-
-
-def markdown_table(columns: Iterable[str], rows: Iterable[Iterable[Any]], left: int = 1) -> str:
-    """A table whose first `left` columns are aligned to the left, the others to the right."""
-    columns = list(columns)
-    rule = ["---"] * left + ["---:"] * (len(columns) - left)
-    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in (columns, rule, *rows))
-
-
-def csv_of(kind: type[Row], rows: Iterable[Row]) -> str:
-    """Rows of a dataclass of numbers and texts, below the names of its fields."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([field.name for field in fields(kind)])
-    writer.writerows(astuple(row) for row in rows)
-    return text.getvalue()
-
-
-def rows_of_csv(kind: type[Row], text: str) -> list[Row]:
-    """What `csv_of` undoes."""
-    types = {field.name: field.type for field in fields(kind)}
-    return [
-        kind(**{name: types[name](value) for name, value in row.items()}) for row in csv.DictReader(io.StringIO(text))
-    ]

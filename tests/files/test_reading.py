@@ -4,7 +4,7 @@ import codecs
 
 import pytest
 
-from firebolt_vl.evaluate.reading import lines_of, parse_json, read_text
+from firebolt_vl.files.reading import lines_of, parse_json, read_text
 
 MARKED = {
     "plain": ("utf-8", b""),

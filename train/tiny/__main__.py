@@ -1,6 +1,0 @@
-"""`python -m firebolt_vl.train.tiny`: see recipe.py."""
-
-from .recipe import main
-
-if __name__ == "__main__":
-    main()
