@@ -1,6 +1,7 @@
 """The table of whole answers in docs/generation.md, from the kept rows.
 
-`python -m firebolt_vl.bench.efficiency [FILE]`: with a file it is written between that file's markers; without one it is printed.
+`python -m firebolt_vl.bench.efficiency [FILE]`: with a file it is written between that file's
+markers; without one it is printed.
 """
 
 import sys

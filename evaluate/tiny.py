@@ -1,8 +1,8 @@
 """How well a model answers questions about digits it was not trained on, and where its answers come from.
 
 firebolt eval tiny                                           measures the model in the package
-python -m firebolt_vl.evaluate.tiny [RESULTS.json]           prints the tables of docs/embedded-model.md from what was kept of its
-                                                             training
+python -m firebolt_vl.evaluate.tiny [RESULTS.json]           prints the tables of docs/embedded-model.md from
+                                                             what was kept of its training
 """
 
 import argparse

@@ -39,11 +39,11 @@ def test_there_are_snippets():
     assert len(list(snippets())) >= 6
 
 
-@pytest.mark.parametrize("code", snippets())
+@pytest.mark.parametrize("code", list(snippets()))
 def test_snippet_runs(code, tmp_path, monkeypatch):
     (tmp_path / "examples").symlink_to(ROOT / "examples", target_is_directory=True)
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {"__name__": "__readme__"})
+    exec(compile(code, "snippet", "exec"), {"__name__": "__snippet__"})
 
 
 def test_the_readme_is_short():
