@@ -9,6 +9,7 @@ if __name__ == "kernels":
     sys.modules[__name__] = importlib.import_module("firebolt_vl.kernels")
 else:
     from . import reference
+    from .common.device import use_implementation
     from .correlation import correlation_context
     from .diagonal_scan import diagonal_scan
     from .fft_conv import fft_conv
@@ -25,5 +26,6 @@ else:
         "grounded_film",
         "reference",
         "selective_scan",
+        "use_implementation",
         "vandermonde",
     ]
