@@ -6,6 +6,11 @@ import inspect
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
+
+import firebolt_vl
+from firebolt_vl.model import FireboltForConditionalGeneration, FireboltProcessor
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -17,7 +22,7 @@ def script(name: str):
     return module
 
 
-API, CONFIGURATION = script("api"), script("configuration")
+API, CONFIGURATION, ARCHITECTURE = script("api"), script("configuration"), script("architecture")
 PUBLIC = [(package, name) for package in API.PACKAGES for name in importlib.import_module(package).__all__]
 
 
@@ -74,3 +79,40 @@ def test_both_forms_of_docstring_are_read():
         "first": "one of them, on two lines.",
         "second": "another: with a colon.",
     }
+
+
+def test_the_table_of_shapes_is_on_its_page():
+    assert ARCHITECTURE.table() in (DOCS / "architecture.md").read_text(encoding="utf-8")
+
+
+def test_the_picture_is_drawn(tmp_path):
+    ARCHITECTURE.draw(tmp_path / "drawn.png")
+    with Image.open(tmp_path / "drawn.png") as drawn, Image.open(DOCS / "architecture.png") as kept:
+        assert drawn.size == kept.size
+        assert len(drawn.convert("RGB").getcolors(1 << 20)) > 50
+
+
+def test_shapes_of_the_embedded_model_are_what_it_computes():
+    folder = firebolt_vl.embedded_checkpoint()
+    model = FireboltForConditionalGeneration.from_pretrained(folder)
+    processor = FireboltProcessor.from_pretrained(folder)
+    content = [{"type": "image"}, {"type": "text", "text": "what digit is at the top left?"}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    image = Image.open(DOCS.parent / "examples" / "digits-1.png")
+    inputs = processor(images=image, text=text, return_tensors="pt", add_special_tokens=False)
+    with torch.no_grad():
+        embedded = model.get_input_embeddings()(inputs["input_ids"])
+        pixels = {
+            name: inputs[name] for name in ("pixel_values", "pixel_tiles", "tile_mask", "image_mask", "grid_boxes")
+        }
+        grids = model.model.get_grids(**pixels).features
+        connector = model.model.connector
+        state = connector.encode_grids(grids, grid_boxes=inputs["grid_boxes"])
+        modulated, _, weights = connector.prefill(embedded, state=state, return_weights=True)
+        decoded = model.model.language_model(inputs_embeds=modulated).last_hidden_state
+        logits = model(**inputs).logits
+    computed = (
+        *(inputs["pixel_values"], inputs["pixel_tiles"], grids, state.tensors["grid.table"], inputs["input_ids"]),
+        *(embedded, weights, modulated, decoded, logits),
+    )
+    assert [tuple(tensor.shape) for tensor in computed] == list(ARCHITECTURE.shapes(ARCHITECTURE.EMBEDDED).values())
