@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from .errors import Failure, Misuse, disk_failure, told
+from .errors import Failure, Interrupted, Misuse, disk_failure, told
 
 app = typer.Typer(
     help="Firebolt-VL: ask an image a question, and see where the answer comes from.",
@@ -588,7 +588,7 @@ def run(arguments: list[str]) -> int:
     try:
         code = app(arguments or ["--help"], prog_name="firebolt", standalone_mode=False) or 0
         sys.stdout.flush()  # what is written to a full disk fails here, and not when nobody can tell it any more
-        if code != STOPPED:  # typer makes it of Ctrl-C
+        if code != Interrupted.exit_code:  # typer makes it of Ctrl-C
             return code
         message = f"stopped; {kept_by(arguments)}"
     except Failure as error:
@@ -598,7 +598,7 @@ def run(arguments: list[str]) -> int:
         text = error.format_message().rstrip(".").replace("Value error, ", "")
         message, code = f"{with_value(text, arguments)}; see {command} --help", error.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        message, code = f"stopped; {kept_by(arguments)}", STOPPED
+        message, code = f"stopped; {kept_by(arguments)}", Interrupted.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter says so again at its end
         return 1
@@ -621,8 +621,7 @@ def with_value(message: str, arguments: list[str]) -> str:
     return message if value in message else message.replace(named[1], f"{named[1]} {value}", 1)
 
 
-STOPPED = 130
-# What is left of a command that is stopped, and how to go on.
+# What is left of a command that is stopped and does not say so itself, more exactly, by Interrupted; and how to go on.
 KEPT = {
     ("ask", "--batch"): "the answers in --out are kept; the same command goes on with the other questions",
     ("ask",): "nothing was written; ask again",

@@ -26,6 +26,12 @@ class Misuse(Failure):
     exit_code = 2
 
 
+class Interrupted(Failure):
+    """The user stopped the command; what is kept, and how to go on."""
+
+    exit_code = 130
+
+
 MOST_CHARACTERS = 400
 
 

@@ -8,15 +8,9 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import Failure, Misuse, disk_failure, first_line, told
+from .errors import Failure, Interrupted, Misuse, disk_failure, first_line, told
 
 SHOWN = 100
-
-
-class Interrupted(Failure):
-    """The user stopped the command; what is kept, and how to go on."""
-
-    exit_code = 130
 
 
 def _say(text: str) -> None:
@@ -205,8 +199,6 @@ def ablate(tables: list[str], seeds: int, out: str, quick: bool, processes: int 
             _fill(folder, names, wanted, seeds, settings, processes)
     except ConfigError as error:
         raise Misuse(f"--{error}") from None
-    except KeyboardInterrupt:
-        raise Interrupted(f"stopped; the finished runs in {out} are kept, and the same command goes on") from None
     except (OSError, RuntimeError, ValueError) as error:
         if os.environ.get("FIREBOLT_TRACEBACK"):
             raise

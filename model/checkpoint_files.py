@@ -74,6 +74,8 @@ def check_folder(folder: str | PathLike) -> None:
             check_file(folder / name)
         if name in SMALL_JSON:
             read_json(folder / name)
+        elif name.endswith(".jinja"):
+            check_text(folder / name)
     for name in ("additional_chat_templates", "chat_templates"):
         if (folder / name).is_dir():
             check_folder(folder / name)
@@ -109,6 +111,14 @@ def check_file(path: Path) -> os.stat_result:
             f"{path} is {found.st_size:,} bytes large; a {path.name} of at most {most:,} is read. Download it again"
         )
     return found
+
+
+def check_text(path: Path) -> None:
+    """Raise CheckpointError where a file, whose kind and size are known, is no text."""
+    try:
+        path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is no text ({_first_line(error)}); copy or download it again") from None
 
 
 def read_json(path: Path) -> dict:

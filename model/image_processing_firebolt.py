@@ -13,6 +13,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 
 from . import images as pictures
 from . import tiling as tilings
+from .loading import open_image_processor
 
 # Of one image. In float32 these take 400 MB.
 MOST_PIXELS, MOST_TILES = 2**25, 2**14
@@ -63,6 +64,11 @@ class FireboltImageProcessor(PilBackend):
     def __init__(self, **kwargs: Unpack[FireboltImagesKwargs]):
         super().__init__(**kwargs)
         _check_tiling(self.tiling, self.size, self.tile_size, self.tile_overlap, self.max_tiles)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As on any image processor of transformers; no code in the folder is run, and no pipe or device opened."""
+        return super().from_pretrained(open_image_processor(pretrained_model_name_or_path, kwargs), **kwargs)
 
     def preprocess(self, images: ImageInput, **kwargs: Unpack[FireboltImagesKwargs]) -> BatchFeature:
         """The five image inputs of the model for a batch of rows.

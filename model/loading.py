@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from .checkpoint_files import (
     CONFIG,
+    PROCESSORS,
     TOKENIZERS,
     CheckpointError,
     Shapes,
@@ -58,8 +59,19 @@ def open_checkpoint(name: str | PathLike, arguments: dict[str, Any]) -> Opened:
     return Opened(folder, config, shapes)
 
 
+def open_image_processor(name: str | PathLike, arguments: dict[str, Any]) -> Path:
+    """`open_folder` of a model that has an image processor. Raises PlaceError, CheckpointError."""
+    folder = open_folder(name, arguments)
+    check_parts(folder, ("processor", PROCESSORS))
+    return folder
+
+
 def load_tokenizer(name: str | PathLike, **arguments):
-    """The tokenizer of a model, by transformers' own class for it. Raises PlaceError, CheckpointError."""
+    """The tokenizer of a model, by transformers' own class for it. Raises PlaceError, CheckpointError.
+
+    Its `apply_chat_template` is transformers' too, which knows no limit of time or memory: for a folder of a stranger
+    use that of a processor, or `chat_template.check_template` before it.
+    """
     folder = open_folder(name, arguments)
     check_parts(folder, ("tokenizer", TOKENIZERS))
     with tokenizer_named(folder):
@@ -110,5 +122,6 @@ __all__ = [
     "load_tokenizer",
     "open_checkpoint",
     "open_folder",
+    "open_image_processor",
     "tokenizer_named",
 ]

@@ -44,7 +44,8 @@ class FireboltProcessor(ProcessorMixin):
 
     Padding is on the left, as generation needs it, unless the tokenizer was made with a `padding_side` of its own (or
     the call names one). Without a `chat_template` the tokenizer's is used; `CHAT_TEMPLATE` is one in LFM2's format.
-    A template is rendered within limits of time and memory.
+    A template is rendered within limits of time and memory; `tokenizer.apply_chat_template` is transformers' own, which
+    has none.
     """
 
     valid_processor_kwargs = FireboltProcessorKwargs

@@ -48,6 +48,19 @@ def interrupts_held():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextmanager
+def interrupts_heard():
+    """In a process that was started with interrupts held: Ctrl-C comes within, also one from before."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
 def ignore_interrupts(*_) -> None:
     """For processes that only help: they end with the one that they help."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -11,6 +11,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .. import images as pictures
 from ..image_processing_firebolt import MOST_PIXELS, as_rgb, levels_of, normalise
+from ..loading import open_image_processor
 
 
 class Clip(list):
@@ -46,6 +47,11 @@ class FoveatedImageProcessor(PilBackend):
     def __init__(self, **kwargs: Unpack[FoveatedImagesKwargs]):
         super().__init__(**kwargs)
         _check(self.size, self.image_frames)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As on any image processor of transformers; no code in the folder is run, and no pipe or device opened."""
+        return super().from_pretrained(open_image_processor(pretrained_model_name_or_path, kwargs), **kwargs)
 
     def preprocess(self, images: ImageInput, **kwargs: Unpack[FoveatedImagesKwargs]) -> BatchFeature:
         """The frames of the model for a batch of rows.

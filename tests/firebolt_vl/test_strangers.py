@@ -13,16 +13,22 @@ import pytest
 from commands import Result, assert_refused
 from foveated import make_foveated
 from tiny_models import make_tokenizer
+from transformers import AutoImageProcessor
 
+from firebolt_vl.evaluate import tiny
 from firebolt_vl.model import (
     CHAT_TEMPLATE,
     FireboltForConditionalGeneration,
+    FireboltImageProcessor,
     FireboltModel,
     FireboltProcessor,
     FoveatedImageProcessor,
     FoveatedProcessor,
     FoveatedVLM,
 )
+from firebolt_vl.model.chat_template import ChatTemplateError
+from firebolt_vl.model.checkpoint_files import CheckpointError
+from firebolt_vl.model.loading import load_tokenizer
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="pipes, links and devices are those of POSIX")
 READ = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "processor_config.json")
@@ -74,7 +80,26 @@ def commands(firebolt, folder, image) -> dict[str, Result]:
         "watch": firebolt("watch", image, "what?", "--model", folder, *short),
         "convert": firebolt("convert", folder, "converted"),
         "data check": firebolt("data", "check", "data.jsonl", "--checkpoint", folder),
+        "eval": firebolt("eval", "tiny", "--checkpoint", folder, "--json"),
     }
+
+
+@pytest.fixture(autouse=True)
+def short_exam(monkeypatch):
+    """`eval tiny` with one scene of each layout."""
+    whole = tiny.evaluate_tiny
+    monkeypatch.setattr(tiny, "evaluate_tiny", lambda folder, **options: whole(folder, 4, **options))
+
+
+# What each command reads of a folder. Every one of them is replaced by a pickle and named.
+READ_BY = {
+    "ask": (*READ, "generation_config.json", "chat_template.jinja"),
+    "batch": (*READ, "generation_config.json", "chat_template.jinja"),
+    "convert": READ,
+    "data check": ("config.json", "tokenizer.json", "tokenizer_config.json"),
+    "eval": (*READ, "generation_config.json", "chat_template.jinja"),
+    "watch": (*READ, "generation_config.json", "chat_template.jinja"),
+}
 
 
 class TestCode:
@@ -83,7 +108,12 @@ class TestCode:
         payloads.plant_code(folder, mark)
         payloads.plant_pickles(folder, mark)
         found = commands(firebolt, folder, image)
-        assert {name: result.code for name, result in found.items()}["ask"] == 0, found["ask"].err
+        for name in ("ask", "batch", "eval"):
+            assert found[name].code == 0, found[name].err
+        FireboltImageProcessor.from_pretrained(folder)
+        FireboltImageProcessor.from_pretrained(folder, trust_remote_code=True)
+        load_tokenizer(folder)
+        AutoImageProcessor.from_pretrained(folder)
         for door in (FireboltForConditionalGeneration, FireboltModel, FireboltProcessor):
             door.from_pretrained(folder)
             door.from_pretrained(folder, trust_remote_code=True)
@@ -109,6 +139,19 @@ class TestCode:
         assert commands(firebolt, foveated, image)["watch"].code == 0
         FoveatedVLM.from_pretrained(foveated)
         FoveatedProcessor.from_pretrained(foveated)
+        assert not mark.exists()
+
+    @pytest.mark.parametrize("name", sorted(set().union(*READ_BY.values())))
+    def test_a_pickle_in_the_place_of_a_file_that_is_read_is_named(self, firebolt, request, image, tmp_path, name):
+        mark = tmp_path / "ran"
+        for kind, read_by in (("folder", ("ask", "batch", "eval", "data check")), ("foveated", ("watch",))):
+            place = request.getfixturevalue(kind)
+            assert (place / name).is_file()
+            payloads.plant_pickles(place, mark, [name])
+            found = commands(firebolt, place, image)
+            for command in read_by:
+                if name in READ_BY[command]:
+                    assert_refused(found[command], 1, name)
         assert not mark.exists()
 
     @pytest.mark.parametrize("name", ["pytorch_model.bin", "best.pt", "consolidated.00.pth"])
@@ -157,6 +200,28 @@ class TestFiles:
         payloads.make_special(folder / name, "fifo")
         result = firebolt("ask", image, "what?", "--checkpoint", folder, "--max-new-tokens", 2)
         assert_refused(result, 1, name, "pipe or device")
+
+    @pytest.mark.parametrize("kind", ["fifo", "folder", "loop", "dangling", "device", "huge", "deep"])
+    @pytest.mark.parametrize("name", ["processor_config.json", "tokenizer_config.json"])
+    def test_processors_alone_open_no_special_file(self, folder, foveated, name, kind):
+        ours, foveateds = (FireboltProcessor, FireboltImageProcessor), (FoveatedProcessor, FoveatedImageProcessor)
+        for place, doors in ((folder, ours), (foveated, foveateds)):
+            payloads.make_special(place / name, kind)
+            for door in doors:
+                with pytest.raises(CheckpointError, match=name):
+                    door.from_pretrained(place)
+
+    @pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json"])
+    def test_an_image_processor_whose_file_is_missing_or_a_pickle_is_told(self, folder, tmp_path, name):
+        (folder / "processor_config.json").rename(folder / name)
+        assert FireboltImageProcessor.from_pretrained(folder).to_dict()
+        payloads.plant_pickles(folder, tmp_path / "ran", [name])
+        with pytest.raises(CheckpointError, match=name):
+            FireboltImageProcessor.from_pretrained(folder)
+        (folder / name).unlink()
+        with pytest.raises(CheckpointError, match="has no processor"):
+            FireboltImageProcessor.from_pretrained(folder)
+        assert not (tmp_path / "ran").exists()
 
     def test_a_header_of_terabytes(self, firebolt, folder, image):
         weights = folder / "model.safetensors"
@@ -257,6 +322,21 @@ class TestBombs:
                 assert any(word in said for word in words), (case, said)
             else:
                 assert "chat_template" in said
+
+    def test_an_image_processor_alone_refuses_its_sizes(self, folder):
+        described = (folder / "processor_config.json").read_text()
+        for key, value in (("size", {"height": 10**6, "width": 10**6}), ("tile_size", 10**6), ("max_tiles", 10**9)):
+            (folder / "processor_config.json").write_text(described)
+            payloads.change_json(folder / "processor_config.json", **{f"image_processor__{key}": value})
+            with pytest.raises(ValueError, match=key):
+                FireboltImageProcessor.from_pretrained(folder)
+
+    @pytest.mark.parametrize("template", payloads.LOOPING_TEMPLATES)
+    def test_a_template_without_end_is_stopped_where_a_processor_renders_it(self, folder, foveated, template):
+        for place, kind in ((folder, FireboltProcessor), (foveated, FoveatedProcessor)):
+            (place / "chat_template.jinja").write_text(template)
+            with pytest.raises((ChatTemplateError, CheckpointError), match="chat_template"):  # or too long to be read
+                kind.from_pretrained(place).apply_chat_template([{"role": "user", "content": "what?"}])
 
     def test_what_bounds_nothing_by_itself_is_harmless(self, firebolt, folder, image):
         payloads.change_json(folder / "config.json", cmm_config__top_k=10**9)

@@ -4,7 +4,12 @@ import csv
 import io
 import json
 import math
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -222,6 +227,34 @@ def test_a_pool_that_is_stopped_leaves_tables_of_what_is_there(out, rows, monkey
     page = (out / "connector.md").read_text()
     assert "| prepend |" in page
     assert "Not all 1 seeds are there yet: cross-attend." in page
+
+
+SMALL_RUNS = """
+import sys
+from firebolt_vl import cli
+from firebolt_vl.train.ablation.task import Settings
+if __name__ == "__main__":
+    Settings.quick = classmethod(lambda cls: Settings(scenes=8, steps=int(sys.argv[1]), test_scenes=4))
+    cli.main()
+"""
+
+
+def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(tmp_path):
+    """Of a terminal it reaches the processes that train too."""
+    (tmp_path / "run.py").write_text(SMALL_RUNS.replace("cli.main()", "sys.exit(cli.run(sys.argv[2:]))"))
+    out = tmp_path / "out"
+    command = [sys.executable, str(tmp_path / "run.py"), "4000", "ablate", "positions", "--quick", "--out", str(out)]
+    child = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(out.glob("work/*/history.jsonl")):
+        time.sleep(0.1)
+    os.killpg(child.pid, signal.SIGINT)
+    said = child.communicate(timeout=60)[1]
+    assert child.returncode == 130, said
+    last = "firebolt: stopped; the finished runs in --out are kept; the same command goes on with the others"
+    assert said.splitlines()[-1] == last
+    assert "Traceback" not in said
+    assert list(out.glob("work/*/checkpoints/step-*"))
 
 
 def test_features_come_in_batches(task):

@@ -6,7 +6,8 @@ import multiprocessing
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from transformers.utils import logging
 
 from ...evaluate.tiny import mark_exam
 from ...files.writing import write_text
+from ..interrupts import interrupts_heard, interrupts_held
 from ..loop import LoopOptions, run
 from ..results import rounded
 from ..session import close, new_accelerator
@@ -60,14 +62,22 @@ def fill_pool(
     keep_task(out / WORK / TASK, checkpoint, settings, processes)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as workers:
-        running = {workers.submit(do_run, out, name, seed, settings, checkpoint): (name, seed) for name, seed in wanted}
-        try:
-            for done in as_completed(running):
-                report(*running[done], done.result())
-        except BaseException:
-            # What has not begun is not waited for; what has ends its step, where Ctrl-C stops it.
-            workers.shutdown(wait=False, cancel_futures=True)
-            raise
+        # No more than run at once: what an executor has taken in advance would still be run after Ctrl-C.
+        waiting, running = iter(wanted), {}
+        while True:
+            with interrupts_held():
+                for name, seed in islice(waiting, processes - len(running)):
+                    running[workers.submit(_do_run, out, name, seed, settings, checkpoint)] = (name, seed)
+            if not running:
+                return
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                report(*running.pop(done), done.result())
+
+
+def _do_run(*given) -> dict:
+    """`do_run` in a process of the pool, where Ctrl-C ends the step at hand and keeps a checkpoint."""
+    with interrupts_heard():
+        return do_run(*given)
 
 
 def do_run(out: Path, name: str, seed: int, settings: Settings, checkpoint: Path) -> dict:

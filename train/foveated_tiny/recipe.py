@@ -221,9 +221,9 @@ def do_run(work: Path, stage: Stage, mode: str, seed: int, settings: Settings, r
     return row
 
 
-def spread(values: Sequence[float], scale: float = 100.0) -> str:
-    """Mean of the seeds, lowest and highest in brackets."""
-    mean, low, high = (scale * one for one in (sum(values) / len(values), min(values), max(values)))
+def spread(values: Sequence[float]) -> str:
+    """Mean of the seeds, lowest and highest in brackets, in %."""
+    mean, low, high = (100 * one for one in (sum(values) / len(values), min(values), max(values)))
     return f"{mean:.1f} ({low:.1f} to {high:.1f})"
 
 

@@ -31,6 +31,7 @@ GRIDS_HIDDEN_ROWS = 0.3
 GRIDS_HIDDEN = 0.3
 PLACES_HIDDEN = 0.15
 MARGIN = 0.1
+TOKENIZED_AT_ONCE = 10_000
 
 
 @dataclass
@@ -81,9 +82,7 @@ class Rows:
         return rows
 
 
-def tokenize(
-    tokenizer: PreTrainedTokenizerBase, questions: Sequence[tuple[int, Question]], batch: int = 10_000
-) -> Rows:
+def tokenize(tokenizer: PreTrainedTokenizerBase, questions: Sequence[tuple[int, Question]]) -> Rows:
     """The questions as chats of one turn, each followed by its answer and the end token."""
     mark = "\x00"
     template = tokenizer.apply_chat_template(
@@ -91,8 +90,8 @@ def tokenize(
     )
     before, after = template.split(mark)
     prompts, answers, phrases = [], [], []
-    for start in range(0, len(questions), batch):
-        part = [question for _, question in questions[start : start + batch]]
+    for start in range(0, len(questions), TOKENIZED_AT_ONCE):
+        part = [question for _, question in questions[start : start + TOKENIZED_AT_ONCE]]
         encoded = tokenizer([before + question.text + after for question in part])
         prompts.extend(encoded.input_ids)
         answers.extend(tokenizer([question.answer + tokenizer.eos_token for question in part]).input_ids)
