@@ -8,6 +8,7 @@ READY := $(VENV)/ready
 MINUTES := 10
 OP :=
 ENVIRONMENTS :=
+BESIDE :=
 MACHINES :=
 TESTS :=
 SEED :=
@@ -16,7 +17,7 @@ export IMAGE := $(firstword $(sort $(wildcard examples/*.png)))
 export QUESTION := what digit is at the top left?
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-versions test-machines test-messages test-gpu bench compile-report fuzz format lint tiny
+.PHONY: help demo test test-versions test-machines test-messages test-gpu bench compile-report fuzz format lint tiny counts docs
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -58,6 +59,14 @@ format: $(READY) ## format the code
 lint: $(READY) ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+counts: $(READY) ## count parameters, long functions, repeated blocks, type errors (BESIDE=another/checkout)
+	@$(BIN)/python tests/support/counts.py $(if $(BESIDE),--root $(BESIDE)) --root .
+
+docs: $(READY) ## write the generated pages and the picture of docs/ again
+	$(BIN)/python docs/api.py
+	$(BIN)/python docs/configuration.py
+	$(BIN)/python docs/architecture.py
 
 tiny: $(READY) ## train the embedded model again (40 minutes at most on two cores)
 	$(BIN)/firebolt train tiny seeds=3 --out out/tiny

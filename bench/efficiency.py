@@ -1,6 +1,7 @@
-"""The README's table of whole answers, from the kept rows: `python -m firebolt_vl.bench.efficiency [README.md]`.
+"""The table of whole answers in docs/generation.md, from the kept rows.
 
-With a file it is written between that file's markers; without one it is printed.
+`python -m firebolt_vl.bench.efficiency [FILE]`: with a file it is written between that file's
+markers; without one it is printed.
 """
 
 import sys
@@ -61,13 +62,13 @@ def markdown(rows: Sequence[Row]) -> str:
     )
 
 
-def written(readme: str, rows: Sequence[Row]) -> str:
-    """The text of `readme` with the table between its markers. Raises ValueError where it has none."""
-    before, begin, rest = readme.partition(BEGIN)
+def written(page: str, rows: Sequence[Row]) -> str:
+    """The text of `page` with the table between its markers. Raises ValueError where it has none."""
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"readme: the lines {BEGIN} and {END} are wanted, where the table goes between them")
-    by = f"<!-- {COMMAND}; python -m firebolt_vl.bench.efficiency README.md -->"
+        raise ValueError(f"page: the lines {BEGIN} and {END} are wanted, where the table goes between them")
+    by = f"<!-- {COMMAND}; python -m firebolt_vl.bench.efficiency docs/generation.md -->"
     return f"{before}{BEGIN}\n{by}\n{markdown(rows)}\n{END}{after}"
 
 

@@ -1,4 +1,4 @@
-"""The README's table of measured ratios, from the kept points: `python -m firebolt_vl.bench.measured`."""
+"""The table of measured ratios in docs/kernels.md, from the kept points: `python -m firebolt_vl.bench.measured`."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -3,6 +3,7 @@
 python -m firebolt_vl.evaluate.examples        writes examples/*.png and examples/README.md
 """
 
+import ast
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +36,23 @@ def example(name: str) -> tuple[Scene, list[Question]]:
     return scene, [question for question in asked if question is not None][:QUESTIONS]
 
 
+def first_line(file: Path) -> str:
+    """The first line of a script's docstring."""
+    return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))).splitlines()[0]
+
+
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     lines = [
-        "# Example images",
+        "# Examples",
+        "",
+        "Scripts that run as they stand, on a CPU, in less than a minute each.",
+        "",
+        "| script | what it shows |",
+        "| --- | --- |",
+        *(f"| [{file.name}]({file.name}) | {first_line(file)} |" for file in sorted(FOLDER.glob("*.py"))),
+        "",
+        "## Images",
         "",
         "Handwritten digits that the embedded model was not trained on (from scikit-learn's `load_digits`), drawn by",
         "`python -m firebolt_vl.evaluate.examples`. The answers are what is in the image.",

@@ -1,8 +1,8 @@
 """How well a model answers questions about digits it was not trained on, and where its answers come from.
 
 firebolt eval tiny                                           measures the model in the package
-python -m firebolt_vl.evaluate.tiny [RESULTS.json]           prints the README's table from what was kept of its
-                                                             training
+python -m firebolt_vl.evaluate.tiny [RESULTS.json]           prints the tables of docs/embedded-model.md from
+                                                             what was kept of its training
 """
 
 import argparse
@@ -351,7 +351,7 @@ def _percent(share: float | None) -> str:
 
 
 def markdown(trained: dict) -> str:
-    """The README's tables, from the results.json that training keeps beside the checkpoint."""
+    """The tables of docs/embedded-model.md, from the results.json that training keeps beside the checkpoint."""
     runs = trained["seeds"]
     shipped = next(run for run in runs if run["training_seed"] == trained["shipped_seed"])
     columns = ["", "inside tiles", "held-out wordings", "harder layouts", "majority", "another image", "positions off"]
@@ -409,7 +409,8 @@ def _spread(shares: Iterable[float]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m firebolt_vl.evaluate.tiny", description="Print the README's tables of the embedded model."
+        prog="python -m firebolt_vl.evaluate.tiny",
+        description="Print the tables of docs/embedded-model.md about the embedded model.",
     )
     kept = Path(__file__).resolve().parents[1] / "firebolt_vl" / "tiny" / "results.json"
     parser.add_argument("results", type=Path, nargs="?", default=kept, metavar="RESULTS.json")

@@ -166,8 +166,8 @@ def refuse_pickles(folder: Path) -> None:
     if found := sorted(name for name in os.listdir(folder) if name.endswith(PICKLES)):
         raise CheckpointError(
             f"checkpoint {folder} has its weights in pickle files ({found[0]}), which can run code when they are "
-            "opened and are refused; get a safetensors copy of it, or make one of files that you trust (README, "
-            "Pickled weights)"
+            "opened and are refused; get a safetensors copy of it, or make one of files that you trust "
+            "(docs/checkpoints.md, Pickled weights)"
         )
 
 

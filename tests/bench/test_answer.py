@@ -168,7 +168,7 @@ def some_rows():
     return [measuring.Row(**row), measuring.Row(**{**row, "name": "decoder-alone"})]
 
 
-def test_the_readmes_table_goes_between_its_markers():
+def test_the_table_goes_between_its_markers():
     rows = some_rows()
     before = f"a\n{efficiency.BEGIN}\nold\n{efficiency.END}\nb\n"
     once = efficiency.written(before, rows)
@@ -178,7 +178,7 @@ def test_the_readmes_table_goes_between_its_markers():
     assert efficiency.markdown(rows) in once
     assert efficiency.written(once, rows) == once
     assert "46.67" in once
-    with pytest.raises(ValueError, match="readme: the lines"):
+    with pytest.raises(ValueError, match="page: the lines"):
         efficiency.written("nothing", rows)
 
 

@@ -156,7 +156,7 @@ def test_the_report_is_readable_and_the_results_are_json(results):
     assert f"{100 * results['accuracy']['inside']['all']:.1f}" in report
 
 
-def test_the_table_of_the_readme_comes_from_the_results_of_training(capsys):
+def test_the_table_of_the_docs_comes_from_the_results_of_training(capsys):
     main([])
     table = capsys.readouterr().out
     kept = json.loads((firebolt_vl.embedded_checkpoint() / "results.json").read_text(encoding="utf-8"))
