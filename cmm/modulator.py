@@ -1,6 +1,5 @@
 """The cross-modal modulator: writes what each text token sees of an image into that token."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +9,8 @@ from torch import Tensor, nn
 
 from ..kernels import correlation_context, film_residual, grounded_film
 from ..kernels.implementation import choose
-from ..kernels.modulation.weights import INFINITY, largest_of_few_or_many, softmax_or_zero
+from ..kernels.modulation.pytorch import film_of_few_tokens, weights_of_few_tokens
+from ..kernels.modulation.selection import Selection
 from .block import SSMBlock
 from .config import CMMConfig
 from .connector import After, Connector, GridSide
@@ -231,21 +231,9 @@ class CrossModalModulator(Connector[ModulatorSide]):
     def _film_of_few_tokens(self, text, q, side, ssm):
         """`_film_from_table` in fewer calls: the scales and shifts of both FiLMs are one product with the table."""
         dtype = wide_dtype(text.dtype)
-        scores = (q.to(dtype) * (1 / math.sqrt(q.shape[-1]))).transpose(1, 2) @ side.k.to(dtype).permute(0, 2, 3, 1)
-        if side.mask is not None:
-            scores = scores.masked_fill(~side.mask[:, None, None], -INFINITY)  # [B,H,T,G]
-        top_k = self.config.top_k or 0
-        selects = 0 < top_k < scores.shape[-1]
-        if selects and self.config.top_k_mode == "renormalize":
-            a = softmax_or_zero(scores.masked_fill_(~largest_of_few_or_many(scores, top_k), -INFINITY))
-        elif selects:
-            a = softmax_or_zero(scores).masked_fill_(~largest_of_few_or_many(scores, top_k), 0)
-        else:
-            a = softmax_or_zero(scores)
-        w = a.mean(1)  # [B,T,G]
-
-        bias = torch.cat([self.film_in.bias, self.film_out.bias]).to(dtype)
-        film = torch.baddbmm(bias, w, side.table.to(dtype)).mul_(self.gate.to(dtype))
+        selection = Selection(self.config.top_k, side.mask, renormalize=self.config.top_k_mode == "renormalize")
+        w = weights_of_few_tokens(q, side.k, selection, dtype)
+        film = film_of_few_tokens(w, side.table, torch.cat([self.film_in.bias, self.film_out.bias]), self.gate)
         gamma_in, beta_in, gamma_out, beta_out = film.chunk(4, dim=-1)
         x = text.to(dtype)
         normed = _layer_norm(x, self.norm_in)

@@ -17,9 +17,6 @@ OUTSIDE = {
     "files": set(),
 }
 
-# These import `grid_weights` still.
-FOR_NOW = {ROOT / "cmm" / "connectors.py", ROOT / "cmm" / "modulator.py"}
-
 
 def imports(layer: str):
     """(file, the layer or package that it imports, whether the import is relative) for every import of a folder."""
@@ -106,4 +103,4 @@ def test_what_the_ops_share_is_theirs(layer):
             if isinstance(node, ast.ImportFrom) and node.module:
                 imported = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
                 common = [name for name in imported if "kernels.common" in name]
-                assert not common or file in FOR_NOW, f"{file.relative_to(ROOT)} imports {common[0]}"
+                assert not common, f"{file.relative_to(ROOT)} imports {common[0]}"

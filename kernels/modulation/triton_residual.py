@@ -31,9 +31,8 @@ from .triton_weights import MOST_GRIDS_IN_REGISTERS
 
 
 @triton.jit
-def _residual_tile(y, x, film, gate, w, b, t, d, T, G, D: tl.constexpr, BLOCK_G: tl.constexpr, PRECISION: tl.constexpr):
+def _residual_tile(y, x, gate, gamma, beta, b, t, d, T, D: tl.constexpr):
     """r = x + y (1 + gate gamma) + gate beta, [BLOCK_T, BLOCK_D]."""
-    gamma, beta = modulation(film, w, b, t, d, T, G, D, BLOCK_G, PRECISION)
     y_tile = row_tile(y, b, t, d, t < T, D)
     return row_tile(x, b, t, d, t < T, D) + y_tile * (1 + gate * gamma) + gate * beta
 
@@ -66,7 +65,8 @@ def film_residual_kernel(
     m2 = tl.zeros([BLOCK_T], tl.float32)
     for start in range(0, D, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
-        r = _residual_tile(y, x, film, gate, w, b, t, d, T, G, D, BLOCK_G, PRECISION)
+        gamma, beta = modulation(film, w, b, t, d, T, G, D, BLOCK_G, PRECISION)
+        r = _residual_tile(y, x, gate, gamma, beta, b, t, d, T, D)
         store_rows(r_ptr, b, t, T, d, D, r)
         mean, m2 = merge_statistics(r, mean, m2, start, d, D)
     if norm is not None:
@@ -75,7 +75,8 @@ def film_residual_kernel(
         tl.store(norm.rstd + b * T + t, rstd, mask=t < T)
         for start in range(0, D, BLOCK_D):
             d = start + tl.arange(0, BLOCK_D)
-            r = _residual_tile(y, x, film, gate, w, b, t, d, T, G, D, BLOCK_G, PRECISION)
+            gamma, beta = modulation(film, w, b, t, d, T, G, D, BLOCK_G, PRECISION)
+            r = _residual_tile(y, x, gate, gamma, beta, b, t, d, T, D)
             _, _, normed = normalised(r, mean, rstd, norm, d, D)
             store_rows(normed_ptr, b, t, T, d, D, normed)
 
@@ -118,7 +119,8 @@ def film_residual_backward_kernel(
         sum_dn_n = tl.zeros([BLOCK_T], tl.float32)
         for start in range(0, D, BLOCK_D):
             d = start + tl.arange(0, BLOCK_D)
-            r = _residual_tile(y, x, film, gate, w, b, t, d, T, G, D, BLOCK_G, PRECISION)
+            gamma, beta = modulation(film, w, b, t, d, T, G, D, BLOCK_G, PRECISION)
+            r = _residual_tile(y, x, gate, gamma, beta, b, t, d, T, D)
             ln_weight = tl.load(norm.weight + d, mask=d < D, other=0.0).to(tl.float32)
             dn = row_tile(dnormed, b, t, d, inside, D) * ln_weight[None, :]
             sum_dn += tl.sum(dn, 1)

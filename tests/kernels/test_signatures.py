@@ -11,16 +11,6 @@ FOLDER = Path(kernels.__file__).resolve().parent
 MOST_OF_A_KERNEL, MOST = 18, 12
 
 
-# The correlation's family still is as it was.
-FOR_NOW = {
-    "common/triton_rows.py",
-    "common/triton_weights.py",
-    "correlation/triton.py",
-    "film/op.py",
-    "film/triton.py",
-}
-
-
 def is_compiled(node: ast.FunctionDef) -> bool:
     return any(ast.unparse(decorator).startswith("triton.jit") for decorator in node.decorator_list)
 
@@ -47,7 +37,6 @@ def test_no_function_has_many_parameters():
         f"{file}: {node.name}": parameters(node)
         for file, node in functions()
         if not is_promised(node)
-        and file not in FOR_NOW
         and parameters(node) > (MOST_OF_A_KERNEL if is_compiled(node) and node.name.endswith("_kernel") else MOST)
     }
     assert not found
@@ -55,6 +44,4 @@ def test_no_function_has_many_parameters():
 
 @pytest.mark.parametrize("file", sorted(FOLDER.rglob("*.py")), ids=lambda file: file.relative_to(FOLDER).as_posix())
 def test_no_file_is_formatted_by_hand(file):
-    if file.relative_to(FOLDER).as_posix() in FOR_NOW:
-        pytest.skip("it is among those of FOR_NOW")
     assert "fmt: skip" not in file.read_text(encoding="utf-8")
