@@ -109,7 +109,8 @@ def types(root: Path) -> Counter | None:
         )
         problems = json.loads(checked.stdout)["generalDiagnostics"]
         return Counter(
-            (Path(problem["file"]).relative_to(copy.resolve()).parts[0], problem.get("rule", ""))
+            # `resolve`: a file that is reached through a link in firebolt_vl/ counts for the folder that has it
+            (Path(problem["file"]).resolve().relative_to(copy.resolve()).parts[0], problem.get("rule", ""))
             for problem in problems
             if problem["severity"] == "error" or problem.get("rule") in UNRESOLVED
         )
