@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterable
@@ -103,8 +104,9 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what `write_whole` had begun in a folder when it was killed; for a process that has the folder alone."""
-    for file in folder.glob(f"{TEMPORARY}{'[0-9a-f]' * DIGITS}*"):
-        if file.is_file() and file.name == f"{TEMPORARY}{file.name[len(TEMPORARY) :][:DIGITS]}{file.suffix}":
+    begun = re.compile(rf"{re.escape(TEMPORARY)}[0-9a-f]{{{DIGITS}}}(\.[^.]+)?")
+    for file in folder.iterdir():
+        if begun.fullmatch(file.name) and file.is_file():
             file.unlink(missing_ok=True)
 
 

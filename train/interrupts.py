@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 SAID = b"\nstopping after this step, with a checkpoint; Ctrl-C again stops at once\n"
 
@@ -35,30 +35,27 @@ class Interrupts:
         os.write(2, SAID)  # print() cannot be called from within itself
 
 
-@contextmanager
-def interrupts_held():
+def interrupts_held() -> AbstractContextManager:
     """Ctrl-C comes when this ends; processes that are started within never get it."""
+    return _masked("SIG_BLOCK")
+
+
+def interrupts_heard() -> AbstractContextManager:
+    """In a process that was started with interrupts held: Ctrl-C comes within, also one from before."""
+    return _masked("SIG_UNBLOCK")
+
+
+@contextmanager
+def _masked(how: str):
+    """Change by `how`, a name of the signal module, whether Ctrl-C is held; after it all is as before."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(getattr(signal, how), {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def interrupts_heard():
-    """In a process that was started with interrupts held: Ctrl-C comes within, also one from before."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def ignore_interrupts(*_) -> None:

@@ -10,8 +10,9 @@ from ..files.writing import write_text
 RESULTS = "results.json"
 
 
-def write_results(results: dict, folder: Path) -> None:
-    write_text(folder / RESULTS, json.dumps(rounded(results), indent=1) + "\n")
+def write_results(results: dict, file: Path) -> None:
+    """Write nested results as JSON, every number to four places."""
+    write_text(file, json.dumps(rounded(results), indent=1) + "\n")
 
 
 def rounded(value):

@@ -17,7 +17,7 @@ from ...evaluate.tiny import mark_exam
 from ...files.writing import write_text
 from ..interrupts import interrupts_heard, interrupts_held
 from ..loop import LoopOptions, run
-from ..results import rounded
+from ..results import write_results
 from ..session import close, new_accelerator
 from ..tiny.fusion import FusionJob, answer_loss
 from .task import Settings, Task, keep_task, load_task
@@ -110,7 +110,7 @@ def do_run(out: Path, name: str, seed: int, settings: Settings, checkpoint: Path
         "skipped_steps": skipped,
         **examine(job.model.eval(), task),
     }
-    write_text(row_file(out, name, seed), json.dumps(rounded(row), indent=1) + "\n")
+    write_results(row, row_file(out, name, seed))
     shutil.rmtree(work)
     return row
 

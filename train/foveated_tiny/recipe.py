@@ -27,7 +27,7 @@ from ...model import FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, Fov
 from ..errors import ConfigError
 from ..loop import LoopOptions, Told, run
 from ..outputs import alone_in
-from ..results import rounded
+from ..results import rounded, write_results
 from ..session import close, new_accelerator, use_some_cores
 from ..tensors import check_tensors, first_not_finite, read_about, read_tensors, write_tensors
 from ..tiny.fusion import EMBEDDING_STD, Rows, tokenize
@@ -216,7 +216,7 @@ def do_run(work: Path, stage: Stage, mode: str, seed: int, settings: Settings, r
         **examine(model.eval(), stage.exam, stage.cards, stage.texts, EXAM_SEED),
     }
     row = rounded(row)
-    write_text(row_file(work, mode, seed), json.dumps(row, indent=1) + "\n")
+    write_results(row, row_file(work, mode, seed))
     shutil.rmtree(folder / "checkpoints")
     return row
 
@@ -294,7 +294,7 @@ def run_all(options: argparse.Namespace, stage: Stage, settings: Settings, say) 
 def write_all(options: argparse.Namespace, stage: Stage, rows: list[dict]) -> None:
     """Results and picture in `options.out`, the table on stdout."""
     results = {"tower_cpu_seconds": stage.seconds, "runs": rows}
-    write_text(options.out / "foveated.json", json.dumps(rounded(results), indent=1) + "\n")
+    write_results(results, options.out / "foveated.json")
     folders = {mode: options.work / f"{mode}-seed-{options.seeds[0]}" for mode in options.modes}
     models = {mode: FoveatedVLM.from_pretrained(folder).eval() for mode, folder in folders.items()}
     write_whole(

@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..loop import skipped_words
 from ..outputs import keep_config
 from ..progress import Shown
-from ..results import write_results
+from ..results import RESULTS, write_results
 from ..session import use_some_cores
 from .seed import Sizes, loop_of, train_seed
 from .seeds import train_seeds
@@ -36,7 +36,7 @@ def train_tiny(config: TinyConfig, folder: Path, resume: bool, note: Callable[[s
         return
     with Shown(f"seed {config.seed}", config.log_every) as shown:
         results = train_seed(config, config.seed, work, loop_of(config, folder, resume), shown)
-    write_results(results, folder)
+    write_results(results, folder / RESULTS)
     if results["skipped_steps"]:
         note(skipped_words(results["skipped_steps"], sizes.fusion_steps))
     if sizes.test_scenes:

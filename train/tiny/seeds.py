@@ -18,7 +18,7 @@ from ..config import TinyConfig
 from ..errors import Stopped, TrainingError
 from ..interrupts import interrupts_held
 from ..loop import HISTORY, PLOT
-from ..results import write_results
+from ..results import RESULTS, write_results
 from ..session import use_some_cores
 from .seed import Sizes, loop_of, train_seed
 
@@ -44,7 +44,7 @@ def train_seeds(config: TinyConfig, folder: Path, work: Path, resume: bool) -> N
     }
     median = sorted(trained, key=overall)[(len(trained) - 1) // 2]
     take_model(places[median["training_seed"]], folder)
-    write_results({"shipped_seed": median["training_seed"], **results}, folder)
+    write_results({"shipped_seed": median["training_seed"], **results}, folder / RESULTS)
     console = Console(stderr=True)
     print_report(median, console)
     console.print(
