@@ -28,6 +28,7 @@ from firebolt_vl.evaluate.tiny import pose
 from firebolt_vl.train.ablation import report, runs
 from firebolt_vl.train.ablation.task import COARSE, FINE, Settings, boxes, features, keep_task, load_task, shown
 from firebolt_vl.train.ablation.variants import BASE, TABLES, VARIANTS, learning, make_model, matched_width, variants_of
+from firebolt_vl.train.errors import Stopped
 from firebolt_vl.train.tiny.fusion import FusionJob
 from firebolt_vl.train.tiny.pool import DRAWN_SIDE, centres_of
 from firebolt_vl.train.tiny.tokenizer import make_tokenizer
@@ -255,6 +256,24 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(tmp_path):
     assert said.splitlines()[-1] == last
     assert "Traceback" not in said
     assert list(out.glob("work/*/checkpoints/step-*"))
+
+
+@pytest.mark.parametrize("end", [Stopped("stopped after step 2"), KeyboardInterrupt()], ids=["step", "at once"])
+def test_a_process_that_was_stopped_begins_no_other_run(monkeypatch, end):
+    """Else it takes the run of a process that is slow to start, and the command does not end."""
+    begun = []
+
+    def do_run(name):
+        begun.append(name)
+        raise end
+
+    monkeypatch.setattr(runs, "_stopped", False)
+    monkeypatch.setattr(runs, "do_run", do_run)
+    with pytest.raises(type(end)):
+        runs._do_run("first")
+    with pytest.raises(Stopped):
+        runs._do_run("second")
+    assert begun == ["first"]
 
 
 def test_features_come_in_batches(task):

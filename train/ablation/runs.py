@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from ...evaluate.tiny import mark_exam
 from ...files.writing import write_text
+from ..errors import Stopped
 from ..interrupts import interrupts_heard, interrupts_held
 from ..loop import LoopOptions, run
 from ..results import write_results
@@ -74,10 +75,23 @@ def fill_pool(
                 report(*running.pop(done), done.result())
 
 
+_stopped = False
+
+
 def _do_run(*given) -> dict:
-    """`do_run` in a process of the pool, where Ctrl-C ends the step at hand and keeps a checkpoint."""
-    with interrupts_heard():
-        return do_run(*given)
+    """`do_run` in a process of the pool, where Ctrl-C ends the step at hand and keeps a checkpoint.
+
+    A process that was stopped begins no other run: the one of a process that is slow to start lies in the same queue.
+    """
+    global _stopped
+    if _stopped:
+        raise Stopped("stopped before it began")
+    try:
+        with interrupts_heard():
+            return do_run(*given)
+    except KeyboardInterrupt:
+        _stopped = True
+        raise
 
 
 def do_run(out: Path, name: str, seed: int, settings: Settings, checkpoint: Path) -> dict:
