@@ -22,14 +22,14 @@ import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, make_backend
+from triton.compiler import ASTSource, CompiledKernel, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from .. import kernels
 from ..files.tables import markdown_table
 from ..kernels import use_implementation
 from ..kernels.launch import FP_FUSION, Launch, interpreting, recording
-from .cases import OPS, Case, inputs
+from .cases import OPS, Case, Inputs, inputs
 
 
 class Chip(NamedTuple):
@@ -98,16 +98,25 @@ class Row:
 def record(op: str, case: Case, dtype: str) -> list[Launch]:
     """The launches of an op at a size: without gradients, and with them, forward and backward."""
     call = inputs(op, case, dtype, fill=False)
-    function = getattr(kernels, op)
     with recording() as launches, use_implementation("triton"):
         with torch.no_grad():
-            function(*call.args, **call.kwargs)
+            run_forward(op, call)
         call = call.map(lambda tensor: tensor.requires_grad_(tensor.is_floating_point() or tensor.is_complex()))
-        outputs = function(*call.args, **call.kwargs)
-        outputs = [output for output in ([outputs] if isinstance(outputs, Tensor) else outputs) if output.requires_grad]
-        gradients = [torch.empty_like(output) for output in outputs]
-        torch.autograd.grad(outputs, call.leaves(), gradients, allow_unused=True)
+        run_backward(call, run_forward(op, call))
     return launches
+
+
+def run_forward(op: str, call: Inputs) -> list[Tensor]:
+    """The outputs of an op."""
+    outputs = getattr(kernels, op)(*call.args, **call.kwargs)
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+
+def run_backward(call: Inputs, outputs: Sequence[Tensor]) -> None:
+    """Take the gradients of all leaves of a call, for gradients of its outputs that are memory as it comes."""
+    outputs = [output for output in outputs if output.requires_grad]
+    gradients = [torch.empty_like(output) for output in outputs]
+    torch.autograd.grad(outputs, call.leaves(), gradients, allow_unused=True)
 
 
 def specialise(launch: Launch, op: str, case: str, dtype: str, target: str) -> Job:
@@ -153,21 +162,14 @@ def plan(
 def compile_job(job: Job) -> Row:
     """Compile in this process; whatever goes wrong is the row's problem."""
     names = job.op, job.kernel, job.case, job.dtype, job.target
-    kernel = importlib.import_module(job.module)
-    for name in job.kernel.split("."):
-        kernel = getattr(kernel, name)
-    chip, log = CHIPS[job.target], io.StringIO()
-    source = ASTSource(kernel, job.signature, job.constexprs, job.attrs)
     start = time.perf_counter()
     try:
-        # ptxas' own log has the spills, and Triton prints it; without it Triton prints pages about what failed.
-        with contextlib.redirect_stdout(log):
-            compiled = triton.compile(source, target=GPUTarget(*chip[:3]), options=job.options)
+        compiled, log = compiled_kernel(job)
     except Exception as error:
         return Row(*names, problem=f"does not compile: {_one_line(error)}")
     seconds = time.perf_counter() - start
-    if chip.backend == "cuda":
-        assembly, registers, spilled = compiled.asm["ptx"], *read_ptxas_log(log.getvalue())
+    if CHIPS[job.target].backend == "cuda":
+        assembly, registers, spilled = compiled.asm["ptx"], *read_ptxas_log(log)
     else:
         assembly = compiled.asm["amdgcn"]
         registers, spilled = read_amdgcn(assembly)
@@ -181,6 +183,18 @@ def compile_job(job: Job) -> Row:
         seconds=round(seconds, 2),
     )
     return Row(**asdict(row) | {"problem": find_problem(row)})
+
+
+def compiled_kernel(job: Job) -> tuple[CompiledKernel, str]:
+    """What Triton makes of a job in this process, and what ptxas says of it. Raises what Triton raises."""
+    kernel = importlib.import_module(job.module)
+    for name in job.kernel.split("."):
+        kernel = getattr(kernel, name)
+    log = io.StringIO()
+    source = ASTSource(kernel, job.signature, job.constexprs, job.attrs)
+    # ptxas' own log has the spills, and Triton prints it; without it Triton prints pages about what failed.
+    with contextlib.redirect_stdout(log):
+        return triton.compile(source, target=GPUTarget(*CHIPS[job.target][:3]), options=job.options), log.getvalue()
 
 
 def find_problem(row: Row) -> str | None:
@@ -227,7 +241,7 @@ def compile_all(jobs: Sequence[Job], processes: int) -> Iterator[Row]:
         waiting = list(jobs)
         while waiting:
             done, crashed = [], False
-            with _pool(processes, folder) as pool:
+            with pool_of_compilers(processes, folder) as pool:
                 futures = {pool.submit(compile_job, job): job for job in waiting}
                 for future in as_completed(futures):
                     try:
@@ -246,7 +260,7 @@ def compile_all(jobs: Sequence[Job], processes: int) -> Iterator[Row]:
 
 
 def _compile_alone(job: Job, folder: str) -> Row:
-    with _pool(1, folder) as pool:
+    with pool_of_compilers(1, folder) as pool:
         try:
             return pool.submit(compile_job, job).result()
         except BrokenProcessPool:
@@ -254,7 +268,8 @@ def _compile_alone(job: Job, folder: str) -> Row:
             return Row(job.op, job.kernel, job.case, job.dtype, job.target, problem=problem)
 
 
-def _pool(processes: int, cache: str) -> ProcessPoolExecutor:
+def pool_of_compilers(processes: int, cache: str) -> ProcessPoolExecutor:
+    """Processes that compile for nobody else, with Triton's cache in a folder."""
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(processes, context, initializer=prepare_process, initargs=(cache,))
 

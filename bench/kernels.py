@@ -193,11 +193,7 @@ def runs_of(subject: Subject, mode: str) -> tuple[dict[str, Run], int]:
     """What to time for each provider, and the bytes that have to move."""
     outputs = _outputs(subject.providers["ours"]())
     cotangents = [torch.randn_like(output) for output in outputs]
-    read = sum(tensor.nbytes for tensor in subject.tensors)
-    written = sum(output.nbytes for output in outputs)
-    gradients = sum(leaf.nbytes for leaf in subject.leaves)
-    forward_bytes, backward_bytes = read + written, read + written + gradients
-    moved = {"forward": forward_bytes, "backward": backward_bytes, "both": forward_bytes + backward_bytes}[mode]
+    moved = bytes_to_move(subject.tensors, outputs, subject.leaves)[mode]
 
     def gradients_of(outputs: Any) -> None:
         torch.autograd.grad(_outputs(outputs), subject.leaves, cotangents, allow_unused=True)
@@ -215,6 +211,13 @@ def runs_of(subject: Subject, mode: str) -> tuple[dict[str, Run], int]:
         return Run(lambda _: gradients_of(provider()))
 
     return {name: run(provider) for name, provider in subject.providers.items()}, moved
+
+
+def bytes_to_move(read: Sequence[Tensor], written: Sequence[Tensor], leaves: Sequence[Tensor]) -> dict[str, int]:
+    """By mode the floor: each tensor once, with gradients also the gradients of outputs and leaves."""
+    inputs, outputs, gradients = (sum(tensor.nbytes for tensor in some) for some in (read, written, leaves))
+    forward, backward = inputs + outputs, inputs + outputs + gradients
+    return {"forward": forward, "backward": backward, "both": forward + backward}
 
 
 def copy_run(size: int, device: str) -> Run:

@@ -135,6 +135,7 @@ def kernel_benchmarks(
 
     from .bench import kernels as measuring
     from .bench.cases import HALVES_AND_FLOAT32
+    from .bench.predict.beside import predicted_ms
     from .checkpoint import choose_device
     from .files.writing import write_text, write_whole
 
@@ -165,7 +166,9 @@ def kernel_benchmarks(
         except OSError as error:
             raise Failure(f"--out {out}: {error.strerror or error}") from None
         if not as_json:
-            _show_times(measuring.speed_ups(of_op))
+            predicted, missing = predicted_ms(op, dtype, modes, quick, device)
+            _show_times(measuring.speed_ups(of_op), predicted)
+            notes += missing
     if as_json:
         print(json.dumps({"points": measuring.to_dict(points)}, indent=1))
     elif points:
@@ -190,18 +193,21 @@ def _kept_points(file: Path) -> list:
         raise Misuse(f"--out: {file} is not a table of this command ({error}); name another folder") from None
 
 
-def _show_times(rows) -> None:
+def _show_times(rows, predicted: dict[tuple[str, str], str]) -> None:
     table = Table(title=f"{rows[0]['op']}, {rows[0]['dtype']}", title_justify="left")
     table.add_column("size")
     table.add_column("mode")
     others = list(dict.fromkeys(name for row in rows for name in row["points"] if name != "ours"))
-    for name in (*(f"{name} ms" for name in others), "ours ms", "GB/s", "of a copy", "peak MB"):
+    columns = ["ours ms", *(["predicted ms"] if predicted else []), "GB/s", "of a copy", "peak MB"]
+    for name in (*(f"{name} ms" for name in others), *columns):
         table.add_column(name, justify="right", no_wrap=True)
     for name in others:
         table.add_column(f"x {name}", justify="right", no_wrap=True)
     for row in rows:
         found, ratios, ours = row["points"], row["speed_ups"], row["points"].get("ours")
         times = [f"{found[name].median_ms:.3f}" if name in found else "-" for name in (*others, "ours")]
+        if predicted:
+            times.append(predicted.get((row["sizes"], row["mode"]), "-"))
         roof = (
             [f"{ours.gb_per_s:.1f}", f"{100 * ours.share_of_copy:.0f} %", f"{ours.peak_mb:.1f}"] if ours else ["-"] * 3
         )

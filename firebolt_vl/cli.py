@@ -405,6 +405,32 @@ def bench_compile(
     compile_report(op, target, dtype, quick, processes, out, as_json, overwrite)
 
 
+@benchmarks.command("predict")
+def bench_predict(
+    op: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this op; may be repeated.")] = None,
+    chip: Annotated[
+        str, typer.Option(metavar="CHIP", help="h100, h200, a100, rtx4090, or mi300x, of which only bytes count.")
+    ] = "h100",
+    dtype: Annotated[
+        list[str] | None, typer.Option(metavar="DTYPE", help="float32, float16 or bfloat16; may be repeated.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few sizes, in float32 and bfloat16.")] = False,
+    goals: Annotated[bool, typer.Option("--goals", help="Those sizes for which there is a goal on an H100.")] = False,
+    processes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Compilers at a time; one for each core if not given.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Also write them to FILE, Markdown or JSON by its name.")
+    ] = None,
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Say how long every op would take on a GPU that need not be there, from its compiled code, and what limits it."""
+    from .without_gpu_commands import predictions
+
+    predictions(op, chip, dtype, quick, goals, processes, out, as_json, overwrite)
+
+
 @benchmarks.command("kernels")
 def bench_kernels(
     op: Annotated[

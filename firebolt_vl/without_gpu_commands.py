@@ -1,0 +1,76 @@
+"""`firebolt bench predict`: what can be known of a GPU's time without one."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from .bench_commands import chosen, command_line, writable
+from .errors import Failure, Misuse
+from .progress import progress_bar
+
+
+def _is_prediction(file: Path) -> bool:
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return text.startswith(("# Predictions: ", '{"predictions": ['))
+
+
+def predictions(
+    ops,
+    chip: str,
+    dtypes,
+    quick: bool,
+    goals: bool,
+    processes: int | None,
+    out: str | None,
+    as_json: bool,
+    overwrite: bool,
+) -> None:
+    file = writable("--out", out, (".md", ".json"), _is_prediction, overwrite)
+    try:
+        from .bench import compile as compiling
+        from .bench.cases import HALVES_AND_FLOAT32, OPS
+        from .bench.predict import report
+        from .bench.predict.chips import NAMES, BytesOnly, chip_of
+        from .bench.predict.compiled import disassembler
+    except ModuleNotFoundError as error:
+        raise Failure(f"bench predict needs {error.name}, which is not installed") from None
+    from .files.writing import write_text
+
+    [name] = chosen("--chip", [chip], NAMES)
+    dtypes = chosen("--dtype", dtypes, compiling.QUICK_DTYPES if quick else HALVES_AND_FLOAT32)
+    ops, on = chosen("--op", ops, tuple(OPS)), chip_of(name)
+    if not isinstance(on, BytesOnly):
+        if compiling.is_interpreting():
+            raise Misuse("TRITON_INTERPRET is set: kernels are interpreted and cannot be compiled; unset it")
+        if disassembler() is None:
+            raise Failure("bench predict needs nvdisasm, which comes with Triton's wheels and with CUDA; none is found")
+    subjects = report.subjects_of_goals(ops, dtypes) if goals else report.subjects_of_cases(ops, dtypes, quick)
+    if not subjects:
+        raise Misuse(f"there is nothing to predict of {', '.join(ops)} in {', '.join(dtypes)}")
+    with progress_bar("compiling") as progress:
+        rows = report.predictions(subjects, on, processes or os.cpu_count() or 1, progress)
+    data = json.dumps({"predictions": report.to_dict(rows), "chip": on._asdict()}, indent=1)
+    if file:
+        write_text(file, report.markdown(rows, on, command_line()) if file.suffix == ".md" else data)
+    if as_json:
+        print(data)
+    else:
+        _show_predictions(rows, on.name, report)
+    if bad := [row for row in rows if row.problem]:
+        for row in bad:
+            print(f"{row.op}, {row.case}, {row.dtype}, {row.mode}: {row.problem}", file=sys.stderr)
+        raise Failure(f"{len(bad)} of {len(rows)} could not be predicted")
+
+
+def _show_predictions(rows, chip: str, report) -> None:
+    table = Table(title=f"predicted for {chip}, nothing was measured", title_justify="left")
+    for column in report.COLUMNS:
+        table.add_column(column, justify="left" if column in report.COLUMNS[:4] else "right", no_wrap=column != "size")
+    for row in rows:
+        over = None not in (row.us, row.goal_us) and row.us > row.goal_us
+        table.add_row(*report.cells(row), style="red" if row.problem or over else None)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
