@@ -431,6 +431,24 @@ def bench_predict(
     predictions(op, chip, dtype, quick, goals, processes, out, as_json, overwrite)
 
 
+@benchmarks.command("host")
+def bench_host(
+    op: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this op; may be repeated.")] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(metavar="DTYPE", help="Only float32, float16 or bfloat16; may be repeated.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Also write them: FILE.md as a table, FILE.json as data.")
+    ] = None,
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Count the compilations that kernels need as sizes vary, and time a call's part on the CPU; no GPU is needed."""
+    from .without_gpu_commands import host_costs
+
+    host_costs(op, dtype, out, as_json, overwrite)
+
+
 @benchmarks.command("kernels")
 def bench_kernels(
     op: Annotated[

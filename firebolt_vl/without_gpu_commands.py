@@ -1,8 +1,9 @@
-"""`firebolt bench predict`: what can be known of a GPU's time without one."""
+"""`firebolt bench predict` and `firebolt bench host`: what can be known without a GPU of its time, and its host's."""
 
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -64,6 +65,51 @@ def predictions(
         for row in bad:
             print(f"{row.op}, {row.case}, {row.dtype}, {row.mode}: {row.problem}", file=sys.stderr)
         raise Failure(f"{len(bad)} of {len(rows)} could not be predicted")
+
+
+def _is_host_report(file: Path) -> bool:
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return text.startswith(("# What the kernels cost the host\n", '{"host": ['))
+
+
+def host_costs(ops, dtypes, out: str | None, as_json: bool, overwrite: bool) -> None:
+    file = writable("--out", out, (".md", ".json"), _is_host_report, overwrite)
+    try:
+        from .bench import host
+        from .bench.cases import HALVES_AND_FLOAT32, OPS
+        from .bench.silent import Unsupported
+    except ModuleNotFoundError as error:
+        raise Failure(f"bench host needs {error.name}, which is not installed") from None
+    import torch
+
+    from .files.writing import write_text
+
+    dtypes = chosen("--dtype", dtypes, HALVES_AND_FLOAT32)
+    wanted = [(op, dtype) for op in chosen("--op", ops, tuple(OPS)) for dtype in OPS[op].dtypes if dtype in dtypes]
+    if not wanted:
+        raise Misuse(f"--dtype {', '.join(dtypes)}: none of {', '.join(ops)} is there in it")
+    torch.set_num_threads(1)
+    rows = []
+    with progress_bar("calling") as progress:
+        progress(0, len(wanted))
+        for op, dtype in wanted:
+            try:
+                rows.append(host.measure(op, dtype))
+            except Unsupported as error:
+                raise Failure(f"bench host: {error}") from None
+            progress(len(rows), len(wanted))
+    data = json.dumps({"host": [asdict(row) for row in rows]}, indent=1)
+    if file:
+        write_text(file, host.markdown(rows, command_line()) if file.suffix == ".md" else data)
+    if as_json:
+        print(data)
+        return
+    table = Table(title="compilations as sizes vary, and the time of a call", title_justify="left")
+    for column in host.COLUMNS:
+        table.add_column(column, justify="left" if column in ("op", "dtype", "most often") else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*host.cells(row))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _show_predictions(rows, chip: str, report) -> None:

@@ -29,6 +29,7 @@ class Launch(NamedTuple):
 
 
 _recorded: list[Launch] | None = None
+_needs_device = True
 
 
 @contextmanager
@@ -44,6 +45,17 @@ def recording() -> Iterator[list[Launch]]:
         yield _recorded
     finally:
         _recorded = before
+
+
+@contextmanager
+def devices_are_not_needed() -> Iterator[None]:
+    """A region in which Triton is given kernels whose tensors are on a CPU: for a driver that starts none of them."""
+    global _needs_device
+    before, _needs_device = _needs_device, False
+    try:
+        yield
+    finally:
+        _needs_device = before
 
 
 def interpreting(kernel: triton.runtime.KernelInterface) -> bool:
@@ -71,7 +83,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, num_s
         _recorded.append(Launch(kernel, grid, dict(bound.arguments), options))
         return
     device = next(tensors((*args, *named.values()))).device
-    if device.type == "cpu" and not interpreting(kernel):
+    if device.type == "cpu" and _needs_device and not interpreting(kernel):
         raise RuntimeError(
             f"{kernel.fn.__name__} is a Triton kernel: it runs on a GPU, or on a CPU where TRITON_INTERPRET=1 was set "
             "before firebolt_vl.kernels was imported"

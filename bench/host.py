@@ -1,0 +1,152 @@
+"""What ops cost the host: compilations as sizes vary from call to call, and the time of a call that compiles nothing.
+
+Both are seen without a GPU, by a driver that compiles and launches nothing (`silent.py`). Left out: memory as CUDA
+allocates it, the choice of a device, and the driver's own launch.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from ..files.tables import markdown_table
+from ..kernels import use_implementation
+from .cases import OPS, Case, inputs
+from .compile import run_backward, run_forward
+from .kernels import device_name
+from .silent import silent_driver
+from .timing import Run, clock_name, quantile, time_in_turns
+
+LENGTHS = (1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 32, 33, 48, 64, 100, 112, 128, 129, 160, 200, 256, 333, 512, 777, 1024)
+BATCHES = (1, 2, 3, 4, 8, 15, 16, 17, 32, 33)
+GRIDS = (
+    *(1, 2, 3, 4, 5, 6, 8, 9, 10, 12, 16, 17, 20, 24, 32, 33, 40, 48, 64, 65, 80, 100, 128, 144, 196, 256, 257, 300),
+    *(400, 576, 1024),
+)
+# How many calls are timed at once, and for how long in all.
+CALLS, SECONDS = 20, 0.5
+
+
+@dataclass(frozen=True)
+class Row:
+    """An op in a dtype."""
+
+    op: str
+    dtype: str
+    forward: int
+    """Compilations over all sizes, without gradients."""
+    both: int
+    """With them, forward and backward."""
+    most: str
+    """The kernel that is compiled most often then."""
+    of_most: int
+    launches: int
+    """Of a call without gradients."""
+    call_us: float
+    """Of such a call, in which nothing compiles."""
+    additions: float
+    """How many times that of `torch.add` of two numbers."""
+
+
+def base(op: str) -> Case:
+    """The size whose lengths, batch sizes and grids vary."""
+    case = next(case for case in OPS[op].cases if case.quick)
+    return resized(case._replace(options=()), B=2, T=128, L=128)
+
+
+def resized(case: Case, **sizes: int) -> Case:
+    """A case with those of `sizes` that it has; K is at most G."""
+    changed = case.sizes | {name: size for name, size in sizes.items() if name in case.sizes}
+    if "K" in changed:
+        changed["K"] = min(changed["K"], changed["G"])
+    return case._replace(sizes=changed)
+
+
+def varied(op: str) -> list[Case]:
+    """The sizes of a day: 25 lengths, 10 batch sizes and 31 numbers of grids, as far as the op has them."""
+    case = base(op)
+    found = [resized(case, T=length, L=length) for length in LENGTHS]
+    if "B" in case.sizes:
+        found += [resized(case, B=size) for size in BATCHES]
+    if "G" in case.sizes:
+        found += [resized(case, G=size) for size in GRIDS]
+    return found
+
+
+def compilations(op: str, dtype: str, gradients: bool) -> Counter[str]:
+    """How often each kernel of an op is compiled while its sizes vary."""
+    with silent_driver() as seen, use_implementation("triton"):
+        for case in varied(op):
+            _call(op, case, dtype, gradients)()
+    if not seen.launches:
+        raise RuntimeError(f"{op} in {dtype} has launched nothing: its kernels are not seen")
+    return Counter(seen.compilations)
+
+
+def _call(op: str, case: Case, dtype: str, gradients: bool) -> Callable[[], None]:
+    call = inputs(op, case, dtype, fill=False)
+    if gradients:
+        call = call.map(lambda tensor: tensor.requires_grad_(tensor.is_floating_point() or tensor.is_complex()))
+        return lambda: run_backward(call, run_forward(op, call))
+
+    def forward() -> None:
+        with torch.no_grad():
+            run_forward(op, call)
+
+    return forward
+
+
+def measure(op: str, dtype: str) -> Row:
+    """The row of an op."""
+    forward, both = (compilations(op, dtype, gradients) for gradients in (False, True))
+    most, of_most = both.most_common(1)[0]
+    one = torch.ones(1)
+    with silent_driver() as seen, use_implementation("triton"):
+        call = _call(op, resized(base(op), B=1, T=1, L=1), dtype, gradients=False)
+        call()
+        launches = len(seen.launches)
+        runs = {"call": _repeated(call), "add": _repeated(lambda: torch.add(one, one))}
+        times = time_in_turns(runs, "cpu", SECONDS)
+    spent = {name: quantile(ms, 0.5) * 1000 / CALLS for name, ms in times.items()}
+    additions = round(spent["call"] / spent["add"], 1)
+    return Row(op, dtype, forward.total(), both.total(), most, of_most, launches, round(spent["call"], 2), additions)
+
+
+def _repeated(call: Callable[[], object]) -> Run:
+    def often(_: object) -> None:
+        for _ in range(CALLS):
+            call()
+
+    return Run(often)
+
+
+COLUMNS = ("op", "dtype", "forward", "with backward", "most often", "times", "launches", "us a call", "of torch.add")
+
+
+def cells(row: Row) -> list[str]:
+    """A row as the tables show it."""
+    counts = row.forward, row.both, row.most, row.of_most, row.launches
+    return [row.op, row.dtype, *map(str, counts), f"{row.call_us:.1f}", f"{row.additions:.1f}"]
+
+
+def markdown(rows: Sequence[Row], command: str) -> str:
+    """The rows as a file of docs/."""
+    lines = [
+        "# What the kernels cost the host",
+        "",
+        f"Written by `{command}`",
+        f"with torch {torch.__version__} and Triton {triton.__version__} on {device_name('cpu')}, {clock_name('cpu')},",
+        "a shared machine without a GPU: a driver that compiles and launches nothing stood in for one.",
+        "",
+        "Forward, with backward: how many compilations a process needs while an op is called with",
+        f"{len(LENGTHS)} lengths up to {LENGTHS[-1]}, {len(BATCHES)} batch sizes up to {BATCHES[-1]} and {len(GRIDS)}",
+        f"numbers of grids up to {GRIDS[-1]}, as far as it has them, without gradients and with them; then the kernel",
+        "that is compiled most often. Launches and time are of one call without gradients, of one token, in which",
+        "nothing compiles; beside it as many `torch.add` of two numbers, in turns. Not in it: CUDA's allocator, the",
+        "choice of the device, the launch itself.",
+        "",
+        markdown_table(COLUMNS, map(cells, rows), left=2),
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,111 @@
+"""What a driver that launches nothing sees: every launch, and how often kernels are compiled as sizes vary."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import triton
+
+from firebolt_vl import cli
+from firebolt_vl.bench import host, silent
+from firebolt_vl.bench.cases import OPS
+
+# Compilations, with gradients, while lengths, batch sizes and numbers of grids vary: those of today, which may shrink
+# but not grow. Four an op would do.
+TODAY = {
+    "correlation_context": 135,
+    "grounded_film": 128,
+    "film_residual": 30,
+    "vandermonde": 14,
+    "cauchy": 13,
+    "fft_conv": 41,
+    "diagonal_scan": 61,
+    "selective_scan": 11,
+}
+ROW = host.Row("film_residual", "float16", 3, 12, "film_residual_kernel", 5, 1, 60.0, 40.0)
+
+
+@pytest.fixture(scope="module")
+def found():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("host_counts.py")
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_no_op_compiles_more_often_than_it_did(found, op):
+    assert 0 < found["counts"][op] <= TODAY[op]
+
+
+def test_every_launch_is_seen_and_the_same_sizes_compile_once(found):
+    assert found["same"] == [1, ["film_residual_kernel"] * 2]
+    assert found["anew"] == [1, 1]
+
+
+def test_what_is_recorded_is_not_launched(found):
+    assert found["recorded"] == 2
+
+
+def test_afterwards_a_kernel_needs_its_device_again(found):
+    assert "runs on a GPU" in found["afterwards"]
+
+
+def test_sizes_vary_one_at_a_time():
+    cases = host.varied("grounded_film")
+    assert len(cases) == len(host.LENGTHS) + len(host.BATCHES) + len(host.GRIDS) == 25 + 10 + 31
+    assert all(case.sizes["K"] <= case.sizes["G"] for case in cases)
+    base = host.base("grounded_film").sizes
+    changed = [[name for name in base if case.sizes[name] != base[name]] for case in cases]
+    assert all(names in ([], ["T"], ["B"], ["G"], ["G", "K"]) for names in changed)
+    assert len(host.varied("vandermonde")) == len(host.LENGTHS)
+
+
+def test_a_triton_that_was_not_tried_is_refused(monkeypatch):
+    monkeypatch.setattr(triton, "__version__", "4.0.1")
+    with pytest.raises(silent.Unsupported, match=r"Triton is 4\.0\.1"), silent.silent_driver():
+        pass
+
+
+class TestCommand:
+    @pytest.fixture
+    def bench(self, capfd, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+
+        def run(*arguments):
+            code = cli.run(["bench", "host", *map(str, arguments)])
+            return code, *capfd.readouterr()
+
+        return run
+
+    def test_interpreted_kernels_have_no_host_cost(self, bench):
+        code, out, err = bench("--op", "film_residual")
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert "TRITON_INTERPRET is set" in err
+
+    def test_table_and_file(self, bench, tmp_path, monkeypatch):
+        monkeypatch.setattr(host, "measure", lambda op, dtype: ROW)
+        code, out, err = bench("--op", "film_residual", "--dtype", "float16", "--out", "host.md")
+        assert (code, err) == (0, "")
+        assert "film_residual_kernel" in out
+        text = (tmp_path / "host.md").read_text()
+        assert text.count("| film_residual | float16 | 3 | 12 | film_residual_kernel | 5 | 1 | 60.0 | 40.0 |") == 1
+        code, out, err = bench("--op", "film_residual", "--dtype", "float16", "--out", "host.md", "--json")
+        assert (code, err) == (0, "")
+        assert json.loads(out)["host"][0]["both"] == 12
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--op", "fft"], "--op fft: there is no such; choose from correlation_context"),
+            (["--op", "cauchy", "--dtype", "float16"], "none of cauchy is there in it"),
+            (["--out", "host.txt"], "--out host.txt: the name has to end in .md or .json"),
+        ],
+    )
+    def test_arguments_that_cannot_be(self, bench, arguments, words):
+        code, out, err = bench(*arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert words in err
