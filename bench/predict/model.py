@@ -1,13 +1,14 @@
 """How long a launch takes: the slowest of its pipes, of its memory and of one program alone, and the launch itself.
 
 What is reckoned. For each pipe the instructions of the busiest processor over the pipe's rate; the bytes of distinct
-tensors over the bandwidth of memory that copies reach; the bytes that loads and stores ask for over that of the L2; and
+tensors over the bandwidth of memory that copies reach; the sectors that loads and stores touch over that of the L2; and
 the time in which one warp, in order, gets through the program with nothing else to do in the meantime, as often as
 programs follow each other on a processor.
 
-What is left out. Pipes that delay each other; conflicts of banks; loads that touch more sectors than they have bytes
-(strided ones); what the caches keep from the launch before; code that a condition skips counts as run. So a
-prediction is rather too short than too long where memory is accessed badly, and too long where conditions skip much.
+What is left out. Pipes that delay each other; conflicts of banks; how threads share the sectors of a tile, and what a
+sector costs that left the L2 before all of it was used; what the caches keep from the launch before; code that a
+condition skips counts as run. So a prediction is rather too short than too long where memory is accessed badly, and too
+long where conditions skip much.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,15 +20,19 @@ import numpy as np
 from torch import Tensor
 
 from ...kernels.launch import Launch, tensors
+from .accesses import bytes_of_sectors
 from .chips import LAUNCH_US, REACHED_OF_BANDWIDTH, BytesOnly, Chip
 from .compiled import Compiled
+from .integers import Evaluation
 from .matched import Turning, executed, match
 from .recorded import distinct_bytes
-from .sass import GLOBAL, PIPE, PIPES, Instruction
+from .sass import PIPE, PIPES, Instruction
 from .trips import runs, sample_of_programs
 from .warp import clocks_of, time_alone
 
 MEMORY = ("memory", "l2")
+MOST_WITH_ADDRESSES = 12
+"""Programs whose addresses are reckoned."""
 BOUNDS = (*PIPES, *MEMORY, "latency")
 
 
@@ -47,6 +52,8 @@ class Prediction:
     """Bytes of a program."""
     bytes: int
     """Of distinct tensors."""
+    touched: int | None
+    """Bytes of the sectors that loads and stores touch, each as often as it is touched."""
     instructions: dict[str, float]
     """Of one warp by pipe, those of loops as often as they run, in the mean of programs; all of them under "issue"."""
     us: dict[str, float]
@@ -81,15 +88,16 @@ def predict_from_bytes(launch: Launch, chip: BytesOnly) -> Prediction:
     """The lower bound that memory sets."""
     us = {"memory": memory_us(bytes_of(launch), chip)}
     warps = launch.options["num_warps"]
-    return Prediction(_name(launch), prod(launch.grid), warps, None, None, None, bytes_of(launch), {}, us)
+    return Prediction(_name(launch), prod(launch.grid), warps, None, None, None, bytes_of(launch), None, {}, us)
 
 
 def predict(launch: Launch, compiled: Compiled, chip: Chip) -> Prediction:
     """The prediction of a launch of a kernel that was compiled for the chip."""
-    sample = sample_of_programs(launch.grid)
-    known = runs(compiled.module, _by_name(launch.arguments), sample)
-    code, unknown = match(compiled.code, compiled.loops, known, sample.shape[1])
-    spent = _spent(code, sample.shape[1], chip)
+    arguments = _by_name(launch.arguments)
+    evaluation = Evaluation(compiled.module, arguments, sample_of_programs(launch.grid))
+    code, unknown = match(compiled.code, compiled.loops, runs(evaluation), evaluation.count)
+    spent = _spent(code, evaluation.count, chip)
+    few = Evaluation(compiled.module, arguments, sample_of_programs(launch.grid, MOST_WITH_ADDRESSES))
     programs, at_once = prod(launch.grid), occupancy(compiled, chip)
     own = ceil(programs / chip.processors)  # of the busiest processor
     resident = compiled.warps * min(own, at_once)
@@ -99,7 +107,8 @@ def predict(launch: Launch, compiled: Compiled, chip: Chip) -> Prediction:
         # A processor has as much of each program as the others, and at least the longest one.
         of_processor = max(own * of_warp.mean(), of_warp.max()) * compiled.warps
         clocks[pipe] = of_processor if pipe == "lsu" else of_processor / schedulers
-    clocks["l2"] = spent.bytes * compiled.warps * programs / chip.l2_bytes_per_clock
+    touched = bytes_of_sectors(few) * programs
+    clocks["l2"] = touched / chip.l2_bytes_per_clock
     longest = spent.clocks["issue"].max() / spent.clocks["issue"].mean()
     clocks["latency"] = time_alone(code, chip) * max(longest, own / at_once)
     us = {bound: float(value) / chip.clock_ghz / 1000 for bound, value in clocks.items()}
@@ -111,6 +120,7 @@ def predict(launch: Launch, compiled: Compiled, chip: Chip) -> Prediction:
         registers=compiled.registers,
         shared=compiled.shared,
         bytes=bytes_of(launch),
+        touched=round(touched),
         instructions=spent.instructions,
         us=us | {"memory": memory_us(bytes_of(launch), chip)},
         unknown=unknown,
@@ -123,23 +133,18 @@ class _Spent(NamedTuple):
     clocks: dict[str, np.ndarray]
     """[programs] of a processor, by pipe."""
     instructions: dict[str, float]
-    bytes: float
-    """That it asks of memory and writes there."""
 
 
 def _spent(code: Sequence[Instruction | Turning], programs: int, chip: Chip) -> _Spent:
     clocks = {pipe: np.zeros(programs) for pipe in PIPES}
     instructions = dict.fromkeys(PIPES, 0.0)
-    asked = 0.0
     for instruction, times in executed(code, np.ones(programs)):
         clocks["issue"] += times / chip.schedulers
         instructions["issue"] += float(times.mean())
         if (pipe := PIPE.get(instruction.opcode)) is not None:
             clocks[pipe] += times * clocks_of(instruction, chip)
             instructions[pipe] += float(times.mean())
-        if instruction.opcode in GLOBAL:
-            asked += 32 * instruction.bytes_of_a_lane * float(times.mean())
-    return _Spent(clocks, instructions, asked)
+    return _Spent(clocks, instructions)
 
 
 def _name(launch: Launch) -> str:

@@ -187,7 +187,7 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-KERNEL_COLUMNS = ("kernel", "programs", "warps", *PIPES, *(f"{bound} us" for bound in BOUNDS))
+KERNEL_COLUMNS = ("kernel", "programs", "warps", "touched MB", *PIPES, *(f"{bound} us" for bound in BOUNDS))
 
 
 def kernel_cells(launch: Prediction) -> list[str]:
@@ -196,7 +196,8 @@ def kernel_cells(launch: Prediction) -> list[str]:
     spent = [f"{launch.us.get(bound, 0):.1f}" for bound in BOUNDS]
     bold = [f"**{text}**" if bound == launch.bound else text for bound, text in zip(BOUNDS, spent)]
     name = launch.kernel + (f" ({launch.unknown} loops unknown)" if launch.unknown else "")
-    return [name, str(launch.programs), str(launch.warps), *instructions, *bold]
+    touched = "-" if launch.touched is None else f"{launch.touched / 1e6:.1f}"
+    return [name, str(launch.programs), str(launch.warps), touched, *instructions, *bold]
 
 
 def to_dict(rows: Iterable[Row]) -> list[dict[str, Any]]:
@@ -249,9 +250,9 @@ _COLUMNS_IN_WORDS = (
     "copy of its floor.",
 )
 _KERNELS = (
-    "Instructions of one warp, in the mean of programs, by pipe (all of them under issue); and the microseconds that",
-    "each pipe, memory, the L2 cache and latency would take alone. The longest of them, bold, and the launch make the",
-    "prediction.",
+    "Touched: the sectors of 32 bytes that loads and stores touch, each as often as it is touched. Instructions of",
+    "one warp, in the mean of programs, by pipe (all of them under issue); and the microseconds that each pipe,",
+    "memory, the L2 cache and latency would take alone. The longest of them, bold, and the launch make the prediction.",
 )
 
 

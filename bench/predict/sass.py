@@ -16,7 +16,6 @@ _OF_PIPE = {
     "lsu": "LDG STG LDS STS LDSM STSM LDGSTS LDL STL LD ST SHFL ATOM ATOMG ATOMS RED REDUX",
 }
 PIPE = {opcode: pipe for pipe, opcodes in _OF_PIPE.items() for opcode in opcodes.split()}
-GLOBAL = ("LDG", "STG", "LDGSTS", "ATOMG", "RED")
 _SHARED = ("LDS", "STS", "LDSM", "STSM", "ATOMS")
 _WIDTH = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
 _REGISTERS = {1: 1, 2: 1, 4: 1, 8: 2, 16: 4}

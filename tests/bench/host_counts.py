@@ -22,7 +22,7 @@ def call(batch: int) -> None:
 
 
 def main() -> None:
-    found = {"counts": {}, "launches": {}}
+    found = {"counts": {}}
     for op in OPS:
         dtype = OPS[op].dtypes[-1]
         found["counts"][op] = compilations(op, dtype, gradients=True).total()

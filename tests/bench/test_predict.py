@@ -15,9 +15,11 @@ from firebolt_vl.bench import compile as compiling
 from firebolt_vl.bench.cases import Case
 from firebolt_vl.bench.predict import beside, ptx, report, sass, trips, ttir
 from firebolt_vl.bench.predict import compiled as compiled_kernels
+from firebolt_vl.bench.predict.accesses import bytes_of_sectors
 from firebolt_vl.bench.predict.chips import CHIPS, H100, MI300X, NAMES, chip_of, chip_of_device
 from firebolt_vl.bench.predict.compiled import Compiled
 from firebolt_vl.bench.predict.goals import GOALS
+from firebolt_vl.bench.predict.integers import Evaluation
 from firebolt_vl.bench.predict.matched import Turning, executed, match
 from firebolt_vl.bench.predict.model import occupancy
 from firebolt_vl.bench.predict.recorded import distinct_bytes, record_modes
@@ -141,7 +143,7 @@ class TestCode:
 
 def found_runs(**changed):
     arguments = {"x_ptr": torch.ones(4), "ends.ptr": torch.tensor([0, 7, 1, 3], dtype=torch.int32), "n": 9, **changed}
-    return trips.runs(ttir.parse(TTIR), arguments, trips.sample_of_programs((4,)))
+    return trips.runs(Evaluation(ttir.parse(TTIR), arguments, trips.sample_of_programs((4,))))
 
 
 class TestRuns:
@@ -173,6 +175,45 @@ class TestRuns:
         many = trips.sample_of_programs((1000, 3, 5))
         assert many.shape == (3, trips.MOST_PROGRAMS)
         assert (many[:, 0].tolist(), many[:, -1].tolist()) == ([0, 0, 0], [999, 2, 4])
+
+
+STRIDED = """
+module {
+  tt.func public @toy(%x_ptr: !tt.ptr<bf16> loc("x"(#loc)), %stride: i32 loc("s"(#loc)), %n: i32 loc("n"(#loc))) {
+    %c0 = arith.constant 0 : i32 loc(#loc)
+    %c1 = arith.constant 1 : i32 loc(#loc)
+    %range = tt.make_range {end = 64 : i32, start = 0 : i32} : tensor<64xi32> loc(#loc)
+    %by = tt.splat %stride : i32 -> tensor<64xi32> loc(#loc)
+    %to = tt.splat %n : i32 -> tensor<64xi32> loc(#loc)
+    %at = arith.muli %range, %by : tensor<64xi32> loc(#loc)
+    %inside = arith.cmpi slt, %range, %to : tensor<64xi32> loc(#loc)
+    %base = tt.splat %x_ptr : !tt.ptr<bf16> -> tensor<64x!tt.ptr<bf16>> loc(#loc)
+    %p = tt.addptr %base, %at : tensor<64x!tt.ptr<bf16>>, tensor<64xi32> loc(#loc)
+    scf.for %i = %c0 to %n step %c1  : i32 {
+      %v = tt.load %p, %inside : tensor<64x!tt.ptr<bf16>> loc(#loc)
+    } loc(#loc)
+    %w = tt.load %p : tensor<64x!tt.ptr<bf16>> loc(#loc)
+    %far = tt.int_to_ptr %w : tensor<64xi64> -> tensor<64x!tt.ptr<f32>> loc(#loc)
+    tt.store %far, %v, %inside : tensor<64x!tt.ptr<f32>> loc(#loc)
+    tt.return loc(#loc)
+  } loc(#loc)
+} loc(#loc)
+"""
+
+
+@pytest.mark.parametrize(
+    ("stride", "n", "sectors"),
+    [
+        (1, 2, 2 * 1 + 4 + 8),  # twice two numbers; 64 of two bytes; 64 of four bytes at addresses that nobody knows
+        (1, 64, 64 * 4 + 4 + 8),
+        (16, 3, 3 * 3 + 64 + 8),
+        (0, 3, 3 * 1 + 1 + 8),
+    ],
+)
+def test_sectors_that_a_program_touches(stride, n, sectors):
+    arguments = {"x_ptr": torch.empty(2000, dtype=torch.bfloat16), "stride": stride, "n": n}
+    evaluation = Evaluation(ttir.parse(STRIDED), arguments, trips.sample_of_programs((3,)))
+    assert bytes_of_sectors(evaluation) == 32 * sectors
 
 
 class TestMatching:
