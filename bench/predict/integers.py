@@ -66,7 +66,7 @@ _REDUCTION = {
     "arith.ori": np.bitwise_or.reduce,
     "arith.andi": np.bitwise_and.reduce,
 }
-_SAME = ("arith.extsi", "arith.extui", "arith.trunci", "arith.index_cast", "tt.broadcast")
+_SAME = ("arith.extsi", "arith.extui", "arith.trunci", "arith.index_cast")
 
 
 class Evaluation:
@@ -130,12 +130,12 @@ class Evaluation:
             return _aligned(_COMPARISON[text.split(",")[0]], *map(self.value, op.operands))
         if kind in _SAME:
             return self.value(op.operands[0])
-        if kind == "tt.splat":
-            return _shaped(self.value(op.operands[0]), lambda value: value.reshape(-1, *(1 for _ in _shape(op.type))))
+        if kind in ("tt.splat", "tt.broadcast"):
+            shape = _shape(op.type)
+            return _shaped(self.value(op.operands[0]), lambda value: _expanded(value, shape))
         if kind == "tt.expand_dims":
-            return _shaped(
-                self.value(op.operands[0]), lambda value: np.expand_dims(value, _attribute(text, "axis") + 1)
-            )
+            axis = _attribute(text, "axis") + 1
+            return _shaped(self.value(op.operands[0]), lambda value: np.expand_dims(value, axis))
         if kind == "tt.addptr":
             pointer, offset = map(self.value, op.operands)
             return Pointer(pointer.tensor, _aligned(np.add, pointer.offset, offset))
@@ -186,12 +186,18 @@ def _shaped(value: Any, change: Callable[[np.ndarray], np.ndarray]) -> Any:
     return change(value)
 
 
+def _expanded(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A view in the shape of a tile, of a tile with axes of 1 or of a number."""
+    axes = value.shape[1:] or tuple(1 for _ in shape)
+    return np.broadcast_to(value.reshape(-1, *axes), (len(value), *shape))
+
+
 def _constant(text: str, shape: tuple[int, ...]) -> np.ndarray:
     found = re.match(r"(?:dense<)?(-?\d+|true|false)>? :", text) or re.match(r"(true|false)$", text)
     if not found:
         raise Unknown(text)
     value = {"true": 1, "false": 0}.get(found[1])
-    return np.full((1, *(1 for _ in shape)), int(found[1]) if value is None else value, np.int64)
+    return np.broadcast_to(np.int64(found[1]) if value is None else np.int64(value), (1, *shape))
 
 
 def _shape(kind: str) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """Predictions of whole ops: what is to be predicted, its kernels compiled, and the tables."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from ...files.tables import markdown_table
 from ..cases import OPS, Case
 from ..compile import Job, specialise
 from .chips import H100, LAUNCH_US, BytesOnly, Chip
-from .compiled import compile_each
+from .compiled import Compiled, compile_each
 from .goals import GOALS, Goal
 from .model import BOUNDS, Prediction, memory_us, predict, predict_from_bytes
 from .recorded import Recorded, record_modes
@@ -123,15 +123,10 @@ def predictions(
     rows = []
     for subject, recorded, keys, floor, problem in planned:
         launches: list[Prediction] = []
-        if recorded is not None and isinstance(chip, BytesOnly):
-            launches = [predict_from_bytes(launch, chip) for launch in recorded.launches]
-        elif recorded is not None:
-            for launch, key in zip(recorded.launches, keys):
-                kernel = compiled[key]
-                if isinstance(kernel, str):
-                    problem = f"{launch.kernel.fn.__name__}: {kernel}"
-                else:
-                    launches.append(predict(launch, kernel, chip))
+        try:
+            launches = [] if recorded is None else _predicted(recorded, keys, compiled, chip)
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
         others = [] if recorded is None else recorded.others
         goal = _goal(subject) if chip is H100 else None
         rows.append(
@@ -148,6 +143,21 @@ def predictions(
             )
         )
     return rows
+
+
+def _predicted(
+    recorded: Recorded, keys: Sequence[str], compiled: Mapping[str, Compiled | str], chip: Chip | BytesOnly
+) -> list[Prediction]:
+    """The prediction of each launch. Raises RuntimeError for a kernel that did not compile."""
+    if isinstance(chip, BytesOnly):
+        return [predict_from_bytes(launch, chip) for launch in recorded.launches]
+    found = []
+    for launch, key in zip(recorded.launches, keys):
+        kernel = compiled[key]
+        if isinstance(kernel, str):
+            raise RuntimeError(f"{launch.kernel.fn.__name__} does not compile: {kernel}")
+        found.append(predict(launch, kernel, chip))
+    return found
 
 
 def _goal(subject: Subject) -> Goal | None:

@@ -5,6 +5,7 @@ Only what decides how often loops run is read: names of values, operands, attrib
 
 import re
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,7 +68,7 @@ def parse(text: str) -> Module:
     at = next(i for i, line in enumerate(lines) if "tt.func" in line)
     parameters = re.findall(r"(%[\w.$-]+): ", lines[at])
     operations, _ = _region(lines, at + 1)
-    return Module(operations, tuple(parameters), locations)
+    return Module(_with_own_names(operations, {}, count()), tuple(parameters), locations)
 
 
 def _region(lines: list[str], at: int) -> tuple[tuple[Operation, ...], int]:
@@ -100,6 +101,27 @@ def _operation(lines: list[str], at: int) -> tuple[Operation, int]:
         line = line[: location.start()] if location else line
         text += line.removeprefix("}").removesuffix("{")
     return Operation(results, kind, text, tuple(regions), location[1] if location else "", arguments), at
+
+
+def _with_own_names(
+    operations: tuple[Operation, ...], visible: dict[str, str], numbers: Iterator[int]
+) -> tuple[Operation, ...]:
+    """Operations in which each value has a name that no other has: in the text regions beside each other share some."""
+    visible, found = dict(visible), []
+    for op in operations:
+        declared = (*op.arguments, *((op.operands[0], *op.operands[4::2]) if op.kind == "scf.for" else ()))
+        inside = visible | {name: _numbered(name, numbers) for name in declared}
+        regions = tuple(_with_own_names(region, inside, numbers) for region in op.regions)
+        text = re.sub(NAME, lambda name, inside=inside: inside.get(name[0], name[0]), op.text)
+        visible |= {name: _numbered(name, numbers) for name in op.results}
+        results, arguments = tuple(visible[name] for name in op.results), tuple(inside[name] for name in op.arguments)
+        found.append(op._replace(results=results, text=text, regions=regions, arguments=arguments))
+    return tuple(found)
+
+
+def _numbered(name: str, numbers: Iterator[int]) -> str:
+    base, mark, result = name.partition("#")
+    return f"{base}.{next(numbers)}{mark}{result}"
 
 
 def _names(text: str) -> tuple[str, ...]:

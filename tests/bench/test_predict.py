@@ -190,7 +190,11 @@ module {
     %base = tt.splat %x_ptr : !tt.ptr<bf16> -> tensor<64x!tt.ptr<bf16>> loc(#loc)
     %p = tt.addptr %base, %at : tensor<64x!tt.ptr<bf16>>, tensor<64xi32> loc(#loc)
     scf.for %i = %c0 to %n step %c1  : i32 {
-      %v = tt.load %p, %inside : tensor<64x!tt.ptr<bf16>> loc(#loc)
+      %q = tt.addptr %base, %at : tensor<64x!tt.ptr<bf16>>, tensor<64xi32> loc(#loc)
+      %v = tt.load %q, %inside : tensor<64x!tt.ptr<bf16>> loc(#loc)
+    } loc(#loc)
+    scf.for %i = %c0 to %c1 step %c1  : i32 {
+      %q = tt.splat %i : i32 -> tensor<64xi32> loc(#loc)
     } loc(#loc)
     %w = tt.load %p : tensor<64x!tt.ptr<bf16>> loc(#loc)
     %far = tt.int_to_ptr %w : tensor<64xi64> -> tensor<64x!tt.ptr<f32>> loc(#loc)
