@@ -52,7 +52,7 @@ def _with_column(tile, here, column):
     return tl.where(here, column.to(tl.float32)[:, None], tile)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_per_slot"])
 def diagonal_scan_kernel(
     x,  # Strided [B,D,L]: u, or in REVERSE dy
     modes,  # Modes

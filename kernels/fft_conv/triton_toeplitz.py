@@ -57,7 +57,7 @@ def _gated(x, gate, row, d, t, inside):
     return tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "columns"])
 def toeplitz_kernel(
     x,  # Strided [B,D,L]
     k,  # Strided [D,K]
@@ -119,7 +119,7 @@ def toeplitz_kernel(
     tl.store(y_ptr + (row[None, :] * D + d) * L + t, acc, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "columns", "lag_blocks", "blocks_per_slot"])
 def toeplitz_taps_kernel(
     late,  # Strided [B,D,L]
     gate,  # Strided [B,D,L] or None: factors of `late`

@@ -102,7 +102,7 @@ def _score_gradients(p, counts, dw_ptr, selection, b, t, grid):
     return p * (da - tl.sum(p * da, 1)[:, None]) * selection.scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "blocks_per_slot"])
 def grid_weights_backward_kernel(
     q,  # [B,T,H,DH]
     k,  # [B,G,H,DH]
@@ -142,7 +142,7 @@ def grid_weights_backward_kernel(
     tl.store(dk_rows, dk, mask=(grid < G)[:, None] & (d < DH)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["h"])
 def many_grids_kernel(
     scores_ptr,  # [B,T,G] float32, contiguous: the products q.k of head h; with dw their gradients take their place
     selection,

@@ -66,7 +66,7 @@ def _add(ptr, x, mask):
     tl.store(ptr, tl.load(ptr, mask=mask, other=0.0) + x, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "slots", "blocks_per_slot"])
 def selective_scan_backward_kernel(
     dy,  # Strided [batch,D,L]
     inputs,  # KernelInputs
