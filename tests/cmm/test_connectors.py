@@ -337,8 +337,8 @@ def test_without_positions_boxes_have_no_effect_and_any_number_of_grids_is_taken
         ({"text": None}, TypeError, "text is a NoneType; a tensor is wanted"),
         ({"text": torch.randn(2, 3, 8).double()}, TypeError, r"text is torch.float64; wanted torch.float32"),
         ({"text": torch.ones(2, 3, 8, dtype=torch.int64)}, TypeError, r"text is torch.int64; wanted torch.float32"),
-        ({"grids": torch.randn(2, 5, 7)}, ValueError, r"grids has shape \[2, 5, 7\]; wanted \[2 G 6\]"),
-        ({"grids": torch.randn(3, 5, 6)}, ValueError, r"grids has shape \[3, 5, 6\]; wanted \[2 G 6\]"),
+        ({"grids": torch.randn(2, 5, 7)}, ValueError, r"grids has shape \[2, 5, 7\]; wanted \[B G 6\] with B = 2"),
+        ({"grids": torch.randn(3, 5, 6)}, ValueError, r"grids has shape \[3, 5, 6\]; wanted \[B G 6\] with B = 2"),
         ({"grids": None}, TypeError, "grids is a NoneType; a tensor is wanted"),
         ({"grids": torch.randn(2, 4, 6)}, ValueError, r"grid_boxes is None with 4 grids; boxes \[B, 4, 4\] are wanted"),
         (
@@ -349,7 +349,11 @@ def test_without_positions_boxes_have_no_effect_and_any_number_of_grids_is_taken
         ({"text_mask": torch.ones(2, 3)}, TypeError, "text_mask is float32; wanted one of bool"),
         ({"grid_mask": torch.ones(2, 4, dtype=torch.bool)}, ValueError, r"grid_mask has shape \[2, 4\]"),
         ({"grid_mask": torch.ones(2, 5, dtype=torch.int64)}, TypeError, "grid_mask is int64; wanted one of bool"),
-        ({"grid_boxes": torch.randn(2, 5, 3)}, ValueError, r"grid_boxes has shape \[2, 5, 3\]; wanted \[2 G 4\]"),
+        (
+            {"grid_boxes": torch.randn(2, 5, 3)},
+            ValueError,
+            r"grid_boxes has shape \[2, 5, 3\]; wanted \[B G 4\] with B = 2",
+        ),
         ({"grid_images": torch.zeros(2, 5)}, TypeError, "grid_images is float32"),
         (
             {"grid_images": torch.zeros(2, 5, dtype=torch.int64)},
