@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import TemplateSyntaxError, Undefined, nodes, pass_context
 from jinja2.exceptions import TemplateError as JinjaError
@@ -155,57 +155,59 @@ class _Limited(ImmutableSandboxedEnvironment):
 class _Metered(NodeTransformer):
     """Puts the filters that count around everything that loops, copies, compares or builds."""
 
-    def visit_For(self, node):
-        node = self.generic_visit(node)
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
         node.iter = _filtered(node.iter, "_counted")
         return node
 
-    def visit_Concat(self, node):
-        node = self.generic_visit(node)
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
         return _filtered(nodes.List(node.nodes, lineno=node.lineno), "_joined")
 
-    def visit_List(self, node):
-        return _filtered(self.generic_visit(node), "_built") if node.items else node
+    def visit_List(self, node: nodes.List) -> nodes.Node:
+        self.generic_visit(node)
+        return _filtered(node, "_built") if node.items else node
 
-    def visit_Tuple(self, node):
-        node = self.generic_visit(node)
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
+        self.generic_visit(node)
         return _filtered(node, "_built") if node.ctx == "load" else node
 
-    def visit_Dict(self, node):
-        return _filtered(self.generic_visit(node), "_built") if node.items else node
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
+        self.generic_visit(node)
+        return _filtered(node, "_built") if node.items else node
 
-    def visit_Getitem(self, node):
-        node = self.generic_visit(node)
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
         return _filtered(node, "_measured") if isinstance(node.arg, nodes.Slice) else node
 
-    def visit_Compare(self, node):
-        node = self.generic_visit(node)
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
         node.expr = _filtered(node.expr, "_weighed")
         for operand in node.ops:
             operand.expr = _filtered(operand.expr, "_weighed")
         return node
 
-    def visit_Filter(self, node):
+    def visit_Filter(self, node: nodes.Filter) -> nodes.Node:
         if node.name not in FILTERS_OF_CHATS:
             raise TemplateSyntaxError(f"the filter {node.name!r} is none that chat templates need", node.lineno)
         if node.name == "map" and node.args:
             [named, *_] = node.args
             if not isinstance(named, nodes.Const) or named.value not in FILTERS_OF_CHATS - {"map"}:
                 raise TemplateSyntaxError("map: one of the filters that chat templates need is wanted", node.lineno)
-        node = self.generic_visit(node)
+        self.generic_visit(node)
         if node.node is None:  # of a block, whose text is counted already
             return node
         node.node = _filtered(node.node, "_weighed")
         return _filtered(node, "_measured")
 
-    def visit_Name(self, node):
+    def visit_Name(self, node: nodes.Name) -> nodes.Node:
         if node.name in FORBIDDEN_NAMES:
             raise TemplateSyntaxError(f"{node.name!r} is nothing that chat templates need", node.lineno)
         return node
 
 
-def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
-    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
+    return nodes.Filter(cast(nodes.Expr, node), name, [], [], None, None, lineno=node.lineno)
 
 
 class _Generation(Extension):
@@ -215,7 +217,7 @@ class _Generation(Extension):
 
     def parse(self, parser):
         lineno = next(parser.stream).lineno
-        body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(lineno)
 
     def _content(self, caller):

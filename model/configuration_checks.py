@@ -11,6 +11,12 @@ SIZES = (
 )
 
 
+def backbone(config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
+    """Return a backbone's configuration, which is an object once the configuration that holds it is made."""
+    assert isinstance(config, PreTrainedConfig)
+    return config
+
+
 def check_keys(given: Iterable[str], config_class: type[PreTrainedConfig]) -> None:
     """Raise ValueError for a key that is nearly one of a configuration's own: transformers would keep it unread."""
     own = set(config_class.__annotations__)

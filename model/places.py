@@ -85,7 +85,7 @@ def _expanded(text: str) -> Path:
 
 
 def _embedded() -> Path:
-    folder = Path(str(files(__package__.partition(".")[0]) / EMBEDDED))
+    folder = Path(str(files(__name__.partition(".")[0]) / EMBEDDED))
     if not (folder / "config.json").is_file():
         raise PlaceError("tiny: the embedded checkpoint is not in this copy of firebolt_vl; `make tiny` trains it")
     return folder

@@ -1,5 +1,7 @@
 """The masks of LFM2's layers, made outside of it."""
 
+from typing import Any
+
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
@@ -21,11 +23,12 @@ def layer_masks(
     embeddings [B,T,D]; attention_mask [B, past + T], of which the causal mask of attention is made; conv_mask [B,T],
     True = keep, for the short convolutions: None where all are kept.
     """
+    named: dict[str, Any] = {CACHE: cache}
     attention = create_causal_mask(
         config=config,
         inputs_embeds=embeddings,
         attention_mask=attention_mask,
         position_ids=position_ids,
-        **{CACHE: cache},
+        **named,
     )
     return {"full_attention": attention, "conv": conv_mask}

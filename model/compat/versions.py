@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-from collections.abc import Callable
 
 import transformers
 from torch import nn
@@ -15,12 +14,16 @@ from ...cmm.classes import change_classes
 TESTED = ("5.23", "5.24")
 # What `forward` and `generate` call the cache: "past_key_values" up to 5.23, "cache" from 5.24 on.
 CACHE_NAMES = ("cache", "past_key_values")
+
+
+def parameters_of(owner: type, method: str) -> tuple[str, ...]:
+    """Names of the parameters of a method; none where there is no such method."""
+    function = getattr(owner, method, None)
+    return tuple(inspect.signature(function).parameters) if function is not None else ()
+
+
 CACHE = next(
-    (
-        name
-        for name in CACHE_NAMES
-        if name in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
-    ),
+    (name for name in CACHE_NAMES if name in parameters_of(GenerationMixin, "prepare_inputs_for_generation")),
     CACHE_NAMES[0],
 )
 
@@ -52,7 +55,7 @@ def can_replace(stock: type, method: str, parameters: tuple[str, ...]) -> bool:
             f"({', '.join(TESTED)}): modules of transformers run in the place of firebolt-vl's faster ones"
         )
         return False
-    found = _parameters(getattr(stock, method, None))
+    found = parameters_of(stock, method)
     if found != parameters:
         _tell(
             f"{stock.__name__}.{method} of transformers {transformers.__version__} takes ({', '.join(found)}), not "
@@ -77,10 +80,6 @@ def restore_stock(module: nn.Module) -> None:
     """Undo `replace_modules` in `module`, for all classes of ours."""
     for ours, stock in _replaced.items():
         change_classes(module, ours, stock)
-
-
-def _parameters(function: Callable | None) -> tuple[str, ...]:
-    return tuple(inspect.signature(function).parameters) if function is not None else ()
 
 
 def _tell(line: str) -> None:

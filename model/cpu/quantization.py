@@ -1,10 +1,12 @@
 """Weights in 8 bits for generation: the linear layers that every token passes, made so after loading."""
 
 import warnings
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ...cmm.classes import change_class
 from ...cmm.linear import Linear
@@ -15,6 +17,9 @@ CENTRE = 128  # what zero is among the unsigned 8-bit numbers that the kernels t
 ROWS = 256
 ENGINES = ("x86", "fbgemm")
 KERNEL = "linear_with_input_q_dq_qweight_dq_output_fp32"
+PER_CHANNEL = "_make_per_channel_quantized_tensor"
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def has_kernels() -> bool:
@@ -23,7 +28,7 @@ def has_kernels() -> bool:
     A later PyTorch may be without them: it says that they will move out of it.
     """
     there = not set(torch.backends.quantized.supported_engines).isdisjoint(ENGINES)
-    built_in = hasattr(torch, "_make_per_channel_quantized_tensor") and hasattr(torch.ops.quantized, KERNEL)
+    built_in = hasattr(torch, PER_CHANNEL) and hasattr(torch.ops.quantized, KERNEL)
     return there and built_in and torch.cpu._is_vnni_supported()
 
 
@@ -39,8 +44,12 @@ class Int8Linear(Linear):
     A module of class `nn.Linear` is turned into one in place (`quantize_linear`); its bias stays as it is.
     """
 
+    packed: torch.ScriptObject | None
+    int8_weight: Tensor  # a buffer that is None while `packed` holds the integers
+    int8_scale: Tensor
+
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]  # it stands for the parameter
         """The weights that the integers stand for, float32, made anew at each call."""
         integers, scale = self.integers()
         return integers.float() * scale[:, None]
@@ -57,16 +66,16 @@ class Int8Linear(Linear):
         weight, _ = torch.ops.quantized.linear_unpack(self.packed)
         return weight.int_repr(), weight.q_per_channel_scales().float()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if self.packed is None:
-            y = F.linear(x, self.int8_weight.to(x.dtype)) * self.int8_scale.to(x.dtype)
+            y = F.linear(input, self.int8_weight.to(input.dtype)) * self.int8_scale.to(input.dtype)
             return y if self.bias is None else y + self.bias
-        wide = x.float()
+        wide = input.float()
         largest = torch.linalg.vector_norm(wide, float("inf"), dim=-1, keepdim=True).clamp_min_(1e-30)
         y = _int8_product(wide / largest, self.packed).mul_(largest)
         if self.bias is not None:
             y = y.add_(self.bias)
-        return y.to(x.dtype)
+        return y.to(input.dtype)
 
     def _apply(self, fn, recurse=True):
         scale = self.int8_scale
@@ -104,17 +113,18 @@ def quantize_linear(linear: nn.Linear) -> None:
         zeros = torch.zeros(len(scale), dtype=torch.int64)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*quantized tensor creation functions", category=UserWarning)
-            channels = torch._make_per_channel_quantized_tensor(int8_weight, scale.double(), zeros, 0)
+            channels = getattr(torch, PER_CHANNEL)(int8_weight, scale.double(), zeros, 0)
         int8_weight = None  # before the kernels' own copy is made: the head's is the peak of loading
         packed = torch.ops.quantized.linear_prepack(channels, None)
     del linear._parameters["weight"]
     change_class(linear, Int8Linear)
+    assert isinstance(linear, Int8Linear)
     linear.packed = packed
     linear.register_buffer("int8_weight", int8_weight, persistent=False)
     linear.register_buffer("int8_scale", scale, persistent=False)
 
 
-def quantized_linears(model: nn.Module) -> dict[str, nn.Linear]:
+def quantized_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """The layers of a Firebolt-VL that are quantised, by name: those that a generated token passes.
 
     The decoder's, its head, and the modulator's queries, feed-forward block and channel mixing. The rest stays: the
@@ -127,11 +137,11 @@ def quantized_linears(model: nn.Module) -> dict[str, nn.Linear]:
     return {
         name: module
         for name, module in model.named_modules()
-        if type(module) in (nn.Linear, Linear) and name.startswith(tuple(inside))
+        if isinstance(module, nn.Linear) and type(module) in (nn.Linear, Linear) and name.startswith(tuple(inside))
     }
 
 
-def quantize_int8(model: nn.Module) -> nn.Module:
+def quantize_int8(model: Model) -> Model:
     """Put the weights that generation reads at every token into 8 bits, in place; returns the model.
 
     Layer by layer, so that no second copy of the weights is ever there. The model can generate and run forward, and is
