@@ -9,7 +9,7 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple  # pyright: ignore[reportPrivateImportUsage]  # its documented place
 
 from ...cmm.linear import Linear
 from ..checkpoint_files import check_model
@@ -20,6 +20,7 @@ from ..compat import (
     find_layer,
     given_cache,
 )
+from ..configuration_checks import backbone
 from ..cpu.prepacking import is_prepacked
 from ..cpu.quantization import is_quantized
 from ..loading import load_backbone, open_checkpoint
@@ -27,7 +28,7 @@ from ..packing import check_prompts, kept_columns
 from .cache_firebolt import ConnectorCacheLayer
 from .configuration_firebolt import FireboltConfig
 from .fusion import summarize_prompt
-from .grids import GRID_ARGUMENTS, PIXEL_ARGUMENTS, Grids, given_grids
+from .grids import GRID_ARGUMENTS, PIXEL_ARGUMENTS, Grids, named_grids
 from .grounding import Grounding, ground
 from .miniature import miniature_of
 from .modeling_firebolt import FireboltModel, FireboltPreTrainedModel, check_same_images
@@ -54,7 +55,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
     def __init__(self, config: FireboltConfig):
         super().__init__(config)
         self.model = FireboltModel(config)
-        self.lm_head = Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        text = backbone(config.text_config)
+        self.lm_head = Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -66,8 +68,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        self.lm_head = value
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings
 
     def compile_step(self, **options) -> "FireboltForConditionalGeneration":
         """Compile the decoder's generation step; the first answer afterwards waits for it. Returns the model.
@@ -120,7 +122,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         Raises ValueError where a shape is not as above, a mask has holes, or both pixels and grids came.
         """
         if labels is not None:
-            if labels.dim() != 2 or (input_ids if input_ids is not None else inputs_embeds).shape[:2] != labels.shape:
+            text = input_ids if input_ids is not None else inputs_embeds
+            if labels.dim() != 2 or (text is not None and text.shape[:2] != labels.shape):
                 raise ValueError(f"labels: {tuple(labels.shape)} came, the shape of the text, [B,T], is wanted")
             if prompt_mask is None:
                 prompt_mask = (labels != -100).long().cumsum(-1) == 0
@@ -147,9 +150,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         logits = self.lm_head(kept_columns(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
-            )
+            vocab_size = backbone(self.config.text_config).vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -199,7 +201,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         language_model = load_backbone(AutoModelForCausalLM, decoder, dtype)
         vision_tower = load_backbone(SiglipVisionModel, vision, dtype)
         model = cls(FireboltConfig(text_config=language_model.config, vision_config=vision_tower.config, **config))
-        model.to(language_model.dtype)
+        model.to(language_model.dtype)  # pyright: ignore[reportArgumentType]  # `wraps` around it forgets self
         model.model.language_model.load_state_dict(language_model.model.state_dict())
         model.lm_head.load_state_dict(language_model.lm_head.state_dict())
         model.model.vision_tower.load_state_dict(vision_tower.state_dict())
@@ -239,19 +241,19 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         kwargs = {name: value for name, value in kwargs.items() if value is not None or name not in PIXEL_ARGUMENTS}
         cache = given_cache(*(kwargs.get(name) for name in CACHE_NAMES))
         memory = find_layer(cache, ConnectorCacheLayer) if isinstance(cache, Cache) else None
-        started = memory is not None and memory.begun
+        memory = memory if memory is not None and memory.begun else None
         if "pixel_values" in kwargs:
             pixels = {name: kwargs.pop(name) for name in (*PIXEL_ARGUMENTS, "grid_boxes") if name in kwargs}
             if kwargs.get("grids") is not None:
                 raise ValueError("pixel_values, grids: both came, at most one of them is wanted")
-            if started:
+            if memory is not None:
                 check_same_images(memory, pixels.get("image_mask"))
             else:
                 pixels = {name: value.to(self.device) for name, value in pixels.items() if value is not None}
                 kwargs.update(zip(GRID_ARGUMENTS, self.get_grids(**pixels)))
-        if not started and kwargs.get("prompt_mask") is None:
+        if memory is None and kwargs.get("prompt_mask") is None:
             kwargs["prompt_mask"] = self._whole_prompt(inputs, kwargs)
-        if not started and self.config.fusion == "pool" and kwargs.get("grids") is not None:
+        if memory is None and self.config.fusion == "pool" and kwargs.get("grids") is not None:
             kwargs["prompt_summary"] = self._prompt_summary(inputs, kwargs)
         if not any(kwargs.get(name) for name in GROWING) and cache is None and self.model.compiled_step is not None:
             kwargs.setdefault("cache_implementation", "static")
@@ -272,12 +274,13 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
             if ids is None:
                 return None
             text = self.get_input_embeddings()(ids.to(self.device))
-        seen = given_grids(*(kwargs.get(name) for name in GRID_ARGUMENTS), text)
+        seen = named_grids(kwargs, text)
         return summarize_prompt(self.model.connector, text, kwargs["prompt_mask"].to(self.device), seen)
 
     def kind(self) -> str:
-        cmm = self.config.cmm_config
-        chosen = (cmm["ssm"], cmm["top_k_mode"], *(name for name in ("kernel_taps", "grid_positions") if cmm[name]))
+        cmm = self.config.connector_config()
+        switched_on = (name for name in ("kernel_taps", "grid_positions") if getattr(cmm, name))
+        chosen = (cmm.ssm, cmm.top_k_mode, *switched_on)
         return " ".join(("firebolt", self.config.connector, self.config.fusion, *chosen))
 
     def miniature(self) -> tuple["FireboltForConditionalGeneration", dict[str, Tensor]]:

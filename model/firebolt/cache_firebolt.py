@@ -42,9 +42,10 @@ class ConnectorCacheLayer(ExtraLayer):
     def _forget(self, columns: int) -> None:
         if self.state is not None:
             self.state = self.state.rollback(columns)
+        gone = columns
         if self.mask is not None:
-            self.kept = self.kept - self.mask[:, -columns:].sum(-1)
+            gone = self.mask[:, -columns:].sum(-1)
             self.mask = self.mask[:, :-columns]
-        else:
-            self.kept = self.kept - columns
+        if self.kept is not None:
+            self.kept = self.kept - gone
         self.width = max(self.width - columns, 0)

@@ -1,6 +1,6 @@
 """The grids of a batch: made of the views of its images, or given as they are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -47,6 +47,15 @@ def given_grids(
     if grid_mask is None:
         grid_mask = torch.ones(grids.shape[:2], dtype=torch.bool, device=grids.device)
     return Grids(grids.to(text.dtype), grid_mask.bool(), grid_boxes, grid_images)
+
+
+def named_grids(arguments: Mapping[str, Tensor | None], text: Tensor) -> Grids:
+    """`given_grids` of keyword arguments, `grids` among them."""
+    grids = arguments["grids"]
+    assert grids is not None
+    return given_grids(
+        grids, arguments.get("grid_mask"), arguments.get("grid_boxes"), arguments.get("grid_images"), text
+    )
 
 
 def views_of(

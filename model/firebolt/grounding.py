@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...cmm.positions import default_boxes
-from .grids import GRID_ARGUMENTS, given_grids
+from .grids import GRID_ARGUMENTS, Grids, named_grids
 
 
 @dataclass
@@ -69,7 +69,7 @@ def ground(
     if "pixel_values" in given:
         seen = model.get_grids(**given)
     elif "grids" in given:
-        seen = given_grids(*(given.get(name) for name in GRID_ARGUMENTS), given["grids"].to(model.dtype))
+        seen = named_grids(given, given["grids"].to(model.dtype))
     else:
         raise ValueError("pixel_values, grids: neither came; grounding needs an image")
     boxes = to_pixels(unit_boxes(seen.mask, seen.boxes), image_sizes, seen.images)
@@ -84,7 +84,7 @@ def ground(
     stops = [stops] if isinstance(stops, int) else list(stops or [])
     if answer_ids is None:
         grid_arguments = dict(zip(GRID_ARGUMENTS, seen))
-        sequences = model.generate(
+        sequences: Tensor = model.generate(
             input_ids=input_ids,
             attention_mask=mask.long(),
             max_new_tokens=max_new_tokens,
@@ -134,7 +134,9 @@ def answer_mask(answer_ids: Tensor, eos_token_ids: list[int], pad_token_id: int 
 
 
 @torch.no_grad()
-def occlusion_effects(model, input_ids, attention_mask, answer_ids, scored, seen) -> Tensor:
+def occlusion_effects(
+    model, input_ids: Tensor, attention_mask: Tensor, answer_ids: Tensor, scored: Tensor, seen: Grids
+) -> Tensor:
     """Drop of log p(answer) [B,G] in nats when one grid is masked; G + 1 rows in one batch for each row."""
     effects = torch.zeros(seen.mask.shape, dtype=torch.float32, device=input_ids.device)
     for row in range(input_ids.shape[0]):
@@ -146,22 +148,20 @@ def occlusion_effects(model, input_ids, attention_mask, answer_ids, scored, seen
         masks[torch.arange(len(there)) + 1, there] = False
         copies = len(masks)
 
-        def repeated(tensor: Tensor | None, row: int = row, copies: int = copies) -> Tensor | None:
-            return None if tensor is None else tensor[row : row + 1].expand(copies, *tensor.shape[1:])
-
         length = int(scored[row].sum())
         if length == 0:
             continue
-        ids = torch.cat([repeated(input_ids), repeated(answer_ids)[:, :length]], dim=1)
-        mask = torch.cat([repeated(attention_mask), repeated(scored)[:, :length]], dim=1)
+        prompt_mask = _repeated(attention_mask, row, copies)
+        ids = torch.cat([_repeated(input_ids, row, copies), _repeated(answer_ids, row, copies)[:, :length]], dim=1)
+        mask = torch.cat([prompt_mask, _repeated(scored, row, copies)[:, :length]], dim=1)
         logits = model(
             input_ids=ids,
             attention_mask=mask,
-            grids=repeated(seen.features),
+            grids=_repeated(seen.features, row, copies),
             grid_mask=masks,
-            grid_boxes=repeated(seen.boxes),
-            grid_images=repeated(seen.images),
-            prompt_mask=repeated(attention_mask),
+            grid_boxes=_repeated(seen.boxes, row, copies) if seen.boxes is not None else None,
+            grid_images=_repeated(seen.images, row, copies) if seen.images is not None else None,
+            prompt_mask=prompt_mask,
             use_cache=False,
             logits_to_keep=length + 1,
         ).logits
@@ -169,3 +169,8 @@ def occlusion_effects(model, input_ids, attention_mask, answer_ids, scored, seen
         scores = chances[..., 0].sum(-1)
         effects[row, there] = scores[0] - scores[1:]
     return effects
+
+
+def _repeated(tensor: Tensor, row: int, copies: int) -> Tensor:
+    """One row of a tensor, as often as there are copies."""
+    return tensor[row : row + 1].expand(copies, *tensor.shape[1:])

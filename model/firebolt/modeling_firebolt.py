@@ -1,5 +1,8 @@
 """Firebolt-VL without its head: SigLIP grids, a connector, through which each token sees them, and the LFM2 decoder."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -10,9 +13,10 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple  # pyright: ignore[reportPrivateImportUsage]  # its documented place
 
 from ...cmm import CrossAttend, CrossModalModulator, Prepend
+from ...cmm.connector import Connector
 from ...cmm.linear import compute_fast
 from ..compat import (
     CACHE,
@@ -23,6 +27,7 @@ from ..compat import (
     pool_by_one_query,
     step_by_products,
 )
+from ..configuration_checks import backbone
 from ..loading import load_checked
 from ..packing import has_hole
 from .cache_firebolt import ConnectorCacheLayer
@@ -30,7 +35,11 @@ from .configuration_firebolt import FireboltConfig
 from .fusion import DecoderInputs, Fusion, Text
 from .grids import Grids, encode_views, given_grids, views_of
 
-CONNECTOR_CLASSES = {"cmm": CrossModalModulator, "prepend": Prepend, "cross_attend": CrossAttend}
+CONNECTOR_CLASSES: dict[str, type[Connector]] = {
+    "cmm": CrossModalModulator,
+    "prepend": Prepend,
+    "cross_attend": CrossAttend,
+}
 
 
 class FireboltPreTrainedModel(PreTrainedModel):
@@ -38,7 +47,7 @@ class FireboltPreTrainedModel(PreTrainedModel):
     config_class = FireboltConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["Lfm2DecoderLayer", "SiglipEncoderLayer", "CrossModalModulator", "Prepend", "CrossAttend"]
     _skip_keys_device_placement = list(CACHE_NAMES)
@@ -56,7 +65,7 @@ class FireboltPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if not isinstance(module, tuple(CONNECTOR_CLASSES.values())):
+        if not isinstance(module, Connector):
             super()._init_weights(module)
             return
         # A connector sets all its parameters in one go; those that a checkpoint has filled keep what they hold.
@@ -78,7 +87,7 @@ class FireboltModel(FireboltPreTrainedModel):
         step_by_products(self.language_model)
         pool_by_one_query(self.vision_tower)
         compute_fast(self)
-        self.compiled_step = None
+        self.compiled_step: Callable[..., Any] | None = None
         self.post_init()
 
     def __getstate__(self):
@@ -106,11 +115,11 @@ class FireboltModel(FireboltPreTrainedModel):
         are zero. G = I (1 + M), image by image, the global view first.
         """
         views = views_of(pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes)
-        return encode_views(views, self._pool_views, self.config.vision_config.hidden_size, self.dtype)
+        return encode_views(views, self._pool_views, backbone(self.config.vision_config).hidden_size, self.dtype)
 
     def _pool_views(self, pixels: Tensor) -> Tensor:
         """Pooled vectors [n,D_v] of n views of one size, position embeddings interpolated for sizes not trained on."""
-        native = pixels.shape[-1] == pixels.shape[-2] == self.config.vision_config.image_size
+        native = pixels.shape[-1] == pixels.shape[-2] == backbone(self.config.vision_config).image_size
         views = self.vision_tower(pixels.to(self.vision_tower.dtype), interpolate_pos_encoding=not native)
         return views.pooler_output.to(self.dtype)
 
@@ -142,10 +151,10 @@ class FireboltModel(FireboltPreTrainedModel):
             raise ValueError("pixel_values, grids: both came, at most one of them is wanted")
         text = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache is None:
-            use_cache = self.config.text_config.use_cache and not self.training
+            use_cache = backbone(self.config.text_config).use_cache and not self.training
         cache = given_cache(cache, past_key_values)
         if use_cache and cache is None:
-            cache = DynamicCache(config=self.config.text_config)
+            cache = DynamicCache(config=backbone(self.config.text_config))
         memory = extend(cache, ConnectorCacheLayer) if cache is not None else None
         text_mask = self._text_mask(attention_mask, text, memory, prompt_mask)
 
@@ -155,18 +164,19 @@ class FireboltModel(FireboltPreTrainedModel):
                 check_same_images(memory, image_mask if pixel_values is not None else None)
             elif pixel_values is not None:
                 seen = self.get_grids(pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes)
-            else:
+            elif grids is not None:
                 seen = given_grids(grids, grid_mask, grid_boxes, grid_images, text)
         if prompt_mask is not None and (prompt_mask.dim() != 2 or prompt_mask.shape[0] != text.shape[0]):
             raise ValueError(f"prompt_mask: {tuple(prompt_mask.shape)} came, [{text.shape[0]}, T] is wanted")
         decoder = Fusion(self.connector, self.config.fusion, memory).decoder_inputs(
             Text(text, text_mask), seen, attention_mask, position_ids, prompt_mask, prompt_summary
         )
-        steps = self.compiled_step is not None and decoder.embeddings.shape[1] == 1
-        steps = steps and isinstance(cache, StaticCache) and not self.training
-        outputs = (self.compiled_step if steps else self.language_model)(
+        compiled = self.compiled_step
+        if decoder.embeddings.shape[1] != 1 or not isinstance(cache, StaticCache) or self.training:
+            compiled = None
+        outputs = (self.language_model if compiled is None else compiled)(
             inputs_embeds=decoder.embeddings,
-            attention_mask=self._decoder_masks(decoder, text_mask, cache, make=steps),
+            attention_mask=self._decoder_masks(decoder, text_mask, cache, make=compiled is not None),
             position_ids=decoder.position_ids,
             use_cache=use_cache,
             **{CACHE: cache},
@@ -220,10 +230,10 @@ class FireboltModel(FireboltPreTrainedModel):
         """
         if not make and (text_mask is None or decoder.embeddings.shape[1] > 1):
             return decoder.attention_mask
-        kept = None if text_mask is None else decoder.attention_mask[:, -1:].bool()
-        return layer_masks(
-            self.config.text_config, decoder.embeddings, decoder.attention_mask, kept, decoder.position_ids, cache
-        )
+        mask = decoder.attention_mask
+        kept = None if text_mask is None or mask is None else mask[:, -1:].bool()
+        config = backbone(self.config.text_config)
+        return layer_masks(config, decoder.embeddings, mask, kept, decoder.position_ids, cache)
 
 
 def check_same_images(memory: ConnectorCacheLayer, image_mask: Tensor | None) -> None:

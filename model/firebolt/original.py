@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
@@ -120,10 +120,11 @@ def convert_config(
     """
     if original.get("fuse_strategy", "cossm") != "cossm":
         raise ValueError(f"fuse_strategy: {original['fuse_strategy']!r} came, only 'cossm' can be converted")
-    shapes = {name: tuple(getattr(tensor, "shape", tensor)) for name, tensor in state.items()}
+    shapes = {name: tuple(found.shape if isinstance(found, Tensor) else found) for name, found in state.items()}
     text = _backbone("lm_name_or_path", "text_config", original, shapes, folder, text_config)
     vision = _backbone("vision_ckpt_path", "vision_config", original, shapes, folder, vision_config)
     ssm = "s4" if any(key.startswith(FUSER + "s4.layer.") for key in shapes) else "s4d"
+    tokens: dict[str, Any] = {name: original.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return FireboltConfig(
         text_config=text,
         vision_config=getattr(vision, "vision_config", vision),  # the vision tower's part of a SigLIP
@@ -137,9 +138,7 @@ def convert_config(
             "dropout": DROPOUT,
             "grid_positions": False,
         },
-        bos_token_id=original.get("bos_token_id"),
-        eos_token_id=original.get("eos_token_id"),
-        pad_token_id=original.get("pad_token_id"),
+        **tokens,
     )
 
 

@@ -1,6 +1,6 @@
 """FireboltProcessor: questions and images -> the inputs of the model."""
 
-from collections.abc import Sequence
+from typing import Any
 
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
@@ -30,7 +30,7 @@ CHAT_TEMPLATE = """\
 
 
 class FireboltProcessorKwargs(ProcessingKwargs, total=False):
-    images_kwargs: FireboltImagesKwargs
+    images_kwargs: FireboltImagesKwargs  # pyright: ignore[reportIncompatibleVariableOverride]  # as in transformers
 
 
 class FireboltProcessor(ProcessorMixin):
@@ -61,14 +61,16 @@ class FireboltProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):  # pyright: ignore[reportIncompatibleMethodOverride]  # by name alone
         """As on any processor of transformers; no code in the folder is run."""
         folder = open_folder(pretrained_model_name_or_path, kwargs)
         check_parts(folder, ("tokenizer", TOKENIZERS), ("processor", PROCESSORS))
         with tokenizer_named(folder):
             return super().from_pretrained(folder, **kwargs)
 
-    def apply_chat_template(self, conversation, chat_template=None, **kwargs):
+    def apply_chat_template(  # pyright: ignore[reportIncompatibleMethodOverride]  # by name, so that all is checked
+        self, conversation, chat_template=None, **kwargs
+    ):
         """As on any processor of transformers. Raises ChatTemplateError for a template without end."""
         templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
         template = templates.get(chat_template or "default", chat_template)
@@ -79,7 +81,7 @@ class FireboltProcessor(ProcessorMixin):
                 check_template(template, messages, variables)
         return super().apply_chat_template(conversation, chat_template, **kwargs)
 
-    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
+    def prepare_inputs_layout(self, images: Any = None, text: Any = None, videos=None, audio=None, **kwargs) -> Any:
         if isinstance(text, str):
             text = [text]
         if images is not None:
@@ -87,7 +89,7 @@ class FireboltProcessor(ProcessorMixin):
             images = image_rows([images] if all_of_one_row(images, text) else images)
         return images or None, text, videos, audio
 
-    def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
+    def validate_inputs(self, images: Any = None, text: Any = None, videos=None, audio=None, **kwargs):
         super().validate_inputs(images=images, text=text, videos=videos, audio=audio, **kwargs)
         for name, given in (("videos", videos), ("audio", audio)):
             if given is not None:
@@ -121,7 +123,7 @@ def _conversations(given) -> list:
     return list(given) if given and isinstance(given[0], list | tuple) else [given]
 
 
-def all_of_one_row(images, text: Sequence[str] | None) -> bool:
+def all_of_one_row(images, text: list[str] | None) -> bool:
     """Several images in a flat list beside a single text are that text's images."""
     flat = isinstance(images, list | tuple) and not any(isinstance(image, list | tuple) for image in images)
     return flat and text is not None and len(text) == 1

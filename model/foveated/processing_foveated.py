@@ -1,5 +1,8 @@
 """FoveatedProcessor: questions, images and videos -> the inputs of the foveated model."""
 
+from os import PathLike
+from typing import Any
+
 from transformers.image_utils import is_valid_image
 from transformers.processing_utils import ProcessingKwargs
 
@@ -9,7 +12,7 @@ from .video import Video, read_video
 
 
 class FoveatedProcessorKwargs(ProcessingKwargs, total=False):
-    images_kwargs: FoveatedImagesKwargs
+    images_kwargs: FoveatedImagesKwargs  # pyright: ignore[reportIncompatibleVariableOverride]  # as in transformers
 
 
 class FoveatedProcessor(FireboltProcessor):
@@ -28,7 +31,9 @@ class FoveatedProcessor(FireboltProcessor):
 
     valid_processor_kwargs = FoveatedProcessorKwargs
 
-    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
+    def prepare_inputs_layout(
+        self, images: Any = None, text: Any = None, videos: Any = None, audio=None, **kwargs
+    ) -> Any:
         if isinstance(text, str):
             text = [text]
         if images is not None:
@@ -52,7 +57,7 @@ class FoveatedProcessor(FireboltProcessor):
             video = given[0] if given else None
         if video is None:
             return Clip()
-        if isinstance(video, str) or hasattr(video, "__fspath__"):
+        if isinstance(video, str | PathLike):
             names = {"num_frames": "frames", "fps": "per_second"}
             given = {ours: options[theirs] for theirs, ours in names.items() if options.get(theirs) is not None}
             video = read_video(video, **given)
