@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel
 
 from ..compat.dinov2 import Dinov2Attention, Dinov2Layer, attend, check_layers, heads, layers_of
+from ..configuration_checks import backbone
 from .configuration_foveated import FoveatedVLMConfig
 
 
@@ -39,10 +40,11 @@ class PatchMemory:
     def join(cls, parts: list["PatchMemory"]) -> "PatchMemory":
         if len(parts) == 1:
             return parts[0]
+        features = [part.features for part in parts if part.features is not None]
         return cls(
             [torch.cat(layer) for layer in zip(*(part.keys for part in parts))],
             [torch.cat(layer) for layer in zip(*(part.values for part in parts))],
-            torch.cat([part.features for part in parts]) if parts[0].features is not None else None,
+            torch.cat(features) if features else None,
         )
 
 
@@ -64,7 +66,7 @@ class FoveatedEncoder(nn.Module):
         super().__init__()
         self.dino = AutoModel.from_config(config.vision_config)
         check_layers(self.layers)
-        width = config.vision_config.hidden_size
+        width = backbone(config.vision_config).hidden_size
         self.query_input_proj = nn.Linear(config.query_dim, width, bias=False)
         self.output_proj = nn.Linear(width, width)
         self.frame_block = config.frame_block

@@ -109,7 +109,7 @@ def test_caches_that_will_not_do_are_named():
     inputs = batch()
     with pytest.raises(ValueError, match="cache_implementation: 'quantized' came"):
         generated(inputs, cache_implementation="quantized")
-    with pytest.raises(ValueError, match="frames, visual_tokens: both came"):
+    with pytest.raises(ValueError, match="frames and visual_tokens are both given"):
         generated({**inputs, "visual_tokens": torch.zeros(3, 1, 32)})
 
 
