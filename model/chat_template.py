@@ -106,7 +106,7 @@ def check_template(template: str, messages: Any, variables: Mapping[str, Any]) -
 @lru_cache(maxsize=16)
 def _compiled(template: str):
     if len(template) > LONGEST_TEMPLATE:
-        raise ChatTemplateError(f"it is {len(template):,} characters long, at most {LONGEST_TEMPLATE:,} are read")
+        raise ChatTemplateError(f"it is {len(template):,} characters long; expected at most {LONGEST_TEMPLATE:,}")
     return _Limited().from_string(template)
 
 
@@ -189,11 +189,11 @@ class _Metered(NodeTransformer):
 
     def visit_Filter(self, node: nodes.Filter) -> nodes.Node:
         if node.name not in FILTERS_OF_CHATS:
-            raise TemplateSyntaxError(f"the filter {node.name!r} is none that chat templates need", node.lineno)
+            raise TemplateSyntaxError(f"it uses the filter {node.name!r}, which no chat template needs", node.lineno)
         if node.name == "map" and node.args:
             [named, *_] = node.args
             if not isinstance(named, nodes.Const) or named.value not in FILTERS_OF_CHATS - {"map"}:
-                raise TemplateSyntaxError("map: one of the filters that chat templates need is wanted", node.lineno)
+                raise TemplateSyntaxError("it maps by a filter that no chat template needs", node.lineno)
         self.generic_visit(node)
         if node.node is None:  # of a block, whose text is counted already
             return node
@@ -202,7 +202,7 @@ class _Metered(NodeTransformer):
 
     def visit_Name(self, node: nodes.Name) -> nodes.Node:
         if node.name in FORBIDDEN_NAMES:
-            raise TemplateSyntaxError(f"{node.name!r} is nothing that chat templates need", node.lineno)
+            raise TemplateSyntaxError(f"it uses {node.name!r}, which no chat template needs", node.lineno)
         return node
 
 
@@ -346,7 +346,7 @@ def _check_call(called, args, kwargs) -> None:
     if isinstance(owner, LoopContext) or (isinstance(owner, _Generation) and name == "_content"):
         return
     if not isinstance(owner, str | Mapping | list | tuple) or name not in METHODS_OF_CHATS:
-        raise ChatTemplateError(f"it calls {name or type(called).__name__!r}, nothing that chat templates need")
+        raise ChatTemplateError(f"it calls {name or type(called).__name__!r}, which no chat template needs")
     count, length = _checked_size((owner, args, kwargs))
     _charge(STEP + VALUE * count + length // 16)
     if not isinstance(owner, str):
@@ -402,7 +402,7 @@ def _raise_exception(message):
 
 def _strftime_now(format):
     if not STABLE_DATES.fullmatch(format) or len(format) > 100:
-        raise ChatTemplateError(f"strftime_now: {format[:40]!r} came, a date without a time of day is wanted")
+        raise ChatTemplateError(f"its date has the format {format[:40]!r}; expected one without a time of day")
     return datetime.now().strftime(format)
 
 

@@ -1,4 +1,4 @@
-"""A stranger's checkpoint before anything is built of it: what kind of files it is made of, and whether its sizes fit.
+"""Checks of a stranger's checkpoint before anything is built of it: the kinds of its files, and whether its sizes fit.
 
 Nothing here runs code of a checkpoint, waits for a pipe, follows an index out of the folder, or takes memory in
 proportion to what a file merely claims: of the weights only headers are read, and they bound what the configuration may
@@ -92,7 +92,7 @@ def _is_read(name: str) -> bool:
 
 
 def check_file(path: Path) -> os.stat_result:
-    """The status of a plain file of a size that can be. Raises CheckpointError for anything else, unopened."""
+    """Return the status of a plain file of a size that can be. Raises CheckpointError for anything else, unopened."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -105,11 +105,11 @@ def check_file(path: Path) -> os.stat_result:
         raise CheckpointError(f"{path} cannot be opened ({error.strerror}); copy or download it again") from None
     if not stat.S_ISREG(found.st_mode):
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or device"
-        raise CheckpointError(f"{path} is {kind}, where a file is wanted; copy or download it again")
+        raise CheckpointError(f"{path} is {kind}; expected a file; copy or download it again")
     most = MOST_BYTES.get(path.name, MOST_BYTES_OF_KIND.get(path.suffix, math.inf))
     if found.st_size > most:
         raise CheckpointError(
-            f"{path} is {found.st_size:,} bytes large; a {path.name} of at most {most:,} is read. Download it again"
+            f"{path} is {found.st_size:,} bytes large; expected a {path.name} of at most {most:,}; download it again"
         )
     return found
 
@@ -123,7 +123,7 @@ def check_text(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object in a file of a checkpoint. Raises CheckpointError."""
+    """Read a JSON object in a file of a checkpoint. Raises CheckpointError."""
     check_file(path)
     try:
         content = parse_json(path.read_text(encoding="utf-8-sig"))  # transformers reads no other encoding
@@ -135,7 +135,7 @@ def read_json(path: Path) -> dict:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint. Raises CheckpointError where there are none, or not all of them."""
+    """List the safetensors files of a checkpoint. Raises CheckpointError where there are none, or not all of them."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
@@ -172,7 +172,7 @@ def refuse_pickles(folder: Path) -> None:
 
 
 def read_shapes(folder: Path) -> Shapes:
-    """Every tensor of a checkpoint by its name, from the headers alone. Raises CheckpointError."""
+    """Read the shape of every tensor of a checkpoint, from the headers alone. Raises CheckpointError."""
     shapes: Shapes = {}
     files = weight_files(folder)
     for path in files:
@@ -230,33 +230,34 @@ def check_config(config: dict, shapes: Shapes | None, where: str | PathLike = CO
     """
     layers, largest, states = _limits(shapes)
     if long := next((key for key, value in _lists(config) if len(value) > MOST_ENTRIES), None):
-        raise CheckpointError(f"{where}: {long} is a list of more than {MOST_ENTRIES:,} entries, which no model needs")
+        raise CheckpointError(f"{where}: {long} is too long a list; expected at most {MOST_ENTRIES:,} entries")
     for key, value in _entries(config):
         name = key.rpartition(".")[2]
         if name.endswith("_implementation") and isinstance(value, str) and not re.fullmatch(r"\w+", value):
-            raise CheckpointError(f"{where}: {key} is {value!r}, the name of a program from the hub; it is refused")
+            raise CheckpointError(f"{where}: {key} is {value!r}; expected no program from the hub, which is not run")
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
         if not math.isfinite(value):
-            raise CheckpointError(f"{where}: {key} is {value}, a number is wanted")
+            raise CheckpointError(f"{where}: {key} is {value}; expected a finite number")
         if re.fullmatch(r"(num_(hidden_)?layers|n_layers?|depth)", name) and value > layers:
             raise CheckpointError(
-                f"{where}: {key} is {value:,}, the weights have {layers:,} layers; they do not belong together"
+                f"{where}: {key} is {value:,}; expected at most {layers:,}, the layers of the weights; they do not "
+                "belong together"
                 if shapes is not None
-                else f"{where}: {key} is {value:,}, at most {layers:,} are read"
+                else f"{where}: {key} is {value:,}; expected at most {layers:,}"
             )
         if name == "state_size" and shapes is not None and value > SMALL_STATE and value not in states:
-            raise CheckpointError(f"{where}: {key} is {value:,}, no state in the weights is of that size")
+            raise CheckpointError(f"{where}: {key} is {value:,}; expected the size of a state in the weights")
         if not FREE_NUMBERS.search(name) and value > max(largest, SMALL_NUMBER):
             raise CheckpointError(
-                f"{where}: {key} is {value:,}, the largest size in the weights is {largest:,}; they do not belong "
-                "together"
+                f"{where}: {key} is {value:,}; expected at most {largest:,}, the largest size in the weights; they do "
+                "not belong together"
             )
     for key in ("quantization_config", "compression_config"):
         if config.get(key) is not None:
             raise CheckpointError(
-                f"{where}: {key} came; weights that are quantised are not read. Take the checkpoint before that, and "
-                "--quantize int8"
+                f"{where}: {key} is given; expected weights that are not quantised; take the checkpoint before that, "
+                "and --quantize int8"
             )
 
 

@@ -1,4 +1,4 @@
-"""What the image processors of both models share: Pillow and NumPy alone, the same pixels on every machine."""
+"""Base class of both models' image processors: Pillow and NumPy alone, the same pixels on every machine."""
 
 from abc import abstractmethod
 from typing import Any
@@ -24,7 +24,7 @@ class ImageProcessor(PilBackend):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):  # pyright: ignore[reportIncompatibleMethodOverride]  # by name alone
-        """Load it as any image processor of transformers; no code in the folder is run, no pipe or device opened."""
+        """Load an image processor like any of transformers; no code in the folder is run, no pipe or device opened."""
         return super().from_pretrained(open_image_processor(pretrained_model_name_or_path, kwargs), **kwargs)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
@@ -38,6 +38,13 @@ class ImageProcessor(PilBackend):
     @abstractmethod
     def _batch(self, images: Any, channels_first: bool | None, **settings) -> dict[str, Any]:
         """The arrays of a batch by their names, of opened images; nothing where no row has one."""
+
+    def _side_of(self, size: SizeDict | dict[str, int]) -> int:
+        """The side of a square size. Raises ValueError for any other."""
+        height, width = size.get("height"), size.get("width")
+        if not height or height != width:
+            raise ValueError(f"{type(self).__name__}: size is {dict(size)}; expected an equal height and width")
+        return height
 
     def _validate_preprocess_kwargs(self, *args, **kwargs):
         self._check(kwargs)
@@ -61,14 +68,6 @@ def opened(images: Any) -> Any:
     if isinstance(images, str) or hasattr(images, "__fspath__"):
         return pictures.load_image(images)
     raise TypeError(
-        f"images: a {type(images).__name__} came; a Pillow image, an array, a tensor, a path, None or lists of them "
-        "are wanted"
+        f"images is of type {type(images).__name__}; expected a Pillow image, an array, a tensor, a path, None or "
+        "lists of them"
     )
-
-
-def side_of(size: SizeDict | dict[str, int]) -> int:
-    """The side of a square size. Raises ValueError for any other."""
-    height, width = size.get("height"), size.get("width")
-    if not height or height != width:
-        raise ValueError(f"size: {dict(size)} came, an equal height and width are wanted")
-    return height

@@ -15,7 +15,7 @@ Layer = TypeVar("Layer", bound=ExtraLayer)
 
 
 class GrowingLayer(DynamicLayer):
-    """The keys and values of an attention layer, [B,H,L,D_h] each: the first L positions of memory with room for more.
+    """Keys and values of an attention layer, [B,H,L,D_h] each: the first L positions of memory with room for more.
 
     A DynamicLayer copies all of them for each token. Here a token costs its own keys and values, and every `MARGIN`
     tokens a copy. Where gradients are recorded it is a DynamicLayer.
@@ -84,12 +84,12 @@ class ExtendedStaticCache(_TextLengthMixin, StaticCache):
 
 
 def find_layer(cache: Cache, kind: type[Layer]) -> Layer | None:
-    """The layer of class `kind` in a cache, or None where there is none yet."""
+    """Return the layer of class `kind` in a cache, or None where there is none yet."""
     return next((layer for layer in reversed(cache.layers) if isinstance(layer, kind)), None)
 
 
 def extend(cache: Cache, kind: type[Layer]) -> Layer:
-    """The layer of class `kind` of `cache`, appended to it if absent.
+    """Return the layer of class `kind` of `cache`, appended to it if absent.
 
     The cache object stays the same one, since its owner may hold on to it; only its class is narrowed, and that of
     its attention layers to GrowingLayer.
@@ -98,12 +98,12 @@ def extend(cache: Cache, kind: type[Layer]) -> Layer:
     if (layer := find_layer(cache, kind)) is not None:
         return layer
     if type(cache) not in (DynamicCache, StaticCache) or getattr(cache, "offloading", False):
-        came = "an offloaded cache" if getattr(cache, "offloading", False) else type(cache).__name__
-        raise TypeError(f"{CACHE}: {came} came, a DynamicCache or a StaticCache is wanted")
+        found = "an offloaded cache" if getattr(cache, "offloading", False) else f"a {type(cache).__name__}"
+        raise TypeError(f"{CACHE} is {found}; expected a DynamicCache or a StaticCache")
     if not cache.layers:
-        raise ValueError(f"{CACHE}: DynamicCache() without a config came, DynamicCache(config=...) is wanted")
+        raise ValueError(f"{CACHE} is a DynamicCache without a config; expected DynamicCache(config=...)")
     if int(cache.get_seq_length()) > 0:
-        raise ValueError(f"{CACHE}: a cache came that was filled without this model, an empty one is wanted")
+        raise ValueError(f"{CACHE} is a cache that was filled without this model; expected an empty one")
     if can_replace(DynamicLayer, "update", ("self", "key_states", "value_states", "args", "kwargs")):
         for attention in cache.layers:
             if type(attention) is DynamicLayer:

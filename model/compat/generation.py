@@ -34,11 +34,11 @@ class CachedGeneration:
         """Return a small model of this kind with random weights, and a padded batch for it."""
 
     def decoder_length(self, columns: int, model_kwargs: dict) -> int:
-        """How many positions the decoder's cache has to hold for so many text columns."""
+        """Return how many positions the decoder's cache has to hold for so many text columns."""
         return columns
 
     def generate(self, inputs: Tensor | None = None, *args, **kwargs):
-        """`GenerationMixin.generate`, checked once for each version, with the cache under either of its names."""
+        """Generate as in `GenerationMixin`, checked once for each version, with the cache under either of its names."""
         cache = given_cache(*(kwargs.pop(name, None) for name in CACHE_NAMES))
         if cache is not None:
             kwargs[CACHE] = cache
@@ -54,8 +54,8 @@ class CachedGeneration:
         implementation = generation_config.cache_implementation
         if implementation not in (None, "dynamic", "static"):
             raise ValueError(
-                f"cache_implementation: {implementation!r} came, 'dynamic' or 'static' is wanted (what this model "
-                "remembers beside keys and values cannot be quantised, offloaded or windowed)"
+                f"generate: cache_implementation is {implementation!r}; expected 'dynamic' or 'static' (what this "
+                "model remembers beside keys and values cannot be quantised, offloaded or windowed)"
             )
         length = self.decoder_length(max_cache_length, model_kwargs)
         stock: Any = super()
@@ -77,7 +77,7 @@ class CachedGeneration:
         return attention_mask
 
     def prepare_inputs_for_generation(self, input_ids, *args, inputs_embeds=None, **kwargs) -> dict:
-        """As in transformers, without `first_call_arguments` where the cache has begun."""
+        """Prepare inputs as in transformers, without `first_call_arguments` where the cache has begun."""
         stock: Any = super()
         model_inputs = stock.prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
         layer = find_layer(cache, self.cache_layer) if (cache := kwargs.get(CACHE)) is not None else None

@@ -18,7 +18,7 @@ def layer_masks(
     position_ids: Tensor,
     cache: Cache | None,
 ) -> dict[str, Tensor | None]:
-    """What an Lfm2Model takes in the place of a mask [B, past + T], by the kind of its layers.
+    """Return what an Lfm2Model takes in the place of a mask [B, past + T], by the kind of its layers.
 
     embeddings [B,T,D]; attention_mask [B, past + T], of which the causal mask of attention is made; conv_mask [B,T],
     True = keep, for the short convolutions: None where all are kept.

@@ -126,7 +126,7 @@ def _own_version() -> str:
 
 
 def record() -> Path:
-    """The file that remembers what passed, a line each, in the folder `FIREBOLT_CACHE` (~/.cache/firebolt-vl)."""
+    """Return the file that keeps what passed, a line each, in the folder `FIREBOLT_CACHE` (~/.cache/firebolt-vl)."""
     return Path(os.environ.get("FIREBOLT_CACHE", "~/.cache/firebolt-vl")).expanduser() / "generation-checks"
 
 

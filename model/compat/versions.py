@@ -17,7 +17,7 @@ CACHE_NAMES = ("cache", "past_key_values")
 
 
 def parameters_of(owner: type, method: str) -> tuple[str, ...]:
-    """Names of the parameters of a method; none where there is no such method."""
+    """Return the names of a method's parameters; none where there is no such method."""
     function = getattr(owner, method, None)
     return tuple(inspect.signature(function).parameters) if function is not None else ()
 
@@ -33,19 +33,19 @@ _replaced: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 def is_tested() -> bool:
-    """Whether the installed transformers is one of the minor versions that the tests pass with."""
+    """Return whether the installed transformers is one of the minor versions that the tests pass with."""
     return ".".join(transformers.__version__.split(".")[:2]) in TESTED
 
 
 def given_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
-    """The cache of a call, by whichever of the two names it came. Raises ValueError where both came."""
+    """Return the cache of a call, by whichever of its two names. Raises ValueError where both are given."""
     if cache is not None and past_key_values is not None:
-        raise ValueError("cache, past_key_values: both came, and they are two names of one argument; one is wanted")
+        raise ValueError("cache and past_key_values are both given; expected one of these two names of one argument")
     return cache if cache is not None else past_key_values
 
 
 def can_replace(stock: type, method: str, parameters: tuple[str, ...]) -> bool:
-    """Whether `stock.method` takes these parameters, no others, in a version that was tested.
+    """Return whether `stock.method` takes these parameters, no others, in a version that was tested.
 
     Where it does not, `stock` itself is to run: one line in the log says so, once for each method.
     """

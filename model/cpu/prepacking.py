@@ -11,7 +11,7 @@ from .mapped_memory import release_file_pages
 
 
 class PrepackedLinear(Linear):
-    """y = x W^T + b with W in oneDNN's own layout (`kernels.linear.prepacked`), bfloat16 on a CPU.
+    """Linear layer y = x W^T + b with W in oneDNN's own layout (`kernels.linear.prepacked`), bfloat16 on a CPU.
 
     As many bytes as W, which `weight` makes anew at each call. A module of class `nn.Linear` is turned into one in
     place (`prepack_linear`); its bias stays as it is. W has no gradient, x has one. Where it is moved to another device
@@ -22,7 +22,7 @@ class PrepackedLinear(Linear):
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]  # it stands for the parameter
-        """W [N,K] bfloat16, a copy."""
+        """Return W [N,K] bfloat16, a copy."""
         return self.packed.to_dense()
 
     @property

@@ -23,7 +23,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def has_kernels() -> bool:
-    """Whether PyTorch's int8 kernels run here. Without VNNI they would add up 16-bit sums that may overflow.
+    """Return whether PyTorch's int8 kernels run here. Without VNNI they would add up 16-bit sums that may overflow.
 
     A later PyTorch may be without them: it says that they will move out of it.
     """
@@ -50,17 +50,17 @@ class Int8Linear(Linear):
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]  # it stands for the parameter
-        """The weights that the integers stand for, float32, made anew at each call."""
+        """Return the weights that the integers stand for, float32, made anew at each call."""
         integers, scale = self.integers()
         return integers.float() * scale[:, None]
 
     @property
     def packed_bytes(self) -> int:
-        """Of the integers where the kernels hold them, beside the buffers."""
+        """Return the bytes of the integers where the kernels hold them, beside the buffers."""
         return 0 if self.packed is None else self.in_features * self.out_features
 
     def integers(self) -> tuple[Tensor, Tensor]:
-        """The integers [N,K] int8 and the scales [N] float32."""
+        """Return the integers [N,K] int8 and the scales [N] float32."""
         if self.packed is None:
             return self.int8_weight, self.int8_scale
         weight, _ = torch.ops.quantized.linear_unpack(self.packed)
@@ -125,7 +125,7 @@ def quantize_linear(linear: nn.Linear) -> None:
 
 
 def quantized_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """The layers of a Firebolt-VL that are quantised, by name: those that a generated token passes.
+    """Return the layers of a Firebolt-VL that are quantised, by name: those that a generated token passes.
 
     The decoder's, its head, and the modulator's queries, feed-forward block and channel mixing. The rest stays: the
     vision tower and the grid side run once a prompt, the parameters of the state-space model need their bits, and the
@@ -151,7 +151,7 @@ def quantize_int8(model: Model) -> Model:
     Raises ValueError for a model that is quantised already.
     """
     if is_quantized(model):
-        raise ValueError("model: its weights are in 8 bits already")
+        raise ValueError("quantize_int8: model has its weights in 8 bits; expected one that is not quantised")
     model.requires_grad_(False)
     for linear in quantized_linears(model).values():
         quantize_linear(linear)
@@ -164,7 +164,7 @@ def is_quantized(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def logits_drift(model: nn.Module, quantized: nn.Module, **inputs: Tensor) -> dict[str, float]:
-    """How far the logits of `quantized` lie from those of `model` on the same inputs.
+    """Measure how far the logits of `quantized` lie from those of `model` on the same inputs.
 
     "relative": the root mean square of the difference over that of the centred logits; "same_token": the share of
     columns with the same most likely token. Padding is left out.

@@ -84,7 +84,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         return self
 
     def get_grids(self, pixel_values: Tensor, **images) -> Grids:
-        """See FireboltModel.get_grids."""
+        """Encode every image of the batch once; see FireboltModel.get_grids."""
         return self.model.get_grids(pixel_values, **images)
 
     @can_return_tuple
@@ -111,7 +111,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         cache: Cache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        r"""Logits of the next token at each text column, and the loss where there are labels.
+        r"""Compute the logits of the next token at each text column, and the loss where there are labels.
 
         input_ids [B,T] (or inputs_embeds [B,T,D]); attention_mask [B, past + T], True = keep, padded left or right;
         images as `FireboltProcessor` makes them (see `get_grids`), or grids [B,G,D_v] with grid_mask [B,G],
@@ -119,12 +119,15 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         need (default: the kept positions before the first answer token, or without labels all of them); labels [B,T],
         -100 where no loss is wanted. Logits are [B,T,V] for every connector and fusion.
 
-        Raises ValueError where a shape is not as above, a mask has holes, or both pixels and grids came.
+        Raises ValueError where a shape is not as above, a mask has holes, or both pixels and grids are given.
         """
         if labels is not None:
             text = input_ids if input_ids is not None else inputs_embeds
             if labels.dim() != 2 or (text is not None and text.shape[:2] != labels.shape):
-                raise ValueError(f"labels: {tuple(labels.shape)} came, the shape of the text, [B,T], is wanted")
+                raise ValueError(
+                    f"FireboltForConditionalGeneration: labels has shape {list(labels.shape)}; expected that of the "
+                    "text, [B,T]"
+                )
             if prompt_mask is None:
                 prompt_mask = (labels != -100).long().cumsum(-1) == 0
         outputs = self.model(
@@ -161,16 +164,16 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         )
 
     def save_pretrained(self, *args, **kwargs) -> None:
-        """As on any model of transformers. Raises ValueError for one whose weights are in 8 bits, or prepacked."""
+        """Save the model like any of transformers. Raises ValueError where the weights are in 8 bits, or prepacked."""
         if is_quantized(self):
-            raise ValueError("save_pretrained: the weights are in 8 bits; save the model, then load it and quantise it")
+            raise ValueError("save_pretrained: weights are in 8 bits; expected a model saved before it is quantised")
         if is_prepacked(self):
-            raise ValueError("save_pretrained: the weights are prepacked; save the model, then load it and prepack it")
+            raise ValueError("save_pretrained: weights are prepacked; expected a model saved before it is prepacked")
         super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As on any model of transformers, of safetensors alone; a checkpoint of the original is converted on the way.
+        """Load a model like any of transformers, of safetensors alone; one of the original is converted on the way.
 
         The original only names its backbones: their configurations are looked for as a local folder, then among the
         models that the hub gave before, then taken from `text_config=` / `vision_config=`. `kernel_taps=512` keeps its
@@ -185,7 +188,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
                 return super().from_pretrained(None, *args, config=found.config, state_dict=found.state, **kwargs)
         if given := sorted(name for name, value in backbones.items() if value is not None):
             raise ValueError(
-                f"{', '.join(given)}: only for checkpoints of the original Firebolt-VL, this is another one"
+                f"from_pretrained: {', '.join(given)} given; expected so only for a checkpoint of the original "
+                "Firebolt-VL"
             )
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
@@ -193,7 +197,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
     def from_backbones(
         cls, decoder: str, vision: str, *, dtype: torch.dtype | None = None, **config
     ) -> "FireboltForConditionalGeneration":
-        """A new Firebolt-VL around a trained LFM2 and a trained SigLIP, its connector freshly initialised.
+        """Build a new Firebolt-VL around a trained LFM2 and a trained SigLIP, its connector freshly initialised.
 
         decoder, vision: local folders or hub ids; of a SigLIP with two towers only the vision tower is loaded.
         `config` goes to FireboltConfig (cmm_config, connector, fusion).
@@ -220,7 +224,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         image_sizes: Tensor | None = None,
         **images,
     ) -> Grounding:
-        """Where an answer comes from, grid by grid; see Grounding for what comes back.
+        """Measure where an answer comes from, grid by grid; see Grounding for what comes back.
 
         method "weights": what each text token weighed (connector "cmm" alone has such weights). "occlusion": the
         answer, `answer_ids` [B,N] or else generated greedily, is scored with every grid and with each one masked.
@@ -233,7 +237,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, *args, **kwargs):
-        """`GenerationMixin.generate`, with every image encoded once, before beams or samples repeat the inputs.
+        """Generate as in `GenerationMixin`, with every image encoded once, before beams or samples repeat the inputs.
 
         Raises ValueError for prompts that are padded on the right: what is generated would stand behind a hole.
         """
@@ -245,7 +249,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         if "pixel_values" in kwargs:
             pixels = {name: kwargs.pop(name) for name in (*PIXEL_ARGUMENTS, "grid_boxes") if name in kwargs}
             if kwargs.get("grids") is not None:
-                raise ValueError("pixel_values, grids: both came, at most one of them is wanted")
+                raise ValueError("generate: pixel_values and grids are both given; expected at most one of them")
             if memory is not None:
                 check_same_images(memory, pixels.get("image_mask"))
             else:
@@ -284,7 +288,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         return " ".join(("firebolt", self.config.connector, self.config.fusion, *chosen))
 
     def miniature(self) -> tuple["FireboltForConditionalGeneration", dict[str, Tensor]]:
-        """A small model of this kind with random weights, and a padded batch for it, one row without an image."""
+        """Return a small model of this kind with random weights, and a padded batch, one row without an image."""
         config, inputs = miniature_of(self.config)
         return type(self)(config), inputs
 

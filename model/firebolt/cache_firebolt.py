@@ -7,7 +7,7 @@ from ..compat import ExtraLayer
 
 
 class ConnectorCacheLayer(ExtraLayer):
-    """The connector's side of a conversation, appended to the layers of the Cache that `generate` makes.
+    """Connector's side of a conversation, appended to the layers of the Cache that `generate` makes.
 
     state        the connector's DecodeState: SSM state, grid-side table, keys and grid mask; None where no row has an
                  image, or where the fusion never reads the connector again
@@ -32,7 +32,7 @@ class ConnectorCacheLayer(ExtraLayer):
         self.prompt: list[tuple[Tensor, Tensor]] = []
 
     def activate_past_recording(self) -> None:
-        """From now on each call leaves the states that `crop` needs to forget any of its columns."""
+        """Let each call leave the states that `crop` needs to forget any of its columns."""
         self.record_past = True
 
     @property

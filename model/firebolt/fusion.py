@@ -12,7 +12,7 @@ from .grids import Grids
 
 
 class Text(NamedTuple):
-    """The columns of one call: `embeddings` [B,T,D], and `mask` [B,T] bool or None where all are kept."""
+    """Columns of one call: `embeddings` [B,T,D], and `mask` [B,T] bool or None where all are kept."""
 
     embeddings: Tensor
     mask: Tensor | None
@@ -29,14 +29,14 @@ class Text(NamedTuple):
 
     @property
     def lengths(self) -> Tensor:
-        """Kept columns of each row, [B]."""
+        """Count the kept columns of each row, [B]."""
         if self.mask is not None:
             return self.mask.sum(-1)
         return torch.full(self.shape[:1], self.shape[1], dtype=torch.long, device=self.embeddings.device)
 
 
 class DecoderInputs(NamedTuple):
-    """What the decoder is called with; `places` [B,T] says where text columns stand, None where they stand in order."""
+    """Arguments of the decoder; `places` [B,T] says where text columns stand, None where they stand in order."""
 
     embeddings: Tensor
     attention_mask: Tensor | None
@@ -45,8 +45,10 @@ class DecoderInputs(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Candidate columns for the decoder, before packing: parts and their masks side by side, and `places` [B,T], where
-    each text column stands among them (None: the one part is the text itself)."""
+    """Candidate columns for the decoder, before packing: parts and their masks side by side.
+
+    places [B,T]    where each text column stands among them; None: the one part is the text itself
+    """
 
     parts: list[Tensor]
     masks: list[Tensor]
@@ -54,7 +56,7 @@ class Layout(NamedTuple):
 
 
 def summarize_prompt(connector: Connector, text: Tensor, prompt: Tensor, seen: Grids) -> Tensor:
-    """z [B,D]: the mean over the prompt's kept positions [B,T] of the modulated text [B,T,D]; the paper's Eq. 14."""
+    """Compute z [B,D], the mean of the modulated text [B,T,D] over the prompt's positions [B,T]; the paper's Eq. 14."""
     modulated = connector(text, seen.features, prompt, seen.mask, seen.boxes, grid_images=seen.images)
     count = prompt.sum(-1, keepdim=True).clamp(min=1).to(modulated.dtype)
     return ((modulated * prompt[..., None]).sum(1) / count).to(text.dtype)
@@ -81,7 +83,10 @@ class Fusion:
         prompt_mask: Tensor | None,
         prompt_summary: Tensor | None,
     ) -> DecoderInputs:
-        """attention_mask [B, past + T] and position_ids are the caller's; prompt_mask [B,W] counts from column 0."""
+        """Lay out what the decoder reads in this call.
+
+        attention_mask [B, past + T] and position_ids are the caller's; prompt_mask [B,W] counts from column 0.
+        """
         if seen is not None and not bool(seen.rows.any()):
             seen = None
         memory = self.memory
@@ -206,8 +211,8 @@ class Fusion:
         if summary is None:
             if bool((unfinished & seen.rows).any()):
                 raise ValueError(
-                    "prompt_mask: the prompt goes on after this call, but fusion 'pool' puts its mean first; "
-                    "pass the whole prompt in the first call, or its mean as prompt_summary"
+                    "FireboltModel: prompt_mask goes on after this call; expected the whole prompt in the first call, "
+                    "or its mean as prompt_summary, which fusion 'pool' puts first"
                 )
             summary = summarize_prompt(self.connector, text.embeddings, prompt, seen)
         parts, masks = [summary[:, None], text.embeddings], [seen.rows[:, None], text.kept]
@@ -219,8 +224,8 @@ class Fusion:
         """Part of a prompt that takes several calls: keep what the connector makes of it until the prompt is whole."""
         if self.memory is None or not bool(unfinished.all() & rows.all()):
             raise ValueError(
-                "prompt_mask: with fusion 'concat' the prompts of all rows must end in the same call, and where a "
-                "prompt takes several calls every row needs an image; pass the prompt in one call"
+                "FireboltModel: prompt_mask ends in different calls, or a row has no image; expected prompts of one "
+                "call with fusion 'concat', or prompts of all rows that end in the same call, each with an image"
             )
         self.memory.prompt.append((self._connect(text.embeddings, prompt, seen), prompt))
 
@@ -257,8 +262,8 @@ class Fusion:
         whole = memory.extended(mask, batch_size, width, embeddings.device)
         if mask is not None and whole is not None and bool(has_hole(whole).any()):
             raise ValueError(
-                "attention_mask: a row's padding reaches into a later call than its first tokens or inserted "
-                "positions, and LFM2's short convolution is wrong over the gap; pass the prompt in one call"
+                "FireboltModel: attention_mask pads a row in a later call than its first tokens or inserted positions; "
+                "expected the prompt in one call (LFM2's short convolution is wrong over the gap)"
             )
         assert memory.kept is not None  # since `_begin`, as `inserted`
         assert memory.inserted is not None

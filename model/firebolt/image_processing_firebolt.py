@@ -9,7 +9,7 @@ from transformers.image_utils import ImageInput, PILImageResampling, SizeDict, i
 from transformers.processing_utils import ImagesKwargs
 
 from .. import images as pictures
-from ..image_processing import BatchFeature, ImageProcessor, side_of
+from ..image_processing import BatchFeature, ImageProcessor
 from ..pixels import as_rgb, check_pixels, levels_of, normalise
 from . import tiling as tilings
 
@@ -22,7 +22,9 @@ class FireboltImagesKwargs(ImagesKwargs, total=False):
 
 
 class FireboltImageProcessor(ImageProcessor):
-    r"""Cuts each image into one global view and its tiles, by Pillow and NumPy alone: the same pixels on every machine.
+    r"""Image processor that cuts each image into one global view and its tiles.
+
+    By Pillow and NumPy alone: the same pixels on every machine.
 
     Args:
         tiling: `"native"` keeps the aspect ratio: the image is resized to the nearest multiple of the tile within
@@ -59,7 +61,7 @@ class FireboltImageProcessor(ImageProcessor):
     def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]  # more keywords, which pyright does not unpack
         self, images: ImageInput, **kwargs: Unpack[FireboltImagesKwargs]
     ) -> BatchFeature:
-        """The five image inputs of the model for a batch of rows.
+        """Make the five image inputs of the model for a batch of rows.
 
         Args:
             images: one image; or a list with, for each row, an image, None (no image), or a list of images and Nones.
@@ -78,8 +80,21 @@ class FireboltImageProcessor(ImageProcessor):
         return super().preprocess(images, **kwargs)
 
     def _check(self, settings: dict[str, Any]) -> None:
-        names = ("tiling", "size", "tile_size", "tile_overlap", "max_tiles")
-        _check_tiling(*(settings[name] for name in names))
+        owner, tiling, tile = type(self).__name__, settings["tiling"], settings["tile_size"]
+        overlap, max_tiles = settings["tile_overlap"], settings["max_tiles"]
+        if tiling not in tilings.TILINGS:
+            raise ValueError(f"{owner}: tiling is {tiling!r}; expected one of {', '.join(tilings.TILINGS)}")
+        side = self._side_of(settings["size"])
+        if tile < 1:
+            raise ValueError(f"{owner}: tile_size is {tile}; expected at least 1")
+        if not 0 <= overlap < tile:
+            raise ValueError(f"{owner}: tile_overlap is {overlap}; expected 0 to tile_size - 1 = {tile - 1}")
+        if max_tiles < 1:
+            raise ValueError(f"{owner}: max_tiles is {max_tiles}; expected at least 1")
+        count = max_tiles
+        if tiling == "compatible":
+            count = tilings.count_compatible(side, side, tile, overlap)
+        check_pixels(side**2 + count * tile**2, count)
 
     def _batch(self, images: Any, channels_first: bool | None, **settings) -> dict[str, Any]:
         # Before Pillow sees it, an image is RGB and upright, so that a file and its pixels give the same views.
@@ -87,7 +102,7 @@ class FireboltImageProcessor(ImageProcessor):
         views = [[self._views(image, **settings) for image in row] for row in rows]
         if not any(views):
             return {}
-        size, tile_size = side_of(settings["size"]), settings["tile_size"]
+        size, tile_size = self._side_of(settings["size"]), settings["tile_size"]
         most_images = max(len(row) for row in views)
         most_tiles = max(len(tiles) for row in views for _, tiles, _ in row)
         lead = (len(views), most_images)
@@ -122,7 +137,7 @@ class FireboltImageProcessor(ImageProcessor):
         **pixel_rule,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Normalised global view [3,S,S] and tiles [N,3,t,t], and the boxes [1+N,4] of all."""
-        side = side_of(size)
+        side = self._side_of(size)
         if tiling == "native":
             rows, columns = tilings.native_grid(image.height, image.width, tile_size, max_tiles)
             tiled = levels_of(image.resize((columns * tile_size, rows * tile_size), resample))
@@ -141,7 +156,7 @@ class FireboltImageProcessor(ImageProcessor):
 
 
 def image_rows(images) -> list[list]:
-    """One list of images per row, of what `FireboltImageProcessor.preprocess` takes: missing images are left out.
+    """Return a list of images for each row, of what `FireboltImageProcessor.preprocess` takes, without missing ones.
 
     A single image is one row; an array or tensor of four axes is a row for each image.
     """
@@ -151,7 +166,7 @@ def image_rows(images) -> list[list]:
     for row in rows:
         for image in row:
             if image is not None and not is_valid_image(image):
-                raise TypeError(f"images: a {type(image).__name__} came inside a row; an image or None is wanted")
+                raise TypeError(f"images has a {type(image).__name__} in a row; expected an image or None")
     return [[image for image in row if image is not None] for row in rows]
 
 
@@ -161,24 +176,6 @@ def _is_stack(images) -> bool:
 
 def _unstacked(images) -> list:
     return list(pictures.of_one_scale([images])[0])
-
-
-def _check_tiling(
-    tiling: str, size: SizeDict | dict[str, int], tile_size: int, tile_overlap: int, max_tiles: int
-) -> None:
-    if tiling not in tilings.TILINGS:
-        raise ValueError(f"tiling: {tiling!r} came, one of {', '.join(tilings.TILINGS)} is wanted")
-    side = side_of(size)
-    if tile_size < 1:
-        raise ValueError(f"tile_size: {tile_size} came, at least 1 is wanted")
-    if not 0 <= tile_overlap < tile_size:
-        raise ValueError(f"tile_overlap: {tile_overlap} came, 0 to tile_size - 1 = {tile_size - 1} is wanted")
-    if max_tiles < 1:
-        raise ValueError(f"max_tiles: {max_tiles} came, at least 1 is wanted")
-    count = max_tiles
-    if tiling == "compatible":
-        count = tilings.count_compatible(side, side, tile_size, tile_overlap)
-    check_pixels(side**2 + count * tile_size**2, count)
 
 
 __all__ = ["FireboltImageProcessor"]

@@ -7,7 +7,7 @@ from .configuration_firebolt import FireboltConfig
 
 
 def miniature_of(config: FireboltConfig) -> tuple[FireboltConfig, dict[str, Tensor]]:
-    """A small configuration of the kind of `config`, and a padded batch for its model, one row without an image."""
+    """Return a small configuration of the kind of `config`, and a padded batch, one row without an image."""
     text = {
         "vocab_size": 61,
         "hidden_size": 32,

@@ -60,7 +60,7 @@ class FireboltPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As on any model of transformers, of safetensors alone, once the weights are known to fill the model."""
+        """Load a model like any of transformers, of safetensors alone, once the weights are known to fill it."""
         return load_checked(cls, super().from_pretrained, pretrained_model_name_or_path, args, kwargs)
 
     @torch.no_grad()
@@ -146,9 +146,10 @@ class FireboltModel(FireboltPreTrainedModel):
         **kwargs,
     ) -> BaseModelOutputWithPast:
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("input_ids, inputs_embeds: exactly one of them is wanted")
+            given = "are both given" if input_ids is not None else "are not given"
+            raise ValueError(f"FireboltModel: input_ids and inputs_embeds {given}; expected one of them")
         if pixel_values is not None and grids is not None:
-            raise ValueError("pixel_values, grids: both came, at most one of them is wanted")
+            raise ValueError("FireboltModel: pixel_values and grids are both given; expected at most one of them")
         text = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache is None:
             use_cache = backbone(self.config.text_config).use_cache and not self.training
@@ -167,7 +168,9 @@ class FireboltModel(FireboltPreTrainedModel):
             elif grids is not None:
                 seen = given_grids(grids, grid_mask, grid_boxes, grid_images, text)
         if prompt_mask is not None and (prompt_mask.dim() != 2 or prompt_mask.shape[0] != text.shape[0]):
-            raise ValueError(f"prompt_mask: {tuple(prompt_mask.shape)} came, [{text.shape[0]}, T] is wanted")
+            raise ValueError(
+                f"FireboltModel: prompt_mask has shape {list(prompt_mask.shape)}; expected [{text.shape[0]}, T]"
+            )
         decoder = Fusion(self.connector, self.config.fusion, memory).decoder_inputs(
             Text(text, text_mask), seen, attention_mask, position_ids, prompt_mask, prompt_summary
         )
@@ -205,9 +208,10 @@ class FireboltModel(FireboltPreTrainedModel):
         past = memory.columns if memory is not None else 0
         batch_size, columns = text.shape[:2]
         if not isinstance(attention_mask, Tensor) or attention_mask.shape != (batch_size, past + columns):
-            came = tuple(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
+            tensor = isinstance(attention_mask, Tensor)
+            found = f"has shape {list(attention_mask.shape)}" if tensor else f"is a {type(attention_mask).__name__}"
             raise ValueError(
-                f"attention_mask: {came} came, [{batch_size}, {past + columns}] is wanted"
+                f"FireboltModel: attention_mask {found}; expected [{batch_size}, {past + columns}]"
                 + (f" ({past} columns in the cache and {columns} new ones)" if past else "")
             )
         if columns == 1 and prompt_mask is not None and past >= prompt_mask.shape[1]:
@@ -215,8 +219,8 @@ class FireboltModel(FireboltPreTrainedModel):
         mask = attention_mask.bool()
         if has_hole(mask).any():
             raise ValueError(
-                "attention_mask: a row drops a position between two kept ones; padding on the left or right is wanted "
-                "(LFM2's short convolution is wrong over holes)"
+                "FireboltModel: attention_mask drops a position between two kept ones; expected padding on the left "
+                "or right alone (LFM2's short convolution is wrong over holes)"
             )
         if columns == 1 and bool(mask[:, -1].all()):
             return None
@@ -237,15 +241,18 @@ class FireboltModel(FireboltPreTrainedModel):
 
 
 def check_same_images(memory: ConnectorCacheLayer, image_mask: Tensor | None) -> None:
-    """Images that come with a cache must be those that its first turn came with: they are not encoded again."""
+    """Raise ValueError for images other than those of a cache's first turn: they are not encoded again."""
     if memory.image_rows is None:
         raise ValueError(
-            "pixel_values: images came with a cache whose first turn had none; an image belongs to the first turn"
+            "FireboltModel: pixel_values is given with a cache whose first turn had no image; expected images in the "
+            "first turn alone"
         )
     if image_mask is not None:
         rows = image_mask.bool().flatten(1).any(-1) if image_mask.dim() > 1 else image_mask.bool()
         if rows.shape != memory.image_rows.shape or bool((rows != memory.image_rows).any()):
-            raise ValueError("image_mask: other rows have an image than in the first turn of this cache")
+            raise ValueError(
+                "FireboltModel: image_mask has other rows with an image; expected those of this cache's first turn"
+            )
 
 
 __all__ = ["FireboltModel", "FireboltPreTrainedModel", "check_same_images"]

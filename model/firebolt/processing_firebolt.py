@@ -49,6 +49,8 @@ class FireboltProcessor(ProcessorMixin):
     """
 
     valid_processor_kwargs = FireboltProcessorKwargs
+    visual_arguments = "images"
+    """What a row's pictures are given as."""
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
         # What the tokenizer says is what happens: the side is set on it, and kept with it when it is saved.
@@ -62,7 +64,7 @@ class FireboltProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):  # pyright: ignore[reportIncompatibleMethodOverride]  # by name alone
-        """As on any processor of transformers; no code in the folder is run."""
+        """Load a processor like any of transformers; no code in the folder is run."""
         folder = open_folder(pretrained_model_name_or_path, kwargs)
         check_parts(folder, ("tokenizer", TOKENIZERS), ("processor", PROCESSORS))
         with tokenizer_named(folder):
@@ -71,7 +73,7 @@ class FireboltProcessor(ProcessorMixin):
     def apply_chat_template(  # pyright: ignore[reportIncompatibleMethodOverride]  # by name, so that all is checked
         self, conversation, chat_template=None, **kwargs
     ):
-        """As on any processor of transformers. Raises ChatTemplateError for a template without end."""
+        """Render a conversation like any of transformers. Raises ChatTemplateError for a template without end."""
         templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
         template = templates.get(chat_template or "default", chat_template)
         if isinstance(template, str):
@@ -91,20 +93,21 @@ class FireboltProcessor(ProcessorMixin):
 
     def validate_inputs(self, images: Any = None, text: Any = None, videos=None, audio=None, **kwargs):
         super().validate_inputs(images=images, text=text, videos=videos, audio=audio, **kwargs)
+        owner = type(self).__name__
         for name, given in (("videos", videos), ("audio", audio)):
             if given is not None:
-                raise ValueError(f"{name}: {type(given).__name__} came; this model takes images and text alone")
+                raise ValueError(f"{owner}: {name} is of type {type(given).__name__}; expected images and text alone")
         if text is None:
             return
         if not text:
-            raise ValueError("text: an empty list came, one text for each row is wanted")
+            raise ValueError(f"{owner}: text is an empty list; expected one text for each row")
         if images is not None and len(images) != len(text):
             raise ValueError(
-                f"images: {len(images)} rows came for {len(text)} texts; for each text an image, a list of images or "
-                "None is wanted"
+                f"{owner}: {self.visual_arguments} has {len(images)} rows; expected {len(text)}, for each text an "
+                "image, a list of images or None"
             )
         if "" in text and not self.tokenizer("").input_ids:
-            raise ValueError(f"text: row {text.index('')} is empty; at least one token is wanted in each")
+            raise ValueError(f"{owner}: text is empty in row {text.index('')}; expected at least one token in each")
 
     @property
     def unused_input_names(self) -> list[str]:
@@ -112,7 +115,7 @@ class FireboltProcessor(ProcessorMixin):
 
 
 def control_tokens(tokenizer) -> list[str]:
-    """The tokens that no text may hold, since a text that spells one is tokenised as it: those that are special."""
+    """Return the special tokens, which no text may hold, since a text that spells one is tokenised as it."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     special = [*tokenizer.all_special_tokens, *(token.content for token in added if token.special)]
     return list(dict.fromkeys(token for token in map(str, special) if token))
@@ -124,7 +127,7 @@ def _conversations(given) -> list:
 
 
 def all_of_one_row(images, text: list[str] | None) -> bool:
-    """Several images in a flat list beside a single text are that text's images."""
+    """Return whether a flat list of images belongs to a single text, whose images they all are."""
     flat = isinstance(images, list | tuple) and not any(isinstance(image, list | tuple) for image in images)
     return flat and text is not None and len(text) == 1
 

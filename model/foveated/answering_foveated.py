@@ -24,7 +24,7 @@ from .visual_tokens import VisualTokens
 
 @dataclass
 class FoveatedOutput(CausalLMOutputWithPast):
-    """CausalLMOutputWithPast, and `visual`: the VisualTokens of this call; None where no frames came with it."""
+    """CausalLMOutputWithPast, and `visual`: the VisualTokens of this call; None where it has no frames."""
 
     visual: VisualTokens | None = None
 
@@ -55,7 +55,7 @@ class FoveatedVLM(FoveatedModel, CachedGeneration, GenerationMixin):
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, *args, **kwargs):
-        """`GenerationMixin.generate`, with every frame looked at once, before beams or samples repeat the inputs.
+        """Generate as in `GenerationMixin`, with every frame looked at once, before beams or samples repeat the inputs.
 
         frames, frame_mask and mode are those of `forward`; or the cache is a state of `watch`.
 
@@ -75,7 +75,7 @@ class FoveatedVLM(FoveatedModel, CachedGeneration, GenerationMixin):
         return f"foveated {self.config.mode}"
 
     def miniature(self) -> tuple["FoveatedVLM", dict[str, Tensor]]:
-        """A small model of this kind with random weights, and a padded batch for it, one frame of which is missing."""
+        """Return a small model of this kind with random weights, and a padded batch, one frame of it missing."""
         config, inputs = miniature_of(self.config)
         return type(self)(config), inputs
 
@@ -102,7 +102,7 @@ class FoveatedVLM(FoveatedModel, CachedGeneration, GenerationMixin):
         cache: Cache | None = None,
         **kwargs,
     ) -> FoveatedOutput:
-        r"""Logits of the next token, and the loss.
+        r"""Compute the logits of the next token, and the loss.
 
         input_ids [B,S] (or inputs_embeds [B,S,E]); attention_mask [B, past + S], not 0 = keep, any mask; frames
         [B,T,3,H,W] with frame_mask [B,T], as `FoveatedProcessor` makes them, or visual_tokens [B,T,E] with visual_mask
@@ -118,12 +118,12 @@ class FoveatedVLM(FoveatedModel, CachedGeneration, GenerationMixin):
         `pad_token_id`, as the original does. `coarse_fine` adds `lambda_coarse` times the loss with the coarse
         tokens. There is no loss for a call on a filled cache, with `logits_to_keep`, or with embeddings alone.
 
-        Raises ValueError where a shape is not as above, two of the alternatives came, or frames come after text.
+        Raises ValueError where a shape is not as above, two of the alternatives are given, or frames come after text.
         """
         mode = self._mode(mode)
         if (input_ids is None) == (inputs_embeds is None):
-            given = "neither is" if input_ids is None else "both are"
-            raise ValueError(f"FoveatedVLM: input_ids and inputs_embeds: {given} given; expected one of them")
+            given = "are both given" if input_ids is not None else "are not given"
+            raise ValueError(f"FoveatedVLM: input_ids and inputs_embeds {given}; expected one of them")
         if loss_mask is not None and labels is not None:
             raise ValueError("FoveatedVLM: loss_mask and labels are both given; expected one of them at most")
         if frames is not None and visual_tokens is not None:
@@ -268,7 +268,7 @@ class FoveatedVLM(FoveatedModel, CachedGeneration, GenerationMixin):
     def from_original(
         cls, state_dict: dict[str, Tensor], vision_config=None, text_config=None, **config
     ) -> "FoveatedVLM":
-        """The model of a state dict of the original, in eval mode and float32; `config` goes to FoveatedVLMConfig.
+        """Build the model of a state dict of the original, in eval mode and float32, `config` as for FoveatedVLMConfig.
 
         vision_config, text_config: of its backbones, which a state dict does not name; DINOv2-small and SmolLM2-135M
         by default. query_dim is read off the state dict where it is not given.
@@ -283,7 +283,7 @@ class FoveatedVLM(FoveatedModel, CachedGeneration, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As on any model of transformers, of safetensors alone; weights of the original are converted on the way.
+        """Load a model like any of transformers, of safetensors alone; one of the original is converted on the way.
 
         Those are a state dict in a safetensors file, in a folder or at a hub id. What `from_original` takes may come
         here then (vision_config, text_config, query_dim, visual_scale, ...), or stand in a config.json beside it.
@@ -304,7 +304,7 @@ class FoveatedVLM(FoveatedModel, CachedGeneration, GenerationMixin):
 
     @classmethod
     def from_backbones(cls, decoder: str, vision: str, *, dtype: torch.dtype | None = None, **config) -> "FoveatedVLM":
-        """A new foveated model around a trained Llama and a trained DINOv2, queries and bridges freshly initialised.
+        """Build a foveated model around a trained Llama and a trained DINOv2, queries and bridges newly initialised.
 
         decoder, vision: local folders or hub ids. `config` goes to FoveatedVLMConfig.
         """

@@ -7,7 +7,7 @@ from ..compat import ExtraLayer
 
 
 class VisualCacheLayer(ExtraLayer):
-    """The frames' side of a cache: they fill the decoder's first positions, but are no part of `input_ids`.
+    """Frames' side of a cache: they fill the decoder's first positions, but are no part of `input_ids`.
 
     columns   text columns seen so far, padding included
     width     visual tokens seen so far, masked ones included

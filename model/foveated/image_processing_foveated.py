@@ -8,12 +8,12 @@ from transformers.image_utils import ImageInput, SizeDict, is_valid_image
 from transformers.processing_utils import ImagesKwargs
 
 from .. import images as pictures
-from ..image_processing import BatchFeature, ImageProcessor, side_of
+from ..image_processing import BatchFeature, ImageProcessor
 from ..pixels import MOST_PIXELS, as_rgb, levels_of, normalise
 
 
 class Clip(list):
-    """The frames of a video: where a list of one image stands for that image, a clip of one frame is one frame."""
+    """Frames of a video: where a list of one image stands for that image, a clip of one frame is one frame."""
 
 
 class FoveatedImagesKwargs(ImagesKwargs, total=False):
@@ -21,7 +21,9 @@ class FoveatedImagesKwargs(ImagesKwargs, total=False):
 
 
 class FoveatedImageProcessor(ImageProcessor):
-    r"""Resizes frames to a square and normalises them, by Pillow and NumPy alone: the same pixels on every machine.
+    r"""Image processor that resizes frames to a square and normalises them.
+
+    By Pillow and NumPy alone: the same pixels on every machine.
 
     Args:
         size: height and width (equal) of a frame, 224. The whole frame is kept, whatever its aspect ratio.
@@ -45,7 +47,7 @@ class FoveatedImageProcessor(ImageProcessor):
     def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]  # more keywords, which pyright does not unpack
         self, images: ImageInput, **kwargs: Unpack[FoveatedImagesKwargs]
     ) -> BatchFeature:
-        """The frames of the model for a batch of rows.
+        """Make the frames of the model for a batch of rows.
 
         Args:
             images: one image; or a list with, for each row, an image or a list of one (shown as `image_frames` equal
@@ -62,17 +64,17 @@ class FoveatedImageProcessor(ImageProcessor):
         return super().preprocess(images, **kwargs)
 
     def _check(self, settings: dict[str, Any]) -> None:
-        side, frames = side_of(settings["size"]), settings["image_frames"]
+        owner, side, frames = type(self).__name__, self._side_of(settings["size"]), settings["image_frames"]
         if frames < 1:
-            raise ValueError(f"image_frames: {frames} came, at least 1 is wanted")
+            raise ValueError(f"{owner}: image_frames is {frames}; expected at least 1")
         if frames * side**2 > MOST_PIXELS:
             raise ValueError(
-                f"size, image_frames: {frames:,} frames of {side:,} x {side:,} came, at most {MOST_PIXELS:,} pixels "
-                "in all are wanted"
+                f"{owner}: size and image_frames make {frames:,} frames of {side:,} x {side:,} pixels; expected at "
+                f"most {MOST_PIXELS:,} pixels in all"
             )
 
     def _batch(self, images: Any, channels_first: bool | None, **settings) -> dict[str, Any]:
-        rows, size, repeats = frame_rows(images), side_of(settings["size"]), settings["image_frames"]
+        rows, size, repeats = frame_rows(images), self._side_of(settings["size"]), settings["image_frames"]
         made = [
             np.stack([self._frame(image, channels_first, **settings) for image in row]) if row else None for row in rows
         ]
@@ -93,18 +95,19 @@ class FoveatedImageProcessor(ImageProcessor):
         self, image: Any, channels_first: bool | None, size: SizeDict, do_resize: bool, resample, **pixel_rule
     ) -> np.ndarray:
         """A normalised frame [3,S,S]."""
-        picture, side = as_rgb(image, channels_first), side_of(size)
+        picture, side = as_rgb(image, channels_first), self._side_of(size)
         if do_resize:
             picture = picture.resize((side, side), resample)
         elif picture.size != (side, side):
             raise ValueError(
-                f"do_resize: False came with an image of {picture.width} x {picture.height}, {side} x {side} is wanted"
+                f"FoveatedImageProcessor: do_resize is False for an image of {picture.width} x {picture.height}; "
+                f"expected {side} x {side}"
             )
         return normalise(levels_of(picture), **pixel_rule)
 
 
 def frame_rows(images) -> list[Sequence]:
-    """A list of frames for each row; an array or tensor of four axes is a clip, one of five a row for each clip.
+    """Return a list of frames for each row; an array or tensor of four axes is a clip, one of five a row for each clip.
 
     Frames of one row, and of one array, have one scale of levels.
     """
@@ -120,7 +123,7 @@ def frame_rows(images) -> list[Sequence]:
             row = [row]
         for image in row:
             if image is not None and not is_valid_image(image):
-                raise TypeError(f"images: a {type(image).__name__} came inside a row; an image or None is wanted")
+                raise TypeError(f"images has a {type(image).__name__} in a row; expected an image or None")
         frames = pictures.of_one_scale([image for image in row if image is not None])
         rows.append(Clip(frames) if isinstance(row, Clip) else frames)
     return rows

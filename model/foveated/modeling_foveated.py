@@ -33,7 +33,7 @@ class FoveatedPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As on any model of transformers, of safetensors alone, once the weights are known to fill the model."""
+        """Load a model like any of transformers, of safetensors alone, once the weights are known to fill it."""
         return load_checked(cls, super().from_pretrained, pretrained_model_name_or_path, args, kwargs)
 
     @torch.no_grad()
@@ -104,7 +104,7 @@ class FoveatedModel(FoveatedPreTrainedModel):
         state: Cache | None = None,
         return_attention: bool = False,
     ) -> tuple[VisualTokens, Cache]:
-        """Mode `autoregressive`, as far as frames [B,T,3,H,W] have come: T may be 1, and the next call goes on.
+        """Run mode `autoregressive` over the frames [B,T,3,H,W] that there are: T may be 1, and the next call goes on.
 
         `state` is what the last call returned: the decoder's cache, which knows where to look next. It is changed in
         place. `generate(input_ids=..., past_key_values=state)` answers a question about all that was seen; to go on
@@ -247,7 +247,7 @@ class FoveatedModel(FoveatedPreTrainedModel):
 
     def _mode(self, mode: str | None) -> str:
         mode = self.config.mode if mode is None else mode
-        check_mode(mode)
+        check_mode("FoveatedVLM", mode)
         return mode
 
 

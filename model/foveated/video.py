@@ -1,4 +1,4 @@
-"""Frames of a video file at chosen times, by PyAV, and plain words where there are none to be had.
+"""Frames of a video file at chosen times, by PyAV.
 
 Files are opened with care: nothing runs another program, no other file or address that a playlist may name is opened,
 and what is missing, damaged, cut off or without pictures raises an error of one line that says what to do.
@@ -31,7 +31,7 @@ SEEK_SECONDS = 2.0
 
 
 class VideoError(ValueError):
-    """Something that should be a video cannot be read as one."""
+    """Something that should be a video and cannot be read as one."""
 
 
 @dataclass
@@ -59,7 +59,7 @@ class _Timeline:
 def read_video(
     path: str | PathLike, frames: int | None = None, per_second: float = PER_SECOND, most: int = MOST_FRAMES
 ) -> Video:
-    """The frames of the video file at `path` that a model gets.
+    """Read the frames of the video file at `path` that a model gets.
 
     `per_second` frames a second from the start; where that is more than `most`, as many spread over the whole video.
     With `frames`, that many spread over the whole: one in the middle of each of as many equal parts.
@@ -71,7 +71,7 @@ def read_video(
     """
     for name, number in (("frames", frames), ("per_second", per_second), ("most", most)):
         if number is not None and not number > 0:
-            raise ValueError(f"{name}: {number} came, a number above 0 is wanted")
+            raise ValueError(f"read_video: {name} is {number}; expected a number above 0")
     path = Path(path)
     _check_file(path)
     with _opened(path) as (container, stream):
@@ -86,7 +86,7 @@ def read_video(
 
 
 def sample_times(duration: float, frames: int | None, per_second: float, most: int) -> list[float]:
-    """When to look at a video of `duration` seconds: see `read_video`."""
+    """Choose the times to look at a video of `duration` seconds; see `read_video`."""
     if frames is None:
         frames = max(1, int(duration * per_second + 1 - 1e-6))
         if frames <= most:
@@ -109,9 +109,9 @@ def _check_file(path: Path) -> None:
         if stat.S_ISREG(about.st_mode):
             path.open("rb").close()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such file; check the path of the video") from None
+        raise FileNotFoundError(f"{path} does not exist; check the path of the video") from None
     except NotADirectoryError:
-        raise FileNotFoundError(f"{path}: there is no such file; a part of the path is a file itself") from None
+        raise FileNotFoundError(f"{path} does not exist, since a part of the path is a file; check it") from None
     except PermissionError:
         raise PermissionError(f"{path} may not be read; give yourself permission (chmod u+r)") from None
     except OSError as error:

@@ -10,7 +10,7 @@ from .encoder import PatchMemory
 
 @dataclass
 class VisualTokens:
-    """What the decoder gets of B rows of T frames, and how it came about.
+    """Visual tokens of B rows of T frames, and what they were made of.
 
     tokens      [B,T,E], visual_scale (W z + b): the decoder's input
     mask        [B,T] bool, the frames that are there: all others are nothing to the decoder (with `original_behaviour`
@@ -30,17 +30,20 @@ class VisualTokens:
     attention: Tensor | None = None
 
     def maps(self) -> Tensor:
-        """Where each query looked, [B,T,h,w]: the share of each patch of a square frame, 0 where there is no frame.
+        """Return where each query looked, [B,T,h,w]: each patch's share of a square frame, 0 where there is no frame.
 
         Mean over the layers and heads of the weights of the patches, without the class token, scaled to a sum of 1:
         what the query weighed, which need not be what the answer rests on.
         """
         if self.attention is None:
-            raise ValueError("attention: there is none; get_visual_tokens makes it with return_attention=True")
+            raise ValueError(
+                "VisualTokens: attention is None; expected the weights that get_visual_tokens returns with "
+                "return_attention=True"
+            )
         patches = self.attention[..., 1:].mean(dim=(2, 3))
         side = round(patches.shape[-1] ** 0.5)
         if side * side != patches.shape[-1]:
-            raise ValueError(f"attention: {patches.shape[-1]} patches came, those of a square frame are wanted")
+            raise ValueError(f"VisualTokens: attention has {patches.shape[-1]} patches; expected a square number")
         shares = patches / patches.sum(-1, keepdim=True).clamp(min=torch.finfo(patches.dtype).tiny)
         return shares.unflatten(-1, (side, side))
 
@@ -53,7 +56,7 @@ class Frames:
     kept: Tensor
 
     def only(self, frame: int) -> "Frames":
-        """One frame of each row, T = 1."""
+        """Return one frame of each row, T = 1."""
         kept = self.kept[:, frame]
         index = (self.kept.flatten().cumsum(0) - 1).view_as(self.kept)[:, frame]
         return Frames(self.memory.select(index[kept]), kept[:, None])

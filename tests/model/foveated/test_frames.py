@@ -285,7 +285,11 @@ class TestRefusals:
             "loss_mask and labels are both given", **inputs, labels=inputs["input_ids"], loss_mask=torch.ones(1, 4)
         )
         self.refused("frames and visual_tokens are both given", **inputs, visual_tokens=torch.ones(1, 2, 32))
-        self.refused("mode: 'fine' came, one of coarse_only, coarse_fine, autoregressive", **inputs, mode="fine")
+        self.refused(
+            "mode is 'fine'; expected one of coarse_only, coarse_fine, autoregressive",
+            **inputs,
+            mode="fine",
+        )
 
     def test_frames_after_text_and_strange_states_are_refused(self):
         model, inputs = model_of(), batch([2, 2], [4, 4])
@@ -304,9 +308,9 @@ class TestRefusals:
             model(inputs["input_ids"][:1], past_key_values=state)
 
     def test_configurations_that_cannot_be(self):
-        with pytest.raises(ValueError, match="mode: 'coarse' came"):
+        with pytest.raises(ValueError, match="FoveatedVLMConfig: mode is 'coarse'; expected one of coarse_only"):
             foveated.make_foveated_config(mode="coarse")
-        with pytest.raises(ValueError, match="frame_block: 0 came"):
+        with pytest.raises(ValueError, match="FoveatedVLMConfig: frame_block is 0; expected at least 1"):
             foveated.make_foveated_config(frame_block=0)
-        with pytest.raises(ValueError, match="text_config: a 'lfm2' model came, a 'llama' one"):
+        with pytest.raises(ValueError, match="text_config is of a 'lfm2' model; expected a 'llama' model"):
             foveated.FoveatedVLMConfig(text_config={"model_type": "lfm2"})
