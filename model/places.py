@@ -92,7 +92,7 @@ def _embedded() -> Path:
 
 
 def _meant(folder: Path, text: str) -> str:
-    """What to do about a path that is not there."""
+    """Say what to do about a path that is not there."""
     try:
         beside = [path.name for path in folder.parent.iterdir() if path.is_dir()]
     except OSError:

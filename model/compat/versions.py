@@ -1,4 +1,4 @@
-"""Which versions of transformers this package was tested with, and whether a part of it is still what ours replaces."""
+"""Versions of transformers that this package was tested with, and checks of the parts that ours replace."""
 
 import inspect
 import logging

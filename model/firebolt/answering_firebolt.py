@@ -272,7 +272,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         return None
 
     def _prompt_summary(self, inputs, kwargs) -> Tensor | None:
-        """What fusion "pool" puts first; made here, since prefill in chunks needs it with the first chunk."""
+        """Make what fusion "pool" puts first; here, since prefill in chunks needs it with the first chunk."""
         if (text := kwargs.get("inputs_embeds")) is None:
             ids = inputs if inputs is not None else kwargs.get("input_ids")
             if ids is None:

@@ -1,4 +1,4 @@
-"""What generation remembers beside the decoder's own cache: the connector's state, as one more layer of that cache."""
+"""Memory of generation beside the decoder's own cache: the connector's state, as one more layer of that cache."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""What the decoder reads: the connector's output laid out with the text (docs/mathematics.md, section 3)."""
+"""Inputs of the decoder: the connector's output laid out with the text (docs/mathematics.md, section 3)."""
 
 from typing import NamedTuple
 
@@ -150,7 +150,7 @@ class Fusion:
         return DecoderInputs(embeddings, attention_mask, position_ids)
 
     def _history(self, text: Text, prompt_mask: Tensor | None) -> int:
-        """How many of this call's columns a crop may have to forget: guesses of an assistant, never the prompt."""
+        """Count this call's columns that a crop may have to forget: guesses of an assistant, never the prompt."""
         if self.memory is None or not self.memory.record_past:
             return 0
         prompt = prompt_mask.shape[1] if prompt_mask is not None and not self.started else 0
@@ -158,7 +158,7 @@ class Fusion:
 
     @staticmethod
     def _positions(shape: torch.Size, mask: Tensor | None, device: torch.device) -> Tensor:
-        """How many kept columns stand before each one [B,T]; 0 for padding on the left."""
+        """Count the kept columns before each one [B,T]; 0 for padding on the left."""
         if mask is None:
             return torch.arange(shape[1], device=device).expand(shape)
         return (mask.long().cumsum(-1) - 1).clamp(min=0)

@@ -1,4 +1,4 @@
-"""Where an answer comes from: what each word weighed, and what the answer rests on.
+"""Grounding of an answer: what each word weighed, and what the answer rests on.
 
 The two are different questions. The weights of the modulator say where a token looked; a model can answer right while
 they point elsewhere. Occlusion masks one grid at a time and measures what that does to the answer's log-probability.

@@ -1,4 +1,4 @@
-"""Where an image's tiles lie: the original's rule to the pixel, and one that keeps the aspect ratio.
+"""Tiles of an image: the original's rule to the pixel, and one that keeps the aspect ratio.
 
 Boxes are (y0, x0, y1, x1), the end excluded, in row-major order of their tiles.
 """
@@ -94,7 +94,7 @@ def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _neighbours(length: int, samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each sample: the pixel before it, the pixel after it, and the weight of the latter."""
+    """Find the pixel before each sample, the pixel after it, and the weight of the latter."""
     position = np.clip((np.arange(samples) + 0.5) * (length / samples) - 0.5, 0, length - 1)
     before = np.floor(position).astype(np.int64)
     return before, np.minimum(before + 1, length - 1), position - before

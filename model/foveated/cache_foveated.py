@@ -1,4 +1,4 @@
-"""What watching and generating remember beside the decoder's own cache, as one more layer of that cache."""
+"""Memory of watching and generating beside the decoder's own cache, as one more layer of that cache."""
 
 import torch
 from torch import Tensor

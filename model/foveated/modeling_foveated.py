@@ -149,7 +149,7 @@ class FoveatedModel(FoveatedPreTrainedModel):
         )
 
     def _next_query(self, layer: VisualCacheLayer, batch_size: int) -> Tensor:
-        """Where the next frame is to be looked at, [B,Q]. Raises ValueError for a state that `watch` did not leave."""
+        """Return where to look at the next frame, [B,Q]. Raises ValueError for a state that `watch` did not leave."""
         if layer.columns:
             raise ValueError(
                 f"FoveatedVLM: state has {layer.columns} text columns; expected none, as frames come before the text"
@@ -233,7 +233,7 @@ class FoveatedModel(FoveatedPreTrainedModel):
         return self.config.visual_scale * self.dino_to_llm(z)
 
     def _moved(self, queries: Tensor, kept: Tensor | None) -> Tensor:
-        """Where each frame's neighbour before it (the nearest that is kept) says to look: [B,T,Q], `q_init` first."""
+        """Return where each frame's kept neighbour before it says to look, [B,T,Q]; `q_init` where it has none."""
         batch_size, frames = queries.shape[:2]
         if kept is None:
             kept = torch.ones(batch_size, frames, dtype=torch.bool, device=queries.device)

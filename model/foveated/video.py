@@ -47,7 +47,7 @@ class Video:
 
 @dataclass
 class _Timeline:
-    """When a video stream's packets come, from their headers alone: presentation times in seconds, in order."""
+    """Times of a video stream's packets, from their headers alone: presentation times in seconds, in order."""
 
     times: list[float]
     keyframes: list[float]
@@ -175,7 +175,7 @@ def _video_stream(container: "InputContainer", path: Path) -> "VideoStream":
 
 
 def _timeline(container: "InputContainer", stream: "VideoStream", path: Path) -> _Timeline:
-    """When each frame comes, from the packets' headers: nothing is decoded."""
+    """Read when each frame comes, from the packets' headers: nothing is decoded."""
     rate = float(stream.average_rate or stream.guessed_rate or 25)
     times, keyframes, known, length = [], [], True, 1 / rate
     for packet in container.demux(stream):
