@@ -18,14 +18,13 @@ from .checkpoint_files import (
     TOKENIZERS,
     CheckpointError,
     Shapes,
-    check_config,
     check_folder,
-    check_model,
     check_parts,
     read_json,
     read_shapes,
     weight_files,
 )
+from .checkpoint_sizes import check_config, check_model
 from .places import HUB_ARGUMENTS, find
 
 

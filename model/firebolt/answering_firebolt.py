@@ -12,7 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple  # pyright: ignore[reportPrivateImportUsage]  # its documented place
 
 from ...cmm.linear import Linear
-from ..checkpoint_files import check_model
+from ..checkpoint_sizes import check_model
 from ..compat import (
     CACHE,
     CACHE_NAMES,

@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from ...cmm import CrossModalModulator
-from ..checkpoint_files import CONFIG, Shapes, check_config, read_json
+from ..checkpoint_files import CONFIG, Shapes, read_json
+from ..checkpoint_sizes import check_config
 from ..loading import Opened, read_weights
 from ..places import HUB, PlaceError, could_be_hub_id, find
 from .configuration_firebolt import FireboltConfig
@@ -89,7 +90,7 @@ def convert_state_dict(state: dict[str, Tensor], config: FireboltConfig) -> tupl
         else:
             unknown.append(key)
     if unknown:
-        raise ValueError(f"state_dict has unknown keys: {', '.join(sorted(unknown)[:5])} ({len(unknown)} in all)")
+        raise ValueError(f"state_dict has the unknown keys {', '.join(sorted(unknown)[:5])} ({len(unknown)} in all)")
     cmm = config.connector_config()
     connector = CrossModalModulator.from_original(
         fuser,

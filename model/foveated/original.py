@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint_files import CONFIG, Shapes, check_config, read_json, read_shapes
+from ..checkpoint_files import CONFIG, Shapes, read_json, read_shapes
+from ..checkpoint_sizes import check_config
 from .configuration_foveated import FoveatedVLMConfig
 
 # What from_original and from_pretrained take for a checkpoint that says nothing of them.
@@ -55,7 +56,7 @@ def convert_state_dict(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> d
         converted.setdefault("llm.lm_head.weight", converted["llm.model.embed_tokens.weight"])
     for what, names in (("unknown", converted.keys() - wanted.keys()), ("missing", wanted.keys() - converted.keys())):
         if names:
-            raise ValueError(f"state_dict has {what} keys: {', '.join(sorted(names)[:5])} ({len(names)} in all)")
+            raise ValueError(f"state_dict has the {what} keys {', '.join(sorted(names)[:5])} ({len(names)} in all)")
     for name, tensor in converted.items():
         if tensor.shape != wanted[name].shape:
             raise ValueError(
