@@ -51,12 +51,12 @@ def check_files(folder: Path) -> dict:
         CONFIG,
         PROCESSORS,
         TOKENIZERS,
-        check_config,
         check_folder,
         check_parts,
         read_json,
         read_shapes,
     )
+    from .model.checkpoint_sizes import check_config
     from .model.firebolt.original import ORIGINAL_MODEL_TYPE, is_original
 
     with files_checked():

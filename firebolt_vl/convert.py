@@ -81,7 +81,8 @@ def convert(
 
 def _load(folder: Path, described: dict, kernel_taps: int | None, decoder: str | None, vision: str | None):
     from .model import FireboltForConditionalGeneration
-    from .model.checkpoint_files import CONFIG, check_model, read_shapes
+    from .model.checkpoint_files import CONFIG, read_shapes
+    from .model.checkpoint_sizes import check_model
     from .model.firebolt.original import load_original
     from .model.loading import Opened
 

@@ -176,7 +176,7 @@ def test_bad_rows_are_reported_with_file_and_line_and_the_others_answered(batch,
     wanted = {
         2: "no JSON",
         3: "question: text that is not empty",
-        4: "there is no such file",
+        4: "gone.png",
         6: "is not an image",
         7: "image: a path, a list of paths",
         8: "at most 2,048",

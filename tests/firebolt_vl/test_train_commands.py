@@ -55,7 +55,7 @@ def test_data_check_of_good_rows(firebolt, tmp_path):
         (["train", "stage1"], "data: data/cc3m.jsonl: there is no such file; name the rows to train on (data=FILE)"),
         (
             ["train", "stage1", "decoder=null", "vision=null", "model=none", f"data={__file__}"],
-            "model: none: there is no such folder",
+            "firebolt: model: none",
         ),
     ],
 )

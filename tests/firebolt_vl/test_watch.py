@@ -194,7 +194,7 @@ class TestRefusals:
 
     def test_models(self, watch, run, video, checkpoint, tmp_path):
         assert_refused(run("watch", video, QUESTION), 2, "--model")
-        assert_refused(watch(model="no/such/folder"), 1, "there is no such folder")
+        assert_refused(watch(model="no/such/folder"), 1, "checkpoint no/such/folder", "check the path")
         write_checkpoint(tmp_path / "firebolt")
         assert_refused(watch(model="firebolt"), 1, "is of a 'firebolt_vl' model; a foveated model is wanted")
         (tmp_path / "bare").mkdir()
