@@ -1,4 +1,4 @@
-"""Which implementation of an op runs on a device: the one place that decides it."""
+"""Choice of the implementation of an op for a device: the one place that decides it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +47,7 @@ def use_implementation(name: str) -> Iterator[None]:
     """
     global _chosen
     if name not in NAMES:
-        raise ValueError(f"use_implementation: name is {name!r}; wanted one of {', '.join(NAMES)}")
+        raise ValueError(f"use_implementation: name is {name!r}; expected one of {', '.join(NAMES)}")
     before, _chosen = _chosen, name
     try:
         yield
@@ -56,9 +56,9 @@ def use_implementation(name: str) -> Iterator[None]:
 
 
 def implementation(op: str, device: torch.device | str) -> Implementation:
-    """What runs for `op` (one of `OPS`) on tensors of `device`."""
+    """Return the implementation that runs for `op` (one of `OPS`) on tensors of `device`."""
     if op not in OPS:
-        raise ValueError(f"op is {op!r}; wanted one of {', '.join(OPS)}")
+        raise ValueError(f"implementation: op is {op!r}; expected one of {', '.join(OPS)}")
     kind = torch.device(device).type
     if _chosen == "reference":
         return Implementation("reference", "the definition was asked for")

@@ -1,4 +1,4 @@
-"""Which of the convolution algorithms runs: one function, and the measurement behind it."""
+"""Choice of the convolution algorithm: one function, and the measurement behind it."""
 
 import torch
 
@@ -74,10 +74,10 @@ def choose_algorithm(
 
 
 def transform_size(L: int, K: int) -> int:
-    """Of the Monarch transform that convolves L inputs with K taps: nothing wraps around."""
+    """Return the size of the Monarch transform that convolves L inputs with K taps without wrapping around."""
     return max(SMALLEST_TRANSFORM, 2 ** int(L + min(K, L) - 2).bit_length())
 
 
 def has_transform(size: int) -> bool:
-    """Whether the Monarch kernels have a transform of this size."""
+    """Tell whether the Monarch kernels have a transform of this size."""
     return size >= SMALLEST_TRANSFORM and size & (size - 1) == 0

@@ -25,7 +25,7 @@ def fft_conv(
 ) -> Tensor:
     """y_t = gate_t (sum_{s <= t} k_{t-s} u_s + d u_t) by the algorithm that `choose_algorithm` names.
 
-    Everything is computed in float32 or wider, whatever `precision` allows. Packed texts are convolved one by one.
+    Everything is computed in float32 or wider, whatever `precision` allows. Packed sequences are convolved one by one.
     """
     dtype = compute_dtype(u, k, d_skip, gate, k_spectrum)
     x = u.to(dtype)
@@ -41,7 +41,7 @@ def fft_conv(
         if cu_seqlens is None:
             y = _convolve(x, k)
         else:
-            # `split`, so that the gradients of the texts are put side by side, not each among zeros.
+            # `split`, so that the gradients of the sequences are put side by side, not each among zeros.
             texts = x.split(cu_seqlens.diff().tolist(), -1)
             y = torch.cat([_convolve(text, k[:, : text.shape[-1]]) for text in texts if text.shape[-1]], -1)
     if gate is not None:
@@ -105,7 +105,7 @@ class _InTime(torch.autograd.Function):
 
 
 def _direct(u: Tensor, k: Tensor) -> Tensor:
-    """By blocks of at most CHUNK taps: a grouped convolution adds its products up one by one, and rounds as often."""
+    """Convolve by blocks of at most CHUNK taps: a grouped convolution adds products one by one and rounds each."""
     u, taps = _by_time(u), k.shape[-1]
     size = -(-taps // -(-taps // CHUNK))
     y = _direct_block(u, k[:, :size])

@@ -1,4 +1,4 @@
-"""Packed texts one after the other: what the definition and the PyTorch form do with them."""
+"""Packed sequences one after the other: what the definition and the PyTorch form do with them."""
 
 import itertools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from .inputs import Inputs
 
 
 def text_by_text(scan: Callable, inputs: Inputs, return_last_state: bool) -> Tensor | tuple[Tensor, Tensor]:
-    """`scan`, a selective_scan, of each text alone, one after the other; an empty text hands on its state as it is."""
+    """Run `scan`, a selective_scan, on each sequence alone, in order; an empty one hands on its state as it is."""
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, cu_seqlens = inputs
     dtype = compute_dtype(u, delta, A, B, C, D, z, delta_bias, initial_state)
     if initial_state is None:
