@@ -1,5 +1,7 @@
 """Argument errors, raised before any work, in one form: `op: argument is VALUE; expected WHAT`."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -61,11 +63,17 @@ def check_not_empty(op: str, **arguments: Tensor) -> None:
 
 
 def check_integer(op: str, name: str, value: int, at_least: int) -> None:
-    """Check that a size given as a Python number is an integer, and not too small."""
+    """Check that a size given as a Python number is an integer, and not too small; raises TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{op}: {name} is {value!r}; expected an integer")
     if value < at_least:
         raise ValueError(f"{op}: {name} is {value}; expected at least {at_least}")
+
+
+def check_one_of(op: str, name: str, value: object, known: Collection[str]) -> None:
+    """Check that a value is one of the `known` names; raises ValueError."""
+    if value not in known:
+        raise ValueError(f"{op}: {name} is {value!r}; expected one of {', '.join(known)}")
 
 
 def check_given(op: str, **arguments: Tensor | None) -> None:

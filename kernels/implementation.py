@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import check_one_of
 from .transforms import transformed
 
 OPS = (
@@ -46,8 +47,7 @@ def use_implementation(name: str) -> Iterator[None]:
     Raises ValueError for another name.
     """
     global _chosen
-    if name not in NAMES:
-        raise ValueError(f"use_implementation: name is {name!r}; expected one of {', '.join(NAMES)}")
+    check_one_of("use_implementation", "name", name, NAMES)
     before, _chosen = _chosen, name
     try:
         yield
@@ -57,8 +57,7 @@ def use_implementation(name: str) -> Iterator[None]:
 
 def implementation(op: str, device: torch.device | str) -> Implementation:
     """Return the implementation that runs for `op` (one of `OPS`) on tensors of `device`."""
-    if op not in OPS:
-        raise ValueError(f"implementation: op is {op!r}; expected one of {', '.join(OPS)}")
+    check_one_of("implementation", "op", op, OPS)
     kind = torch.device(device).type
     if _chosen == "reference":
         return Implementation("reference", "the definition was asked for")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..autocast import without_autocast
-from ..checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_shapes
+from ..checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_one_of, check_shapes
 from ..common.packed import check_packed
 from ..common.registered import Backward, register
 from ..implementation import choose
@@ -54,8 +54,7 @@ def fft_conv(
     check_dtypes("fft_conv", REAL, u=u, k=k, d_skip=d_skip, gate=gate)
     check_dtypes("fft_conv", COMPLEX, k_spectrum=k_spectrum)
     check_not_empty("fft_conv", u=u, k=k)
-    if precision not in PRECISIONS:
-        raise ValueError(f"fft_conv: precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    check_one_of("fft_conv", "precision", precision, PRECISIONS)
     check_packed("fft_conv", u, cu_seqlens)
     if k_spectrum is not None:
         if cu_seqlens is not None:
