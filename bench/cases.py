@@ -26,7 +26,7 @@ class Case(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What an op is called with."""
+    """Arguments of an op."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]

@@ -63,9 +63,9 @@ def test_what_was_not_run_and_what_failed_stand_in_the_table():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--machines", "sse vax"], "--machines: vax came, of avx512"),
-        (["--seed", "0"], "--seed: 0 came, a whole number above 0 is wanted"),
-        (["--seed", "x"], "--seed: x came"),
+        (["--machines", "sse vax"], "--machines is vax; expected some of avx512"),
+        (["--seed", "0"], "--seed is 0; expected a whole number above 0"),
+        (["--seed", "x"], "--seed is x; expected"),
     ],
 )
 def test_arguments_that_cannot_be(arguments, words):
