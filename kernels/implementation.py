@@ -73,11 +73,11 @@ def implementation(op: str, device: torch.device | str) -> Implementation:
     return Implementation("triton", "the Triton kernel; the PyTorch form for float64 and for empty tensors")
 
 
-def choose(op: str, *tensors: Tensor | None) -> str:
+def choose(op: str, first: Tensor, *others: Tensor | None) -> str:
     """The name of what runs for `op` on these tensors (None is skipped), the first of which says on which device."""
-    name = implementation(op, tensors[0].device).name
+    name = implementation(op, first.device).name
     if name == "triton" and transformed():  # the kernels know no torch.func
         return "pytorch"
-    if name == "triton" and any(t is not None and (t.numel() == 0 or t.dtype in WIDE) for t in tensors):
+    if name == "triton" and any(t is not None and (t.numel() == 0 or t.dtype in WIDE) for t in (first, *others)):
         return "pytorch"
     return name

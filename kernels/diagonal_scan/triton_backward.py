@@ -301,8 +301,8 @@ def diagonal_scan_backward(
     scan(dy, dh, plan, y=du, h=dh0, states=gradients, reverse=True)
     dd_skip = None if d_skip is None else torch.empty(D, **new)
     dz, db, dc = _parameter_gradients(dy, u, plan, states, gradients, dd_skip)
-    dd_skip = None if d_skip is None else dd_skip.to(d_skip.dtype)
-    return add_groups(du, u), dz, db, dc, dd_skip, None if h0 is None else torch.view_as_complex(dh0)
+    dd_skip = None if d_skip is None or dd_skip is None else dd_skip.to(d_skip.dtype)
+    return add_groups(du, u), dz, db, dc, dd_skip, None if dh0 is None else torch.view_as_complex(dh0)
 
 
 def _parameter_gradients(

@@ -89,8 +89,8 @@ class _InTime(torch.autograd.Function):
         return _direct_block(u, k)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        u, k = ctx.saved_tensors
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (grad,), (u, k) = grads, ctx.saved_tensors
         batch, width, L = u.shape
         reverse = grad.flip(-1)
         grad_u = grad_k = None
@@ -191,8 +191,8 @@ class _InFrequency(torch.autograd.Function):
         return torch.fft.irfft(torch.fft.rfft(u, n=size) * torch.fft.rfft(k, n=size), n=size)[..., : u.shape[-1]]
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        u, k = ctx.saved_tensors
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), (u, k) = grads, ctx.saved_tensors
         if torch.is_grad_enabled():  # gradients of these are wanted
             return tuple(gradients(_InFrequency.formula, (u, k), (grad,)))
         (batch, _, L), taps = u.shape, k.shape[-1]

@@ -84,8 +84,8 @@ class _Linear(torch.autograd.Function):
         return product(x, weight, bias)
 
     @staticmethod
-    def backward(ctx, g: Tensor):
-        x, weight = ctx.saved_tensors
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (g,), (x, weight) = grads, ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
         return (
             linear(g, weight.mT) if of_x else None,

@@ -114,9 +114,9 @@ def grounded_film_backward_kernel(
     rstd = tl.load(norm.rstd + b * T + t, mask=t < T, other=0.0)
     gate = tl.load(film.gate).to(tl.float32)
     w = None
+    dw = tl.zeros([BLOCK_T, BLOCK_G], tl.float32)
     if dw_ptr is not None:
         w = weights_tile(film.w, b, t, grid, T, G)
-        dw = tl.zeros([BLOCK_T, BLOCK_G], tl.float32)
 
     sum_dn = tl.zeros([BLOCK_T], tl.float32)
     sum_dn_n = tl.zeros([BLOCK_T], tl.float32)

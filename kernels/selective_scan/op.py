@@ -118,7 +118,8 @@ def _backward(outputs, *arguments) -> list[Tensor | None]:
     *inputs, keep_states = arguments
     if not keep_states:
         raise RuntimeError("selective_scan: keep_states is False; expected True, since gradients are computed")
-    return triton_backward.selective_scan_backward(*outputs, Inputs(*inputs))
+    dy, dlast_state, states = outputs
+    return triton_backward.selective_scan_backward(dy, dlast_state, states, Inputs(*inputs))
 
 
 def _fake_gradients(u, delta, A, B, C, D, z, delta_bias, initial_state):

@@ -33,7 +33,7 @@ def selective_scan(
     """h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,  y_t = (C_t . h_t + D u_t) silu(z_t)."""
     if cu_seqlens is not None:
         inputs = Inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, cu_seqlens)
-        return text_by_text(selective_scan, inputs, return_last_state)
+        return text_by_text(selective_scan, inputs, cu_seqlens, return_last_state)
     dtype = compute_dtype(u, delta, A, B, C, D, z, delta_bias, initial_state)
     x, delta, A = u.to(dtype), delta.to(dtype), A.to(dtype)
     groups = math.lcm(*(matrix.shape[1] for matrix in (B, C) if matrix.ndim == 4))
@@ -106,7 +106,8 @@ class _Scan(torch.autograd.Function):
         return (C * torch.stack(states)).sum(-2), h
 
     @staticmethod
-    def backward(ctx, grad_y: Tensor, grad_h: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_y, grad_h = grads
         inputs, steps, A, B, C, *before = ctx.saved_tensors
         if torch.is_grad_enabled():  # gradients of these are wanted
             return tuple(gradients(_Scan.formula, (inputs, steps, A, B, C, before[0]), (grad_y, grad_h)))

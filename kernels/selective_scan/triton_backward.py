@@ -213,7 +213,8 @@ def selective_scan_backward(
     if dlast_state is not None:
         dstate.copy_(dlast_state.mT)
     dD, ddelta_bias = (None if vector is None else sums(width) for vector in (D, delta_bias))
-    du, ddelta, dz = (None if x is None else laid_out_like(u, x.dtype) for x in (u, delta, z))
+    du, ddelta = laid_out_like(u, u.dtype), laid_out_like(u, delta.dtype)
+    dz = None if z is None else laid_out_like(u, z.dtype)
     launch(
         selective_scan_backward_kernel,
         (texts * groups * slots,),
@@ -235,7 +236,7 @@ def selective_scan_backward(
         return part.unflatten(2, (of_matrix, -1)).sum((0, 3)).reshape(matrix.shape).to(matrix.dtype)
 
     def of_channels(part: Tensor | None, vector: Tensor | None) -> Tensor | None:
-        return None if vector is None else part.sum(0).to(vector.dtype)
+        return None if part is None or vector is None else part.sum(0).to(vector.dtype)
 
     of_matrices = [summed(dA, A), summed(dB, B), summed(dC, C)]
     of_state = None if initial_state is None else dstate.mT.contiguous().to(initial_state.dtype)

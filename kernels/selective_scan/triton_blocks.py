@@ -192,12 +192,11 @@ def _groups(*matrices: Tensor) -> int:
 
 def operands(inputs: Inputs) -> dict:
     """Collect the arguments that all kernels of the scan take."""
-    u, delta, A, B, C, *_ = inputs
+    u, delta, _, B, C, *_ = inputs
     B, C = by_group(B), by_group(C)
-    (width, N), groups = A.shape, _groups(B, C)
-    tensors = KernelInputs(
-        *(strided(x) for x in (u, delta, B, C, inputs.z)), *(contiguous(x) for x in (A, inputs.D, inputs.delta_bias))
-    )
+    (width, N), groups = inputs.A.shape, _groups(B, C)
+    A, D, delta_bias = (contiguous(x) for x in (inputs.A, inputs.D, inputs.delta_bias))
+    tensors = KernelInputs(strided(u), strided(delta), strided(B), strided(C), strided(inputs.z), A, D, delta_bias)
     return {
         "inputs": tensors,
         "cu_seqlens_ptr": contiguous(inputs.cu_seqlens),

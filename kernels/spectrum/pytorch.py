@@ -97,8 +97,8 @@ class _Cauchy(torch.autograd.Function):
         return (v / (z - w) + v.conj() / (z - w.conj())).sum(-2)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        v, z, w = ctx.saved_tensors
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), (v, z, w) = grads, ctx.saved_tensors
         if torch.is_grad_enabled():  # gradients of these are wanted
             return tuple(gradients(_Cauchy.formula, (v, z, w), (grad,)))
         v_real, v_imag = v.real.contiguous(), v.imag.contiguous()
