@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from .errors import Failure, Interrupted, Misuse, disk_failure, told
+from .usage import complaint
 
 app = typer.Typer(
     help="Firebolt-VL: ask an image a question, and see where the answer comes from.",
@@ -139,17 +139,17 @@ def ask(
     if batch is not None:
         for name, value in {"IMAGE": image, "--grounding": grounding, "--overwrite": overwrite or None}.items():
             if value is not None:
-                raise Misuse(f"{name} does not go with --batch; leave one of them out")
+                raise Misuse(f"{name} is given with --batch; expected one of them")
         if out is None:
-            raise Misuse("--batch needs --out ANSWERS.jsonl, where the answers go")
+            raise Misuse("--batch is given without --out; expected --out ANSWERS.jsonl too, where the answers go")
         _ask_many(batch, out, batch_size or 8, as_json, {**how, "mixed": mixed})
         return
     for name, value in {"--out": out, "--batch-size": batch_size, "--mixed": mixed or None}.items():
         if value is not None:
-            raise Misuse(f"{name} goes with --batch alone; leave it out")
+            raise Misuse(f"{name} is given without --batch; leave it out")
     for name, value in {"IMAGE": image, "QUESTION": question}.items():
         if value is None:
-            raise Misuse(f"Missing argument '{name}'; see firebolt ask --help")
+            raise Misuse(f"{name} is missing; see firebolt ask --help")
     from .ask import ask as answer
 
     how |= {"grounding": grounding, "overwrite": overwrite, "note": _note}
@@ -237,7 +237,7 @@ def _show_doubts(reply, console) -> None:
 
 
 def _show_facts(reply, facts: list[str], picture: str | None, console) -> None:
-    """What stands under an answer."""
+    """Print what is below an answer."""
     from rich.text import Text
 
     if not reply.complete:
@@ -594,9 +594,7 @@ def run(arguments: list[str]) -> int:
     except Failure as error:
         message, code = str(error), error.exit_code
     except TyperException as error:
-        command = getattr(getattr(error, "ctx", None), "command_path", "firebolt")
-        text = error.format_message().rstrip(".").replace("Value error, ", "")
-        message, code = f"{with_value(text, arguments)}; see {command} --help", error.exit_code
+        message, code = complaint(error, arguments), error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         message, code = f"stopped; {kept_by(arguments)}", Interrupted.exit_code
     except BrokenPipeError:
@@ -610,15 +608,6 @@ def run(arguments: list[str]) -> int:
         message, code = str(known or f"unexpected {type(error).__name__}: {error} {where}"), 1
     print(f"firebolt: {' '.join(message.split())}", file=sys.stderr)
     return code
-
-
-def with_value(message: str, arguments: list[str]) -> str:
-    """A complaint about an option with the value that came, which it may leave out."""
-    named = re.search(r"Invalid value for '(--[\w-]+)'", message)
-    if named is None or named[1] not in arguments[:-1]:
-        return message
-    value = arguments[arguments.index(named[1]) + 1]
-    return message if value in message else message.replace(named[1], f"{named[1]} {value}", 1)
 
 
 # What is left of a command that is stopped and does not say so itself, more exactly, by Interrupted; and how to go on.

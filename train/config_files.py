@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.reading import read_text
+from ..files.writing import words
 from .config import EITHER, RECIPES, Config
 from .errors import ConfigError
 from .keys import check_choice, meant
@@ -60,8 +61,10 @@ def _read(name: str) -> dict:
         raise ConfigError(f"{name} is not a file; expected a TOML or YAML file")
     try:
         text = read_text(file)
+    except FileNotFoundError:
+        raise ConfigError(f"{name} does not exist; check the path") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{name} cannot be read ({getattr(error, 'strerror', None) or error}); check it") from None
+        raise ConfigError(f"{name} cannot be read ({words(error)}); check the file") from None
     if file.suffix == ".toml":
         try:
             return tomllib.loads(text)
