@@ -95,7 +95,7 @@ def statistics(image: Image.Image) -> dict[str, float]:
 
 
 def fit(images: Iterable[Image.Image]) -> dict[str, tuple[float, float]]:
-    """Between which bounds the statistics of these images lie, widened by a twentieth at each end."""
+    """Compute the bounds of the statistics of these images, widened by a twentieth at each end."""
     found = [statistics(image) for image in images]
     bounds = {}
     for name in STATISTICS:

@@ -345,8 +345,8 @@ def room_for_answer(model, prompt_tokens: int) -> int:
     most = model.config.text_config.max_position_embeddings
     if prompt_tokens >= most:
         raise Failure(
-            f"the question is {prompt_tokens:,} tokens long; expected fewer than {most:,}, which this model reads at most "
-            "with its answer; shorten it"
+            f"the question is {prompt_tokens:,} tokens long; expected fewer than {most:,}, as this model reads "
+            "no more with its answer; shorten it"
         )
     return most - prompt_tokens
 

@@ -21,7 +21,7 @@ FORMS = (
 
 
 def complaint(error: TyperException, arguments: Sequence[str]) -> str:
-    """What is wrong with a command line, and where to look it up."""
+    """Say what is wrong with a command line, and where to look it up."""
     said = error.format_message().rstrip(".").replace("Value error, ", "")
     command = getattr(getattr(error, "ctx", None), "command_path", "firebolt")
     return f"{_in_our_form(said, arguments)}; see {command} --help"

@@ -25,20 +25,9 @@ import torch
 from originals import VECTORS, letter_tokenizer, write_original
 from PIL import Image
 from tiny_models import write_checkpoint
+from voice import OTHER_FORMS
 
 from firebolt_vl import cli
-
-# Words of another form than `argument is VALUE; expected WHAT`.
-OTHER_FORMS = (
-    " came,",
-    " came;",
-    " is wanted",
-    " are wanted",
-    " wanted;",
-    "there is no such",
-    "no such key",
-    " found;",
-)
 
 
 class Case(NamedTuple):
