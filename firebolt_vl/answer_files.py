@@ -83,7 +83,7 @@ def read_questions(path: str) -> tuple[list[Question], list[Problem]]:
                 row = Problem(number, row.id, f"id is {row.key}, as in line {first}; give it another one")
             (asked if isinstance(row, Question) else bad).append(row)
     except FileNotFoundError:
-        raise Misuse(f"--batch is {path}, which does not exist; check the path") from None
+        raise Misuse(f"--batch: {path} does not exist; check the path") from None
     except (OSError, ValueError) as error:
         raise Misuse(f"--batch is {path}, which cannot be read ({words(error)}); check the file") from None
     return asked, bad

@@ -93,7 +93,7 @@ def check_inputs(config: Config) -> None:
     for key in ("data", "validation"):
         for file in getattr(config, key):
             if not Path(file).is_file():
-                raise ConfigError(f"{key} is {file}, which does not exist; name the rows to train on ({key}=FILE)")
+                raise ConfigError(f"{key}: {file} does not exist; name the rows to train on ({key}=FILE)")
     if config.image_root is not None and not Path(config.image_root).is_dir():
         raise ConfigError(f"image_root is {config.image_root}; expected a folder that exists")
     for key in ("model", "decoder", "vision", "tokenizer"):

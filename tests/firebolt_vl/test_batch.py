@@ -258,7 +258,9 @@ def test_long_questions_leave_short_ones_their_room(batch, images):
 
 def test_what_cannot_be_asked_is_refused(batch, firebolt, images, tmp_path):
     assert_refused(
-        firebolt("ask", "--batch", "no.jsonl", "--out", "a.jsonl"), 2, "--batch is no.jsonl, which does not exist"
+        firebolt("ask", "--batch", "no.jsonl", "--out", "a.jsonl"),
+        2,
+        "--batch: no.jsonl does not exist; check the path",
     )
     write(tmp_path / "q.jsonl", questions(2))
     assert_refused(firebolt("ask", "--batch", "q.jsonl"), 2, "--batch is given without --out")

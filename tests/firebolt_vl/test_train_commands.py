@@ -55,7 +55,7 @@ def test_data_check_of_good_rows(firebolt, tmp_path):
             "stage7 is no configuration that ships; expected one of foveated-stage1, ",
         ),
         (["train", "stage1", "lrr=1"], "lrr is not a known key; did you mean lr?"),
-        (["train", "stage1"], "data is data/cc3m.jsonl, which does not exist; name the rows to train on (data=FILE)"),
+        (["train", "stage1"], "data: data/cc3m.jsonl does not exist; name the rows to train on (data=FILE)"),
         (
             ["train", "stage1", "decoder=null", "vision=null", "model=none", f"data={__file__}"],
             "firebolt: model: none",

@@ -125,8 +125,8 @@ def test_half_a_first_line_is_no_hindrance(folder):
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"data": ["none.jsonl"]}, "data is none.jsonl, which does not exist"),
-        ({"validation": ["none.jsonl"]}, "validation is none.jsonl, which does not exist"),
+        ({"data": ["none.jsonl"]}, "data: none.jsonl does not exist"),
+        ({"validation": ["none.jsonl"]}, "validation: none.jsonl does not exist"),
         ({"image_root": "none"}, "image_root is none; expected a folder that exists"),
         ({"model": "out/none/best"}, "model: out/none/best"),
         ({"model": "./none"}, "model: ./none"),
