@@ -1,4 +1,4 @@
-"""Microbenchmarks of the ops: the definition, torch.compile of it, and ours, side by side.
+"""Microbenchmarks of the ops: the reference implementation, torch.compile of it, and ours, side by side.
 
 A point is one op, provider, mode and size. Its GB/s are the op's floor (each input and output, with gradients also
 their gradients, moved once) over the median time; its share is how near that comes to a copy of as many bytes, measured
@@ -27,7 +27,7 @@ from .timing import Run, clock_name, peak_bytes, quantile, time_in_turns
 
 MODES = ("forward", "backward", "both")
 SUBJECTS = (*OPS, "cmm")
-# The definitions that loop over time keep every step for backward.
+# Reference implementations that loop over time keep every step for backward.
 MOST_BYTES_OF_A_LOOP = 3 * 2**30
 # How long each provider runs at a size and mode.
 SECONDS, QUICK_SECONDS = 0.5, 0.15
@@ -93,7 +93,7 @@ def op_subject(op: str, case: Case, dtype: str, device: str) -> Subject:
     call = inputs(op, case, dtype, device).map(_as_leaf)
     public, definition = getattr(kernels, op), getattr(reference, op)
     providers = {"ours": lambda: public(*call.args, **call.kwargs)}
-    # Inductor makes no code for complex numbers: it would run the definition as it is.
+    # Inductor makes no code for complex numbers: it would run the reference implementation as it is.
     if not OPS[op].loops and not any(tensor.is_complex() for tensor in call.tensors()):
         torch._dynamo.reset()
         compiled = torch.compile(definition, dynamic=False)

@@ -177,7 +177,7 @@ class _Rows(torch.autograd.Function):
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grad_outputs
         power, G, H, rows, first = ctx.saved_tensors
-        if torch.is_grad_enabled():  # gradients of these are wanted
+        if torch.is_grad_enabled():  # gradients of these are needed
             formula = partial(_Rows.formula, count=rows.shape[1])
             return *gradients(formula, (first, power, G, H), (grad,)), None
         grad = grad.clone(memory_format=torch.contiguous_format)

@@ -424,7 +424,7 @@ def bench_kernels(
     threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads on a CPU.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Time the ops: the definition, torch.compile of it and ours; GB/s, share of a copy, peak memory.
+    """Time the ops: the reference implementation, torch.compile of it and ours; GB/s, share of a copy, peak memory.
 
     Exit code 1 where an op is not within its error budget: then no speed-up is told.
     """

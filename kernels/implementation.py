@@ -40,9 +40,9 @@ _chosen: str | None = None
 def use_implementation(name: str) -> Iterator[None]:
     """A region in which every op runs by the implementation `name`, whatever the device; for tests and comparisons.
 
-    "reference" is the definition, "pytorch" the exact form for CPUs, "triton" the kernels (on a CPU: in Triton's
-    interpreter, so TRITON_INTERPRET=1 has to be set before they are imported). Where an op
-    gets float64 or an empty tensor, "triton" means "pytorch".
+    "reference" is the reference implementation, "pytorch" the exact form for CPUs, "triton" the kernels (on a CPU: in
+    Triton's interpreter, so TRITON_INTERPRET=1 has to be set before they are imported). Where an op gets float64 or an
+    empty tensor, "triton" means "pytorch".
 
     Raises ValueError for another name.
     """
@@ -60,7 +60,7 @@ def implementation(op: str, device: torch.device | str) -> Implementation:
     check_one_of("implementation", "op", op, OPS)
     kind = torch.device(device).type
     if _chosen == "reference":
-        return Implementation("reference", "the definition was asked for")
+        return Implementation("reference", "the reference implementation was asked for")
     if _chosen == "triton":
         return Implementation("triton", "the Triton kernel was asked for")
     if _chosen is not None:

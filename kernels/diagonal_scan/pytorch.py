@@ -1,4 +1,4 @@
-"""Diagonal recurrence by chunks of time, in real matrix products: what runs without a Triton kernel."""
+"""Diagonal recurrence by chunks of time, as real matrix multiplications: for devices without a Triton kernel."""
 
 import torch
 import torch.nn.functional as F

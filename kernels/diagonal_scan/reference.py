@@ -1,4 +1,4 @@
-"""Linear recurrence with diagonal complex modes: the definition, step by step."""
+"""Linear recurrence with diagonal complex modes: the reference implementation, step by step."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Causal convolution by three exact algorithms: what runs without a Triton kernel."""
+"""Causal convolution by three exact algorithms, for devices without a Triton kernel."""
 
 import torch
 import torch.nn.functional as F
@@ -193,7 +193,7 @@ class _InFrequency(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,), (u, k) = grads, ctx.saved_tensors
-        if torch.is_grad_enabled():  # gradients of these are wanted
+        if torch.is_grad_enabled():  # gradients of these are needed
             return tuple(gradients(_InFrequency.formula, (u, k), (grad,)))
         (batch, _, L), taps = u.shape, k.shape[-1]
         size = fast_size(L + taps - 1)

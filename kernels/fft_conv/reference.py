@@ -1,4 +1,4 @@
-"""Causal convolution with a skip and a gate: the definition, by the dense Toeplitz matrix."""
+"""Causal convolution with a skip and a gate: the reference implementation, by the dense Toeplitz matrix."""
 
 from itertools import pairwise
 

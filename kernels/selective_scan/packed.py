@@ -1,4 +1,4 @@
-"""Packed sequences one after the other: what the definition and the PyTorch form do with them."""
+"""Packed sequences one after the other, as the reference implementation and the PyTorch form run them."""
 
 import itertools
 from collections.abc import Callable

@@ -104,7 +104,7 @@ class PreferenceLoss(TextLoss):
 
     def __init__(self, model: FoveatedVLM, mode: str, blank: Tensor, bf16: bool, reference: FoveatedVLM, beta: float):
         super().__init__(model, mode, blank, bf16)
-        # Out of the module's sight: it is not trained, wrapped, or kept in checkpoints.
+        # Hidden from nn.Module: it is not trained, wrapped, or kept in checkpoints.
         self.reference = (reference,)
         self.beta = beta
         self.preferred: list[Tensor] = []
