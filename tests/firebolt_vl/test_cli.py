@@ -550,7 +550,7 @@ class TestStopped:
 class TestOtherFailures:
     @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
     def test_a_device_that_is_not_there(self, ask):
-        assert_refused(ask("--device", "cuda"), 1, "--device cuda", "use --device cpu, or auto")
+        assert_refused(ask("--device", "cuda"), 1, "--device is cuda, but this PyTorch", "use --device cpu, or auto")
 
     def test_out_of_memory_is_said_in_one_line(self, ask, monkeypatch):
         from firebolt_vl.model import FireboltForConditionalGeneration
