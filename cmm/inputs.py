@@ -48,13 +48,13 @@ def prepared_grids(
     `batch` is the expected number of rows, if known. Features and boxes under the mask are never read. Boxes and image
     numbers are checked even where no positions need them.
     """
-    rows = "B" if batch is None else str(batch)
     check_shapes(
         owner,
-        grids=(grids, f"{rows} G {width}"),
-        grid_mask=(grid_mask, f"{rows} G"),
-        grid_boxes=(grid_boxes, f"{rows} G 4"),
-        grid_images=(grid_images, f"{rows} G"),
+        None if batch is None else {"B": batch},
+        grids=(grids, f"B G {width}"),
+        grid_mask=(grid_mask, "B G"),
+        grid_boxes=(grid_boxes, "B G 4"),
+        grid_images=(grid_images, "B G"),
     )
     check_dtypes(owner, (torch.bool,), grid_mask=grid_mask)
     check_dtypes(owner, (torch.int64, torch.int32), grid_images=grid_images)

@@ -222,10 +222,11 @@ class CrossModalModulator(Connector[ModulatorSide]):
         """Tell whether these are few tokens on a CPU, without gradients, where calls cost as much as their numbers."""
         drops = self.training and self.config.dropout > 0
         return (
-            text.shape[0] * text.shape[1] <= FEW_TOKENS
-            and text_mask is None
+            text_mask is None
             and not (drops or torch.is_grad_enabled() or torch.is_autocast_enabled(text.device.type))
             and choose("grounded_film", text, q, side.table) == "pytorch"
+            # Last, so that where kernels run no graph of torch.compile depends on it.
+            and text.shape[0] * text.shape[1] <= FEW_TOKENS
         )
 
     def _film_of_few_tokens(self, text, q, side, ssm):

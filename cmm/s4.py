@@ -63,11 +63,8 @@ class S4Kernel(WideParameters):
         return self.derived("real step", self._real_step)
 
     def taps(self, length: int) -> Tensor:
-        """The convolution kernel [D, length]; what is kept is as long as the next power of two, and sliced."""
-        if self.records_gradients:
-            return self._taps(length)
-        longer = 1 << (length - 1).bit_length()
-        return self.derived(("taps", longer), lambda: self._taps(longer))[:, :length]
+        """The convolution kernel [D, length]."""
+        return self.taps_of(length, self._taps)
 
     def reversed_taps(self, length: int) -> Tensor:
         """K_(length-1), ..., K_0 as [length, D]: what a window of inputs is weighed by."""

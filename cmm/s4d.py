@@ -63,11 +63,8 @@ class S4DKernel(WideParameters):
         return self.derived("discrete", self._discretise)
 
     def taps(self, length: int) -> Tensor:
-        """K_l = 2 Re sum_n c_n b_n z_n^l [D, length]; what is kept is as long as the next power of two, and sliced."""
-        if self.records_gradients:
-            return self._kernel(length)
-        longer = 1 << (length - 1).bit_length()
-        return self.derived(("taps", longer), lambda: self._kernel(longer))[:, :length]
+        """K_l = 2 Re sum_n c_n b_n z_n^l [D, length]."""
+        return self.taps_of(length, self._kernel)
 
     def _kernel(self, length: int) -> Tensor:
         log_z, _, b, c = self.discrete()

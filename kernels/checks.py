@@ -9,15 +9,18 @@ REAL = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 COMPLEX = (torch.complex64, torch.complex128)
 
 
-def check_shapes(op: str, **arguments: tuple[Tensor | None, str]) -> dict[str, int]:
+def check_shapes(
+    op: str, known_sizes: dict[str, int] | None = None, /, **arguments: tuple[Tensor | None, str]
+) -> dict[str, int]:
     """Check every argument against a pattern such as `"B D L"` and return the sizes that the letters stand for.
 
     A letter takes its size from the first argument that has it; a number stands for itself; a leading `...` takes any
-    leading axes. Arguments that are None are skipped. All tensors must lie on one device.
+    leading axes. Arguments that are None are skipped. All tensors must lie on one device. `known_sizes` are those of
+    letters that are known before.
 
     Raises TypeError for something that is not a tensor, ValueError for a wrong shape or device.
     """
-    sizes: dict[str, int] = {}
+    sizes = dict(known_sizes or {})
     first: tuple[str, torch.device] | None = None
     for name, (tensor, pattern) in arguments.items():
         if tensor is None:
