@@ -161,7 +161,9 @@ def kernel_benchmarks(
             write_text(folder / "kernels.csv", measuring.to_csv(measuring.beside(kept, points)))
             write_whole(folder / f"{op}.png", lambda path, of_op=of_op: measuring.plot(of_op, path))
         except OSError as error:
-            raise Failure(f"--out {out}: {error.strerror or error}") from None
+            raise Failure(
+                f"--out is {out}, which could not be written ({error.strerror or error}); name another folder"
+            ) from None
         if not as_json:
             _show_times(measuring.speed_ups(of_op))
     if as_json:
@@ -245,7 +247,9 @@ def answer_benchmark(
         write_text(folder / "answer.csv", measuring.to_csv(rows))
         write_whole(folder / "answer.png", lambda path: measuring.plot(rows, path))
     except OSError as error:
-        raise Failure(f"--out {out}: {error.strerror or error}") from None
+        raise Failure(
+            f"--out is {out}, which could not be written ({error.strerror or error}); name another folder"
+        ) from None
     if as_json:
         print(json.dumps([row.to_json() for row in rows], indent=1))
     else:

@@ -62,7 +62,7 @@ def check_not_empty(op: str, **arguments: Tensor) -> None:
     """Check that no axis has size 0; raises ValueError."""
     for name, tensor in arguments.items():
         if tensor.numel() == 0:
-            raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}; no axis may be empty")
+            raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}; expected no axis of size 0")
 
 
 def check_integer(op: str, name: str, value: int, at_least: int) -> None:
