@@ -12,7 +12,7 @@ NARROW = (torch.float16, torch.bfloat16)
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What recurrences and statistics over values of `dtype` are computed in: float32, or float64 for float64."""
+    """Return the dtype of recurrences and statistics over values of `dtype`: float32, or float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
 
 

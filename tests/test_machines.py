@@ -69,9 +69,9 @@ def test_a_run_on_some_machines_replaces_their_rows_in_a_page_of_the_same_versio
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--machines", "sse vax"], "--machines: vax came, of avx512"),
-        (["--seed", "0"], "--seed: 0 came, a whole number above 0 is wanted"),
-        (["--seed", "x"], "--seed: x came"),
+        (["--machines", "sse vax"], "--machines is vax; expected some of avx512"),
+        (["--seed", "0"], "--seed is 0; expected a whole number above 0"),
+        (["--seed", "x"], "--seed is x; expected"),
     ],
 )
 def test_arguments_that_cannot_be(arguments, words):

@@ -160,9 +160,9 @@ def main() -> int:
     options = parser.parse_args()
     names, tests = options.machines.split() or list(MACHINES), options.tests.split()
     if unknown := [name for name in names if name not in MACHINES]:
-        parser.error(f"--machines: {' '.join(unknown)} came, of {' '.join(MACHINES)} are wanted")
+        parser.error(f"--machines is {' '.join(unknown)}; expected some of {' '.join(MACHINES)}")
     if options.seed and not (options.seed.isdecimal() and int(options.seed)):
-        parser.error(f"--seed: {options.seed} came, a whole number above 0 is wanted")
+        parser.error(f"--seed is {options.seed}; expected a whole number above 0")
     first = int(options.seed or random.SystemRandom().randrange(1, 2**31))
     seeds = {name: first + number for number, name in enumerate(names)}
     left_out = {name: reason for name in names if (reason := why_not(MACHINES[name]))}
