@@ -59,7 +59,7 @@ def devices_are_not_needed() -> Iterator[None]:
 
 
 def interpreting(kernel: triton.runtime.KernelInterface) -> bool:
-    """Whether the kernel runs in Triton's interpreter: TRITON_INTERPRET=1 was set when it was defined."""
+    """Tell whether the kernel runs in Triton's interpreter: TRITON_INTERPRET=1 was set when it was defined."""
     return isinstance(kernel, InterpretedFunction)
 
 

@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 
 
 def transformed() -> bool:
-    """Whether a transform of torch.func (grad, vmap, jvp, ...) or forward-mode differentiation is at work."""
+    """Tell whether a transform of torch.func (grad, vmap, jvp, ...) or forward-mode differentiation is at work."""
     if torch.compiler.is_compiling():
         return False
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()

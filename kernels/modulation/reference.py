@@ -1,4 +1,4 @@
-"""Token-grid correlation and FiLM from the grid-side table: the definitions (docs/mathematics.md, 2 and 2a).
+"""Token-grid correlation and FiLM: the reference implementations (docs/mathematics.md, 2 and 2a).
 
 Shapes: B rows of T tokens and G grids, H heads of D_h numbers, D columns; masks [B,T] and [B,G], True = keep.
 """

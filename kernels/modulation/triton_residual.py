@@ -55,7 +55,7 @@ def film_residual_kernel(
     IN_REGISTERS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program a block of tokens of a row: r and its statistics, then r again for LN(r), which sees it unrounded."""
+    """Each program takes a block of tokens of a row: r and its statistics, then LN(r) of r before it is rounded."""
     b, t = token_block(T, BLOCK_T)
     w = None
     if IN_REGISTERS:
@@ -102,7 +102,7 @@ def film_residual_backward_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program a block of tokens of a row: the norm's sums over columns, if there is one, then all gradients."""
+    """Each program takes a block of tokens of a row: sums over columns of the norm, if there is one, then gradients."""
     b, t = token_block(T, BLOCK_T)
     inside = t < T
     grid = tl.arange(0, BLOCK_G)

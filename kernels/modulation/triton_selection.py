@@ -1,4 +1,4 @@
-"""Which grids each head of a token keeps, and the softmax over them, in Triton (docs/mathematics.md, 2b).
+"""Selection of the grids that a head of a token keeps, and the softmax over them (docs/mathematics.md, 2b).
 
 Shapes: B rows of T tokens, G grids and H heads; scores of a head [BLOCK_T, BLOCK_G]; masks [B,T] and [B,G]. In kernels
 b and h are numbers, t and grid the indices of a block.
@@ -59,7 +59,7 @@ def kernel_selection(selection: Selection, q: Tensor, k: Tensor) -> KernelSelect
 
 
 def way_to_select(G: int, top_k: int) -> int:
-    """How the `top_k` largest of G are found: by passes while they are few, beyond `MOST_PASSES` by bisection."""
+    """Choose how to find the `top_k` largest of G: by passes while they are few, beyond `MOST_PASSES` by bisection."""
     if not 0 < top_k < G:
         return ALL.value
     if min(top_k, G - top_k) > MOST_PASSES:

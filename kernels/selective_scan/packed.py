@@ -1,4 +1,4 @@
-"""Packed texts one after the other: what the definition and the PyTorch form do with them."""
+"""Packed sequences one after the other, as the reference implementation and the PyTorch form run them."""
 
 import itertools
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from .inputs import Inputs
 def text_by_text(
     scan: Callable, inputs: Inputs, borders: Tensor, return_last_state: bool
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Call `scan`, a selective_scan, with each text between two `borders` alone, and join what it returns.
+    """Run `scan`, a selective_scan, on each sequence between two `borders` alone, and join its results.
 
-    An empty text hands on its state as it is.
+    An empty sequence hands on its state as it is.
     """
     u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, _ = inputs
     dtype = compute_dtype(u, delta, A, B, C, D, z, delta_bias, initial_state)

@@ -1,4 +1,4 @@
-"""Mamba's selective scan for a real A, vectorised over all but time: what runs without a Triton kernel."""
+"""Mamba's selective scan for a real A, vectorised over all but time, for devices without a Triton kernel."""
 
 import math
 
@@ -109,7 +109,7 @@ class _Scan(torch.autograd.Function):
     def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_y, grad_h = grads
         inputs, steps, A, B, C, *before = ctx.saved_tensors
-        if torch.is_grad_enabled():  # gradients of these are wanted
+        if torch.is_grad_enabled():  # gradients of these are needed
             return tuple(gradients(_Scan.formula, (inputs, steps, A, B, C, before[0]), (grad_y, grad_h)))
         grad_inputs, grad_steps = torch.empty_like(inputs), torch.empty_like(steps)
         grad_A, grad_B, grad_C = torch.zeros_like(A), torch.zeros_like(B), torch.zeros_like(C)

@@ -1,4 +1,4 @@
-"""Mamba's selective scan: the definition, step by step (real and complex A)."""
+"""Mamba's selective scan: the reference implementation, step by step (real and complex A)."""
 
 import torch
 import torch.nn.functional as F

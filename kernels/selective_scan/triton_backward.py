@@ -33,7 +33,7 @@ from .triton_blocks import (
 
 
 class Gradients(NamedTuple):
-    """Where the backward kernel writes; all float32 and contiguous but the first three."""
+    """Outputs of the backward kernel; all float32 and contiguous but the first three."""
 
     du_ptr: Any
     """[batch,D,L], and so of delta and z, or None."""
@@ -70,8 +70,8 @@ def _add(ptr, x, mask):
 def selective_scan_backward_kernel(
     dy,  # Strided [batch,D,L]
     inputs,  # KernelInputs
-    cu_seqlens_ptr,  # [texts + 1], contiguous, or None: a text is a row
-    states_ptr,  # [blocks of all texts,N,D] float32, contiguous: the state before each block of steps
+    cu_seqlens_ptr,  # [texts + 1], contiguous, or None: a sequence is a row
+    states_ptr,  # [blocks of all sequences,N,D] float32, contiguous: the state before each block of steps
     out,  # Gradients
     batch,
     L,
@@ -87,7 +87,7 @@ def selective_scan_backward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """A program a slot of the channels of a group, of a text; backwards in time, a block of channels after the other.
+    """Each program takes a slot of a group's channels in a sequence; backwards in time, block after block of channels.
 
         dh_t = C_t g_t + a_{t+1} dh_{t+1}           with a_t = exp(delta_t A) and g_t = dy_t silu(z_t)
 

@@ -74,7 +74,8 @@ def _check_broadcast(op: str, name: str, shape: torch.Size, other_name: str, oth
         torch.broadcast_shapes(shape, other_shape)
     except RuntimeError:
         raise ValueError(
-            f"{op}: leading axes {list(shape)} of {name} do not broadcast with {list(other_shape)} of {other_name}"
+            f"{op}: {name} has leading axes {list(shape)}; expected some that broadcast with {list(other_shape)} "
+            f"of {other_name}"
         ) from None
 
 
