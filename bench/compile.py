@@ -186,7 +186,7 @@ def compile_job(job: Job) -> Row:
 
 
 def compiled_kernel(job: Job) -> tuple[CompiledKernel, str]:
-    """What Triton makes of a job in this process, and what ptxas says of it. Raises what Triton raises."""
+    """Compile a job in this process: the kernel, and the log of ptxas. Raises what Triton raises."""
     kernel = importlib.import_module(job.module)
     for name in job.kernel.split("."):
         kernel = getattr(kernel, name)

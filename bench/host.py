@@ -1,4 +1,4 @@
-"""What ops cost the host: compilations as sizes vary from call to call, and the time of a call that compiles nothing.
+"""Costs of ops on the host: compilations as sizes vary from call to call, and the time of a call that compiles nothing.
 
 Both are seen without a GPU, by a driver that compiles and launches nothing (`silent.py`). Left out: memory as CUDA
 allocates it, the choice of a device, and the driver's own launch.
@@ -76,7 +76,7 @@ def varied(op: str) -> list[Case]:
 
 
 def compilations(op: str, dtype: str, gradients: bool) -> Counter[str]:
-    """How often each kernel of an op is compiled while its sizes vary."""
+    """Count how often each kernel of an op is compiled while its sizes vary."""
     with silent_driver() as seen, use_implementation("triton"):
         for case in varied(op):
             _call(op, case, dtype, gradients)()

@@ -214,7 +214,7 @@ def runs_of(subject: Subject, mode: str) -> tuple[dict[str, Run], int]:
 
 
 def bytes_to_move(read: Sequence[Tensor], written: Sequence[Tensor], leaves: Sequence[Tensor]) -> dict[str, int]:
-    """By mode the floor: each tensor once, with gradients also the gradients of outputs and leaves."""
+    """The floor by mode: each tensor once, with gradients also the gradients of outputs and leaves."""
     inputs, outputs, gradients = (sum(tensor.nbytes for tensor in some) for some in (read, written, leaves))
     forward, backward = inputs + outputs, inputs + outputs + gradients
     return {"forward": forward, "backward": backward, "both": forward + backward}

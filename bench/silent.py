@@ -28,7 +28,7 @@ class Unsupported(RuntimeError):
 
 
 class Seen(NamedTuple):
-    """What a GPU would have been given since the driver was put in its place."""
+    """The work that a GPU would have been given since the driver was put in its place."""
 
     compilations: list[str]
     """The kernel of each."""
@@ -76,9 +76,9 @@ def silent_driver() -> Iterator[Seen]:
     """
     version = ".".join(triton.__version__.split(".")[:2])
     if version not in TESTED:
-        raise Unsupported(f"Triton is {triton.__version__}; host costs can be had with {', '.join(TESTED)}")
+        raise Unsupported(f"Triton is {triton.__version__}; expected one of {', '.join(TESTED)}")
     if interpreting(_probe):
-        raise Unsupported("TRITON_INTERPRET is set: kernels are interpreted and not started; unset it")
+        raise Unsupported("TRITON_INTERPRET is set, so that kernels are interpreted and not started; unset it")
     seen, functions = Seen([], []), []
 
     def do_compile(self: JITFunction, key: str, signature: Any, device: int, *rest: Any, **named: Any) -> _Kernel:

@@ -46,17 +46,17 @@ def predictions(
     ops, on = chosen("--op", ops, tuple(OPS)), chip_of(name)
     if not isinstance(on, BytesOnly):
         if compiling.is_interpreting():
-            raise Misuse("TRITON_INTERPRET is set: kernels are interpreted and cannot be compiled; unset it")
+            raise Misuse("TRITON_INTERPRET is set, so that kernels are interpreted and cannot be compiled; unset it")
         if disassembler() is None:
             raise Failure("bench predict needs nvdisasm, which comes with Triton's wheels and with CUDA; none is found")
     subjects = report.subjects_of_goals(ops, dtypes) if goals else report.subjects_of_cases(ops, dtypes, quick)
     if not subjects:
-        raise Misuse(f"there is nothing to predict of {', '.join(ops)} in {', '.join(dtypes)}")
+        raise Misuse(f"--op is {', '.join(ops)}, which has no goal in {', '.join(dtypes)}; choose another one")
     with progress_bar("compiling") as progress:
         rows = report.predictions(subjects, on, processes or os.cpu_count() or 1, progress)
     data = json.dumps({"predictions": report.to_dict(rows), "chip": on._asdict()}, indent=1)
     if file:
-        write_text(file, report.markdown(rows, on, command_line()) if file.suffix == ".md" else data)
+        write_text(file, report.markdown(rows, on, command_line()) if file.suffix.lower() == ".md" else data)
     if as_json:
         print(data)
     else:
@@ -87,7 +87,7 @@ def host_costs(ops, dtypes, out: str | None, as_json: bool, overwrite: bool) -> 
     dtypes = chosen("--dtype", dtypes, HALVES_AND_FLOAT32)
     wanted = [(op, dtype) for op in chosen("--op", ops, tuple(OPS)) for dtype in OPS[op].dtypes if dtype in dtypes]
     if not wanted:
-        raise Misuse(f"--dtype {', '.join(dtypes)}: none of {', '.join(ops)} is there in it")
+        raise Misuse(f"--dtype is {', '.join(dtypes)}, in which none of {', '.join(ops)} is there; choose another one")
     torch.set_num_threads(1)
     rows = []
     with progress_bar("calling") as progress:
@@ -100,7 +100,7 @@ def host_costs(ops, dtypes, out: str | None, as_json: bool, overwrite: bool) -> 
             progress(len(rows), len(wanted))
     data = json.dumps({"host": [asdict(row) for row in rows]}, indent=1)
     if file:
-        write_text(file, host.markdown(rows, command_line()) if file.suffix == ".md" else data)
+        write_text(file, host.markdown(rows, command_line()) if file.suffix.lower() == ".md" else data)
     if as_json:
         print(data)
         return

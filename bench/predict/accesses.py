@@ -68,7 +68,7 @@ def _mask(evaluation: Evaluation, op: Operation) -> np.ndarray:
 
 
 def _tile(op: Operation) -> tuple[int, int]:
-    """How many numbers a load or store is of, and the bytes of one, by its type: `tensor<64x32x!tt.ptr<bf16>>`."""
+    """The count of numbers of a load or store, and the bytes of one, by its type: `tensor<64x32x!tt.ptr<bf16>>`."""
     kind = op.text.rpartition(" : ")[2]
     sizes = re.match(r"tensor<((?:\d+x)+)", kind)
     count = int(np.prod([int(size) for size in sizes[1].split("x")[:-1]])) if sizes else 1

@@ -11,7 +11,7 @@ from ..kernels import device_name
 def predicted_ms(
     op: str, dtype: str, modes: Sequence[str], quick: bool, device: str
 ) -> tuple[dict[tuple[str, str], str], list[str]]:
-    """What is predicted of an op by size and mode, in words, and what is missing; nothing of both on a CPU."""
+    """Predict the times of an op by size and mode, in words, and tell what is missing; nothing of both on a CPU."""
     if device != "cuda" or op not in OPS:
         return {}, []
     name = device_name(device)

@@ -1,4 +1,4 @@
-"""What the prediction knows of GPUs: published numbers, each with its source.
+"""GPUs as predictions know them: published numbers, each with its source.
 
 Numbers of arithmetic are results a clock of one processor ("CUDA C++ Programming Guide", Arithmetic Instructions,
 Throughput of Native Arithmetic Instructions, by compute capability), those of tensor cores floating-point operations a

@@ -40,7 +40,7 @@ def disassemble(cubin: bytes) -> str:
     """The code of a cubin with the lines of its source. Raises RuntimeError where there is no nvdisasm."""
     program = disassembler()
     if program is None:
-        raise RuntimeError("there is no nvdisasm beside Triton or in the path: nothing can be predicted")
+        raise RuntimeError("nvdisasm is neither beside Triton nor in the path; nothing can be predicted without it")
     with tempfile.TemporaryDirectory(prefix="firebolt-predict-") as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(cubin)

@@ -1,4 +1,4 @@
-"""How long a launch takes: the slowest of its pipes, of its memory and of one program alone, and the launch itself.
+"""The time of a launch: the slowest of its pipes, of its memory and of one program alone, and the launch itself.
 
 What is reckoned. For each pipe the instructions of the busiest processor over the pipe's rate; the bytes of distinct
 tensors over the bandwidth of memory that copies reach; the sectors that loads and stores touch over that of the L2; and
@@ -76,7 +76,7 @@ def distinct_tensors(values: Iterable[Any]) -> list[Tensor]:
 
 
 def bytes_of(launch: Launch) -> int:
-    """What a launch moves at least: each of its tensors once."""
+    """The bytes that a launch moves at least: each of its tensors once."""
     return sum(distinct_bytes(tensor) for tensor in distinct_tensors(launch.arguments.values()))
 
 
@@ -128,7 +128,7 @@ def predict(launch: Launch, compiled: Compiled, chip: Chip) -> Prediction:
 
 
 class _Spent(NamedTuple):
-    """What one warp does, in each of the programs that were looked at or in their mean."""
+    """The work of one warp, in each of the programs that were looked at or in their mean."""
 
     clocks: dict[str, np.ndarray]
     """[programs] of a processor, by pipe."""

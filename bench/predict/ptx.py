@@ -52,12 +52,12 @@ def _nested(counting: Sequence[bool], ends: dict[int, int], start: int, end: int
 
 
 def number_of(loop: sass.Loop) -> int:
-    """What `Counted.number` is, of a loop of the machine's code."""
+    """The same number as `Counted.number`, of a loop of the machine's code."""
     return sum(isinstance(item, sass.Instruction) and item.opcode in _OF_SASS for item in loop.body)
 
 
 def copies(groups: Sequence[Sequence[sass.Loop]], known: Sequence[Counted]) -> Iterator[list[int]]:
-    """How many turns of the loop of PTX each loop of the machine's code does at once, by groups that stand for one
+    """The turns of the loop of PTX that each loop of the machine's code does at once, by groups that stand for one
     loop of PTX each; one where the two cannot be held against each other."""
     comparable = len(groups) == len(known)
     for i, group in enumerate(groups):

@@ -1,4 +1,4 @@
-"""What an op would give a GPU to do: the launches of its kernels, and those that PyTorch makes beside them."""
+"""The work that an op gives a GPU: the launches of its kernels, and those that PyTorch makes beside them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ _ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_
 
 
 class Recorded(NamedTuple):
-    """What one call does."""
+    """The launches of one call."""
 
     launches: list[Launch]
     others: list[int]
@@ -63,7 +63,7 @@ def _noted() -> Iterator[Recorded]:
 
 
 def record_modes(op: str, case: Case, dtype: str) -> tuple[dict[str, Recorded], dict[str, int]]:
-    """By mode of the benchmarks ("forward", "backward", "both") what an op does, and the bytes of its floor."""
+    """Record an op by the modes of the benchmarks ("forward", "backward", "both"); also the bytes of its floor."""
     call = inputs(op, case, dtype, fill=False)
     with use_implementation("triton"):
         with torch.no_grad(), _noted() as forward:

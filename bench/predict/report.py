@@ -21,7 +21,7 @@ MODES = ("forward", "backward")
 
 
 class Subject(NamedTuple):
-    """What is predicted: an op at a size in a dtype, and a mode of the benchmarks."""
+    """A thing to predict: an op at a size in a dtype, and a mode of the benchmarks."""
 
     op: str
     case: Case
@@ -31,7 +31,7 @@ class Subject(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """What came of a subject."""
+    """The prediction of a subject."""
 
     op: str
     case: str

@@ -45,7 +45,7 @@ class Instruction(NamedTuple):
 
     @property
     def bytes_of_a_lane(self) -> int:
-        """What a thread loads or stores: for `ldmatrix` and `stmatrix` its share of the matrices."""
+        """The bytes that a thread loads or stores: for `ldmatrix` and `stmatrix` its share of the matrices."""
         if self.opcode in ("LDSM", "STSM"):
             return 4 * int(self.modifiers[-1] if self.modifiers[-1].isdigit() else 1)
         return next((_WIDTH[name] for name in self.modifiers if name in _WIDTH), 4)

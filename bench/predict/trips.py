@@ -1,4 +1,4 @@
-"""How often the loops of a kernel run, for a launch: by the integers that bound them (`integers.py`)."""
+"""Runs of the loops of a kernel, for a launch: by the integers that bound them (`integers.py`)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -37,7 +37,7 @@ def runs(evaluation: Evaluation) -> tuple[Runs, ...]:
 
 
 def branches(evaluation: Evaluation, op: Operation) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """In which programs each of the two regions of a condition runs; None where it is unknown."""
+    """The programs in which each of the two regions of a condition runs; None where it is unknown."""
     try:
         taken = evaluation.scalar(op.operands[0]).astype(bool)
     except Unknown:

@@ -37,7 +37,7 @@ class Operation(NamedTuple):
 
     @property
     def type(self) -> str:
-        """What follows the last colon: the type of the result, unless there is an arrow."""
+        """The type of the result: it follows the last colon, or the arrow."""
         return self.text.rpartition(" : ")[2].rpartition(" to ")[2].rpartition("-> ")[2].strip()
 
 

@@ -100,9 +100,9 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            (["--op", "fft"], "--op fft: there is no such; choose from correlation_context"),
-            (["--op", "cauchy", "--dtype", "float16"], "none of cauchy is there in it"),
-            (["--out", "host.txt"], "--out host.txt: the name has to end in .md or .json"),
+            (["--op", "fft"], "--op is fft; expected one of correlation_context"),
+            (["--op", "cauchy", "--dtype", "float16"], "in which none of cauchy is there"),
+            (["--out", "host.txt"], "--out is host.txt; expected a file that ends in .md or .json"),
         ],
     )
     def test_arguments_that_cannot_be(self, bench, arguments, words):

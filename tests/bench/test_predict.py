@@ -341,11 +341,11 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            (["--op", "fft"], "--op fft: there is no such; choose from correlation_context, grounded_film"),
-            (["--chip", "b200"], "--chip b200: there is no such; choose from h100, h200, a100, rtx4090, mi300x"),
-            (["--dtype", "float64"], "--dtype float64: there is no such"),
-            (["--out", "table.txt"], "--out table.txt: the name has to end in .md or .json"),
-            (["--goals", "--op", "cauchy"], "there is nothing to predict of cauchy"),
+            (["--op", "fft"], "--op is fft; expected one of correlation_context, grounded_film"),
+            (["--chip", "b200"], "--chip is b200; expected one of h100, h200, a100, rtx4090, mi300x"),
+            (["--dtype", "float64"], "--dtype is float64; expected one of"),
+            (["--out", "table.txt"], "--out is table.txt; expected a file that ends in .md or .json"),
+            (["--goals", "--op", "cauchy"], "--op is cauchy, which has no goal in float32"),
         ],
     )
     def test_arguments_that_cannot_be(self, bench, arguments, words):
