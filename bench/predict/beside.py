@@ -17,12 +17,12 @@ def predicted_ms(
     name = device_name(device)
     if find_spec("triton") is None:
         return {}, [f"{op}: nothing is predicted without Triton"]
-    from .chips import chip_of_device
+    from .chips import BytesOnly, chip_of_device
     from .compiled import disassembler
     from .report import predictions, subjects_of_cases
 
     chip = chip_of_device(name)
-    if chip is None or disassembler() is None:
+    if chip is None or not (isinstance(chip, BytesOnly) or disassembler()):
         missing = "nvdisasm" if chip is not None else f"the numbers of {name}"
         return {}, [f"{op}: nothing is predicted without {missing}"]
     rows = predictions(subjects_of_cases([op], [dtype], quick, modes), chip, os.cpu_count() or 1)

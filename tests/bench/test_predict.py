@@ -387,7 +387,6 @@ def test_beside_a_measurement_a_prediction_may_be_missing(monkeypatch):
     missing = ["film_residual: nothing is predicted without the numbers of a toaster"]
     assert beside.predicted_ms("film_residual", "float32", ["both"], True, "cuda") == ({}, missing)
     monkeypatch.setattr(beside, "device_name", lambda device: "AMD Instinct MI300X")
-    monkeypatch.setattr(compiled_kernels, "disassembler", lambda: "/bin/nvdisasm")
     predicted, missing = beside.predicted_ms("film_residual", "float32", ["both"], True, "cuda")
     assert missing == []
     assert {mode for _, mode in predicted} == {"both"}
