@@ -150,34 +150,39 @@ def plan(
     return list(jobs.values()), failed
 
 
-def compile_job(job: Job) -> Row:
-    """Compile in this process; whatever goes wrong is the row's problem."""
-    names = job.op, job.kernel, job.case, job.dtype, job.target
+def compiled(job: Job) -> triton.compiler.CompiledKernel:
+    """What Triton makes of a kernel. Raises whatever its compiler does."""
     kernel = importlib.import_module(job.module)
     for name in job.kernel.split("."):
         kernel = getattr(kernel, name)
-    chip, log = CHIPS[job.target], io.StringIO()
     source = ASTSource(kernel, job.signature, job.constexprs, job.attrs)
+    return triton.compile(source, target=GPUTarget(*CHIPS[job.target][:3]), options=job.options)
+
+
+def compile_job(job: Job) -> Row:
+    """Compile in this process; whatever goes wrong is the row's problem."""
+    names = job.op, job.kernel, job.case, job.dtype, job.target
+    chip, log = CHIPS[job.target], io.StringIO()
     start = time.perf_counter()
     try:
         # ptxas' own log has the spills, and Triton prints it; without it Triton prints pages about what failed.
         with contextlib.redirect_stdout(log):
-            compiled = triton.compile(source, target=GPUTarget(*chip[:3]), options=job.options)
+            found = compiled(job)
     except Exception as error:
         return Row(*names, problem=f"does not compile: {_one_line(error)}")
     seconds = time.perf_counter() - start
     if chip.backend == "cuda":
-        assembly, registers, spilled = compiled.asm["ptx"], *read_ptxas_log(log.getvalue())
+        assembly, registers, spilled = found.asm["ptx"], *read_ptxas_log(log.getvalue())
     else:
-        assembly = compiled.asm["amdgcn"]
+        assembly = found.asm["amdgcn"]
         registers, spilled = read_amdgcn(assembly)
     row = Row(
         *names,
         registers=registers,
         spilled=spilled,
-        shared=compiled.metadata.shared,
+        shared=found.metadata.shared,
         tensor_core_instructions=len(TENSOR_CORE_INSTRUCTION.findall(assembly)),
-        wants_tensor_cores=wants_tensor_cores(compiled.asm["ttir"]),
+        wants_tensor_cores=wants_tensor_cores(found.asm["ttir"]),
         seconds=round(seconds, 2),
     )
     return Row(**asdict(row) | {"problem": find_problem(row)})
