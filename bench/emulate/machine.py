@@ -9,54 +9,42 @@ from itertools import product
 
 import numpy as np
 
-from .findings import Findings
 from .instructions import build, predicate
 from .kinds import Array
-from .memory import Global, Shared
+from .memory import Report
 from .ptx import Instruction, Program, UnknownPTX
 from .threads import Mask, Threads
 
-# More than any kernel here executes for one program: a loop that does not end is found.
-MOST_EXECUTED = 10_000_000
-
 
 class Machine:
-    """A program with the memory of one launch."""
+    """A program, its threads and their memory."""
 
-    def __init__(
-        self,
-        program: Program,
-        arguments: Sequence[int | float],
-        memory: Global,
-        shared: int,
-        findings: Findings,
-    ):
-        self.program, self.findings, self.clock = program, findings, memory.clock
-        self.generator = memory.generator
-        self.shared = Shared(shared, memory.clock, memory.report, memory.generator)
-        self.threads = Threads(program, arguments, memory, self.shared)
-        self.executed = np.zeros(len(program.instructions), np.int64)
+    def __init__(self, program: Program, threads: Threads, report: Report):
+        self.program, self.threads, self.report = program, threads, report
+        self.clock = threads.shared.clock
         self.everyone = np.ones(program.threads, bool)
-        self.steps = [self._step(number, one) for number, one in enumerate(program.instructions)]
+        self.steps = [self._step(one) for one in program.instructions]
 
-    def run(self, grid: Sequence[int]) -> None:
-        """All programs of a grid, in random order."""
+    def run(self, grid: Sequence[int], order: Array, most: int) -> int:
+        """All programs of a grid in an order of their numbers; returns how many instructions were executed. Raises
+        UnknownPTX where they do not end before `most`."""
         grid = (*grid, 1, 1)[:3]
         places = list(product(*(range(size) for size in grid)))
+        self.left = most
         with np.errstate(all="ignore"):
-            for number in self.generator.permutation(len(places)):
+            for number in order:
                 self._run_program(places[number], grid)
+        return most - self.left
 
     def _run_program(self, place: Sequence[int], grid: Sequence[int]) -> None:
         self.clock.begin()
-        self.shared.begin()
         self.threads.begin(place, grid)
         self.waiting: dict[int, Array] = {}
-        at, mask, steps, executed, last = 0, None, self.steps, self.executed, len(self.steps)
-        for _ in range(MOST_EXECUTED):
-            if at == last:
-                return
-            executed[at] += 1
+        at, mask, steps, last = 0, None, self.steps, len(self.steps)
+        while at < last:
+            self.left -= 1
+            if self.left < 0:
+                raise UnknownPTX(f"{self.program.name} does not end: it executed more than it may")
             following = steps[at](mask)
             if following is None:
                 at += 1
@@ -67,7 +55,6 @@ class Machine:
                 continue
             if self.waiting:
                 at, mask = self._meet({at: self.everyone if mask is None else mask})
-        raise UnknownPTX(f"{self.program.name} did not end after {MOST_EXECUTED} instructions")
 
     def _part(self, taken: tuple[int, Array], following: int, mask: Mask) -> tuple[int, Mask]:
         """Threads that go on at two places."""
@@ -83,7 +70,7 @@ class Machine:
         mask = self.waiting.pop(at)
         return at, None if mask.all() else mask
 
-    def _step(self, number: int, instruction: Instruction):
+    def _step(self, instruction: Instruction):
         """A function of the mask that executes an instruction, and says where to go on: None for the next one, a
         number, or a number and the threads that go there."""
         kind = instruction.opcode
@@ -127,7 +114,7 @@ class Machine:
 
         def barrier(mask: Mask) -> None:
             if mask is not None:
-                self.findings.add(self.program.name, "a barrier that not all threads reach", instruction)
+                self.report("a barrier that not all threads reach", instruction)
             self.clock.barrier()
 
         return barrier

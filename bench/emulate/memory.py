@@ -8,10 +8,11 @@ An access of n bytes is aligned to n bytes on a GPU, so memory is seen as rows o
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from .doubts import Disturbance, Doubt
 from .kinds import Array
 from .ptx import Instruction
 
@@ -64,9 +65,18 @@ class Access(NamedTuple):
 class Watched:
     """Bytes, and for each of them who wrote it and who read it last."""
 
-    def __init__(self, size: int, clock: Clock, report: Report, generator: np.random.Generator):
+    def __init__(
+        self,
+        size: int,
+        clock: Clock,
+        report: Report,
+        generator: np.random.Generator,
+        disturbance: Disturbance | None = None,
+    ):
         size = -(-size // WIDEST) * WIDEST
         self.clock, self.report, self.generator = clock, report, generator
+        self.doubts: list[Doubt] = []
+        self.disturbance = disturbance
         self.bytes = np.zeros(size, np.uint8)
         self.valid = np.zeros(size, bool)
         self.written = np.zeros(size, bool)
@@ -95,10 +105,19 @@ class Watched:
         if not rows_of(self.written, size)[rows].all():
             self.report(f"reads {self.name} that nothing wrote", where)
         before = rows_of(self.writes, size)[rows]
-        if ((before >= self.clock.now) & (before != stamps)).any():
-            self.report(f"reads {self.name} that another warp wrote, with no barrier between", where)
+        raced = (before >= self.clock.now) & (before != stamps)
+        if raced.any():
+            problem = f"reads {self.name} that another warp wrote, with no barrier between"
+            self._doubt(problem, access, raced, before % WARPS)
         self._note_readers(access)
-        return rows_of(self.bytes, size)[rows]
+        raw = rows_of(self.bytes, size)[rows]
+        if self.disturbance is not None:
+            self.disturbance.disturb(raw, places_of(access), stamps % WARPS, self.clock.interval)
+        return raw
+
+    def _doubt(self, problem: str, access: Access, raced: Array, writers: Array) -> None:
+        writers = np.broadcast_to(writers, raced.shape)[raced]
+        self.doubts.append(Doubt(problem, access.where, self.clock.interval, places_of(access)[raced], writers))
 
     def _note_readers(self, access: Access) -> None:
         reads, rows, stamps = rows_of(self.reads, access.size), access.rows, access.stamps
@@ -118,8 +137,10 @@ class Watched:
         if raced.any() and (memory[rows] != raw)[raced].any():
             self.report(f"overwrites {self.name} that another warp wrote, with no barrier between", where)
         read = rows_of(self.reads, size)[rows]
-        if ((read >= now) & (read != stamps)).any():
-            self.report(f"overwrites {self.name} that another warp read, with no barrier between", where)
+        raced = (read >= now) & (read != stamps)
+        if raced.any():
+            problem = f"overwrites {self.name} that another warp read, with no barrier between"
+            self._doubt(problem, access, raced, stamps % WARPS)
         memory[rows], writes[rows] = raw, stamps
         if (memory[rows] != raw).any():
             self._choose_winners(access, raw)
@@ -143,8 +164,8 @@ class Global(Watched):
     name = "global memory"
     outside = "touches global memory outside of every tensor"
 
-    def __init__(self, size: int, clock: Clock, report: Report, generator: np.random.Generator):
-        super().__init__(size, clock, report, generator)
+    def __init__(self, size: int, *how: Any):
+        super().__init__(size, *how)
         self.read_by_several = np.zeros(len(self.bytes), bool)
 
     def read(self, access: Access) -> Array:
@@ -177,8 +198,8 @@ class Shared(Watched):
     name = "shared memory"
     outside = "touches shared memory outside of what the kernel has"
 
-    def __init__(self, size: int, clock: Clock, report: Report, generator: np.random.Generator):
-        super().__init__(size, clock, report, generator)
+    def __init__(self, size: int, *how: Any):
+        super().__init__(size, *how)
         self.valid[:size] = True
         self.pending = np.zeros(len(self.bytes), bool)
         self.begin()
@@ -219,6 +240,11 @@ class Shared(Watched):
                 rows_of(self.pending, access.size)[access.rows] = False
                 rows_of(self.writes, access.size)[access.rows] = access.stamps % WARPS + self.clock.now
         self.under_way = [copy for copy in self.under_way if copy[0] >= self.group - most]
+
+
+def places_of(access: Access) -> Array:
+    """The bytes that an access touches, [threads, size]."""
+    return access.rows[:, None] * access.size + np.arange(access.size)
 
 
 def rows_of(array: Array, size: int) -> Array:

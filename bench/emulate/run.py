@@ -20,9 +20,9 @@ from ...kernels.launch import Launch, starting_by
 from ..compile import compiled, is_interpreting, specialise
 from .findings import Findings
 from .kinds import Array
-from .machine import Machine
-from .memory import GAP, Clock, Global
-from .ptx import Instruction, Program, parse
+from .launches import Work, run
+from .memory import GAP, Global
+from .ptx import Program, parse
 
 
 class Emulated(NamedTuple):
@@ -50,18 +50,12 @@ class Emulation:
         ptx = self.edit(kernel.ptx)
         program = kernel.program if ptx == kernel.ptx else parse(ptx)
         arena = Arena(kernel.arguments(launch))
-
-        def report(problem: str, where: Instruction) -> None:
-            self.findings.add(program.name, problem, where)
-
-        memory = Global(arena.size, Clock(), report, self.generator)
-        arena.fill(memory)
         # The last parameters are scratch memory, which no kernel here asks for.
         numbers = [*arena.numbers, *[0] * (len(program.parameters) - len(arena.numbers))]
-        machine = Machine(program, numbers, memory, kernel.shared, self.findings)
-        machine.run(launch.grid)
-        arena.write_back(memory)
-        self.launches.append(Emulated(program.name, int(np.prod(launch.grid)), int(machine.executed.sum()), ptx))
+        work = Work(program, launch.grid, numbers, arena.size, arena.fill, kernel.shared)
+        done = run(work, self.findings, self.generator)
+        arena.write_back(done.bytes)
+        self.launches.append(Emulated(program.name, int(np.prod(launch.grid)), done.executed, ptx))
 
 
 @contextmanager
@@ -160,10 +154,10 @@ class Arena:
             memory.valid[start : start + len(raw)] |= touched
             memory.written[start : start + len(raw)] |= touched & ~never_written(tensor, raw)
 
-    def write_back(self, memory: Global) -> None:
+    def write_back(self, after: Array) -> None:
         for tensor in self.tensors:
             raw, start = storage_of(tensor), self._place(tensor)
-            raw[:] = memory.bytes[start : start + len(raw)]
+            raw[:] = after[start : start + len(raw)]
 
 
 def storage_of(tensor: Tensor) -> Array:

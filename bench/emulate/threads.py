@@ -41,6 +41,7 @@ class Threads:
 
     def begin(self, place: Sequence[int], grid: Sequence[int]) -> None:
         """Become the threads of another program of the grid: registers have what a GPU would give them, anything."""
+        self.shared.begin()
         for register in self.registers.values():
             register.view(np.uint8).fill(1 if register.dtype == bool else 0xFF)
         for axis, at, size in zip("xyz", place, grid, strict=True):

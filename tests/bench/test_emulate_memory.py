@@ -55,6 +55,23 @@ class TestBarriers:
         assert exchange(last=again)[1] == {"overwrites shared memory that another warp read, with no barrier between"}
         assert exchange(second="bar.sync 0;", last=again)[1] == set()
 
+    @pytest.mark.parametrize("used", [False, True])
+    def test_a_read_that_races_is_found_where_it_matters(self, used):
+        """Both warps read a number that one of them then replaces by another."""
+        body = f"""
+        setp.lt.u32 %p1, %r50, 32;
+        and.b32 %r2, %r50, 31;
+        mad.wide.u32 %rd20, %r2, 4, %rd0;
+        ld.global.b32 %r3, [%rd20];
+        add.s32 %r4, %r3, 1;
+        @%p1 st.global.b32 [%rd20], %r4;
+        {"st.global.b32 [%rd11], %r4;" if used else ""}
+        """
+        (x, _), problems = execute(body, np.arange(32, dtype=np.int32), np.zeros(64, np.int32), threads=64)
+        assert (x == np.arange(32) + 1).all()
+        race = {"overwrites global memory that another warp read, with no barrier between"}
+        assert problems == (race if used else set())
+
     def test_two_warps_may_write_equal_values_to_one_byte_only(self):
         to_one_place = "and.b32 %r5, %r2, 127;\nbar.sync 0;\nst.shared.b32 [%r5], {value};"
         assert exchange(last=to_one_place.format(value=7))[1] == set()

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from firebolt_vl.bench.emulate.findings import Findings
-from firebolt_vl.bench.emulate.machine import Machine
-from firebolt_vl.bench.emulate.memory import GAP, Clock, Global
+from firebolt_vl.bench.emulate.launches import Work, run
+from firebolt_vl.bench.emulate.memory import GAP, Global
 from firebolt_vl.bench.emulate.ptx import parse
 
 # %rd0, %rd1, ... are the addresses of the arrays, and %rd10, %rd11, ... those of the thread's own element of each.
@@ -55,18 +55,19 @@ def execute(
     for array in arrays:
         places.append(size)
         size += -(-array.nbytes // GAP) * GAP + GAP
-    memory = Global(
-        size, Clock(), lambda problem, where: findings.add("toy", problem, where), np.random.default_rng(seed)
-    )
-    for place, array in zip(places, arrays):
-        part = slice(place, place + array.nbytes)
-        memory.bytes[part] = array.reshape(-1).view(np.uint8)
-        memory.valid[part] = True
-        memory.written[part] = not any(array is one for one in unwritten)
-    program = parse(module(body, arrays, threads))
-    Machine(program, [Global.base + place for place in places], memory, shared, findings).run(grid)
+
+    def fill(memory: Global) -> None:
+        for place, array in zip(places, arrays):
+            part = slice(place, place + array.nbytes)
+            memory.bytes[part] = array.reshape(-1).view(np.uint8)
+            memory.valid[part] = True
+            memory.written[part] = not any(array is one for one in unwritten)
+
+    addresses = [Global.base + place for place in places]
+    work = Work(parse(module(body, arrays, threads)), grid, addresses, size, fill, shared)
+    done = run(work, findings, np.random.default_rng(seed))
     after = [
-        memory.bytes[place : place + array.nbytes].view(array.dtype).reshape(array.shape)
+        done.bytes[place : place + array.nbytes].view(array.dtype).reshape(array.shape)
         for place, array in zip(places, arrays)
     ]
     return after, {finding.problem for finding in findings}
