@@ -33,13 +33,24 @@ class Work(NamedTuple):
     """Bytes of shared memory."""
 
 
+def frozen(work: Work) -> Work:
+    """The same work with memory as it is now, whatever becomes of the tensors."""
+    now = Global(work.size, Clock(), lambda problem, where: None, np.random.default_rng())
+    work.fill(now)
+
+    def fill(memory: Global) -> None:
+        memory.bytes[:], memory.valid[:], memory.written[:] = now.bytes, now.valid, now.written
+
+    return work._replace(fill=fill)
+
+
 class Run(NamedTuple):
     bytes: Array
     """Global memory in the end."""
     doubts: tuple[list[Doubt], list[Doubt]]
     """Of global and of shared memory."""
-    executed: int
-    """Instructions, each counted once for all threads of a program."""
+    executed: Array
+    """How often each instruction was, counted once for all threads of a program."""
 
 
 def run(work: Work, findings: Findings, generator: np.random.Generator) -> Run:
@@ -56,7 +67,7 @@ def _matters(work: Work, first: Run, order: Array, seed: int, trial: int) -> boo
     """Whether memory is another in the end if doubted reads give something else."""
     disturbances = [Disturbance(doubts, np.random.default_rng([seed, trial])) for doubts in first.doubts]
     try:
-        again = _once(work, Findings(), order, seed, disturbances, 2 * first.executed)
+        again = _once(work, Findings(), order, seed, disturbances, 2 * int(first.executed.sum()))
     except UnknownPTX:  # an address or a count that makes no sense
         return True
     return not np.array_equal(again.bytes, first.bytes)

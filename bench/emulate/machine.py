@@ -25,26 +25,27 @@ class Machine:
         self.everyone = np.ones(program.threads, bool)
         self.steps = [self._step(one) for one in program.instructions]
 
-    def run(self, grid: Sequence[int], order: Array, most: int) -> int:
-        """All programs of a grid in an order of their numbers; returns how many instructions were executed. Raises
-        UnknownPTX where they do not end before `most`."""
+    def run(self, grid: Sequence[int], order: Array, most: int) -> Array:
+        """All programs of a grid in an order of their numbers; returns how often each instruction was executed. Raises
+        UnknownPTX where they do not end before `most` are."""
         grid = (*grid, 1, 1)[:3]
         places = list(product(*(range(size) for size in grid)))
-        self.left = most
+        self.left, self.executed = most, [0] * len(self.steps)
         with np.errstate(all="ignore"):
             for number in order:
                 self._run_program(places[number], grid)
-        return most - self.left
+        return np.array(self.executed)
 
     def _run_program(self, place: Sequence[int], grid: Sequence[int]) -> None:
         self.clock.begin()
         self.threads.begin(place, grid)
         self.waiting: dict[int, Array] = {}
-        at, mask, steps, last = 0, None, self.steps, len(self.steps)
+        at, mask, steps, executed, last = 0, None, self.steps, self.executed, len(self.steps)
         while at < last:
             self.left -= 1
             if self.left < 0:
                 raise UnknownPTX(f"{self.program.name} does not end: it executed more than it may")
+            executed[at] += 1
             following = steps[at](mask)
             if following is None:
                 at += 1

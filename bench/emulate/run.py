@@ -20,7 +20,7 @@ from ...kernels.launch import Launch, starting_by
 from ..compile import compiled, is_interpreting, specialise
 from .findings import Findings
 from .kinds import Array
-from .launches import Work, run
+from .launches import Work, frozen, run
 from .memory import GAP, Global
 from .ptx import Program, parse
 
@@ -33,13 +33,15 @@ class Emulated(NamedTuple):
     instructions: int
     """Executed, each counted once for all threads of a program."""
     ptx: str
+    work: Work | None
+    """That can be run again, with the memory that it began with; where launches are kept."""
 
 
 class Emulation:
     """What ran, and what was found."""
 
-    def __init__(self, target: str, seed: int, edit: Callable[[str], str]):
-        self.target, self.edit = target, edit
+    def __init__(self, target: str, seed: int, edit: Callable[[str], str], keep: bool):
+        self.target, self.edit, self.keep = target, edit, keep
         self.generator = np.random.default_rng(seed)
         self.findings = Findings()
         self.launches: list[Emulated] = []
@@ -53,23 +55,25 @@ class Emulation:
         # The last parameters are scratch memory, which no kernel here asks for.
         numbers = [*arena.numbers, *[0] * (len(program.parameters) - len(arena.numbers))]
         work = Work(program, launch.grid, numbers, arena.size, arena.fill, kernel.shared)
+        kept = frozen(work) if self.keep else None
         done = run(work, self.findings, self.generator)
         arena.write_back(done.bytes)
-        self.launches.append(Emulated(program.name, int(np.prod(launch.grid)), done.executed, ptx))
+        self.launches.append(Emulated(program.name, int(np.prod(launch.grid)), int(done.executed.sum()), ptx, kept))
 
 
 @contextmanager
 def emulating(
-    target: str = "sm_80", seed: int = 0, edit: Callable[[str], str] = lambda ptx: ptx
+    target: str = "sm_80", seed: int = 0, edit: Callable[[str], str] = lambda ptx: ptx, keep: bool = False
 ) -> Iterator[Emulation]:
     """A region in which every kernel runs in the emulator, compiled for `target`, a key of `CHIPS`.
 
-    `seed` sets the order of programs; `edit` may change the PTX, to see that a mistake is found. Raises RuntimeError
-    where kernels are made for Triton's interpreter, and UnknownPTX at what the emulator does not know.
+    `seed` sets the order of programs. `edit` may change the PTX, to see that a mistake is found; with `keep` launches
+    can be run again. Raises RuntimeError where kernels are made for Triton's interpreter, and UnknownPTX at what the
+    emulator does not know.
     """
     if is_interpreting():
         raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted and cannot be compiled; unset it")
-    emulation = Emulation(target, seed, edit)
+    emulation = Emulation(target, seed, edit, keep)
     with starting_by(emulation.start), poisoned_memory():
         yield emulation
 

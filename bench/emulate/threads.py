@@ -50,17 +50,24 @@ class Threads:
 
     def source(self, operand: Operand, name: str) -> Source:
         """A function that reads an operand as values of a type."""
-        kind = KINDS[name]
+        kind, values = KINDS[name], self.view(operand, name)
+        if values is not None:
+            return lambda: values
         if isinstance(operand, str) and operand.startswith("!"):
             read = self.source(operand[1:], name)
             return lambda: ~read()
         bits = self._bits(operand, kind)
         if bits.dtype == kind.storage:
-            if kind.plain:
-                values = kind.decode(bits)  # a view, which follows the register
-                return lambda: values
             return lambda: kind.decode(bits)
         return lambda: kind.decode(bits.astype(kind.storage))
+
+    def view(self, operand: Operand, name: str) -> Array | None:
+        """The values of an operand that follow its register, where they are the same bits."""
+        kind = KINDS[name]
+        if not kind.plain or (isinstance(operand, str) and operand.startswith("!")):
+            return None
+        bits = self._bits(operand, kind)
+        return kind.decode(bits) if bits.dtype == kind.storage else None
 
     def _bits(self, operand: Operand, kind: Kind) -> Array:
         if operand in self.registers or operand in self.special:
@@ -79,6 +86,13 @@ class Threads:
         if operand not in self.registers:
             raise UnknownPTX(f"{operand} is no register")
         register = self.registers[operand]
+        if register.dtype == kind.storage and kind.plain:
+            numbers = register.view(kind.values)
+
+            def write_values(values: Array, mask: Mask) -> None:
+                np.copyto(numbers, values, casting="unsafe", where=True if mask is None else mask)
+
+            return write_values
         if register.dtype == kind.storage:
 
             def write(values: Array, mask: Mask) -> None:

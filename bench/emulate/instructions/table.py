@@ -51,10 +51,14 @@ def computes(
                 target, *given = instruction.operands
                 kinds = [own.get(name, name) for name in (operands or "*").split()]
                 kinds += [kinds[-1]] * (len(given) - len(kinds))
-                sources = [threads.source(one, kind) for one, kind in zip(given, kinds, strict=True)]
+                named = list(zip(given, kinds, strict=True))
+                sources = [threads.source(one, kind) for one, kind in named]
+                views = [threads.view(one, kind) for one, kind in named]
                 write = threads.destination(target, own.get(result or "*", result))
                 if ".ftz" in opcode:
                     return lambda mask: write(flushed(function(*(flushed(read()) for read in sources))), mask)
+                if all(view is not None for view in views):
+                    return lambda mask: write(function(*views), mask)
                 return lambda mask: write(function(*[read() for read in sources]), mask)
 
             OPCODES[opcode] = build
