@@ -202,6 +202,8 @@ class Shared(Watched):
         super().__init__(size, *how)
         self.valid[:size] = True
         self.pending = np.zeros(len(self.bytes), bool)
+        self.used = np.zeros(len(self.bytes), bool)
+        self.fenced = np.zeros(len(self.bytes), bool)
         self.begin()
 
     def begin(self) -> None:
@@ -209,6 +211,8 @@ class Shared(Watched):
         self.bytes.fill(0xFF)
         self.written.fill(False)
         self.pending.fill(False)
+        self.used.fill(False)
+        self.fenced.fill(True)
         self.group = 0
         self.under_way: list[tuple[int, Access]] = []
 
@@ -220,7 +224,23 @@ class Shared(Watched):
     def write(self, access: Access, raw: Array) -> None:
         if rows_of(self.pending, access.size)[access.rows].any():
             self.report("overwrites a copy that was not waited for", access.where)
+        if rows_of(self.used, access.size)[access.rows].any():
+            self.report("overwrites what a product reads that was not waited for", access.where)
+        rows_of(self.fenced, access.size)[access.rows] = False
         super().write(access, raw)
+
+    def read_unordered(self, access: Access) -> Array:
+        """What an asynchronous product reads; it sees what was written before a fence."""
+        if not rows_of(self.fenced, access.size)[access.rows].all():
+            self.report("a product reads what was written without a fence", access.where)
+        return self.read(access)
+
+    def fence(self) -> None:
+        self.fenced.fill(True)
+
+    def mark_used(self, access: Access, used: bool) -> None:
+        """Say whether a product under way reads these bytes."""
+        rows_of(self.used, access.size)[access.rows] = used
 
     def copy(self, access: Access, raw: Array) -> None:
         """Begin to write: it is done when its group has been waited for."""

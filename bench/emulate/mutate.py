@@ -15,7 +15,7 @@ from .ptx import Address, Instruction, UnknownPTX, parse
 from .report import in_processes
 
 WATCHED, WRONG, MISSED = "by watching memory", "by the error budget", "missed"
-UNREACHED, BESIDE, NO_EFFECT = "not executed", "beside another barrier", "nothing is passed on there"
+UNREACHED, BESIDE, NO_EFFECT = "not executed", "beside a barrier", "of no effect"
 # Of a kernel's products, masks and addresses; of its barriers, all.
 MOST = 4
 
@@ -103,13 +103,13 @@ def judge(work: Work, ptx: str, mutation: Mutation, instruction: Instruction, us
 
 
 def beside_another(instructions: Sequence[Instruction], number: int) -> bool:
-    """Whether nothing touches memory between a barrier and the one before or after it."""
+    """Whether nothing touches memory between a barrier and the one before or after it, or the end."""
     for step in (-1, 1):
         at = number + step
         while 0 <= at < len(instructions) and not instructions[at].opcode.startswith(
             ("ld.shared", "st.shared", "ld.global", "st.global", "ldmatrix", "stmatrix", "cp.async", "wgmma", "bra")
         ):
-            if instructions[at].opcode == "bar.sync":
+            if instructions[at].opcode in ("bar.sync", "ret"):
                 return True
             at += step
     return False

@@ -7,6 +7,7 @@ import numpy as np
 
 from .kinds import KINDS, Array, Kind
 from .memory import Global, Shared
+from .products import Products
 from .ptx import Address, Operand, Program, UnknownPTX
 
 WARP = 32
@@ -24,6 +25,7 @@ class Threads:
         self.count = program.threads
         self.memory, self.shared = memory, shared
         self.registers = {name: np.zeros(self.count, KINDS[kind].storage) for name, kind in program.registers.items()}
+        self.products = Products(self.registers, shared)
         self.lane = np.arange(self.count, dtype=np.uint32)
         self.warp = self.lane // WARP
         self.place = {axis: np.zeros(self.count, np.uint32) for axis in "xyz"}
@@ -42,6 +44,7 @@ class Threads:
     def begin(self, place: Sequence[int], grid: Sequence[int]) -> None:
         """Become the threads of another program of the grid: registers have what a GPU would give them, anything."""
         self.shared.begin()
+        self.products.begin()
         for register in self.registers.values():
             register.view(np.uint8).fill(1 if register.dtype == bool else 0xFF)
         for axis, at, size in zip("xyz", place, grid, strict=True):

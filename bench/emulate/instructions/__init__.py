@@ -1,6 +1,6 @@
 """What each PTX instruction does, in families of one file each."""
 
-from . import arithmetic, logic, matrix, transfer, warp
+from . import arithmetic, logic, matrix, transfer, warp, wgmma
 from .table import OPCODES, build, predicate
 
-__all__ = ["OPCODES", "arithmetic", "build", "logic", "matrix", "predicate", "transfer", "warp"]
+__all__ = ["OPCODES", "arithmetic", "build", "logic", "matrix", "predicate", "transfer", "warp", "wgmma"]
