@@ -430,7 +430,7 @@ def bench_emulate(
 ) -> None:
     """Run the compiled kernels without a GPU, in an emulator of PTX that watches every byte: errors, races, addresses.
 
-    Exit code 1 where an error is over its budget, something is found, or a mistake that --mutate made was missed.
+    Exit code 1 where an error is over its budget or something is found.
     """
     from .bench_commands import emulation_report
 

@@ -83,7 +83,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     ),
 }
 
-# Where mistakes are put into every kernel: the quick cases, and what they leave out.
-MUTATED: dict[str, tuple[Case, ...]] = {
+# Few, with every kernel among them: the quick cases, and what these leave out.
+EACH_KERNEL: dict[str, tuple[Case, ...]] = {
     op: tuple(case for case in cases if case.quick or case in (LONG, STEP, GRIDS)) for op, cases in CASES.items()
 }

@@ -53,9 +53,11 @@ class Run(NamedTuple):
     """How often each instruction was, counted once for all threads of a program."""
 
 
-def run(work: Work, findings: Findings, generator: np.random.Generator) -> Run:
-    """A launch, its programs in random order. Reads that race are found where they matter."""
-    order, seed = generator.permutation(int(np.prod(work.grid))), int(generator.integers(2**32))
+def run(work: Work, findings: Findings, generator: np.random.Generator, programs: Sequence[int] | None = None) -> Run:
+    """A launch, its programs in random order; or the given ones of them alone. Reads that race are found where they
+    matter."""
+    seed = int(generator.integers(2**32))
+    order = generator.permutation(int(np.prod(work.grid)) if programs is None else programs)
     first = _once(work, findings, order, seed)
     if any(first.doubts) and any(_matters(work, first, order, seed, trial) for trial in range(TRIALS)):
         for problem, where in {(doubt.problem, doubt.where) for doubts in first.doubts for doubt in doubts}:

@@ -7,15 +7,16 @@ from typing import NamedTuple
 import numpy as np
 
 from ..cases import OPS, Case
-from .cases import MUTATED
+from .cases import EACH_KERNEL
 from .check import run as run_op
 from .findings import Findings
 from .launches import Run, Work, run
 from .ptx import Address, Instruction, UnknownPTX, parse
 from .report import in_processes
 
-WATCHED, WRONG, MISSED = "by watching memory", "by the error budget", "missed"
+WATCHED, WRONG, WITHIN = "by watching memory", "by the error budget", "within the budget"
 UNREACHED, BESIDE, NO_EFFECT = "not executed", "beside a barrier", "of no effect"
+LEFT_OUT = "barrier left out"
 # Of a kernel's products, masks and addresses; of its barriers, all.
 MOST = 4
 
@@ -49,7 +50,7 @@ def mutations(ptx: str) -> Iterator[tuple[Mutation, Instruction]]:
     accesses = [one for one in instructions if one.opcode.startswith(("ld.global", "st.global"))]
     for one in instructions:
         if one.opcode == "bar.sync":
-            yield Mutation("barrier left out", one.line, ""), one
+            yield Mutation(LEFT_OUT, one.line, ""), one
     for one in some(products):
         a, b = one.operands[1].elements[:2]
         text = re.sub(rf"{a}\b(.*?){b}\b", rf"{b}\1{a}", one.text, count=1, flags=re.DOTALL)
@@ -74,30 +75,33 @@ def outcomes(op: str, case: Case, dtype: str, target: str, seed: int = 0) -> lis
     first = {launch.kernel: launch for launch in reversed(emulation.launches)}
     found = []
     for kernel, launch in first.items():
-        usual = run(launch.work, Findings(), np.random.default_rng(seed))
+        whole, alone = (run(launch.work, Findings(), np.random.default_rng(seed), which) for which in (None, [0]))
         for mutation, instruction in mutations(launch.ptx):
+            usual = alone if mutation.kind == LEFT_OUT else whole
             result = judge(launch.work, launch.ptx, mutation, instruction, usual, seed)
-            if result == MISSED and over_budget(op, case, dtype, target, seed, launch.ptx, mutation):
+            if result == WITHIN and over_budget(op, case, dtype, target, seed, launch.ptx, mutation):
                 result = WRONG
             found.append(Outcome(kernel, mutation.kind, mutation.line, instruction.source, result))
     return found
 
 
 def judge(work: Work, ptx: str, mutation: Mutation, instruction: Instruction, usual: Run, seed: int) -> str:
-    """What a launch with a mistake shows, where `usual` is it without."""
+    """What a launch with a mistake shows, where `usual` is it without. Warps of one program are enough to see that a
+    barrier is missing."""
     number = work.program.instructions.index(instruction)
     if not usual.executed[number]:
         return UNREACHED
     findings = Findings()
     try:
-        mutated = run(work._replace(program=parse(mutation.edit(ptx))), findings, np.random.default_rng(seed))
+        program, programs = parse(mutation.edit(ptx)), [0] if mutation.kind == LEFT_OUT else None
+        mutated = run(work._replace(program=program), findings, np.random.default_rng(seed), programs)
     except UnknownPTX:
         return WATCHED
     if findings:
         return WATCHED
     if not np.array_equal(mutated.bytes, usual.bytes):
-        return MISSED
-    if mutation.kind == "barrier left out" and beside_another(work.program.instructions, number):
+        return WITHIN
+    if mutation.kind == LEFT_OUT and beside_another(work.program.instructions, number):
         return BESIDE
     return NO_EFFECT
 
@@ -126,16 +130,12 @@ def over_budget(op: str, case: Case, dtype: str, target: str, seed: int, ptx: st
     return bool(emulation.findings) or not all(error.within for error in judged)
 
 
-def described(outcome: Outcome) -> str:
-    return f"{outcome.kernel}, PTX line {outcome.line} ({outcome.source}): {outcome.kind}"
-
-
 def plan(ops: Sequence[str], quick: bool, seed: int) -> list[tuple[str, Case, str, str, int]]:
     """The arguments of `outcomes` for every kernel of the ops."""
     return [
         (op, case, "bfloat16" if "bfloat16" in OPS[op].dtypes else "float32", "sm_80", seed)
         for op in ops
-        for case in MUTATED[op]
+        for case in EACH_KERNEL[op]
         if case.quick or not quick
     ]
 

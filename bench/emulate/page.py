@@ -7,7 +7,7 @@ import triton
 from ...files.tables import markdown_table
 from .check import Row
 from .instructions import OPCODES
-from .mutate import BESIDE, MISSED, NO_EFFECT, UNREACHED, WATCHED, WRONG, Outcome
+from .mutate import BESIDE, NO_EFFECT, UNREACHED, WATCHED, WITHIN, WRONG, Outcome
 
 COLUMNS = (
     "op",
@@ -22,7 +22,7 @@ COLUMNS = (
     "findings",
 )
 LEFT = 4
-MISTAKES = ("kernel", "mistake", "made", WATCHED, WRONG, UNREACHED, BESIDE, NO_EFFECT, MISSED)
+MISTAKES = ("kernel", "mistake", "made", WATCHED, WRONG, UNREACHED, BESIDE, NO_EFFECT, WITHIN)
 INTRODUCTION = """# Emulation
 
 The kernels as Triton compiles them for a GPU (PTX), run without one: forward and backward, on small sizes with masks,
@@ -91,15 +91,17 @@ def page(rows: Sequence[Row], outcomes: Sequence[Outcome], command: str) -> str:
 
 def _verdict(outcomes: Sequence[Outcome]) -> list[str]:
     found = sum(outcome.result in (WATCHED, WRONG) for outcome in outcomes)
-    missed = sum(outcome.result == MISSED for outcome in outcomes)
-    idle = len(outcomes) - found - missed
+    within = sum(outcome.result == WITHIN for outcome in outcomes)
+    idle = len(outcomes) - found - within
     return [
-        f"One at a time, {len(outcomes)} in all: {found} are found, {missed} are missed, and {idle} change nothing",
-        "that the kernel does at this size. Every barrier of a kernel is left out in turn; of its products, masked",
-        "accesses and addresses a few are changed. A barrier that is not found to be missing is one that no thread",
-        "reaches at this size, one beside another barrier or the end with no access between the two, or one across",
-        "which no byte passes from a warp to another. A mask or an operand of no effect is one that only matters at",
-        "other sizes: a mask that is true everywhere, rows of a product that are zeros.",
+        f"One at a time, {len(outcomes)} in all: {found} are found, {idle} change nothing that the kernel does at this",
+        f"size, and {within} leave errors within the budget: float32 products are sums of six products of bfloat16",
+        "terms, the smallest of which hardly count. Every barrier of a kernel is left out in turn, and the first program",
+        "of the grid is run; of its products, masked accesses and addresses a few are changed. A barrier that is not",
+        "found to be missing is one that no thread reaches at this size, one beside another barrier or the end with no",
+        "access between the two, or one across which no byte passes from a warp to another. A mask or an operand of no",
+        "effect is one that only matters at other sizes: a mask that is true everywhere, rows of a product that are",
+        "zeros.",
     ]
 
 

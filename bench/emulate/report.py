@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from ..cases import OPS, Case
-from .cases import CASES
+from .cases import CASES, EACH_KERNEL
 from .check import Row, check
 
 TARGETS = ("sm_80", "sm_90", "sm_100")
@@ -18,12 +18,12 @@ Job = tuple[str, Case, str, str, int]
 
 
 def plan(ops: Sequence[str], dtypes: Sequence[str], targets: Sequence[str], quick: bool, seed: int) -> list[Job]:
-    """The arguments of `check` for each row."""
+    """The arguments of `check` for each row. On targets other than the first, a case or two of each kernel."""
     return [
         (op, case, dtype, target, seed)
         for target in targets
         for op in ops
-        for case in CASES[op]
+        for case in (CASES if target == TARGETS[0] else EACH_KERNEL)[op]
         if case.quick or not quick
         for dtype in dtypes
         if dtype in OPS[op].dtypes
@@ -50,10 +50,10 @@ def in_processes(work: Callable, jobs: Sequence[tuple], processes: int, progress
 def workers(processes: int) -> Iterator[ProcessPoolExecutor]:
     with TemporaryDirectory(prefix="firebolt-emulate-") as folder:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, context, initializer=_prepare, initargs=(folder,)) as pool:
+        with ProcessPoolExecutor(processes, context, initializer=prepare_process, initargs=(folder,)) as pool:
             yield pool
 
 
-def _prepare(cache: str) -> None:
+def prepare_process(cache: str) -> None:
     os.environ["TRITON_CACHE_DIR"] = cache
     torch.set_num_threads(1)
