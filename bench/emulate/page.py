@@ -96,12 +96,12 @@ def _verdict(outcomes: Sequence[Outcome]) -> list[str]:
     return [
         f"One at a time, {len(outcomes)} in all: {found} are found, {idle} change nothing that the kernel does at this",
         f"size, and {within} leave errors within the budget: float32 products are sums of six products of bfloat16",
-        "terms, the smallest of which hardly count. Every barrier of a kernel is left out in turn, and the first program",
-        "of the grid is run; of its products, masked accesses and addresses a few are changed. A barrier that is not",
-        "found to be missing is one that no thread reaches at this size, one beside another barrier or the end with no",
-        "access between the two, or one across which no byte passes from a warp to another. A mask or an operand of no",
-        "effect is one that only matters at other sizes: a mask that is true everywhere, rows of a product that are",
-        "zeros.",
+        "terms, the smallest of which hardly count. Every barrier of a kernel is left out in turn, and the first",
+        "program of the grid is run; of its products, masked accesses and addresses a few are changed. A barrier that",
+        "is not found to be missing is one that no thread reaches at this size, one beside another barrier or the end",
+        "with no access between the two, or one across which no byte passes from a warp to another. A mask or an",
+        "operand of no effect is one that only matters at other sizes: a mask that is true everywhere, rows of a",
+        "product that are zeros.",
     ]
 
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 LINE_DIRECTIVES = (".loc", ".file", ".section")
 IGNORED_DIRECTIVE = ".pragma"
 LABEL = re.compile(r"\$?[A-Za-z_][\w$]*:")
+# What most lines are; the others are read by character.
+WHOLE_STATEMENT = re.compile(r"\s*[^\s{}][^;]*;\s*")
 DECLARATION = re.compile(r"\.reg\s+\.(\w+)\s+(.+)", re.DOTALL)
 FAMILY = re.compile(r"(%?[\w$]+)<(\d+)>")
 STATEMENT = re.compile(r"(?:@(!?)(%?[\w$#]+)\s+)?([a-z][\w.:]*)\s*(.*)", re.DOTALL)
@@ -98,6 +100,10 @@ def tokens(text: str, first_line: int) -> Iterator[Token]:
         if code.lstrip().startswith(LINE_DIRECTIVES):
             if found := SOURCE.findall(comment):
                 source = found[-1]
+            continue
+        if not so_far.strip() and WHOLE_STATEMENT.fullmatch(code) and not LABEL.match(code.lstrip()):
+            so_far = ""
+            yield Token(code.strip()[:-1].rstrip(), line, source)
             continue
         for character in code + "\n":
             if not so_far.strip():
