@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 MINUTES := 10
 OP :=
+ENGINE := interpreter
 ENVIRONMENTS :=
 BESIDE :=
 MACHINES :=
@@ -52,8 +53,8 @@ compile-report: $(READY) ## compile every kernel for GPUs that need not be there
 emulate: $(READY) ## run every compiled kernel without a GPU, at a few sizes (all: firebolt bench emulate)
 	env -u TRITON_INTERPRET OMP_NUM_THREADS=1 $(BIN)/firebolt bench emulate --quick
 
-fuzz: $(READY) ## hunt for counterexamples to the property tests (OP=film MINUTES=10); keeps what it finds
-	OMP_NUM_THREADS=1 $(BIN)/python tests/support/fuzz.py --minutes $(MINUTES) $(OP)
+fuzz: $(READY) ## hunt for counterexamples to the property tests (OP=film MINUTES=10 ENGINE=emulator); keeps what it finds
+	OMP_NUM_THREADS=1 $(BIN)/python tests/support/fuzz.py --minutes $(MINUTES) --engine $(ENGINE) $(OP)
 
 format: $(READY) ## format the code
 	$(BIN)/ruff check --fix .

@@ -1,4 +1,4 @@
-"""Runs a program over a grid, one after the other in random order, its threads in step.
+"""Runs the programs of a grid one after the other, the threads of each in step.
 
 Where threads part at a branch, those that are furthest behind in the text go on until they meet the others: so the
 blocks of a compiler, whose text follows its control flow, run together again as early as they can.
@@ -77,9 +77,9 @@ class Machine:
         kind = instruction.opcode
         if kind in ("bra", "bra.uni"):
             return self._branch(instruction)
-        if kind in ("ret", "exit"):
+        if kind == "ret":
             return self._end(instruction)
-        if kind in ("bar.sync", "barrier.sync"):
+        if kind == "bar.sync":
             return self._barrier(instruction)
         return build(instruction, self.threads)
 

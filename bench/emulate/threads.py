@@ -21,6 +21,8 @@ Destination = Callable[[Array, Mask], None]
 
 
 class Threads:
+    """Of one program at a time: `begin` makes them those of the next."""
+
     def __init__(self, program: Program, arguments: Sequence[int | float], memory: Global, shared: Shared):
         self.count = program.threads
         self.memory, self.shared = memory, shared

@@ -166,6 +166,8 @@ CASES = [
     Case("bench answer --only nobody", ("--only", "nobody")),
     Case("bench compile --target sm_1", ("--target", "sm_1", "sm_90")),
     Case("bench compile --out a.txt", ("--out", "a.txt", ".md")),
+    Case("bench emulate --target gfx942", ("--target", "gfx942", "sm_90")),
+    Case("bench emulate --out a.txt", ("--out", "a.txt", ".md")),
     Case("data check no.jsonl", ("no.jsonl",)),
     Case("data check badrows.jsonl", ("badrows.jsonl",)),
     Case("data check rows.jsonl --max-length 5", ("--max-length", "--checkpoint")),
