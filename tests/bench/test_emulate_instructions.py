@@ -191,6 +191,16 @@ def test_halves_are_fused_in_pairs(kind, dtype, data):
 
 
 @examples
+@given(x=ordinary(most=6), y=ordinary(most=6))
+def test_a_half_is_added_to_a_float32(x, y):
+    half = (x.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    wide = (half.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    assert (compute("add.rn.f32.bf16", half, y, result=np.dtype("f4")) == wide + y).all()
+    exact = wide.astype(np.float64) * wide + y  # which float64 holds
+    assert (compute("fma.rn.f32.bf16", half, half, y, result=np.dtype("f4")) == exact.astype(np.float32)).all()
+
+
+@examples
 @given(x=numbers(np.float32), y=numbers(np.float32))
 def test_comparisons_of_numbers_that_may_be_nan(x, y):
     x[0], y[0] = np.nan, 1

@@ -11,11 +11,13 @@ from .table import computes
 
 
 @computes("add.{s16,u16,s32,u32,s64,u64,f32,f64,f16,bf16,f16x2,bf16x2,f32x2}", "add.rn.{f32,f64,f32x2}")
+@computes("add.rn.f32.{f16,bf16}", operands="* f32", result="f32")
 def add(a: Array, b: Array) -> Array:
     return a + b
 
 
 @computes("sub.{s16,u16,s32,u32,s64,u64,f32,f64,f16,bf16,f16x2,bf16x2,f32x2}", "sub.rn.{f32,f64,f32x2}")
+@computes("sub.rn.f32.{f16,bf16}", operands="* f32", result="f32")
 def subtract(a: Array, b: Array) -> Array:
     return a - b
 
@@ -47,6 +49,7 @@ def multiply_add_wide(a: Array, b: Array, c: Array) -> Array:
 
 
 @computes("fma.rn.{f32,f32x2,f16,bf16,f16x2,bf16x2}")
+@computes("fma.rn.f32.{f16,bf16}", operands="* * f32", result="f32")
 def fused_multiply_add(a: Array, b: Array, c: Array) -> Array:
     """Products of float32 are exact in float64. What their sum with c loses there decides ties of the next rounding."""
     product, c = a.astype(np.float64) * b, c.astype(np.float64)
