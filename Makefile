@@ -60,9 +60,10 @@ format: $(READY) ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lint: $(READY) ## check style and formatting
+lint: $(READY) ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --project pyproject.toml --pythonpath $(BIN)/python
 
 counts: $(READY) ## count parameters, long functions, repeated blocks, type errors (BESIDE=another/checkout)
 	@$(BIN)/python tests/support/counts.py $(if $(BESIDE),--root $(BESIDE)) --root .

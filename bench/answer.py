@@ -292,7 +292,7 @@ def _beginning_anew(model: nn.Module, inputs: dict[str, Tensor], device: str) ->
 
 
 def _measured(n: int) -> list[int]:
-    """Which of n tokens are made: the first, the last and some between."""
+    """Choose which of n tokens are made: the first, the last and some between."""
     return sorted({round(step * (n - 1) / (MEASURED_LENGTHS - 1)) for step in range(MEASURED_LENGTHS)})
 
 
@@ -421,7 +421,7 @@ def _row(subject: Subject, times, need: int, bandwidth: float, new_tokens: int, 
 
 
 def notes(subjects: Sequence[Subject], device: str) -> list[str]:
-    """What the table does not say: how far 8 bits move the logits, and how much of a token the linear layers are."""
+    """Notes to the table: how far 8 bits move the logits, and how much of a token the linear layers are."""
     told, by_name = [], {subject.name: subject for subject in subjects}
     if "ours" in by_name and "ours-int8" in by_name:
         ours, small = by_name["ours"].model, by_name["ours-int8"].model

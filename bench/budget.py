@@ -34,7 +34,7 @@ EPS32 = torch.finfo(torch.float32).eps
 
 
 class Error(NamedTuple):
-    """How far a tensor is from float64, and how far it may be."""
+    """The distance of a tensor from float64, and how much of it is allowed."""
 
     name: str
     error: float
@@ -58,7 +58,7 @@ def over_budget(
     terms: int = 1,
     arithmetic: torch.dtype = torch.float32,
 ) -> str | None:
-    """What of `found` is over the budget, in words, or None. The arguments are those of `errors`."""
+    """Describe what of `found` is over the budget; None where nothing is. The arguments are those of `errors`."""
     judged = errors(found, definition, tensors, names=names, tied=tied, terms=terms, arithmetic=arithmetic)
     return next((str(error) for error in judged if not error.within), None)
 
@@ -73,7 +73,7 @@ def errors(
     terms: int = 1,
     arithmetic: torch.dtype = torch.float32,
 ) -> Iterator[Error]:
-    """The error of each tensor of `found`. What is allowed whatever the movement is said where that is enough.
+    """Yield the error of each tensor of `found`. What is allowed whatever the movement is said where that is enough.
 
     Arguments:
         found: what is judged: outputs and gradients.
@@ -90,7 +90,7 @@ def errors(
     eps, neighbours = torch.finfo(arithmetic).eps, None
     for number, (ours, theirs, truth) in enumerate(zip(found, own, exact, strict=True)):
         name = names[number] if names else f"number {number}"
-        assert ours.dtype == theirs.dtype, f"{name}: {ours.dtype} came, {theirs.dtype} is wanted"
+        assert ours.dtype == theirs.dtype, f"{name} is {ours.dtype}; expected {theirs.dtype}"
         error, twice = distance(ours, truth), RATIO * distance(theirs, truth)
         allowed = max(twice, floor(ours.dtype, truth, terms, eps))
         if not error <= allowed < math.inf:
@@ -109,8 +109,8 @@ def floor(dtype: torch.dtype, exact: Tensor, terms: int, eps: float = EPS32, mov
 def look_around(
     definition: Callable, tensors: Sequence[Tensor], exact: Sequence[Tensor], tied: Sequence[int], eps: float
 ) -> list[tuple[float, float]]:
-    """For each output, over DRAWS changes of all inputs by a rounding: the most that it moves, and the most that the
-    definition errs in the dtypes of `tensors`."""
+    """Measure for each output, over DRAWS changes of all inputs by a rounding, the most that it moves, and the most
+    that the definition errs in the dtypes of `tensors`."""
     generator = torch.Generator().manual_seed(0)
     movements, errors = [0.0] * len(exact), [0.0] * len(exact)
     for _ in range(DRAWS):
@@ -123,7 +123,7 @@ def look_around(
 
 
 def changed(tensor: Tensor, eps: float, generator: torch.Generator, as_a_whole: bool) -> Tensor:
-    """In float64, every number (of complex ones each part) times 1 + eps or 1 - eps; or all times the same of these."""
+    """Widen to float64, and multiply every number (or part of one) by 1 + eps or 1 - eps; or all by the same one."""
     tensor = widened(tensor)
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor
@@ -134,7 +134,7 @@ def changed(tensor: Tensor, eps: float, generator: torch.Generator, as_a_whole: 
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """With 64-bit numbers; masks, indices and seeds as they are."""
+    """Widen to 64-bit numbers; masks, indices and seeds stay."""
     if tensor.is_complex():
         return tensor.to(torch.complex128)
     return tensor.double() if tensor.is_floating_point() else tensor
@@ -143,7 +143,7 @@ def widened(tensor: Tensor) -> Tensor:
 def distance(found: Tensor, exact: Tensor) -> float:
     """max|found - exact| over real and imaginary parts; infinite where `found` is NaN. What is beyond the range of
     `found`'s dtype is taken to its end, in both: there infinity is right."""
-    assert found.shape == exact.shape, f"shape {tuple(found.shape)} came, {tuple(exact.shape)} is wanted"
+    assert found.shape == exact.shape, f"shape is {tuple(found.shape)}; expected {tuple(exact.shape)}"
     most = torch.finfo(found.dtype).max
     found, exact = (widened(parts(tensor)).clamp(-most, most) for tensor in (found, exact))
     return math.inf if found.isnan().any() else largest(found - exact)

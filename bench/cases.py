@@ -19,14 +19,14 @@ class Case(NamedTuple):
     quick: bool = False
     """Whether the short selections (`--quick`, CI) have it."""
     timed: bool = True
-    """Whether the definition has the same arguments and error budget: else it is compiled, but not measured."""
+    """Whether the reference implementation has the same arguments and error budget: else it is not measured."""
 
     def __str__(self) -> str:
         return " ".join([*(f"{name}={size}" for name, size in self.sizes.items()), *self.options])
 
 
 class Inputs(NamedTuple):
-    """What an op is called with."""
+    """Arguments of an op."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -81,7 +81,7 @@ class Op(NamedTuple):
     cases: tuple[Case, ...]
     dtypes: tuple[str, ...] = HALVES_AND_FLOAT32
     loops: bool = False
-    """Whether the definition is a Python loop over time, which torch.compile would unroll for minutes."""
+    """Whether the reference implementation is a Python loop over time, which torch.compile would unroll for minutes."""
 
 
 def inputs(op: str, case: Case, dtype: str, device: str = "cpu", *, fill: bool = True, seed: int = 0) -> Inputs:
@@ -249,7 +249,7 @@ MODE_CASES = (
 
 
 def convolution(B: int, D: int, L: int, *options: str, quick: bool = False, **sizes: int) -> Case:
-    # The definition has no gradient for a spectrum, and "fast" is beyond its budget in 16 bits.
+    # The reference implementation has no gradient for a spectrum, and "fast" is beyond its budget in 16 bits.
     timed = not {"spectrum", "fast"} & set(options)
     return Case({"B": B, "D": D, "L": L, **sizes}, options, quick, timed)
 

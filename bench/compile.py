@@ -66,13 +66,13 @@ class Job:
     options: dict[str, Any]
 
     def key(self) -> str:
-        """What makes two compilations the same."""
+        """Key that is equal for equal compilations."""
         return repr((self.target, self.module, self.kernel, self.signature, self.constexprs, self.attrs, self.options))
 
 
 @dataclass(frozen=True)
 class Row:
-    """What came of it. The numbers are None where it did not compile."""
+    """Result of a compilation. The numbers are None where it failed."""
 
     op: str
     kernel: str
@@ -151,7 +151,7 @@ def plan(
 
 
 def compiled(job: Job) -> triton.compiler.CompiledKernel:
-    """What Triton makes of a kernel. Raises whatever its compiler does."""
+    """Compile a kernel by Triton. Raises whatever its compiler does."""
     kernel = importlib.import_module(job.module)
     for name in job.kernel.split("."):
         kernel = getattr(kernel, name)
@@ -204,7 +204,7 @@ def read_ptxas_log(log: str) -> tuple[int, int]:
     registers = [int(number) for number in re.findall(r"Used (\d+) registers", log)]
     spilled = [int(number) for number in re.findall(r"(\d+) bytes spill stores", log)]
     if not registers or not spilled:
-        raise RuntimeError("ptxas wrote no log with registers and spill stores: this Triton cannot be read")
+        raise RuntimeError("ptxas wrote a log of another kind; expected registers and spill stores. Is Triton newer?")
     return max(registers), max(spilled)
 
 
@@ -214,14 +214,14 @@ def read_amdgcn(assembly: str) -> tuple[int, int]:
     def most(name: str) -> int:
         found = [int(number) for number in re.findall(rf"^\s*\.{name}:\s*(\d+)", assembly, flags=re.MULTILINE)]
         if not found:
-            raise RuntimeError(f"the assembly has no .{name}: this Triton cannot be read")
+            raise RuntimeError(f"the assembly is of another kind; expected .{name}. Is Triton newer?")
         return max(found)
 
     return most("vgpr_count"), max(4 * most("vgpr_spill_count"), most("private_segment_fixed_size"))
 
 
 def wants_tensor_cores(ttir: str) -> bool:
-    """Whether a dot is other than one of float32 operands in IEEE arithmetic, which is Triton's plain `tt.dot`."""
+    """Tell whether a dot is other than one of float32 operands in IEEE arithmetic, which is Triton's plain `tt.dot`."""
     dots = [line for line in ttir.splitlines() if re.search(r"\btt\.dot(_scaled)?\b", line)]
     return any("inputPrecision" in dot or "xf32> *" not in dot for dot in dots)
 
@@ -274,7 +274,7 @@ def prepare_process(cache: str) -> None:
 
 
 def is_interpreting() -> bool:
-    """Whether kernels are made for Triton's interpreter here: then there is nothing to compile."""
+    """Tell whether kernels are made for Triton's interpreter here: then there is nothing to compile."""
     return interpreting(_probe)
 
 
@@ -293,7 +293,7 @@ COLUMNS = ("op", "kernel", "dtype", "target", "registers", "spilled", "shared", 
 
 
 def worst(rows: Sequence[Row]) -> list[Row]:
-    """For each op, kernel, dtype and target the row that is nearest to a limit."""
+    """Choose for each op, kernel, dtype and target the row that is nearest to a limit."""
 
     def badness(row: Row) -> tuple:
         return row.problem is not None, row.spilled or 0, row.registers or 0, row.shared or 0

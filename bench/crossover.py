@@ -23,7 +23,7 @@ HOPELESS = 8.0
 
 
 def algorithms(device: str) -> dict:
-    """By name, functions of u and k."""
+    """Return the algorithms by name, as functions of u and k."""
     if device == "cpu":
         return ALGORITHMS
     return {form: partial(convolve_by, form) for form in ("toeplitz", "monarch", "vendor")}

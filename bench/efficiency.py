@@ -67,7 +67,7 @@ def written(page: str, rows: Sequence[Row]) -> str:
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"page: the lines {BEGIN} and {END} are wanted, where the table goes between them")
+        raise ValueError(f"written: page has no place for the table; expected the lines {BEGIN} and {END} around it")
     by = f"<!-- {COMMAND}; python -m firebolt_vl.bench.efficiency docs/generation.md -->"
     return f"{before}{BEGIN}\n{by}\n{markdown(rows)}\n{END}{after}"
 

@@ -1,4 +1,4 @@
-"""Microbenchmarks of the ops: the definition, torch.compile of it, and ours, side by side.
+"""Microbenchmarks of the ops: the reference implementation, torch.compile of it, and ours, side by side.
 
 A point is one op, provider, mode and size. Its GB/s are the op's floor (each input and output, with gradients also
 their gradients, moved once) over the median time; its share is how near that comes to a copy of as many bytes, measured
@@ -27,7 +27,7 @@ from .timing import Run, clock_name, peak_bytes, quantile, time_in_turns
 
 MODES = ("forward", "backward", "both")
 SUBJECTS = (*OPS, "cmm")
-# The definitions that loop over time keep every step for backward.
+# Reference implementations that loop over time keep every step for backward.
 MOST_BYTES_OF_A_LOOP = 3 * 2**30
 # How long each provider runs at a size and mode.
 SECONDS, QUICK_SECONDS = 0.5, 0.15
@@ -93,7 +93,7 @@ def op_subject(op: str, case: Case, dtype: str, device: str) -> Subject:
     call = inputs(op, case, dtype, device).map(_as_leaf)
     public, definition = getattr(kernels, op), getattr(reference, op)
     providers = {"ours": lambda: public(*call.args, **call.kwargs)}
-    # Inductor makes no code for complex numbers: it would run the definition as it is.
+    # Inductor makes no code for complex numbers: it would run the reference implementation as it is.
     if not OPS[op].loops and not any(tensor.is_complex() for tensor in call.tensors()):
         torch._dynamo.reset()
         compiled = torch.compile(definition, dynamic=False)
@@ -151,7 +151,7 @@ def _small(op: str, case: Case) -> Case:
 
 
 def check(public: Callable, definition: Callable, call: Inputs) -> str | None:
-    """What of the values and gradients of `public` is over the error budget, or None."""
+    """Describe what of the values and gradients of `public` is over the error budget; None where nothing is."""
     found = values_and_gradients(public, call)
     outputs = [tensor for name, tensor in found.items() if name.startswith("output")]
     cotangents = random_cotangents(outputs)
@@ -165,7 +165,7 @@ def check(public: Callable, definition: Callable, call: Inputs) -> str | None:
 
 
 def values_and_gradients(function: Callable, call: Inputs, cotangents: Sequence[Tensor] | None = None) -> dict:
-    """By name: outputs, and gradients for the cotangents, or for random ones."""
+    """Compute outputs, and gradients for the cotangents, or for random ones, by name."""
     call = call.map(lambda tensor: _as_leaf(tensor.detach().clone()))
     outputs = _outputs(function(*call.args, **call.kwargs))
     cotangents = random_cotangents(outputs) if cotangents is None else cotangents
@@ -190,7 +190,7 @@ def _outputs(outputs: Any) -> list[Tensor]:
 
 
 def runs_of(subject: Subject, mode: str) -> tuple[dict[str, Run], int]:
-    """What to time for each provider, and the bytes that have to move."""
+    """Return what to time for each provider, and the bytes that have to move."""
     outputs = _outputs(subject.providers["ours"]())
     cotangents = [torch.randn_like(output) for output in outputs]
     read = sum(tensor.nbytes for tensor in subject.tensors)
@@ -266,7 +266,7 @@ def measure(
 
 
 def _try(run: Callable[[], str | None]) -> str | None:
-    """What `run` returns, or the error that it raises in one line."""
+    """Return what `run` returns, or the error that it raises, in one line."""
     try:
         return run()
     except Exception as error:
@@ -322,7 +322,7 @@ def beside(kept: Sequence[Point], points: Sequence[Point]) -> list[Point]:
 
 
 def speed_ups(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """For each size and mode the medians by provider, and how many times faster ours is; None where it is red."""
+    """Compute for each size and mode the medians by provider, and the speed-ups of ours; None where a check is red."""
     groups: dict[tuple, dict[str, Point]] = {}
     for point in points:
         groups.setdefault((point.op, point.sizes, point.dtype, point.mode), {})[point.provider] = point

@@ -45,7 +45,7 @@ def markdown(points: Sequence[Point]) -> str:
 
 
 def _shortened(name: str) -> str:
-    """Without the sizes that all rows of the layer share."""
+    """Leave out the sizes that all rows of the layer share."""
     return name.replace(" G=5 K=4", "").replace(" D_v=768 H=4 D_h=32", "")
 
 

@@ -24,7 +24,7 @@ CASES = (
 
 
 class _Through(nn.Module):
-    """In the place of the SSM and of the FFN: what comes in goes out."""
+    """Identity in the place of the SSM and of the FFN."""
 
     def __init__(self, norm: nn.Module | None = None):
         super().__init__()

@@ -40,7 +40,7 @@ def time_in_turns(runs: dict[str, Run], device: str, seconds: float) -> dict[str
 
 
 def _cpu_ms(run: Run) -> float:
-    """With one thread processor time, which other work on the machine hardly touches; else time as it passes."""
+    """Measure processor time with one thread, which other work hardly touches; else time as it passes."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     prepared = run.prepare()
     start = clock()

@@ -1,4 +1,4 @@
-"""How fast video is read: `python -m firebolt_vl.bench.video [FRAMES]...` prints a table, full size, random weights.
+"""Benchmark of watching video: `python -m firebolt_vl.bench.video [FRAMES]...` prints a table (full size).
 
 Each mode of the foveated model, which gives its decoder one visual token for a frame, and beside it SmolVLM2-256M,
 which gives 64, in turns in one process.

@@ -1,4 +1,4 @@
-"""What every state-space block has in common: three ways to run it, masks, the state and its history."""
+"""Base class of the state-space blocks: three ways to run one, masks, the state and its history."""
 
 from abc import ABC, abstractmethod
 
@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.checks import REAL, check_dtypes, check_integer, check_shapes
 from .compaction import Packing
 from .linear import Linear
 from .state import DecodeState
@@ -23,10 +24,9 @@ class SSMBlock(nn.Module, ABC):
 
     def __init__(self, width: int, dropout: float):
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width: at least 1 wanted, {width} found")
+        check_integer(type(self).__name__, "width", width, at_least=1)
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout: a probability in [0, 1) wanted, {dropout} found")
+            raise ValueError(f"{type(self).__name__}: dropout is {dropout}; expected 0 <= dropout < 1")
         self.width = width
         self.dropout = dropout
 
@@ -37,7 +37,7 @@ class SSMBlock(nn.Module, ABC):
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """What the recurrence is computed and its state kept in: float32, or float64."""
+        """The dtype of the recurrence and of its state: float32, or float64."""
 
     @abstractmethod
     def _run(
@@ -68,8 +68,7 @@ class SSMBlock(nn.Module, ABC):
         """
         self._check(x, 3, mask)
         self._check_state(x, state)
-        if history < 0:
-            raise ValueError(f"history: a count of positions >= 0 wanted, {history} found")
+        check_integer(type(self).__name__, "history", history, at_least=0)
         T = x.shape[1]
         whole = T - min(history, T)
         mask_of = lambda positions: None if mask is None else mask[:, positions]  # noqa: E731
@@ -121,26 +120,22 @@ class SSMBlock(nn.Module, ABC):
         return where_rows(mask, y, torch.zeros_like(y)), DecodeState(tensors, state.length + mask)
 
     def _check(self, x: Tensor, axes: int, mask: Tensor | None = None) -> None:
-        wanted = "[B, T, D]" if axes == 3 else "[B, D]"
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(f"x: a real floating tensor {wanted} wanted, {getattr(x, 'dtype', type(x))} found")
-        if x.dim() != axes or x.shape[-1] != self.width:
-            raise ValueError(f"x: shape {wanted} with D = {self.width} wanted, {tuple(x.shape)} found")
+        owner = type(self).__name__
+        check_shapes(owner, x=(x, f"B T {self.width}" if axes == 3 else f"B {self.width}"), mask=(mask, "B T"))
+        check_dtypes(owner, REAL, x=x)
+        check_dtypes(owner, (torch.bool,), mask=mask)
         if x.dtype == torch.float64 and self.dtype != torch.float64:
-            raise TypeError(f"x: float64 needs a block in float64 (call .double()), its parameters are {self.dtype}")
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
-            raise ValueError(
-                f"mask: bool {tuple(x.shape[:2])} (True = keep) wanted, {mask.dtype} {tuple(mask.shape)} found"
-            )
+            raise TypeError(f"{owner}: x is float64; expected {self.dtype}, as the parameters; or call .double() first")
 
     def _check_state(self, x: Tensor, state: DecodeState | None) -> None:
         if state is None:
             return
+        owner = type(self).__name__
         if state.batch_size != x.shape[0]:
-            raise ValueError(f"state: {x.shape[0]} rows wanted, as many as x has, {state.batch_size} found")
+            raise ValueError(f"{owner}: state has {state.batch_size} rows; expected {x.shape[0]}, as many as x")
         found = {name: tuple(tensor.shape[1:]) for name, tensor in state.tensors.items()}
         if found != self.state_shapes():
-            raise ValueError(f"state: tensors {self.state_shapes()} of each row wanted, {found} found")
+            raise ValueError(f"{owner}: state has {found} in each row; expected {self.state_shapes()}")
 
 
 def where_rows(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
@@ -171,7 +166,16 @@ class GatedSSMBlock(SSMBlock):
         return F.glu(self.output(y.to(self.output.bias.dtype)), dim=-1)
 
 
+def check_state_size(owner: str, state_size: int) -> None:
+    """Check that states are of conjugate pairs; raises TypeError or ValueError."""
+    check_integer(owner, "state_size", state_size, at_least=2)
+    if state_size % 2:
+        raise ValueError(f"{owner}: state_size is {state_size}; expected an even number")
+
+
 def check_present(state_dict: dict[str, Tensor], names: list[str]) -> None:
     missing = [name for name in names if name not in state_dict]
     if missing:
-        raise ValueError(f"state_dict: the original's {', '.join(missing)} missing; {', '.join(state_dict)} found")
+        raise ValueError(
+            f"original_parameters: {', '.join(missing)} is missing; expected {', '.join(names)}, as the original has"
+        )

@@ -1,4 +1,4 @@
-"""Objects that are already there take another class, which computes the same in another way."""
+"""Change of the class of existing objects to one that computes the same in another way."""
 
 from torch import nn
 
@@ -10,7 +10,7 @@ def change_class(thing: object, new: type) -> None:
     """
     old = type(thing)
     if not (issubclass(new, old) or issubclass(old, new)):
-        raise TypeError(f"new is {new.__name__}; expected a subclass or a base of {old.__name__}")
+        raise TypeError(f"change_class: new is {new.__name__}; expected a subclass or a base of {old.__name__}")
     thing.__class__ = new
 
 

@@ -1,11 +1,11 @@
-"""Masked positions do not exist: pack each row's kept positions together, work on those, put the results back."""
+"""Packing of each row's kept positions, so that masked ones do not exist for a block; results are put back."""
 
 import torch
 from torch import Tensor
 
 
 class Packing:
-    """Which positions of [B, T] are kept, and where each goes when a row's kept positions are packed together.
+    """Map of the kept positions of [B, T] to their places when those of a row are packed together.
 
     mask      [B, T] bool, True = keep; None, also where it keeps everything: then nothing is moved
     lengths   [B] int64, kept positions of each row

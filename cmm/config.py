@@ -1,7 +1,9 @@
-"""What a cross-modal modulator, or a connector in its place, is built from."""
+"""Configuration of a cross-modal modulator, or of a connector in its place."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+from ..kernels.checks import check_integer, check_one_of
 
 SSMS = ("s4", "s4d", "mamba")
 TOP_K_MODES = ("renormalize", "truncate")
@@ -43,56 +45,46 @@ class CMMConfig:
 
     def __post_init__(self):
         for name in ("text_width", "grid_width", "heads", "head_dim", "ffn_multiplier"):
-            self._check_integer(name, at_least=1)
+            check_integer("CMMConfig", name, getattr(self, name), at_least=1)
         if self.top_k is not None:
-            self._check_integer("top_k", at_least=0)
+            check_integer("CMMConfig", "top_k", self.top_k, at_least=0)
         for name in ("state_size", "kernel_taps"):
             if getattr(self, name) is not None:
-                self._check_integer(name, at_least=1)
-        self._check_choice("top_k_mode", TOP_K_MODES)
-        self._check_choice("ssm", SSMS)
+                check_integer("CMMConfig", name, getattr(self, name), at_least=1)
+        check_one_of("CMMConfig", "top_k_mode", self.top_k_mode, TOP_K_MODES)
+        check_one_of("CMMConfig", "ssm", self.ssm, SSMS)
         if self.ssm in ("s4", "s4d") and self.state_size is not None and self.state_size % 2:
-            raise ValueError(f"state_size is {self.state_size}; {self.ssm} wants an even number (conjugate pairs)")
+            raise ValueError(
+                f"CMMConfig: state_size is {self.state_size}; expected an even number, as {self.ssm} needs"
+            )
         if self.kernel_taps is not None and self.ssm != "s4":
-            raise ValueError(f'kernel_taps is {self.kernel_taps}; with ssm="{self.ssm}" only None is possible')
+            raise ValueError(f"CMMConfig: kernel_taps is {self.kernel_taps}; expected None where ssm is {self.ssm!r}")
         if not isinstance(self.grid_positions, bool):
-            raise TypeError(f"grid_positions is {self.grid_positions!r}; True or False is wanted")
+            raise TypeError(f"CMMConfig: grid_positions is {self.grid_positions!r}; expected True or False")
         self._check_number("dropout")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; wanted 0 <= dropout < 1")
+            raise ValueError(f"CMMConfig: dropout is {self.dropout}; expected 0 <= dropout < 1")
         self._check_number("layer_norm_eps")
         if not self.layer_norm_eps > 0:
-            raise ValueError(f"layer_norm_eps is {self.layer_norm_eps}; a positive number is wanted")
-
-    def _check_integer(self, name: str, at_least: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} is {value!r}; an integer is wanted")
-        if value < at_least:
-            raise ValueError(f"{name} is {value}; at least {at_least} is wanted")
+            raise ValueError(f"CMMConfig: layer_norm_eps is {self.layer_norm_eps}; expected a positive number")
 
     def _check_number(self, name: str) -> None:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} is {value!r}; a number is wanted")
-
-    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
-        value = getattr(self, name)
-        if value not in choices:
-            raise ValueError(f"{name} is {value!r}; wanted one of {', '.join(choices)}")
+            raise TypeError(f"CMMConfig: {name} is {value!r}; expected a number")
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, for JSON."""
+        """Return the fields as plain values, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "CMMConfig":
-        """The inverse of `to_dict`. Missing fields take their defaults; unknown ones raise a ValueError."""
+        """Undo `to_dict`. Missing fields take their defaults; unknown ones raise a ValueError."""
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise ValueError(f"{', '.join(unknown)}: no such field; CMMConfig has {', '.join(known)}")
+            raise ValueError(f"CMMConfig: {unknown[0]} is unknown; expected one of {', '.join(known)}")
         missing = [name for name in ("text_width", "grid_width") if name not in values]
         if missing:
-            raise ValueError(f"{' and '.join(missing)} missing; CMMConfig has no default for it")
+            raise ValueError(f"CMMConfig: {missing[0]} is missing; expected a value, as it has no default")
         return cls(**values)

@@ -1,4 +1,4 @@
-"""What all connectors have in common: whole sequences, grids once per prompt, pieces of a text, single tokens."""
+"""Base class of the connectors: whole sequences, grids once per prompt, pieces of a text, single tokens."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -8,6 +8,7 @@ from typing import Any, Generic, Literal, Self, TypeVar, cast, overload
 import torch
 from torch import Tensor, nn
 
+from ..kernels.checks import check_integer
 from .config import CMMConfig
 from .inputs import check_prefill, check_text, prepared_grids, token_as_text
 from .positions import GridPositions
@@ -18,7 +19,7 @@ PREFIX = "grid."
 
 @dataclass
 class GridSide:
-    """What a connector makes of the grids alone, once per prompt.
+    """Part of a connector that depends on the grids alone, computed once per prompt.
 
     mask   [B,G] bool, True = keep; None where all are kept
 
@@ -74,7 +75,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """Of the weights, and so of text and grids."""
+        """The dtype of the weights, and so of text and grids."""
 
     @abstractmethod
     def _side_of(self, x: Tensor, mask: Tensor | None, tokens: int | None) -> Side:
@@ -187,13 +188,13 @@ class Connector(nn.Module, ABC, Generic[Side]):
         self._check(text, text_mask, return_weights)
         check_prefill(type(self).__name__, text, grids, state)
         before = self.encode_grids(grids, grid_mask, grid_boxes, grid_images) if grids is not None else state
-        assert before is not None  # one of the two came
+        assert before is not None  # one of the two is given
         side = self.side_class.of(before)
         y, w, after = self._connect(text, text_mask, side, lambda x: self._mix_piece(x, text_mask, before, history))
         return (y, after, w) if w is not None and return_weights else (y, after)
 
     def step(self, token: Tensor, state: DecodeState) -> tuple[Tensor, DecodeState]:
-        """Run over one token, [B,D_t] or [B,1,D_t], in time that does not depend on how many came before.
+        """Run over one token, [B,D_t] or [B,1,D_t], in time that does not depend on how many are before it.
 
         Returns: (y of the shape of token, the next state); `state` itself is not changed.
         """
@@ -218,7 +219,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
     def _check(self, text: Tensor, text_mask: Tensor | None, return_weights: bool) -> None:
         check_text(type(self).__name__, text, text_mask, self.config.text_width, self.dtype)
         if return_weights and not self.weighs_grids:
-            raise ValueError(f"{type(self).__name__}: return_weights is True; it weighs no grids, False is wanted")
+            raise ValueError(f"{type(self).__name__}: return_weights is True; expected False, as it weighs no grids")
 
     def _grid_side(
         self,
@@ -246,8 +247,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
 
 def counted(state: DecodeState, text: Tensor, text_mask: Tensor | None, history: int) -> DecodeState:
     """The state after the positions of text [B,T,D], whose last `history` it can forget: only lengths change."""
-    if history < 0:
-        raise ValueError(f"history: a count of positions >= 0 wanted, {history} found")
+    check_integer("prefill", "history", history, at_least=0)
     batch, T = text.shape[:2]
     kept = torch.ones(batch, T, dtype=torch.bool, device=text.device) if text_mask is None else text_mask
     length = state.length + kept.sum(1)

@@ -20,7 +20,7 @@ from .state import DecodeState
 
 @dataclass
 class KeysAndValues(GridSide):
-    """What attention reads of the grids: `k` and `v` [B,G,H,D_h]."""
+    """Keys and values of the grids, `k` and `v` [B,G,H,D_h]."""
 
     k: Tensor
     v: Tensor
@@ -112,7 +112,9 @@ class Prepend(Connector[WaitingGrids]):
     def step(self, token: Tensor, state: DecodeState) -> tuple[Tensor, DecodeState]:
         """The token as it is, and the state after it. Raises ValueError while the grids have not been inserted."""
         if self.side_class.of(state).embeddings is not None:
-            raise ValueError("Prepend: state has grids that wait for the text they stand before; prefill it first")
+            raise ValueError(
+                "Prepend: state has grids that are not inserted yet; expected the state that prefill returns"
+            )
         return super().step(token, state)
 
     def _side_of(self, x: Tensor, mask: Tensor | None, tokens: int | None) -> WaitingGrids:

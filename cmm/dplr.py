@@ -72,7 +72,7 @@ def readout(C: Tensor) -> Tensor:
 
 
 class Chunk(NamedTuple):
-    """What CHUNK tokens do at once, on states as rows [D, B, N]: a row times a matrix is what a CPU does fastest."""
+    """Effect of CHUNK tokens at once, on states as rows [D, B, N]: a row times a matrix is what a CPU does fastest."""
 
     inputs: Tensor
     """(dA^(CHUNK-1-j) dB)^T [D, CHUNK, N]: inputs [D, B, CHUNK] -> the state they leave."""
@@ -83,7 +83,7 @@ class Chunk(NamedTuple):
 
 
 def chunked(step: Discrete, C: Tensor, size: int = CHUNK) -> Chunk:
-    """By doubling (size is a power of two): log2(size) squarings of dA, the rest follows in as many products.
+    """Compute a chunk by doubling (size is a power of two): log2(size) squarings of dA, and as many products.
 
     dA never expands a state (A + A^H is negative definite), so its powers lose nothing in float32.
     """
@@ -145,7 +145,7 @@ def _turned(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def _complex(x: Tensor) -> Tensor:
-    """What `column` undoes."""
+    """Undo `column`."""
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
 
 
@@ -177,7 +177,7 @@ class _Rows(torch.autograd.Function):
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grad_outputs
         power, G, H, rows, first = ctx.saved_tensors
-        if torch.is_grad_enabled():  # gradients of these are wanted
+        if torch.is_grad_enabled():  # gradients of these are needed
             formula = partial(_Rows.formula, count=rows.shape[1])
             return *gradients(formula, (first, power, G, H), (grad,)), None
         grad = grad.clone(memory_format=torch.contiguous_format)
@@ -191,7 +191,7 @@ class _Rows(torch.autograd.Function):
 
 
 def unfold(C: Tensor, step: Discrete, length: int) -> Tensor:
-    """The original stores C (I - dA^length): the C it stands for. C [D, N/2] complex, in its own precision."""
+    """Undo the original's folding, C (I - dA^length) for C. C [D, N/2] complex, in its own precision."""
     A = step.matrix()
     folding = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) - torch.linalg.matrix_power(A, length)
     row = torch.linalg.solve(folding, readout(C), left=False) / 2
@@ -213,7 +213,7 @@ def response_to_inputs(u: Tensor, chunk: Chunk) -> Tensor:
 def response_to_state(
     s: Tensor, time: int, lengths: Tensor | None, step: Discrete, chunk: Chunk
 ) -> tuple[Tensor, Tensor]:
-    """What a state s [B, D, N/2] does when nothing else comes in.
+    """Compute the response to a state s [B, D, N/2] without further inputs.
 
     Returns y_l = 2 Re(C dA^(l+1) s), l < time [B, D, time], and the state after `time` tokens, or after each row's
     `lengths` [B]: whole chunks by dA^CHUNK, what remains by single steps.

@@ -31,7 +31,7 @@ def nplr(state_size: int) -> tuple[Complexes, Complexes, Complexes, Complexes]:
     elementwise (clipping, Liquid-S4's powers) depends on that choice.
     """
     if state_size < 2 or state_size % 2:
-        raise ValueError(f"state_size: an even number >= 2 wanted, {state_size} found")
+        raise ValueError(f"nplr: state_size is {state_size}; expected an even number from 2 on")
     A, B = legs(state_size)
     p = np.sqrt(np.arange(state_size) + 0.5)
     normal = A + np.outer(p, p)

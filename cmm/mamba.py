@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from ..kernels import selective_scan
 from ..kernels.autocast import without_autocast
+from ..kernels.checks import check_integer
 from .block import SSMBlock, tied_dropout
 from .compaction import window_before
 from .linear import Linear
 from .precision import WideParameters
 
-# Its softplus is 0, exactly: a position that is not there takes no time.
+# Its softplus is 0, exactly: a masked position takes no time.
 NO_TIME = -1e4
 
 
@@ -67,8 +68,7 @@ class Mamba(SSMBlock):
         super().__init__(width, dropout)
         self.state_size = 16 if state_size is None else state_size
         for name, value in (("state_size", self.state_size), ("conv_taps", conv_taps), ("expand", expand)):
-            if value < 1:
-                raise ValueError(f"{name}: at least 1 wanted, {value} found")
+            check_integer("Mamba", name, value, at_least=1)
         self.conv_taps = conv_taps
         self.inner_width = expand * width
         self.dt_rank = math.ceil(width / 16)

@@ -29,7 +29,7 @@ FEW_TOKENS = 32
 
 
 def uses_grid_table(width: int, grids: int, tokens: int | None = None) -> bool:
-    """Whether FiLM is cheaper from a table of the grids than from each token's context; both are the same function.
+    """Tell whether FiLM is cheaper from a table of the grids than from each token's context: one function, two ways.
 
     From the table: 4 D^2 G once, then 4 D G a token. From the context: D G and 4 D^2 a token. So the table wins iff
     4 D (T - G) > 3 T G (docs/mathematics.md, 2.11). Measured on one core at D = 1024 both take the same time at T = 66
@@ -63,7 +63,7 @@ def _layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 @dataclass
 class ModulatorSide(GridSide):
-    """What the modulator reads of the grids: keys, and the values or what both FiLMs make of them.
+    """Keys of the grids, and their values or the tables of both FiLMs.
 
     k       [B,G,H,D_h]
     table   [B,G,4D_t], W_f v and W_f' v side by side; None where there are many grids (`uses_grid_table`)
@@ -219,13 +219,14 @@ class CrossModalModulator(Connector[ModulatorSide]):
         return r, normed, w, seen
 
     def _takes_short_way(self, text: Tensor, text_mask: Tensor | None, q: Tensor, side: ModulatorSide) -> bool:
-        """Whether these are few tokens on a CPU, without gradients, where a call costs as much as its numbers."""
+        """Tell whether these are few tokens on a CPU, without gradients, where calls cost as much as their numbers."""
         drops = self.training and self.config.dropout > 0
         return (
-            text.shape[0] * text.shape[1] <= FEW_TOKENS
-            and text_mask is None
+            text_mask is None
             and not (drops or torch.is_grad_enabled() or torch.is_autocast_enabled(text.device.type))
             and choose("grounded_film", text, q, side.table) == "pytorch"
+            # Last, so that where kernels run no graph of torch.compile depends on it.
+            and text.shape[0] * text.shape[1] <= FEW_TOKENS
         )
 
     def _film_of_few_tokens(self, text, q, side, ssm):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..kernels.checks import check_shapes
+from ..kernels.checks import check_one_of, check_shapes
 from .config import CMMConfig
 from .precision import wide_dtype
 from .s4 import S4
@@ -67,16 +67,15 @@ def modulator_from_original(
     ssm: str,
     kernel_taps: int | None = None,
 ):
-    """See `CrossModalModulator.from_original`."""
-    if ssm not in BLOCKS:
-        raise ValueError(f"from_original: ssm is {ssm!r}; wanted one of {', '.join(BLOCKS)}, which the original has")
+    """Make a modulator from the original's state dict: see `CrossModalModulator.from_original`."""
+    check_one_of("from_original", "ssm", ssm, BLOCKS)
     sizes = _check(state_dict, ssm)
     if sizes["C"] != heads * head_dim:
         raise ValueError(
-            f"from_original: q_proj.weight has {sizes['C']} rows; wanted heads x head_dim = {heads} x {head_dim}"
+            f"from_original: q_proj.weight has {sizes['C']} rows; expected heads x head_dim = {heads} x {head_dim}"
         )
     if sizes["F"] % sizes["D"]:
-        raise ValueError(f"from_original: ffn.1.weight has {sizes['F']} rows; wanted a multiple of {sizes['D']}")
+        raise ValueError(f"from_original: ffn.1.weight has {sizes['F']} rows; expected a multiple of {sizes['D']}")
     config = CMMConfig(
         text_width=sizes["D"],
         grid_width=sizes["V"],
@@ -96,17 +95,19 @@ def modulator_from_original(
 
 
 def _check(state_dict: dict[str, Tensor], ssm: str) -> dict[str, int]:
-    """Raise ValueError naming the keys that are missing, unknown or of a wrong shape; the sizes of the letters."""
+    """Check keys and shapes, and return the sizes of the letters. Raises ValueError, which names the keys."""
     patterns = {name: pattern for name, (_, pattern) in LAYER.items()}
     patterns |= {BLOCK + name: pattern for name, pattern in BLOCKS[ssm].items()}
     missing = [name for name in (*patterns, *SCALARS[ssm]) if name not in state_dict]
     unknown = [name for name in state_dict if name not in patterns and name not in SCALARS[ssm]]
     if missing or unknown:
         found = [f"{kind} {', '.join(names)}" for kind, names in (("missing", missing), ("unknown", unknown)) if names]
-        raise ValueError(f"from_original: state_dict has {' and '.join(found)} for the original with {ssm}")
+        raise ValueError(
+            f"from_original: state_dict has {' and '.join(found)}; expected the keys of the original's {ssm}"
+        )
     for name in SCALARS[ssm]:
         if state_dict[name].numel() != 1:
-            raise ValueError(f"from_original: {name} has shape {list(state_dict[name].shape)}; wanted one element")
+            raise ValueError(f"from_original: {name} has shape {list(state_dict[name].shape)}; expected one element")
     width = state_dict["norm_in.weight"].shape[0]
     shapes = {
         name: (state_dict[name], pattern.replace("2D", str(2 * width)).replace("D", str(width)))
@@ -116,7 +117,7 @@ def _check(state_dict: dict[str, Tensor], ssm: str) -> dict[str, int]:
 
 
 def renamed(state_dict: dict[str, Tensor], ssm: str) -> dict[str, Tensor]:
-    """Under our names, differentiably. The SSM's parameters are computed with, and kept, in float32 or wider."""
+    """Rename the parameters, differentiably. The SSM's are computed with, and kept, in float32 or wider."""
     block = {
         name.removeprefix(BLOCK): tensor.to(wide_dtype(tensor.dtype)) if tensor.is_floating_point() else tensor
         for name, tensor in state_dict.items()

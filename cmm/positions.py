@@ -1,4 +1,4 @@
-"""Where a grid lies: a box of the image, and which image of the row."""
+"""Positions of grids: a box of the image, and the number of the image in its row."""
 
 import math
 
@@ -27,8 +27,8 @@ def default_boxes(grids: int, device: torch.device | None = None) -> Tensor:
         n += 1
     if grids < 1 or n * n != grids - 1:
         raise ValueError(
-            f"grid_boxes is None with {grids} grids; boxes [B, {grids}, 4] are wanted unless the grids are the global "
-            "view and n x n tiles (2, 5, 10, 17 ...)"
+            f"default_boxes: grid_boxes is None with {grids} grids; expected boxes [B, {grids}, 4]. Only a global view "
+            "and n x n tiles (2, 5, 10, 17 ... grids) have boxes by default"
         )
     starts = torch.arange(n, dtype=torch.float32, device=device) / max(n, 1)
     y0, x0 = torch.meshgrid(starts, starts, indexing="ij")

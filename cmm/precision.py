@@ -12,7 +12,7 @@ NARROW = (torch.float16, torch.bfloat16)
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What recurrences and statistics over values of `dtype` are computed in: float32, or float64 for float64."""
+    """Return the dtype of recurrences and statistics over values of `dtype`: float32, or float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -44,6 +44,19 @@ class WideParameters(nn.Module):
     @property
     def records_gradients(self) -> bool:
         return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters(recurse=False))
+
+    def taps_of(self, length: int, compute: Callable[[int], Tensor]) -> Tensor:
+        """Compute the convolution kernel [D, length] by `compute(length)`.
+
+        What is kept, and what `torch.compile` sees, is as long as the next power of two, and sliced: one compiled graph
+        serves all lengths up to it.
+        """
+        if self.records_gradients and not torch.compiler.is_compiling():
+            return compute(length)
+        longer = 1
+        while longer < length:  # not bit_length, which would compile a graph for each length
+            longer *= 2
+        return self.derived(("taps", longer), lambda: compute(longer))[:, :length]
 
     def derived(self, name: Hashable, compute: Callable[[], Any]) -> Any:
         """`compute()`, a function of the parameters alone, kept until one of them changes.

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..kernels import fft_conv
 from ..kernels.autocast import without_autocast
-from .block import GatedSSMBlock, check_present
+from ..kernels.checks import check_integer
+from .block import GatedSSMBlock, check_present, check_state_size
 from .compaction import Packing, window_before
 from .dplr import (
     Chunk,
@@ -62,11 +63,8 @@ class S4Kernel(WideParameters):
         return self.derived("real step", self._real_step)
 
     def taps(self, length: int) -> Tensor:
-        """The convolution kernel [D, length]; what is kept is as long as the next power of two, and sliced."""
-        if self.records_gradients:
-            return self._taps(length)
-        longer = 1 << (length - 1).bit_length()
-        return self.derived(("taps", longer), lambda: self._taps(longer))[:, :length]
+        """The convolution kernel [D, length]."""
+        return self.taps_of(length, self._taps)
 
     def reversed_taps(self, length: int) -> Tensor:
         """K_(length-1), ..., K_0 as [length, D]: what a window of inputs is weighed by."""
@@ -125,10 +123,9 @@ class S4(GatedSSMBlock):
     ):
         super().__init__(width, dropout)
         self.state_size = 64 if state_size is None else state_size
-        if self.state_size < 2 or self.state_size % 2:
-            raise ValueError(f"state_size: an even number >= 2 wanted, {state_size} found")
-        if kernel_taps is not None and kernel_taps < 1:
-            raise ValueError(f"kernel_taps: None or at least 1 wanted, {kernel_taps} found")
+        check_state_size("S4", self.state_size)
+        if kernel_taps is not None:
+            check_integer("S4", "kernel_taps", kernel_taps, at_least=1)
         self.kernel_taps = kernel_taps
         self.kernel = S4Kernel(width, self.state_size, dt_min, dt_max)
         self.kernel.reset_parameters()
@@ -219,7 +216,9 @@ class S4(GatedSSMBlock):
         inv_dt, A_real, A_imag, P, B, C, folded, D, weight, bias = (original[name] for name in wanted)
         for name, tensor in (("P", P), ("B", B), ("C", C), ("D", D)):
             if tensor.shape[0] != 1:
-                raise ValueError(f"layer.{name}: first axis 1 (rank and channels) wanted, {tuple(tensor.shape)} found")
+                raise ValueError(
+                    f"original_parameters: layer.{name} has shape {list(tensor.shape)}; expected 1 on the first axis"
+                )
         P, B, C, D = P[0], B[0], C[0], D[0]
         if folded > 0:
             w = torch.complex(-A_real.double().exp(), -A_imag.double())

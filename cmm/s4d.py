@@ -8,7 +8,7 @@ from torch import Tensor
 from ..kernels import diagonal_scan, fft_conv, vandermonde
 from ..kernels.autocast import without_autocast
 from ..kernels.implementation import choose
-from .block import GatedSSMBlock, check_present
+from .block import GatedSSMBlock, check_present, check_state_size
 from .precision import WideParameters
 
 
@@ -25,7 +25,7 @@ def zero_order_hold(A: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def scan_is_faster(u: Tensor) -> bool:
-    """Whether a whole sequence u runs as a scan of its modes even where no state is asked for.
+    """Tell whether a whole sequence u runs as a scan of its modes even where no state is asked for.
 
     The scan's Triton kernel takes the inputs through memory once at any length, and does a few hundred operations for
     each. A convolution needs taps, as long as the sequence, and their spectrum first, and takes the inputs through
@@ -63,11 +63,8 @@ class S4DKernel(WideParameters):
         return self.derived("discrete", self._discretise)
 
     def taps(self, length: int) -> Tensor:
-        """K_l = 2 Re sum_n c_n b_n z_n^l [D, length]; what is kept is as long as the next power of two, and sliced."""
-        if self.records_gradients:
-            return self._kernel(length)
-        longer = 1 << (length - 1).bit_length()
-        return self.derived(("taps", longer), lambda: self._kernel(longer))[:, :length]
+        """K_l = 2 Re sum_n c_n b_n z_n^l [D, length]."""
+        return self.taps_of(length, self._kernel)
 
     def _kernel(self, length: int) -> Tensor:
         log_z, _, b, c = self.discrete()
@@ -104,8 +101,7 @@ class S4D(GatedSSMBlock):
     ):
         super().__init__(width, dropout)
         self.state_size = 64 if state_size is None else state_size
-        if self.state_size < 2 or self.state_size % 2:
-            raise ValueError(f"state_size: an even number >= 2 wanted, {state_size} found")
+        check_state_size("S4D", self.state_size)
         self.kernel = S4DKernel(width, self.state_size, dt_min, dt_max)
         self.kernel.reset_parameters()
 

@@ -1,4 +1,4 @@
-"""What a stream of tokens leaves behind: the state that `prefill` returns and `step` continues."""
+"""State of a stream of tokens, which `prefill` returns and `step` continues."""
 
 import os
 from collections.abc import Callable
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from ..kernels.checks import check_integer
 
 
 @dataclass(eq=False)
@@ -27,10 +29,13 @@ class DecodeState:
 
     def __post_init__(self):
         if self.length.dtype != torch.int64 or self.length.dim() != 1:
-            raise ValueError(f"length: int64 [B] wanted, {self.length.dtype} {tuple(self.length.shape)} found")
+            found = f"{self.length.dtype} {list(self.length.shape)}"
+            raise ValueError(f"DecodeState: length is {found}; expected torch.int64 [B]")
         for name, tensor in [*self.tensors.items(), *self.history.items()]:
             if tensor.dim() == 0 or tensor.shape[0] != self.batch_size:
-                raise ValueError(f"{name}: first axis {self.batch_size} (batch) wanted, {tuple(tensor.shape)} found")
+                raise ValueError(
+                    f"DecodeState: {name} has shape {list(tensor.shape)}; expected {self.batch_size} rows, as in length"
+                )
 
     @property
     def batch_size(self) -> int:
@@ -42,7 +47,7 @@ class DecodeState:
 
     @property
     def history_length(self) -> int:
-        """How many positions `rollback` can still forget."""
+        """Number of positions that `rollback` can still forget."""
         return self.history["length"].shape[1] if self.history else 0
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "DecodeState":
@@ -80,13 +85,12 @@ class DecodeState:
         The positions must belong to the last `prefill(..., history=h)` and n be at most h; what is left of the history
         stays, so that rollback(1) twice is rollback(2).
         """
-        if n < 0:
-            raise ValueError(f"n: a count of positions >= 0 wanted, {n} found")
+        check_integer("rollback", "n", n, at_least=0)
         if n == 0:
             return self
         if n > self.history_length:
             raise ValueError(
-                f"n: cannot forget {n} positions, the state remembers {self.history_length}; "
+                f"rollback: n is {n}; expected at most {self.history_length}, the positions that the state remembers; "
                 f"call prefill with history={n} or more, and no step after it"
             )
         earlier = {name: snapshots[:, n - 1] for name, snapshots in self.history.items()}
@@ -103,7 +107,7 @@ class DecodeState:
         )
 
     def under(self, prefix: str) -> "DecodeState":
-        """What lies below `prefix.`, names without it: the inverse of `nest`."""
+        """The tensors below `prefix.`, names without it: the inverse of `nest`."""
         dot = f"{prefix}."
 
         def stripped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -143,10 +147,12 @@ class DecodeState:
         try:
             with safe_open(path, "pt", device=str(device)) as file:
                 if (file.metadata() or {}).get("format") != "firebolt_vl.DecodeState":
-                    raise ValueError(f"path: a file written by DecodeState.save wanted, {path} is not one")
+                    raise ValueError(f"DecodeState.load: path is {path}; expected a file written by DecodeState.save")
                 flat = {name: file.get_tensor(name) for name in file.offset_keys()}
         except SafetensorError as error:
-            raise ValueError(f"path: a file written by DecodeState.save wanted, {path} is not one ({error})") from None
+            raise ValueError(
+                f"DecodeState.load: path is {path}; expected a file written by DecodeState.save ({error})"
+            ) from None
 
         def below(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): tensor for name, tensor in flat.items() if name.startswith(prefix)}

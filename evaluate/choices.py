@@ -27,9 +27,10 @@ def option_losses(
     looked at once, and all options are read in one batch. Raises ValueError for no option or one without a token.
     """
     if not len(prompt):
-        raise ValueError("prompt: no token came, at least one is wanted")
+        raise ValueError("option_losses: prompt is empty; expected at least one token")
     if not options or not all(len(option) for option in options):
-        raise ValueError("options: at least one is wanted, and at least one token in each")
+        empty = "an empty option" if options else "no option"
+        raise ValueError(f"option_losses: options has {empty}; expected at least one, and at least one token in each")
     texts = [torch.cat([prompt, option]).to(model.device) for option in options]
     ids = pad_sequence(texts, batch_first=True)
     lengths = torch.tensor([len(text) for text in texts], device=ids.device)[:, None]
@@ -61,12 +62,12 @@ def choose(
     there ("A. text"). `shown` goes to the processor: images= or videos=, with their options.
     """
     if not 1 <= len(options) <= len(ascii_uppercase):
-        raise ValueError(f"options: {len(options)} came, 1 to {len(ascii_uppercase)} are wanted")
+        raise ValueError(f"choose: options has {len(options)}; expected 1 to {len(ascii_uppercase)}")
     lettered = [f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options)]
     text = "\n".join([question, *lettered])
     if held := next((token for token in control_tokens(processor.tokenizer) if token in text), None):
         raise ValueError(
-            f"question, options: {held!r} came in a text, a control token of the model; write it another way"
+            f"choose: question or options has {held!r}, a control token of the model; write it another way"
         )
     if processor.chat_template is not None:
         text = processor.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)

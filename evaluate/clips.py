@@ -33,7 +33,7 @@ class Clip:
 
     @property
     def digits(self) -> tuple[Digit, ...]:
-        """As they are in the first frame."""
+        """The digits as they are in the first frame."""
         return self.scenes[0].digits
 
     def boxes(self, colour: str) -> np.ndarray:

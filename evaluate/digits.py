@@ -101,7 +101,7 @@ def handwriting() -> tuple[np.ndarray, np.ndarray]:
 def sources(split: str) -> tuple[np.ndarray, ...]:
     """The indices of the digits of one of SPLITS, one array for each label; the splits are disjoint."""
     if split not in SPLITS:
-        raise ValueError(f"split: {split!r} came, one of {', '.join(SPLITS)} is wanted")
+        raise ValueError(f"sources: split is {split!r}; expected one of {', '.join(SPLITS)}")
     _, labels = handwriting()
     order = np.random.default_rng(0).permutation(len(labels))
     parts = np.split(order, np.cumsum(list(SPLITS.values())))
@@ -112,7 +112,7 @@ def sources(split: str) -> tuple[np.ndarray, ...]:
 def sample_scene(rng: np.random.Generator, layout: str, split: str, scale: float = 1.0) -> Scene:
     """A random scene of digits of a split, their sizes multiplied by `scale`."""
     if layout not in LAYOUTS:
-        raise ValueError(f"layout: {layout!r} came, one of {', '.join(LAYOUTS)} is wanted")
+        raise ValueError(f"sample_scene: layout is {layout!r}; expected one of {', '.join(LAYOUTS)}")
     background = sample_background(rng)
     brightness = brightness_of(background)
     counts = DIGITS_PER_SCENE[layout]

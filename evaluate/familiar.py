@@ -1,4 +1,4 @@
-"""Whether a question and an image are like those that a small model was trained on: simple statistics, kept beside it.
+"""Test of a question and an image for likeness to a small model's training data: statistics that are kept beside it.
 
 A question is familiar if all its words were trained on and one of them is a thing that can be asked for. An image is
 familiar if it is mostly smooth paper, with some strokes on it, and most of these in colour.
@@ -24,7 +24,7 @@ WORD = re.compile(r"[^\W_]+")
 
 @dataclass(frozen=True)
 class Familiar:
-    """What a model knows.
+    """Description of what a model knows.
 
     knows      one sentence for a user
     words      all that stand in the questions that it was trained on
@@ -38,7 +38,7 @@ class Familiar:
     image: dict[str, tuple[float, float]]
 
     def doubts(self, question: str, image: Image.Image) -> list[str]:
-        """What is unlike its training, each as a sentence; an empty list where nothing is."""
+        """List what is unlike its training, each as a sentence."""
         return [*self.doubts_of_question(question), *self.doubts_of_image(image)]
 
     def doubts_of_question(self, question: str) -> list[str]:
@@ -61,7 +61,7 @@ class Familiar:
 
 
 def read_familiar(folder: Path) -> Familiar | None:
-    """What the model in a folder knows; None where it does not say."""
+    """Read what the model in a folder knows; None where it does not say."""
     try:
         described = json.loads((folder / FILE).read_text(encoding="utf-8"))
         image = {name: tuple(described["image"][name]) for name in STATISTICS}
@@ -95,7 +95,7 @@ def statistics(image: Image.Image) -> dict[str, float]:
 
 
 def fit(images: Iterable[Image.Image]) -> dict[str, tuple[float, float]]:
-    """Between which bounds the statistics of these images lie, widened by a twentieth at each end."""
+    """Compute the bounds of the statistics of these images, widened by a twentieth at each end."""
     found = [statistics(image) for image in images]
     bounds = {}
     for name in STATISTICS:

@@ -1,4 +1,4 @@
-"""How often the embedded model's doubts are wrong: false alarms in its own exam, and what they miss of other things.
+"""Measure how often the embedded model's doubts are wrong: false alarms in its own exam, and what they miss elsewhere.
 
 python -m firebolt_vl.evaluate.familiar_exam [FOLDER]          measures it
 python -m firebolt_vl.evaluate.familiar_exam [FOLDER] --write  writes FOLDER/familiar.json first, from validation digits
@@ -60,7 +60,7 @@ def photographs(crops: int = CROPS) -> Iterator[Image.Image]:
 
 
 def make() -> Familiar:
-    """From the digits by which choices are made, of which the exam has none."""
+    """Fit the statistics to the digits by which choices are made, of which the exam has none."""
     return Familiar(KNOWS, *known(), fit(scenes("validation", SCENES, seed=1)))
 
 
@@ -90,7 +90,7 @@ def main() -> None:
         make().write(folder)
     familiar = read_familiar(folder)
     if familiar is None:
-        raise SystemExit(f"{folder} has no familiar.json; --write makes it")
+        raise SystemExit(f"{folder} has no {FILE}; --write makes it")
     for name, bounds in familiar.image.items():
         print(f"{name:<42} {bounds[0]:.4f} to {bounds[1]:.4f}")
     for name, share in measure(familiar).items():

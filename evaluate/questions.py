@@ -122,7 +122,7 @@ def sample_question(
     As people type, a third begin with a capital letter and a quarter end without a mark; `plain` ones do not.
     """
     if kind not in PATTERNS:
-        raise ValueError(f"kind: {kind!r} came, one of {', '.join(KINDS)} is wanted")
+        raise ValueError(f"sample_question: kind is {kind!r}; expected one of {', '.join(KINDS)}")
     asked = _SAMPLERS[kind](rng, scene)
     if asked is None:
         return None
@@ -199,7 +199,7 @@ def _where_is(rng, scene):
 
 
 def _things(rng, by_colour: bool, scene: Scene) -> tuple[list[str], list[str]]:
-    """What is there, with repetition, and everything that could be: labels or colours."""
+    """List what is there, with repetition, and everything that could be: labels or colours."""
     if by_colour:
         return [digit.colour for digit in scene.digits], list(COLOURS)
     return [_label(digit) for digit in scene.digits], [str(label) for label in range(10)]

@@ -1,4 +1,4 @@
-"""How well a model answers questions about digits it was not trained on, and where its answers come from.
+"""Exam of a model on digits that it was not trained on: its answers, and where they come from.
 
 firebolt eval tiny                                           measures the model in the package
 python -m firebolt_vl.evaluate.tiny [RESULTS.json]           prints the tables of docs/embedded-model.md from
@@ -82,7 +82,7 @@ def evaluate_tiny(
     for the checkpoint.
     """
     if scenes < len(LAYOUTS):
-        raise ValueError(f"scenes: {scenes} came, at least {len(LAYOUTS)} are wanted, one of each layout")
+        raise ValueError(f"evaluate_tiny: scenes is {scenes}; expected at least {len(LAYOUTS)}, one of each layout")
     model = FireboltForConditionalGeneration.from_pretrained(checkpoint).to(device)
     processor = FireboltProcessor.from_pretrained(checkpoint)
     own_settings(model, processor.tokenizer, sampled=False)
@@ -225,7 +225,7 @@ def majority_answers(asked: Sequence[Asked]) -> dict[tuple[str, str], str]:
 
 
 def other_scene(exam: Exam) -> list[int]:
-    """For each scene the next one of its layout (layouts take turns), the last one's being the first."""
+    """Return for each scene the next one of its layout (layouts take turns); after the last comes the first."""
     scenes = len(exam.features)
     step = len(LAYOUTS)
     return [i + step if i + step < scenes else i % step for i in range(scenes)]
@@ -266,7 +266,7 @@ def grounding(
     answers: Sequence[str],
     which: Sequence[int],
 ) -> dict[str, dict[str, float]]:
-    """How often a question that names a quarter, with a digit there, is grounded in that quarter's tile, per layout.
+    """Share of questions naming a quarter, with a digit there, that are grounded in that quarter's tile, per layout.
 
     weights    the grid with the largest mean weight over the tokens of the phrase, the global view counting as a miss
     occlusion  the grid whose masking lowers the log-probability of the model's own answer most

@@ -35,11 +35,11 @@ def decoded(data: bytes) -> str:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         name = encoding.upper().removesuffix("-SIG")
-        raise ValueError(f"byte {error.start + 1} is 0x{data[error.start]:02x}, which is no {name}") from None
+        raise ValueError(f"byte {error.start + 1} is 0x{data[error.start]:02x}, which is not {name}") from None
 
 
 def read_text(file: Path) -> str:
-    """Raises OSError, and ValueError for bytes that are no text."""
+    """Read a text file without its mark. Raises OSError, and ValueError for bytes that are no text."""
     return decoded(file.read_bytes())
 
 
@@ -65,4 +65,4 @@ def parse_json(text: str | bytes, pairs: Callable[[list], Any] | None = None) ->
         where = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
         raise ValueError(f"{error.msg} at {where}") from None
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError("nested too deeply") from None

@@ -26,7 +26,7 @@ def csv_of(kind: type[Row], rows: Iterable[Row]) -> str:
 
 
 def rows_of_csv(kind: type[Row], text: str) -> list[Row]:
-    """What `csv_of` undoes."""
+    """Undo `csv_of`."""
     types = {field.name: field.type for field in fields(kind)}
     return [
         kind(**{name: types[name](value) for name, value in row.items()}) for row in csv.DictReader(io.StringIO(text))

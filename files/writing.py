@@ -33,28 +33,28 @@ def check_output(
     by whatever name, hard links included; and what is there already must be an empty file, or one that this package
     wrote, as `ours` can tell, unless `overwrite` asks for it. `hint` says what to do about somebody else's file.
     """
-    said = f"{name} {path}"
+    said = f"{name} is {path}"
     target = followed(path)
     try:
         found = target.lstat()
     except (FileNotFoundError, NotADirectoryError):
         found = None
     except (OSError, ValueError) as error:
-        raise OutputError(f"{said} cannot be written ({words(error)}); name a place that can") from None
+        raise OutputError(f"{said}, which cannot be written ({words(error)}); name another place") from None
     for what, given in inputs:
         if (found is not None and same_file(target, given)) or target == followed(given):
-            raise OutputError(f"{said} is {what} itself; name another file")
+            raise OutputError(f"{said}, {what} itself; name another file")
     if found is None:
         return
     if stat.S_ISLNK(found.st_mode):
-        raise OutputError(f"{said} is a link that leads in a circle; name another file")
+        raise OutputError(f"{said}, a link that leads in a circle; name another file")
     if not stat.S_ISREG(found.st_mode):
-        raise OutputError(f"{said} is not a file; name a file")
+        raise OutputError(f"{said}, a folder or a device; expected a file")
     try:
         if found.st_size and not overwrite and not ours(target):
-            raise OutputError(f"{said} is there already, and nothing says that this command wrote it; {hint}")
+            raise OutputError(f"{said}, which exists already and was not written by this command; {hint}")
     except OSError as error:
-        raise OutputError(f"{said} cannot be read ({words(error)}); {hint}") from None
+        raise OutputError(f"{said}, which cannot be read ({words(error)}); {hint}") from None
 
 
 def followed(path: str | Path) -> Path:
@@ -63,7 +63,7 @@ def followed(path: str | Path) -> Path:
 
 
 def same_file(one: str | Path, other: str | Path | int) -> bool:
-    """Whether both names (or a name and an open file's number) lead to one file; a name that leads nowhere to none."""
+    """Tell whether both names (or a name and an open file's number) lead to one file that exists."""
     try:
         return os.path.samefile(one, other)
     except (OSError, ValueError):
@@ -71,7 +71,7 @@ def same_file(one: str | Path, other: str | Path | int) -> bool:
 
 
 def words(error: Exception) -> str:
-    """What the system says of an error, without its number and the path."""
+    """Return the system's words for an error, without its number and the path."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 

@@ -20,6 +20,8 @@ from .outputs import check_place
 # In lower case: what a key for an image is spelt like by those who mean `image`.
 LIKE_IMAGE = ("image", "img", "picture", "photo", "video")
 FIRST_KEY = b'{"id": '
+MOST_SHOWN = 60
+ANOTHER = "name another file"
 
 
 class Question(NamedTuple):
@@ -64,7 +66,7 @@ class Problem(NamedTuple):
 
 
 def problems_of(out: str) -> Path:
-    """Where the list of what could not be answered stands: beside the answers, a.errors.jsonl for a.jsonl."""
+    """Return the file for what could not be answered: beside the answers, a.errors.jsonl for a.jsonl."""
     path = Path(out)
     return path.with_name(f"{path.name.removesuffix('.jsonl')}.errors.jsonl")
 
@@ -78,10 +80,12 @@ def read_questions(path: str) -> tuple[list[Question], list[Problem]]:
                 continue
             row = _question(number, line)
             if isinstance(row, Question) and (first := lines.setdefault(row.key, number)) != number:
-                row = Problem(number, row.id, f"id {row.key} is that of line {first} already; give it another one")
+                row = Problem(number, row.id, f"id is {row.key}, as in line {first}; give it another one")
             (asked if isinstance(row, Question) else bad).append(row)
+    except FileNotFoundError:
+        raise Misuse(f"--batch: {path} does not exist; check the path") from None
     except (OSError, ValueError) as error:
-        raise Misuse(f"--batch {path} cannot be read ({words(error)}); check the path") from None
+        raise Misuse(f"--batch is {path}, which cannot be read ({words(error)}); check the file") from None
     return asked, bad
 
 
@@ -89,15 +93,17 @@ def _question(number: int, line: bytes) -> Question | Problem:
     try:
         row = parse_json(line)
     except ValueError as error:
-        return Problem(number, None, f"no JSON ({error})")
+        return Problem(number, None, f"the row is not valid JSON ({error})")
     if not isinstance(row, dict):
-        return Problem(number, None, 'no JSON object; {"image": ..., "question": ...} is wanted')
+        return Problem(number, None, f'the row is {_shown(row)}; expected {{"image": ..., "question": ...}}')
     name = row.get("id", number)
     if isinstance(name, bool) or not isinstance(name, str | int):
-        return Problem(number, None, "id: text or an integer is wanted")
-    question = row.get("question")
+        return Problem(number, None, f"id is {_shown(name)}; expected a text or an integer")
+    if "question" not in row:
+        return Problem(number, name, "question is missing; expected a text")
+    question = row["question"]
     if not isinstance(question, str) or not question.strip():
-        return Problem(number, name, "question: text that is not empty is wanted")
+        return Problem(number, name, f"question is {_shown(question)}; expected a text that is not empty")
     try:
         images = _images(row)
     except ValueError as error:
@@ -109,21 +115,27 @@ def _images(row: dict) -> list[str]:
     """The images of a row: none where it has no such key. Raises ValueError."""
     if "image" not in row:
         if meant := [key for key in row if any(like in key.lower() for like in LIKE_IMAGE)]:
-            raise ValueError(f"{meant[0]}: there is no such key; `image` names the images of a row")
+            raise ValueError(f"{meant[0]} is not a known key; did you mean image?")
         return []
     images = row["image"]
     images = [images] if isinstance(images, str) or images is None else images
     if not isinstance(images, list) or not all(isinstance(image, str) or image is None for image in images):
-        raise ValueError("image: a path, a list of paths or no such key is wanted")
+        raise ValueError(f"image is {_shown(row['image'])}; expected a path or a list of paths")
     if not images or not all(image and image.strip() for image in images):
-        raise ValueError("image: the key is there and names no image; leave it out to ask about none")
+        raise ValueError("image is empty; expected a path, or leave it out to ask about no image")
     if bad := [image for image in images if "\0" in image or image != _whole_characters(image)]:
-        raise ValueError(f"image: {bad[0]!r} came, which no path can be")
+        raise ValueError(f"image is {bad[0]!r}; expected a path that can exist")
     return images
 
 
+def _shown(value: object) -> str:
+    """Return a value of a row as JSON, cut short."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."
+
+
 def _whole_characters(value: str | int) -> str | int:
-    """Without halves of a surrogate pair, which JSON allows."""
+    """Replace halves of a surrogate pair, which JSON allows."""
     return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
 
 
@@ -143,14 +155,14 @@ class AnswerFile:
         try:
             self.file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
         except OSError as error:
-            raise Misuse(f"--out {out} cannot be written ({words(error)}); name a place that can") from None
+            raise Misuse(f"--out is {out}, which cannot be written ({words(error)}); name another place") from None
         try:
             if not lock(self.file):
-                say(f"--out {out}: there are no locks on this file system; see that no other run writes there")
+                say(f"--out is {out}, whose file system has no locks; make sure that no other run writes there")
             self.rows = self._read()
         except BlockingIOError:
             self.file.close()
-            raise Misuse(f"--out {out}: another run is writing there; wait for it or name another file") from None
+            raise Misuse(f"--out is {out}, where another run is writing; wait for it or name another file") from None
         except BaseException:
             self.file.close()
             raise
@@ -169,13 +181,13 @@ class AnswerFile:
         for number, line in enumerate(content[:whole].splitlines(), 1):
             row = _answer_of(line)
             if row is None:
-                raise Misuse(f"--out {self.out}:{number} is no answer of this command; name another file")
+                raise Misuse(f"--out is {self.out}, whose line {number} is no answer of this command; {ANOTHER}")
             rows[json.dumps(row["id"])] = {**row, "line": number}
         self._mend(content[whole:], rows)
         return rows
 
     def _mend(self, rest: bytes, rows: dict[str, dict]) -> None:
-        """What stands after the last whole line: an answer without its end of line, the beginning of one, or nothing.
+        """Mend what is after the last whole line: an answer without its end of line, the beginning of one, or nothing.
 
         A crash of the machine may leave zeros. Behind whole answers anything may be cut off; alone it has to look like
         the beginning of one.
@@ -188,7 +200,7 @@ class AnswerFile:
         elif rows or FIRST_KEY.startswith(rest[: len(FIRST_KEY)]) or not rest.strip(b"\0"):
             self._cut(self._size() - len(rest))
         else:
-            raise Misuse(f"--out {self.out}:1 is no answer of this command; name another file")
+            raise Misuse(f"--out is {self.out}, whose line 1 is no answer of this command; {ANOTHER}")
 
     def keep_for(self, asked: Sequence[Question], by: dict, mixed: bool) -> set[str]:
         """The keys of the questions that have their answer.
@@ -203,8 +215,8 @@ class AnswerFile:
                 continue
             if (found["question"], found["image"]) != (row.question, row.images):
                 raise Misuse(
-                    f"--out {self.out}:{found['line']} answers another question than the one with id {row.key} in "
-                    f"line {row.line}; name another file"
+                    f"--out is {self.out}, whose line {found['line']} answers another question than the one with id "
+                    f"{row.key} in line {row.line}; {ANOTHER}"
                 )
             if not mixed:
                 self._check_by(found, by)
@@ -212,14 +224,14 @@ class AnswerFile:
 
     def _check_by(self, found: dict, by: dict) -> None:
         was = found.get("by")
-        advice = "name another file, or say --mixed to keep both"
+        where, advice = f"--out is {self.out}, whose line {found['line']}", f"{ANOTHER}, or say --mixed to keep both"
         if not isinstance(was, dict):
-            raise Misuse(f"--out {self.out}:{found['line']} does not say what answered it; {advice}")
+            raise Misuse(f"{where} does not say what answered it; {advice}")
         for name, value in by.items():
             if name != "checkpoint" and was.get(name) != value:
                 raise Misuse(
-                    f"--out {self.out}:{found['line']} was answered with {name} {json.dumps(was.get(name))} "
-                    f"(checkpoint {was.get('checkpoint')}), and this run has {json.dumps(value)}; {advice}"
+                    f"{where} was answered with {name} {json.dumps(was.get(name))} "
+                    f"(checkpoint {was.get('checkpoint')}); expected {json.dumps(value)}, as in this run; {advice}"
                 )
 
     def add(self, answers: Sequence[Answer], by: dict) -> None:
@@ -227,14 +239,14 @@ class AnswerFile:
         if not answers:
             return
         if not same_file(self.path, self.file.fileno()):
-            raise Failure(f"--out {self.out} was removed or replaced while this run wrote to it; start it again")
+            raise Failure(f"--out is {self.out}, which was removed or replaced during this run; start it again")
         before = self._size()
         try:
             self._write("".join(answer.to_json(by) + "\n" for answer in answers).encode())
         except OSError as error:
             self._cut(before)
             raise disk_failure(OSError(error.errno, error.strerror, f"--out {self.out}")) or Failure(
-                f"--out {self.out} could not be written ({words(error)}); start the command again"
+                f"--out is {self.out}, which could not be written ({words(error)}); start the command again"
             ) from None
 
     def _size(self) -> int:
@@ -246,7 +258,7 @@ class AnswerFile:
         os.fsync(self.file.fileno())
 
     def _cut(self, size: int) -> None:
-        """Best effort: what cannot be cut off here is cut off by the next run."""
+        """Cut the file off if possible: what cannot be cut off here is cut off by the next run."""
         try:
             self.file.truncate(size)
             os.fsync(self.file.fileno())
@@ -272,7 +284,7 @@ class ProblemFile:
 
     def __init__(self, path: Path, out: str, inputs: Sequence[tuple[str, str | Path]]):
         self.path, self.count, self.file = followed(path), 0, None
-        name = f"--out {out}: its list of problems"
+        name = f"the list of problems of --out {out}"
         try:
             check_output(name, path, inputs, _is_problem_list, hint="move it away, or name another --out")
         except OutputError as error:
@@ -294,7 +306,7 @@ class ProblemFile:
 
 
 def _is_problem_list(file: Path) -> bool:
-    """Whether each whole line is a problem's row; a run that was killed may have left half of one."""
+    """Tell whether each whole line is a problem's row; a run that was killed may have left half of one."""
     *lines, rest = file.read_bytes().split(b"\n")
     try:
         rows = [parse_json(line) for line in lines]

@@ -119,7 +119,7 @@ def ask(
     start = time.perf_counter()
     question = question.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # bytes of another encoding
     if not question.strip():
-        raise Misuse('the question is empty; ask something, such as "what is in the image?"')
+        raise Misuse('QUESTION is empty; expected one, such as "what is in the image?"')
     check_numbers(max_new_tokens, seed)
     _check_image_path(image)
     if grounding is not None:
@@ -162,15 +162,15 @@ def ask(
 
 
 def check_numbers(max_new_tokens: int, seed: int | None) -> None:
-    """Raises Misuse for numbers that no answer can be made with."""
+    """Check the numbers of an answer. Raises Misuse."""
     if max_new_tokens < 1:
-        raise Misuse(f"--max-new-tokens is {max_new_tokens}; at least 1 is wanted")
+        raise Misuse(f"--max-new-tokens is {max_new_tokens}; expected at least 1")
     if seed is not None and not -(2**63) <= seed < 2**64:
-        raise Misuse(f"--seed is {seed}; a number of 64 bits is wanted, such as 0 to {2**64 - 1:,}")
+        raise Misuse(f"--seed is {seed}; expected a number of 64 bits, such as 0 to {2**64 - 1:,}")
 
 
 def ignore_settings(loaded: Loaded, seed: int | None, note: Callable[[str], None]) -> None:
-    """Answers are made by the settings of this command, not by the checkpoint's; what is left of those is told."""
+    """Set the generation settings of this command in the place of the checkpoint's, and tell which are ignored."""
     from .model.generation import own_settings
 
     try:
@@ -282,15 +282,15 @@ class TokenClock:
 
 
 def _check_image_path(image: str) -> None:
-    """What can be seen of a wrong path before anything heavy is imported."""
+    """Check an image's path before anything heavy is imported. Raises Misuse."""
     try:
         mode = os.stat(image).st_mode
     except FileNotFoundError:
-        raise Misuse(f"{image}: there is no such file; check the path of the image") from None
+        raise Misuse(f"{image} does not exist; check the path of the image") from None
     except OSError as error:
         raise Misuse(f"{image} cannot be opened ({error.strerror}); check the path of the image") from None
     if stat.S_ISDIR(mode):
-        raise Misuse(f"{image} is a directory; name one image file in it")
+        raise Misuse(f"{image} is a folder; expected one image file")
 
 
 def _open(image: str) -> "Image.Image":
@@ -327,11 +327,11 @@ def render(loaded: Loaded, messages: list[dict]) -> str:
 
 
 def check_controls(loaded: Loaded, question: str) -> None:
-    """Raises Failure where a question spells a control token: tokenised, it would forge turns, as no text may."""
+    """Check that a question spells no control token, since it would forge turns. Raises Failure."""
     from .model.firebolt import control_tokens
 
     if held := next((token for token in control_tokens(loaded.processor.tokenizer) if token in question), None):
-        raise Failure(f"the question holds {held!r}, a control token of this model; write it another way")
+        raise Failure(f"the question has {held!r}, a control token of this model; write it another way")
 
 
 def _inputs(loaded: Loaded, picture: "Image.Image", text: str):
@@ -341,18 +341,18 @@ def _inputs(loaded: Loaded, picture: "Image.Image", text: str):
 
 
 def room_for_answer(model, prompt_tokens: int) -> int:
-    """How many tokens an answer may have at most. Raises Failure where the prompt leaves no room."""
+    """Return the most tokens that an answer may have. Raises Failure where the prompt leaves no room."""
     most = model.config.text_config.max_position_embeddings
     if prompt_tokens >= most:
         raise Failure(
-            f"the question is {prompt_tokens:,} tokens long, and this model reads at most {most:,} with its answer; "
-            "shorten it"
+            f"the question is {prompt_tokens:,} tokens long; expected fewer than {most:,}, as this model reads "
+            "no more with its answer; shorten it"
         )
     return most - prompt_tokens
 
 
 def specials(loaded: Loaded, text: str) -> dict[str, bool]:
-    """A template that starts with the first token itself must not get another one."""
+    """Return how to tokenise a prompt: a template that starts with the first token must not get another one."""
     bos = loaded.processor.tokenizer.bos_token
     return {"add_special_tokens": not (bos and text.startswith(bos))}
 
@@ -433,7 +433,7 @@ def _words(loaded: Loaded, inputs, text: str, question: str) -> list[Word]:
 
 
 def word_spans(question: str) -> list[tuple[int, int]]:
-    """Where each word starts and ends, the punctuation around it left out."""
+    """Find where each word starts and ends, without the punctuation around it."""
     spans = []
     for found in BETWEEN_SPACES.finditer(question):
         start, end = found.span()

@@ -184,7 +184,7 @@ class Answering:
     def _together_or_one_by_one(
         self, rows: Sequence[Question], texts: dict[int, list[int]], problems: dict[int, str]
     ) -> list[Answer]:
-        """In one batch; where that is too much for the memory or for the positions, each row alone."""
+        """Answer in one batch, or, where that is too much for the memory or for the positions, each row alone."""
         if not rows:
             return []
         longest = max(len(texts[row.line]) for row in rows)

@@ -1,4 +1,4 @@
-"""`firebolt bench`: what was asked for, checked; the work done under a progress bar; what came of it, shown."""
+"""Commands of `firebolt bench`: arguments checked, the work under a progress bar, its results shown."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from .errors import Failure, Misuse
 from .files.reading import read_text
 from .files.tables import csv_of
 from .files.writing import OutputError, check_output
-from .outputs import allow_overwriting
+from .outputs import allow_overwriting, check_place, check_suffix
 from .progress import progress_bar
 
 
@@ -23,7 +23,7 @@ def chosen(option: str, wanted: Sequence[str] | None, there: Sequence[str]) -> l
     """The wanted ones in the order of `there`, all of them for None; Misuse for an unknown one."""
     for name in wanted or ():
         if name not in there:
-            raise Misuse(f"{option} {name}: there is no such; choose from {', '.join(there)}")
+            raise Misuse(f"{option} is {name}; expected one of {', '.join(there)}")
     return [name for name in there if not wanted or name in wanted]
 
 
@@ -34,10 +34,8 @@ def writable(
     if path is None:
         return None
     file = Path(path)
-    if file.suffix not in suffixes:
-        raise Misuse(f"{option} {path}: the name has to end in {' or '.join(suffixes)}")
-    if not file.parent.is_dir():
-        raise Misuse(f"{option} {path}: there is no folder {file.parent}")
+    check_suffix(option, path, suffixes)
+    check_place(option, path)
     allow_overwriting(option, path, [], ours, overwrite)
     return file
 
@@ -47,7 +45,7 @@ def folder_for(out: str, files: Iterable[str], ours: Callable[[Path], bool]) -> 
     `ours` says of the folder that it is none that this command wrote."""
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
-        raise Misuse(f"--out {out}: it is a file; name a folder")
+        raise Misuse(f"--out is {out}, a file; expected a folder")
     for file in files:
         try:
             check_output("--out", folder / file, ours=lambda _: ours(folder), hint="name another folder")
@@ -57,7 +55,7 @@ def folder_for(out: str, files: Iterable[str], ours: Callable[[Path], bool]) -> 
 
 
 def begins_with(table: Path, kind: type) -> bool:
-    """Whether a file is a table of rows of a dataclass: by the names of its columns."""
+    """Tell by the names of its columns whether a file is a table of rows of a dataclass."""
     try:
         return read_text(table).splitlines()[:1] == csv_of(kind, []).splitlines()
     except (OSError, ValueError):
@@ -88,12 +86,12 @@ def compile_report(
     dtypes = chosen("--dtype", dtypes, compiling.QUICK_DTYPES if quick else HALVES_AND_FLOAT32)
     there = chosen("--op", ops, tuple(OPS))
     if compiling.is_interpreting():
-        raise Misuse("TRITON_INTERPRET is set: kernels are interpreted and cannot be compiled; unset it")
+        raise Misuse("TRITON_INTERPRET is set, so that kernels are interpreted and cannot be compiled; unset it")
     with progress_bar("compiling") as progress:
         rows = compiling.report(there, dtypes, targets, quick, processes or os.cpu_count() or 1, progress)
     data = json.dumps({"rows": [asdict(row) for row in rows]}, indent=1)
     if file:
-        write_text(file, compiling.markdown(rows, command_line()) if file.suffix == ".md" else data)
+        write_text(file, compiling.markdown(rows, command_line()) if file.suffix.lower() == ".md" else data)
     if as_json:
         print(data)
     else:
@@ -230,7 +228,9 @@ def kernel_benchmarks(
             write_text(folder / "kernels.csv", measuring.to_csv(measuring.beside(kept, points)))
             write_whole(folder / f"{op}.png", lambda path, of_op=of_op: measuring.plot(of_op, path))
         except OSError as error:
-            raise Failure(f"--out {out}: {error.strerror or error}") from None
+            raise Failure(
+                f"--out is {out}, which could not be written ({error.strerror or error}); name another folder"
+            ) from None
         if not as_json:
             _show_times(measuring.speed_ups(of_op))
     if as_json:
@@ -240,21 +240,21 @@ def kernel_benchmarks(
     for note in notes:
         print(note, file=sys.stderr)
     if not points:
-        raise Misuse(f"--dtype {dtype}: none of {', '.join(ops)} is measured in it")
+        raise Misuse(f"--dtype is {dtype}, in which none of {', '.join(ops)} is measured; choose another one")
     if red := measuring.red_checks(points):
         for line in red:
             print(line, file=sys.stderr)
-        raise Failure(f"{len(red)} sizes have a red check: no speed-up is told for them")
+        raise Failure(f"{len(red)} sizes have a red check; no speed-up is shown for them")
 
 
 def _kept_points(file: Path) -> list:
-    """What is there of earlier runs. Raises Misuse where it is something else."""
+    """Read the points of earlier runs. Raises Misuse where the file is something else."""
     from .bench import kernels as measuring
 
     try:
         return measuring.from_csv(read_text(file)) if file.exists() else []
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise Misuse(f"--out: {file} is not a table of this command ({error}); name another folder") from None
+        raise Misuse(f"--out has {file}, which is no table of this command ({error}); name another folder") from None
 
 
 def _show_times(rows) -> None:
@@ -314,7 +314,9 @@ def answer_benchmark(
         write_text(folder / "answer.csv", measuring.to_csv(rows))
         write_whole(folder / "answer.png", lambda path: measuring.plot(rows, path))
     except OSError as error:
-        raise Failure(f"--out {out}: {error.strerror or error}") from None
+        raise Failure(
+            f"--out is {out}, which could not be written ({error.strerror or error}); name another folder"
+        ) from None
     if as_json:
         print(json.dumps([row.to_json() for row in rows], indent=1))
     else:

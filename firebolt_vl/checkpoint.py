@@ -1,4 +1,4 @@
-"""Loading a checkpoint that may be anything: what is wrong with it is said in one line, and nothing is unpickled."""
+"""Loading of a checkpoint from anywhere: what is wrong with it is said in one line, and nothing is unpickled."""
 
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +32,7 @@ def _embedded() -> Path:
 
 @contextmanager
 def files_checked():
-    """What is wrong with a checkpoint's files as a Failure."""
+    """Turn errors of a checkpoint's files into a Failure."""
     from .model.checkpoint_files import CheckpointError
 
     try:
@@ -51,19 +51,19 @@ def check_files(folder: Path) -> dict:
         CONFIG,
         PROCESSORS,
         TOKENIZERS,
-        check_config,
         check_folder,
         check_parts,
         read_json,
         read_shapes,
     )
+    from .model.checkpoint_sizes import check_config
     from .model.firebolt.original import ORIGINAL_MODEL_TYPE, is_original
 
     with files_checked():
         check_folder(folder)
         config = read_json(folder / CONFIG)
         if config.get("model_type") not in (FireboltConfig.model_type, ORIGINAL_MODEL_TYPE):
-            raise Failure(f"checkpoint {folder} is of a {config.get('model_type')!r} model; a Firebolt-VL is wanted")
+            raise Failure(f"checkpoint {folder} is of a {config.get('model_type')!r} model; expected a Firebolt-VL")
         check_config(config, read_shapes(folder), folder / CONFIG)
         # The original's images are cut by a rule that no file has to tell.
         processor = () if is_original(config) else (("processor", PROCESSORS),)
@@ -73,7 +73,7 @@ def check_files(folder: Path) -> dict:
 
 @contextmanager
 def quiet():
-    """Without transformers' own warnings and progress bars: what is wrong is said here, in one line."""
+    """Silence transformers' own warnings and progress bars: what is wrong is said here, in one line."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -88,7 +88,7 @@ def quiet():
 
 
 def choose_device(name: str) -> str:
-    """ "cpu" or "cuda" for "auto", "cpu" or "cuda"; Failure where there is none."""
+    """Return "cpu" or "cuda" for "auto", "cpu" or "cuda"; Failure where there is none."""
     import torch
 
     there = torch.cuda.is_available()
@@ -96,7 +96,7 @@ def choose_device(name: str) -> str:
         return "cuda" if there else "cpu"
     if name == "cuda" and not there:
         why = "is built without CUDA" if torch.version.cuda is None else "sees no CUDA device"
-        raise Failure(f"--device cuda: this PyTorch ({torch.__version__}) {why}; use --device cpu, or auto")
+        raise Failure(f"--device is cuda, but this PyTorch ({torch.__version__}) {why}; use --device cpu, or auto")
     return name
 
 
@@ -156,11 +156,11 @@ def _widen_if_faster(model) -> None:
 
 
 def check_report(folder: Path, report: dict) -> None:
-    """A tensor that is missing, left over or of another shape would leave a model that answers nonsense."""
+    """Check that no tensor is missing, left over or of another shape: such a model would answer nonsense."""
     if mismatched := sorted(report["mismatched_keys"]):
         name, found, wanted = mismatched[0]
         raise Failure(
-            f"checkpoint {folder}: {name} has shape {list(found)}, config.json makes it {list(wanted)} "
+            f"checkpoint {folder}: {name} has shape {list(found)}; expected {list(wanted)} by config.json "
             f"({len(mismatched)} such tensors); the weights and config.json do not belong together"
         )
     for what, names in (("lacks", report["missing_keys"]), ("has one too many:", report["unexpected_keys"])):
@@ -172,13 +172,13 @@ def check_report(folder: Path, report: dict) -> None:
 
 
 def check_views(model, processor, folder: Path) -> None:
-    """Attention over the patches of views that a vision tower was not made for would take memory without bound."""
+    """Check that views have about as many patches as the vision tower was made for, which bounds the memory."""
     vision, size = model.config.vision_config, processor.image_processor.size["height"]
     patches, own = ((side // vision.patch_size) ** 2 for side in (size, vision.image_size))
     if patches > max(MOST_TIMES_MORE * own, MOST_PATCHES):
         raise Failure(
-            f"checkpoint {folder}: its processor makes views of {size:,} pixels, config.json's vision tower is for "
-            f"{vision.image_size:,}; they do not belong together"
+            f"checkpoint {folder}: its processor makes views of {size:,} pixels; expected about {vision.image_size:,}, "
+            "by config.json's vision tower; they do not belong together"
         )
 
 
@@ -189,7 +189,7 @@ def _processor(folder: Path):
 
 
 def original_processor(folder: Path):
-    """The original saves a tokenizer beside SigLIP's image processor; its tiles are cut by its own rule."""
+    """Make the original's processor: it saves a tokenizer beside SigLIP's image processor, and has its own tiling."""
     from .model import FireboltImageProcessor, FireboltProcessor
     from .model.firebolt.original import original_chat_template
     from .model.loading import load_tokenizer

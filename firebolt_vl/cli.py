@@ -2,16 +2,18 @@
 
 import json
 import os
-import re
 import sys
-from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
-from .errors import Failure, Interrupted, Misuse, disk_failure, told
+from .ask_command import ask
+from .errors import Failure, Interrupted, disk_failure, told
+from .options import AsJson, Checkpoint, Device, OnDevice, Overwrite
+from .shown import new_console
+from .usage import complaint
+from .watch_command import watch
 
 app = typer.Typer(
     help="Firebolt-VL: ask an image a question, and see where the answer comes from.",
@@ -24,39 +26,6 @@ benchmarks = typer.Typer(help="Measure the kernels, and compile them for GPUs th
 app.add_typer(benchmarks, name="bench")
 data = typer.Typer(help="Check training data, and make it from what others release.")
 app.add_typer(data, name="data")
-
-
-class Device(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Dtype(StrEnum):
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class Quantize(StrEnum):
-    int8 = "int8"
-
-
-Checkpoint = Annotated[
-    str | None,
-    typer.Option(
-        metavar="DIR_OR_ID",
-        help="A folder; else hf:ORG/NAME (or ORG/NAME, where no folder is called ORG) from the hub. Default: tiny, the "
-        "small model inside the package.",
-    ),
-]
-OnDevice = Annotated[Device, typer.Option(help="Where to run; auto takes a GPU if there is one.")]
-Overwrite = Annotated[
-    bool,
-    typer.Option("--overwrite", help="Replace what is there, though this command did not write it. Never an input."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 
 
 def _version(wanted: bool) -> None:
@@ -76,179 +45,7 @@ def firebolt(
     """Firebolt-VL: ask an image a question, and see where the answer comes from."""
 
 
-@app.command()
-def ask(
-    image: Annotated[str | None, typer.Argument(metavar="IMAGE", help="An image file.")] = None,
-    question: Annotated[
-        str | None, typer.Argument(metavar="QUESTION", help="What you want to know, in quotes.")
-    ] = None,
-    batch: Annotated[
-        str | None,
-        typer.Option(
-            metavar="QUESTIONS.jsonl",
-            help='Answer many questions, one JSON object a line: {"image": "a.png", "question": "...", "id": ...}. '
-            "image may be a list, or absent in a question about none; it is looked for beside the file. id is the "
-            "line number by default.",
-        ),
-    ] = None,
-    out: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ANSWERS.jsonl",
-            help="Where the answers of --batch go. Started again after any kind of end, it answers what is not there.",
-        ),
-    ] = None,
-    mixed: Annotated[
-        bool, typer.Option("--mixed", help="Go on in a file with answers of another model or of other settings.")
-    ] = False,
-    batch_size: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="How many questions of --batch at a time. Default: 8.")
-    ] = None,
-    checkpoint: Checkpoint = None,
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="The answer's longest length in tokens.")] = 128,
-    grounding: Annotated[
-        str | None,
-        typer.Option(
-            metavar="OUT.png",
-            help="Write a picture of what the answer rests on, and of what each word of the question weighed.",
-        ),
-    ] = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-    device: OnDevice = Device.auto,
-    seed: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Sample the answer, with this seed. Default: the most likely words, no chance."),
-    ] = None,
-    dtype: Annotated[
-        Dtype, typer.Option(help="auto is the checkpoint's, on a CPU float32 where that is faster (firebolt info).")
-    ] = Dtype.auto,
-    quantize: Annotated[
-        Quantize | None, typer.Option(help="Weights in 8 bits: several times faster on a CPU, answers may differ.")
-    ] = None,
-    compile_step: Annotated[
-        bool, typer.Option("--compile", help="torch.compile the generation step: the first answer waits for it.")
-    ] = False,
-) -> None:
-    """Answer a question about an image, or with --batch many of them.
-
-    A question may not spell the model's control tokens (such as <|im_end|>): it would forge turns, and is refused.
-    """
-    how = {"checkpoint": checkpoint, "max_new_tokens": max_new_tokens, "device": device.value, "seed": seed}
-    how |= {"dtype": dtype.value, "quantize": quantize and quantize.value, "compile_step": compile_step}
-    if batch is not None:
-        for name, value in {"IMAGE": image, "--grounding": grounding, "--overwrite": overwrite or None}.items():
-            if value is not None:
-                raise Misuse(f"{name} does not go with --batch; leave one of them out")
-        if out is None:
-            raise Misuse("--batch needs --out ANSWERS.jsonl, where the answers go")
-        _ask_many(batch, out, batch_size or 8, as_json, {**how, "mixed": mixed})
-        return
-    for name, value in {"--out": out, "--batch-size": batch_size, "--mixed": mixed or None}.items():
-        if value is not None:
-            raise Misuse(f"{name} goes with --batch alone; leave it out")
-    for name, value in {"IMAGE": image, "QUESTION": question}.items():
-        if value is None:
-            raise Misuse(f"Missing argument '{name}'; see firebolt ask --help")
-    from .ask import ask as answer
-
-    how |= {"grounding": grounding, "overwrite": overwrite, "note": _note}
-    if as_json:
-        print(json.dumps(answer(image, question, **how).to_dict()))
-        return
-    speech = _Speech(question)
-    # With a picture to follow nothing is said before all is done: where the picture fails there is no answer.
-    speech.conclude(answer(image, question, say=None if grounding else speech, **how))
-
-
-def _note(text: str) -> None:
-    print(f"firebolt: {text}", file=sys.stderr, flush=True)
-
-
-class _Speech:
-    """An answer on the terminal while it is being made: nothing is printed before its first piece is there."""
-
-    def __init__(self, question: str):
-        self.console, self.question, self.begun = _console(), question, False
-
-    def __call__(self, piece: str) -> None:
-        from rich.text import Text
-
-        if not self.begun:
-            self.console.print(Text(self.question, "bold"))
-        self.begun = True
-        self.console.print(Text(piece, "bold dark_orange"), end="")
-
-    def conclude(self, reply) -> None:
-        self.question = reply.question
-        if not self.begun:
-            self(reply.answer or "(an empty answer)")
-        self.console.print()
-        _show_reply(reply, self.console)
-
-
-def _ask_many(batch: str, out: str, batch_size: int, as_json: bool, how: dict) -> None:
-    from .batch import answer_file
-    from .progress import progress_bar
-
-    def report(problem: str) -> None:
-        print(problem, file=sys.stderr, flush=True)
-
-    with progress_bar("answering") as progress:
-        done = answer_file(batch, out, batch_size=batch_size, progress=progress, report=report, **how)
-    if as_json:
-        print(json.dumps(done.to_dict()))
-    else:
-        rate = f", {done.tokens / done.seconds:.0f} tokens/s" if done.tokens else ""
-        print(
-            f"{out}: {done.answered} answered in {_seconds(done.seconds)}{rate}, {done.before} were there before, "
-            f"{done.bad} could not be answered"
-        )
-    if done.bad:
-        raise Failure(f"{done.bad} of {done.questions} questions could not be answered; see {done.problems}")
-
-
-def _show_reply(reply, console) -> None:
-    timing = reply.timing
-    _show_doubts(reply, console)
-    facts = [
-        *([f"probability {_percent(reply.probability)}"] if reply.probability is not None else []),
-        f"loaded in {_seconds(timing.load_s)}",
-        f"first token after {_seconds(timing.first_token_s)}",
-        f"{reply.answer_tokens} token{'s' if reply.answer_tokens > 1 else ''} in {_seconds(timing.total_s)}",
-        *([f"{timing.tokens_per_s:.0f} tokens/s"] if timing.tokens_per_s else []),
-        f"{reply.device}, {', '.join(filter(None, (reply.dtype, reply.quantize)))}",
-    ]
-    picture = None if reply.grounding is None else f"where it comes from: {reply.grounding.picture}"
-    _show_facts(reply, facts, picture, console)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share < 0.995 else "over 99 %"
-
-
-def _show_doubts(reply, console) -> None:
-    from rich.text import Text
-
-    for doubt in reply.doubts:
-        console.print(Text(f"a guess: {doubt}", "yellow"))
-    if reply.knows is not None:
-        console.print(Text(f"(the small model {Path(reply.checkpoint).name}: {reply.knows})", "dim"))
-
-
-def _show_facts(reply, facts: list[str], picture: str | None, console) -> None:
-    """What stands under an answer."""
-    from rich.text import Text
-
-    if not reply.complete:
-        console.print(Text(f"(cut short after {reply.answer_tokens} tokens)", "dim"))
-    console.print(Text(" · ".join(facts), "dim"))
-    if picture is not None:
-        console.print(Text(picture, "dim"))
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+app.command()(ask)
 
 
 @app.command()
@@ -282,75 +79,7 @@ def convert(
         print(f"  {key}")
 
 
-class Mode(StrEnum):
-    coarse_only = "coarse_only"
-    coarse_fine = "coarse_fine"
-    autoregressive = "autoregressive"
-
-
-@app.command()
-def watch(
-    video: Annotated[str, typer.Argument(metavar="VIDEO", help="A video file, or an image.")],
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What you want to know, in quotes.")],
-    model: Annotated[str, typer.Option(metavar="DIR_OR_ID", help="A foveated model: a folder or a hub id.")],
-    mode: Annotated[
-        Mode | None, typer.Option(help="How often a frame is looked at, and where the queries come from.")
-    ] = None,
-    frames: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="How many frames, spread over the video. Default: 1 a second, at most 64."),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="The answer's longest length in tokens.")] = 128,
-    attention: Annotated[
-        str | None,
-        typer.Option(
-            metavar="OUT.png|.gif", help="Write a picture or an animation of where each frame's query looked."
-        ),
-    ] = None,
-    overwrite: Overwrite = False,
-    as_json: AsJson = False,
-    device: OnDevice = Device.auto,
-    seed: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Sample the answer, with this seed. Default: the most likely words, no chance."),
-    ] = None,
-) -> None:
-    """Answer a question about a video, with one visual token for each frame."""
-    from .watch import watch as answer
-
-    reply = answer(
-        video,
-        question,
-        model,
-        mode and mode.value,
-        frames,
-        max_new_tokens,
-        attention,
-        device.value,
-        seed,
-        overwrite=overwrite,
-        note=_note,
-    )
-    if as_json:
-        print(json.dumps(reply.to_dict()))
-    else:
-        _show_watched(reply)
-
-
-def _show_watched(reply) -> None:
-    from rich.text import Text
-
-    console = _console()
-    console.print(Text(reply.question, "bold"))
-    console.print(Text(reply.answer or "(an empty answer)", "bold dark_orange"))
-    facts = [
-        f"loaded in {_seconds(reply.timing.load_s)}",
-        f"{reply.frames} frames looked at in {_seconds(reply.look_s)} ({reply.mode})",
-        f"{reply.answer_tokens} token{'s' if reply.answer_tokens > 1 else ''} in {_seconds(reply.timing.total_s)}",
-        f"{reply.device}, {reply.dtype}",
-    ]
-    picture = None if reply.attention is None else f"where it looked: {reply.attention}"
-    _show_facts(reply, facts, picture, console)
+app.command()(watch)
 
 
 @evaluations.command("tiny")
@@ -456,7 +185,7 @@ def bench_kernels(
     threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads on a CPU.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Time the ops: the definition, torch.compile of it and ours; GB/s, share of a copy, peak memory.
+    """Time the ops: the reference implementation, torch.compile of it and ours; GB/s, share of a copy, peak memory.
 
     Exit code 1 where an op is not within its error budget: then no speed-up is told.
     """
@@ -603,13 +332,7 @@ def info(as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(found))
     else:
-        show(found, _console())
-
-
-def _console():
-    from rich.console import Console
-
-    return Console(soft_wrap=True)
+        show(found, new_console())
 
 
 def run(arguments: list[str]) -> int:
@@ -626,9 +349,7 @@ def run(arguments: list[str]) -> int:
     except Failure as error:
         message, code = str(error), error.exit_code
     except TyperException as error:
-        command = getattr(getattr(error, "ctx", None), "command_path", "firebolt")
-        text = error.format_message().rstrip(".").replace("Value error, ", "")
-        message, code = f"{with_value(text, arguments)}; see {command} --help", error.exit_code
+        message, code = complaint(error, arguments), error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         message, code = f"stopped; {kept_by(arguments)}", Interrupted.exit_code
     except BrokenPipeError:
@@ -642,15 +363,6 @@ def run(arguments: list[str]) -> int:
         message, code = str(known or f"unexpected {type(error).__name__}: {error} {where}"), 1
     print(f"firebolt: {' '.join(message.split())}", file=sys.stderr)
     return code
-
-
-def with_value(message: str, arguments: list[str]) -> str:
-    """A complaint about an option with the value that came, which it may leave out."""
-    named = re.search(r"Invalid value for '(--[\w-]+)'", message)
-    if named is None or named[1] not in arguments[:-1]:
-        return message
-    value = arguments[arguments.index(named[1]) + 1]
-    return message if value in message else message.replace(named[1], f"{named[1]} {value}", 1)
 
 
 # What is left of a command that is stopped and does not say so itself, more exactly, by Interrupted; and how to go on.

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from .checkpoint import check_files, check_report, files_checked, locate, original_processor, quiet
 from .errors import Failure, Misuse, told
+from .outputs import check_place
 
 
 @dataclass
 class Conversion:
-    """What became of a checkpoint: every key of it is either used or listed as dead."""
+    """Result of a conversion: every key of the checkpoint is either used or listed as dead."""
 
     source: str
     out: str
@@ -41,17 +42,16 @@ def convert(
     """
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise Misuse(f"{out} is there already; name a new folder")
-    if not target.absolute().parent.is_dir():
-        raise Misuse(f"{out}: there is no directory {target.absolute().parent}; make it first")
+        raise Misuse(f"OUT is {out}, which exists already; name a new folder")
+    check_place("OUT", out)
     if kernel_taps is not None and kernel_taps < 1:
-        raise Misuse(f"--kernel-taps is {kernel_taps}; at least 1 is wanted")
+        raise Misuse(f"--kernel-taps is {kernel_taps}; expected at least 1")
     folder = locate(source)
     described = check_files(folder)
     from .model.firebolt.original import is_original
 
     if not is_original(described):
-        raise Failure(f"checkpoint {folder} is not one of the original Firebolt-VL: there is nothing to convert")
+        raise Failure(f"checkpoint {folder} is not one of the original Firebolt-VL; there is nothing to convert")
     with quiet():
         unfinished = target.absolute().with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
@@ -81,7 +81,8 @@ def convert(
 
 def _load(folder: Path, described: dict, kernel_taps: int | None, decoder: str | None, vision: str | None):
     from .model import FireboltForConditionalGeneration
-    from .model.checkpoint_files import CONFIG, check_model, read_shapes
+    from .model.checkpoint_files import CONFIG, read_shapes
+    from .model.checkpoint_sizes import check_model
     from .model.firebolt.original import load_original
     from .model.loading import Opened
 
@@ -108,4 +109,4 @@ def _backbone(option: str, name: str | None, shapes):
     try:
         return read_backbone(find(name, (CONFIG,)), shapes)
     except PlaceError as error:
-        raise Misuse(f"{option} {error}") from None
+        raise Misuse(f"{option}: {error}") from None

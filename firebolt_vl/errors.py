@@ -1,4 +1,4 @@
-"""What the command line cannot do, in one line that says what to do."""
+"""Errors of the command line: each is one line, `argument is VALUE; expected WHAT` or what to do."""
 
 import errno
 
@@ -52,7 +52,7 @@ def disk_failure(error: OSError) -> Failure | None:
 def told(error: BaseException) -> str:
     """An error of a library in one line: all of it where it is short, since the reason often stands in the last."""
     if isinstance(error, KeyError):  # its text is the key alone
-        return f"there is no {error}"
+        return f"the key {error} is missing"
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror

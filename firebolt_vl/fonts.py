@@ -45,7 +45,7 @@ def note(missing: str, most: int = 4) -> str:
 
 
 def _is_drawn(letter: str) -> bool:
-    """Not a space, a control, nor a mark that only says how its neighbours are drawn."""
+    """Tell whether a letter is drawn: no space, no control, no mark that only says how its neighbours are drawn."""
     return unicodedata.category(letter) not in ("Cc", "Cf", "Zs", "Zl", "Zp", "Cn", "Cs") and not (
         0xFE00 <= ord(letter) <= 0xFE0F
     )
@@ -59,7 +59,7 @@ def _installed() -> tuple[str, ...]:
 
 @cache
 def _letters(family: str) -> frozenset[str]:
-    """What the upright face of a family has glyphs for; nothing where it is not there, or cannot be read."""
+    """Return the letters that the upright face of a family has; none where it does not exist, or cannot be read."""
     faces = [entry for entry in font_manager.fontManager.ttflist if entry.name == family]
     for entry in sorted(faces, key=lambda entry: (entry.style != "normal", entry.weight not in (400, "normal"))):
         try:

@@ -1,4 +1,4 @@
-"""Where the foveated model looked: a page with every frame, or an animation of them."""
+"""Pictures of where the foveated model looked: a page with every frame, or an animation of them."""
 
 from collections.abc import Sequence
 from os import PathLike

@@ -1,4 +1,4 @@
-"""What answered a question: enough to tell another model, and another way of asking it, apart."""
+"""Identity of what answered a question: enough to tell another model, and another way of asking it, apart."""
 
 import hashlib
 from pathlib import Path
@@ -21,7 +21,7 @@ TOLD = (
 
 
 def digest(folder: Path) -> str:
-    """Of all that answers depend on in a checkpoint's folder, weights and all: 16 hexadecimal digits of SHA-256."""
+    """Hash all that answers depend on in a checkpoint's folder, weights and all: 16 hexadecimal digits of SHA-256."""
     from .model.checkpoint_files import PROCESSORS, TOKENIZERS
 
     names = (*TOLD, *TOKENIZERS, *PROCESSORS)
@@ -41,7 +41,7 @@ def digest(folder: Path) -> str:
 def answered_by(
     folder: Path, checkpoint: str | None, dtype: str, quantize: str | None, seed: int | None, max_new_tokens: int
 ) -> dict:
-    """What stands in each row of answers. `dtype` "auto" is left out: what it comes to is known after loading."""
+    """Return what each row of answers records. `dtype` "auto" is left out: its value is known after loading."""
     by = {"checkpoint": checkpoint or folder.name, "digest": digest(folder), "quantize": quantize, "seed": seed}
     by |= {"max_new_tokens": max_new_tokens, "version": __version__}
     return by if dtype == "auto" else {**by, "dtype": dtype}

@@ -1,4 +1,4 @@
-"""What this installation is: versions, devices, and which implementation each op takes on each of them."""
+"""Description of this installation: versions, devices, and which implementation each op takes on each of them."""
 
 import os
 import platform
@@ -67,7 +67,7 @@ def _versions(torch) -> dict[str, str | None]:
 
 
 def untested(versions: dict[str, str | None]) -> dict[str, str]:
-    """Of the libraries that are outside of what this package was tested with: what that is, such as "<5.25,>=5.23"."""
+    """List libraries whose versions are not tested, each with the tested ones, such as "<5.25,>=5.23"."""
     from packaging.requirements import Requirement
 
     try:

@@ -1,4 +1,4 @@
-"""The picture that a command is asked for: known to be possible before the work, then written whole or not at all."""
+"""Pictures that commands write: known to be possible before the work, then written whole or not at all."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -22,9 +22,7 @@ def check_picture(
     `given`: the file that the command reads, `what` that is. A file that is there is replaced where it is a picture of
     this package, or with `overwrite`.
     """
-    wanted = " or ".join(suffixes)
-    if Path(path).suffix.lower() not in suffixes:
-        raise Misuse(f"{option} {path}: a file that ends in {wanted} is wanted")
+    check_suffix(option, path, suffixes)
     check_place(option, path)
     allow_overwriting(option, path, [(f"the {what}", given)], is_our_picture, overwrite)
     output = followed(path)
@@ -35,14 +33,20 @@ def check_picture(
         if output.exists():
             output.open("r+b").close()
     except OSError as error:
-        raise Misuse(f"{option} {path} cannot be written ({words(error)}); name a place that can") from None
+        raise Misuse(f"{option} is {path}, which cannot be written ({words(error)}); name another place") from None
+
+
+def check_suffix(option: str, path: str, suffixes: Sequence[str]) -> None:
+    """Check that a file's name ends in one of the suffixes. Raises Misuse."""
+    if Path(path).suffix.lower() not in suffixes:
+        raise Misuse(f"{option} is {path}; expected a file that ends in {' or '.join(suffixes)}")
 
 
 def check_place(option: str, path: str) -> None:
-    """Raise Misuse where the folder of a file that is to be written is not there, also behind a link."""
+    """Check that the folder of a file that is to be written exists, also behind a link. Raises Misuse."""
     for folder in (Path(path).parent, followed(path).parent):
         if not folder.is_dir():
-            raise Misuse(f"{option} {path}: there is no directory {folder}; make it first")
+            raise Misuse(f"{option} is {path}, but the folder {folder} does not exist; make it first")
 
 
 def allow_overwriting(
@@ -65,4 +69,4 @@ def write_picture(option: str, path: str, write: Callable[[Path], Any]) -> None:
     try:
         write_whole(Path(path), write)
     except OSError as error:
-        raise Failure(f"{option} {path} could not be written ({words(error)}); name another place") from None
+        raise Failure(f"{option} is {path}, which could not be written ({words(error)}); name another place") from None

@@ -197,7 +197,7 @@ def _draw_weights(figure: Figure, words, weights, boxes, image, height: float) -
 
 
 def _draw_icon(figure: Figure, middle: float, top: float, size: float, box, image) -> None:
-    """Where the grid lies: the image's outline, the box filled."""
+    """Draw where the grid lies: the image's outline, the box filled."""
     axes = _place(figure, middle - size / 2, top, size, size)
     y0, x0, y1, x1 = box / np.array([image.height, image.width, image.height, image.width])
     axes.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[])

@@ -1,4 +1,4 @@
-"""What this CPU is fast in: float32, or half precision. Measured once, in a fraction of a second."""
+"""Choice of the dtype that this CPU is fast in, float32 or half precision; measured once, in part of a second."""
 
 import time
 from functools import cache
@@ -31,7 +31,7 @@ class Speed(NamedTuple):
 
 @cache
 def speed(dtype: str) -> Speed:
-    """How fast the CPU is in a dtype, with the threads that PyTorch uses."""
+    """Measure how fast the CPU is in a dtype, with the threads that PyTorch uses."""
     import torch
 
     from .kernels.linear import can_prepack, linear, linear_prepacked, prepacked
@@ -64,7 +64,7 @@ def runs_in(dtype: str) -> str:
 
 
 def told() -> dict:
-    """For `firebolt info`: the speeds, and what a checkpoint in each dtype runs in."""
+    """Describe for `firebolt info` the speeds, and what a checkpoint in each dtype runs in."""
     return {
         dtype: {**{name: round(ms, 1) for name, ms in speed(dtype)._asdict().items()}, "runs_in": runs_in(dtype)}
         for dtype in TOLD

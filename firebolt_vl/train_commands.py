@@ -1,4 +1,4 @@
-"""`firebolt data`, `firebolt train` and `firebolt ablate`: what was asked for, checked; the work; what came of it."""
+"""Commands `firebolt data`, `firebolt train` and `firebolt ablate`: arguments checked, the work, its results shown."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def check_data(
     from .train.data import Conversations
 
     if max_length is not None and checkpoint is None:
-        raise Misuse(f"--max-length {max_length}: tokens are a tokenizer's; name its --checkpoint too")
+        raise Misuse(f"--max-length is {max_length}, but only a tokenizer can count tokens; name one with --checkpoint")
     tokenizer = _tokenizer(checkpoint) if checkpoint else None
     try:
         found = Conversations(
@@ -65,13 +65,13 @@ def convert_data(
     from .train.data.convert import FORMATS, READ_ERRORS, convert
 
     if name not in FORMATS:
-        raise Misuse(f"{name}: no such format; choose from {', '.join(FORMATS)}")
+        raise Misuse(f"FORMAT is {name}; expected one of {', '.join(FORMATS)}")
     options = {"pattern": pattern} if pattern is not None else {}
     if options and name != "cc3m":
-        raise Misuse(f"--pattern {pattern}: only the images of cc3m are named by one")
+        raise Misuse(f"--pattern is {pattern}; expected with cc3m alone, whose table does not name its images")
     source = Path(file)
     if not source.is_file():
-        raise Misuse(f"{file}: there is no such file")
+        raise Misuse(f"{file} does not exist; check the path")
     allow_overwriting("OUT", out, [("the file that is converted", source)], overwrite=overwrite)
     try:
         found = convert(name, source, Path(out), Path(images or source.parent), report=_tell(as_json), **options)
@@ -84,7 +84,7 @@ def convert_data(
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise Failure(f"{file} is not in the format of {name}: {type(error).__name__} {first_line(error)}") from None
     if found.rows == len(found):
-        raise Failure(f"{file}: none of its {found.rows} rows could be converted; {out} is left as it is")
+        raise Failure(f"{file} has {found.rows} rows, none of which could be converted; {out} is left as it is")
     _show(found, as_json, f"{found.rows - len(found)} rows: {out}")
 
 
@@ -168,8 +168,9 @@ def train(name: str, overrides: list[str], out: str | None, resume: bool) -> Non
         if os.environ.get("FIREBOLT_TRACEBACK"):
             raise
         said = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-        where = getattr(error, "filename", None) or place
-        raise Failure(f"{where}: {said}") from None
+        if isinstance(error, ValueError):  # of data and checkpoints, whose messages name the file
+            raise Failure(said) from None
+        raise Failure(f"{getattr(error, 'filename', None) or place}: {said}") from None
     finally:
         leave_others()
     if is_first_process():
@@ -187,7 +188,7 @@ def ablate(tables: list[str], seeds: int, out: str, quick: bool, processes: int 
         from .train.outputs import alone_in
     except ModuleNotFoundError as error:
         raise Failure(f"ablate needs {error.name}; pip install 'firebolt-vl[train]'") from None
-    wanted = chosen("table", None if tables in ([], ["all"]) else tables, tuple(TABLES))
+    wanted = chosen("TABLE", None if tables in ([], ["all"]) else tables, tuple(TABLES))
     settings = Settings.quick() if quick else Settings()
     written = [f"{table}.{suffix}" for table in wanted for suffix in ("md", "csv", "png")]
     folder = folder_for(out, written, lambda folder: any((folder / ROWS).glob("*-seed-*.json")))

@@ -21,7 +21,7 @@ PICTURES = (".png", ".gif")
 
 @dataclass
 class Look:
-    """Where the query of one frame looked: the patch with the largest share, as (y0, x0, y1, x1) in pixels."""
+    """Look of one frame's query: the patch with the largest share, as (y0, x0, y1, x1) in pixels."""
 
     time_s: float | None
     box: list[float]
@@ -56,7 +56,7 @@ class Watched:
 
 @dataclass
 class _Source:
-    """What is watched: its frames, when each was on screen (None for an image), and how long it is."""
+    """Video or image that is watched: its frames, when each was on screen (None for an image), and how long it is."""
 
     frames: list["Image.Image"]
     times: list[float] | None
@@ -89,10 +89,10 @@ def watch(
     start = time.perf_counter()
     question = question.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # bytes of another encoding
     if not question.strip():
-        raise Misuse('the question is empty; ask something, such as "what happens?"')
+        raise Misuse('QUESTION is empty; expected one, such as "what happens?"')
     check_numbers(max_new_tokens, seed)
     if frames is not None and frames < 1:
-        raise Misuse(f"--frames is {frames}; at least 1 is wanted")
+        raise Misuse(f"--frames is {frames}; expected at least 1")
     _check_video_path(video)
     if attention is not None:
         check_picture("--attention", attention, PICTURES, video, "video", overwrite)
@@ -147,15 +147,15 @@ def watch(
 
 
 def _check_video_path(video: str) -> None:
-    """What can be seen of a wrong path before anything heavy is imported."""
+    """Check a video's path before anything heavy is imported. Raises Misuse."""
     try:
         mode = os.stat(video).st_mode
     except FileNotFoundError:
-        raise Misuse(f"{video}: there is no such file; check the path of the video") from None
+        raise Misuse(f"{video} does not exist; check the path of the video") from None
     except OSError as error:
         raise Misuse(f"{video} cannot be opened ({error.strerror}); check the path of the video") from None
     if stat.S_ISDIR(mode):
-        raise Misuse(f"{video} is a directory; name one video file in it")
+        raise Misuse(f"{video} is a folder; expected one video file")
 
 
 def _open(path: str, frames: int | None) -> _Source:
@@ -165,7 +165,7 @@ def _open(path: str, frames: int | None) -> _Source:
     try:
         if _is_image(path):
             if frames is not None:
-                raise Misuse(f"--frames: {path} is an image; it goes with a video")
+                raise Misuse(f"--frames is {frames}, but {path} is an image; expected with a video alone")
             return _Source([open_image(path)], None, None)
         video = read_video(path, frames)
     except (ImageError, VideoError) as error:
@@ -205,7 +205,7 @@ def _load(folder: Path, device: str) -> Loaded:
         described = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
         ours = described.get("model_type") == FoveatedVLMConfig.model_type
         if not ours and "model_type" in described:
-            raise Failure(f"checkpoint {folder} is of a {described['model_type']!r} model; a foveated model is wanted")
+            raise Failure(f"checkpoint {folder} is of a {described['model_type']!r} model; expected a foveated model")
         check_parts(folder, ("tokenizer", TOKENIZERS), *((("processor", PROCESSORS),) if ours else ()))
         try:
             how = {"dtype": "auto", "ignore_mismatched_sizes": True} if ours else {}
@@ -235,8 +235,8 @@ def _inputs(loaded: Loaded, source: _Source, question: str):
     most = model.config.text_config.max_position_embeddings
     if taken >= most:
         raise Failure(
-            f"question and frames are {taken:,} tokens long, and this model reads at most {most:,} with its answer; "
-            "shorten them"
+            f"question and frames are {taken:,} tokens long; expected fewer than {most:,}, which this model reads at "
+            "most with its answer; shorten them"
         )
     return inputs.to(model.device, dtype=model.dtype)
 

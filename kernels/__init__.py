@@ -1,4 +1,4 @@
-"""The ops: functions of tensors, each with a plain PyTorch definition under the same name in `reference`."""
+"""The ops: functions of tensors, each with a reference implementation under the same name in `reference`."""
 
 if __name__ == "kernels":
     # Python run at the top of the repository finds this folder under this name too, and so does transformers, which

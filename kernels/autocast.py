@@ -1,4 +1,4 @@
-"""What autocast means for an op: tensors come in its dtype, and nothing inside the op is cast again."""
+"""Autocast for an op: its tensors are cast to autocast's dtype, and nothing inside the op is cast again."""
 
 import contextlib
 

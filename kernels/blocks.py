@@ -1,4 +1,4 @@
-"""How much of a large computation to hold at a time."""
+"""Blocks of a large computation, so that intermediate arrays stay small."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

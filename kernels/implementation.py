@@ -1,4 +1,4 @@
-"""Which implementation of an op runs on a device: the one place that decides it."""
+"""Choice of the implementation of an op for a device: the one place that decides it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import check_one_of
 from .transforms import transformed
 
 OPS = (
@@ -39,15 +40,14 @@ _chosen: str | None = None
 def use_implementation(name: str) -> Iterator[None]:
     """A region in which every op runs by the implementation `name`, whatever the device; for tests and comparisons.
 
-    "reference" is the definition, "pytorch" the exact form for CPUs, "triton" the kernels (on a CPU: in Triton's
-    interpreter, so TRITON_INTERPRET=1 has to be set before they are imported). Where an op
-    gets float64 or an empty tensor, "triton" means "pytorch".
+    "reference" is the reference implementation, "pytorch" the exact form for CPUs, "triton" the kernels (on a CPU: in
+    Triton's interpreter, so TRITON_INTERPRET=1 has to be set before they are imported). Where an op gets float64 or an
+    empty tensor, "triton" means "pytorch".
 
     Raises ValueError for another name.
     """
     global _chosen
-    if name not in NAMES:
-        raise ValueError(f"use_implementation: name is {name!r}; wanted one of {', '.join(NAMES)}")
+    check_one_of("use_implementation", "name", name, NAMES)
     before, _chosen = _chosen, name
     try:
         yield
@@ -56,12 +56,11 @@ def use_implementation(name: str) -> Iterator[None]:
 
 
 def implementation(op: str, device: torch.device | str) -> Implementation:
-    """What runs for `op` (one of `OPS`) on tensors of `device`."""
-    if op not in OPS:
-        raise ValueError(f"op is {op!r}; wanted one of {', '.join(OPS)}")
+    """Return the implementation that runs for `op` (one of `OPS`) on tensors of `device`."""
+    check_one_of("implementation", "op", op, OPS)
     kind = torch.device(device).type
     if _chosen == "reference":
-        return Implementation("reference", "the definition was asked for")
+        return Implementation("reference", "the reference implementation was asked for")
     if _chosen == "triton":
         return Implementation("triton", "the Triton kernel was asked for")
     if _chosen is not None:
@@ -74,11 +73,11 @@ def implementation(op: str, device: torch.device | str) -> Implementation:
     return Implementation("triton", "the Triton kernel; the PyTorch form for float64 and for empty tensors")
 
 
-def choose(op: str, *tensors: Tensor | None) -> str:
+def choose(op: str, first: Tensor, *others: Tensor | None) -> str:
     """The name of what runs for `op` on these tensors (None is skipped), the first of which says on which device."""
-    name = implementation(op, tensors[0].device).name
+    name = implementation(op, first.device).name
     if name == "triton" and transformed():  # the kernels know no torch.func
         return "pytorch"
-    if name == "triton" and any(t is not None and (t.numel() == 0 or t.dtype in WIDE) for t in tensors):
+    if name == "triton" and any(t is not None and (t.numel() == 0 or t.dtype in WIDE) for t in (first, *others)):
         return "pytorch"
     return name

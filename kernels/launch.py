@@ -55,7 +55,7 @@ def recording() -> Iterator[list[Launch]]:
 
 
 def interpreting(kernel: triton.runtime.KernelInterface) -> bool:
-    """Whether the kernel runs in Triton's interpreter: TRITON_INTERPRET=1 was set when it was defined."""
+    """Tell whether the kernel runs in Triton's interpreter: TRITON_INTERPRET=1 was set when it was defined."""
     return isinstance(kernel, InterpretedFunction)
 
 

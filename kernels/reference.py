@@ -1,4 +1,4 @@
-"""The definitions: every op in plain PyTorch, with the signature of its public function."""
+"""Reference implementations: every op in plain PyTorch, with the signature of its public function."""
 
 from .diagonal_scan.reference import diagonal_scan
 from .fft_conv.reference import fft_conv

@@ -1,6 +1,7 @@
 """Gradients of gradients, and torch.func's transforms, of functions that have a backward pass of their own."""
 
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -8,13 +9,20 @@ from torch.autograd import forward_ad
 
 
 def transformed() -> bool:
-    """Whether a transform of torch.func (grad, vmap, jvp, ...) or forward-mode differentiation is at work."""
+    """Tell whether a transform of torch.func (grad, vmap, jvp, ...) or forward-mode differentiation is at work."""
     if torch.compiler.is_compiling():
         return False
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
-def apply(function: type[torch.autograd.Function], *arguments):
+class WithFormula(Protocol):
+    """An autograd function that has its forward pass also as `formula`, in plain operations."""
+
+    apply: Callable[..., Any]
+    formula: Callable[..., Any]
+
+
+def apply(function: WithFormula, *arguments: Any) -> Any:
     """`function.apply`; under a transform, which no function with a backward pass of its own knows, its `formula`: the
     same in plain operations, which costs memory."""
     return function.formula(*arguments) if transformed() else function.apply(*arguments)

@@ -1,20 +1,15 @@
-"""A stranger's checkpoint before anything is built of it: what kind of files it is made of, and whether its sizes fit.
+"""Checks of the files of a stranger's checkpoint before anything is built of it.
 
 Nothing here runs code of a checkpoint, waits for a pipe, follows an index out of the folder, or takes memory in
 proportion to what a file merely claims: of the weights only headers are read, and they bound what the configuration may
-make.
+make (`checkpoint_sizes`).
 """
 
 import math
 import os
-import re
 import stat
-from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from ..files.reading import parse_json
 
@@ -37,19 +32,6 @@ MOST_BYTES = {
 }
 MOST_BYTES_OF_KIND = {".model": 64 * MB, ".jinja": 100_000}
 MOST_HEADER_BYTES = 16 * MB
-# Numbers in a configuration that no tensor has to be as large as.
-FREE_NUMBERS = re.compile(
-    r"(token_id|token_index|position|theta|window|factor|scal|norm|eps|range|seed|top_k|length|mean|std|beta|alpha)"
-)
-# Below it a number may be larger than every size of the weights.
-SMALL_NUMBER, SMALL_STATE = 65_536, 256
-# Where there are no weights to compare with, as beside a tokenizer alone.
-UNSEEN_LAYERS, UNSEEN_SIZE = 1_000, 1_000_000
-MOST_ENTRIES = 10_000
-LAYER_NUMBER = re.compile(r"\.(\d+)\.")
-# What is built beyond the weights: a tied head, tables that are not saved.
-SPARE_NUMBERS = 16 * MB
-SPARE_SHARE = 1.25
 
 
 class CheckpointError(OSError):
@@ -92,7 +74,7 @@ def _is_read(name: str) -> bool:
 
 
 def check_file(path: Path) -> os.stat_result:
-    """The status of a plain file of a size that can be. Raises CheckpointError for anything else, unopened."""
+    """Return the status of a plain file of a size that can be. Raises CheckpointError for anything else, unopened."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -105,11 +87,11 @@ def check_file(path: Path) -> os.stat_result:
         raise CheckpointError(f"{path} cannot be opened ({error.strerror}); copy or download it again") from None
     if not stat.S_ISREG(found.st_mode):
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or device"
-        raise CheckpointError(f"{path} is {kind}, where a file is wanted; copy or download it again")
+        raise CheckpointError(f"{path} is {kind}; expected a file; copy or download it again")
     most = MOST_BYTES.get(path.name, MOST_BYTES_OF_KIND.get(path.suffix, math.inf))
     if found.st_size > most:
         raise CheckpointError(
-            f"{path} is {found.st_size:,} bytes large; a {path.name} of at most {most:,} is read. Download it again"
+            f"{path} is {found.st_size:,} bytes large; expected a {path.name} of at most {most:,}; download it again"
         )
     return found
 
@@ -119,23 +101,23 @@ def check_text(path: Path) -> None:
     try:
         path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is no text ({_first_line(error)}); copy or download it again") from None
+        raise CheckpointError(f"{path} is no text ({first_line(error)}); copy or download it again") from None
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object in a file of a checkpoint. Raises CheckpointError."""
+    """Read a JSON object in a file of a checkpoint. Raises CheckpointError."""
     check_file(path)
     try:
         content = parse_json(path.read_text(encoding="utf-8-sig"))  # transformers reads no other encoding
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({_first_line(error)}); copy or download it again") from None
+        raise CheckpointError(f"{path} cannot be read ({first_line(error)}); copy or download it again") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no JSON object; copy or download it again")
     return content
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint. Raises CheckpointError where there are none, or not all of them."""
+    """List the safetensors files of a checkpoint. Raises CheckpointError where there are none, or not all of them."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
@@ -172,7 +154,7 @@ def refuse_pickles(folder: Path) -> None:
 
 
 def read_shapes(folder: Path) -> Shapes:
-    """Every tensor of a checkpoint by its name, from the headers alone. Raises CheckpointError."""
+    """Read the shape of every tensor of a checkpoint, from the headers alone. Raises CheckpointError."""
     shapes: Shapes = {}
     files = weight_files(folder)
     for path in files:
@@ -200,7 +182,7 @@ def _header(path: Path) -> Shapes:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is damaged or incomplete ({_first_line(error)}); copy or download it again"
+            f"{path} is damaged or incomplete ({first_line(error)}); copy or download it again"
         ) from None
     if size > (memory := _memory()):
         raise CheckpointError(f"{path} is {size / 1e9:,.0f} GB large, and this machine has {memory / 1e9:,.0f} GB")
@@ -221,107 +203,16 @@ def check_parts(folder: Path, *wanted: tuple[str, tuple[str, ...]]) -> None:
             raise CheckpointError(f"checkpoint {folder} has no {kind} ({names[0]}); copy or download all of it again")
 
 
-def check_config(config: dict, shapes: Shapes | None, where: str | PathLike = CONFIG) -> None:
-    """Compare the numbers of a configuration with the weights, before anything is built of it. Raises CheckpointError.
-
-    A number of layers is at most that which the tensors are numbered by, every other size at most the largest size of a
-    tensor; without `shapes`, what any model has. What transformers would take for a place of code, or for another way
-    to hold weights, is refused.
-    """
-    layers, largest, states = _limits(shapes)
-    if long := next((key for key, value in _lists(config) if len(value) > MOST_ENTRIES), None):
-        raise CheckpointError(f"{where}: {long} is a list of more than {MOST_ENTRIES:,} entries, which no model needs")
-    for key, value in _entries(config):
-        name = key.rpartition(".")[2]
-        if name.endswith("_implementation") and isinstance(value, str) and not re.fullmatch(r"\w+", value):
-            raise CheckpointError(f"{where}: {key} is {value!r}, the name of a program from the hub; it is refused")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        if not math.isfinite(value):
-            raise CheckpointError(f"{where}: {key} is {value}, a number is wanted")
-        if re.fullmatch(r"(num_(hidden_)?layers|n_layers?|depth)", name) and value > layers:
-            raise CheckpointError(
-                f"{where}: {key} is {value:,}, the weights have {layers:,} layers; they do not belong together"
-                if shapes is not None
-                else f"{where}: {key} is {value:,}, at most {layers:,} are read"
-            )
-        if name == "state_size" and shapes is not None and value > SMALL_STATE and value not in states:
-            raise CheckpointError(f"{where}: {key} is {value:,}, no state in the weights is of that size")
-        if not FREE_NUMBERS.search(name) and value > max(largest, SMALL_NUMBER):
-            raise CheckpointError(
-                f"{where}: {key} is {value:,}, the largest size in the weights is {largest:,}; they do not belong "
-                "together"
-            )
-    for key in ("quantization_config", "compression_config"):
-        if config.get(key) is not None:
-            raise CheckpointError(
-                f"{where}: {key} came; weights that are quantised are not read. Take the checkpoint before that, and "
-                "--quantize int8"
-            )
-
-
-def _limits(shapes: Shapes | None) -> tuple[int, int, set[int]]:
-    """The most layers, the largest size, and the sizes that a state may have."""
-    if shapes is None:
-        return UNSEEN_LAYERS, UNSEEN_SIZE, set()
-    numbers = [int(found) for name in shapes for found in LAYER_NUMBER.findall(name) if len(found) < 10]
-    states = {n * size for name, sizes in shapes.items() if ".ssm." in name for size in sizes for n in (1, 2)}
-    return 1 + max(numbers, default=-1), max((size for sizes in shapes.values() for size in sizes), default=0), states
-
-
-def _entries(config: dict) -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in nested objects and lists, these included."""
-    waiting: list[tuple[str, Any]] = [("", config)]
-    while waiting:
-        key, value = waiting.pop()
-        yield key, value
-        if isinstance(value, dict):
-            waiting += [(f"{key}.{name}" if key else str(name), inner) for name, inner in value.items()]
-        elif isinstance(value, list):
-            waiting += [(key, inner) for inner in value]
-
-
-def _lists(config: dict) -> Iterator[tuple[str, list]]:
-    return ((key, value) for key, value in _entries(config) if isinstance(value, list))
-
-
-def check_model(build: Callable[[], torch.nn.Module], shapes: Shapes, where: str | PathLike = CONFIG) -> None:
-    """Build the model without memory (`build()` on PyTorch's meta device) and compare it with the weights.
-
-    What the configuration makes, parameters and tables, may be little larger than all tensors together. Raises
-    CheckpointError.
-    """
-    try:
-        with torch.device("meta"):
-            model = build()
-    except RuntimeError as error:  # sizes beyond 64 bits
-        raise CheckpointError(f"{where}: a model of these sizes cannot be made ({_first_line(error)})") from None
-    made = {name: tuple(tensor.shape) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    wanted = sum(map(math.prod, made.values()))
-    there = sum(map(math.prod, shapes.values()))
-    if wanted <= SPARE_SHARE * there + SPARE_NUMBERS:
-        return
-    for name, sizes in made.items():
-        if name in shapes and shapes[name] != sizes:
-            raise CheckpointError(
-                f"{name} has shape {list(shapes[name])}, config.json makes it {list(sizes)}; the weights and "
-                f"{where} do not belong together"
-            )
-    raise CheckpointError(
-        f"{where} makes a model of {wanted:,} numbers, the weights hold {there:,}; they do not belong together"
-    )
-
-
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or the name of its class."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 __all__ = [
     "CheckpointError",
-    "check_config",
     "check_folder",
-    "check_model",
     "check_parts",
+    "first_line",
     "read_json",
     "read_shapes",
     "refuse_pickles",

@@ -1,8 +1,10 @@
-"""What of a configuration can be seen to be wrong before a model is built of it."""
+"""Checks of a configuration before a model is built of it."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 SIZES = (
@@ -11,28 +13,53 @@ SIZES = (
 )
 
 
+def backbone(config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
+    """Return a backbone's configuration, which is an object once the configuration that holds it is made."""
+    assert isinstance(config, PreTrainedConfig)
+    return config
+
+
 def check_keys(given: Iterable[str], config_class: type[PreTrainedConfig]) -> None:
     """Raise ValueError for a key that is nearly one of a configuration's own: transformers would keep it unread."""
     own = set(config_class.__annotations__)
     for key in given:
         if near := difflib.get_close_matches(key, own, n=1, cutoff=0.8):
-            raise ValueError(f"{key}: there is no such key; did you mean {near[0]}?")
+            raise ValueError(f"{config_class.__name__}: {key} is not one of its keys; did you mean {near[0]}?")
+
+
+@contextmanager
+def named_part(config: PreTrainedConfig) -> Iterator[None]:
+    """Say which of the backbones' configurations holds a value of the wrong type, in a ValueError.
+
+    transformers makes them of dicts one by one, and names the field alone.
+    """
+    try:
+        yield
+    except StrictDataclassError as error:
+        for part in config.sub_configs_defaults:
+            if not isinstance(getattr(config, part), PreTrainedConfig):
+                reason = " ".join(str(error.__cause__ or error).split())
+                raise ValueError(f"{type(config).__name__}: {part}: {reason}") from None
+        raise
 
 
 def check_sizes(part: str, config: PreTrainedConfig) -> None:
-    """Raise ValueError where a backbone's sizes cannot be: transformers finds out by dividing by them."""
+    """Raise ValueError where a backbone's sizes cannot be: transformers finds out by dividing by them.
+
+    `part` is the backbone's place, as in "FireboltConfig: text_config".
+    """
     for name in SIZES:
         size = getattr(config, name, None)
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise ValueError(f"{part}: {name}={size!r} came, a whole number from 1 is wanted")
+            raise ValueError(f"{part}.{name} is {size!r}; expected a whole number, at least 1")
     if (layers := getattr(config, "num_hidden_layers", 0)) < 0:
-        raise ValueError(f"{part}: num_hidden_layers={layers} came, a whole number from 0 is wanted")
+        raise ValueError(f"{part}.num_hidden_layers is {layers}; expected a whole number, at least 0")
     pairs = (("hidden_size", "num_attention_heads"), ("num_attention_heads", "num_key_value_heads"))
     for whole, of in pairs:
         size, parts = getattr(config, whole, None), getattr(config, of, None)
         own_width = whole == "hidden_size" and getattr(config, "head_dim", None) is not None
         if size is not None and parts is not None and size % parts and not own_width:
-            raise ValueError(f"{part}: {of}={parts} came, a divisor of {whole}={size} is wanted")
+            raise ValueError(f"{part}.{of} is {parts}; expected a divisor of {whole}, {size}")
     patch, image = getattr(config, "patch_size", 1), getattr(config, "image_size", 1)
     if patch > image:
-        raise ValueError(f"{part}: patch_size={patch} came, at most image_size={image} is wanted")
+        raise ValueError(f"{part}.patch_size is {patch}; expected at most image_size, {image}")

@@ -1,4 +1,4 @@
-"""How a checkpoint wants to generate: what of it is taken over, and what is not."""
+"""Settings of a checkpoint for generation: those that are taken over, and those that are not."""
 
 from copy import copy
 
@@ -48,14 +48,14 @@ def own_settings(model, tokenizer, sampled: bool) -> list[str]:
 
 
 def settings_for(model, max_new_tokens: int) -> GenerationConfig:
-    """The model's own settings, for answers of at most so many tokens."""
+    """Return the model's own settings, for answers of at most so many tokens."""
     settings = copy(model.generation_config)
     settings.max_new_tokens = max_new_tokens
     return settings
 
 
 def _ids(value, size: int) -> list[int]:
-    """The tokens of a vocabulary among what stands where a token's id, or several, should."""
+    """Return the tokens of a vocabulary among what stands where a token's id, or several, should."""
     found = value.flatten().tolist() if isinstance(value, torch.Tensor) else value
     found = found if isinstance(found, list | tuple) else [found]
     return [token for token in found if isinstance(token, int) and not isinstance(token, bool) and 0 <= token < size]

@@ -1,4 +1,4 @@
-"""Images from anywhere as upright 8-bit RGB, and plain words where that cannot be.
+"""Images from anywhere as upright 8-bit RGB.
 
 Files are opened with care: nothing runs another program, a decompression bomb is refused at Pillow's limit, and what is
 missing, damaged or no image at all raises an error of one line that says what to do.
@@ -29,11 +29,11 @@ OVER, UNDER, DARKEST = 1.1, -0.01, 2.0
 
 
 class ImageError(ValueError):
-    """Something that should be an image cannot be read as one."""
+    """Something that should be an image and cannot be read as one."""
 
 
 def open_image(path: str | PathLike) -> Image.Image:
-    """The image file at `path`, upright, as RGB; the first frame of an animation.
+    """Open the image file at `path`, upright, as RGB; the first frame of an animation.
 
     Raises:
         FileNotFoundError, IsADirectoryError, PermissionError: there is no file to read at `path`.
@@ -44,9 +44,9 @@ def open_image(path: str | PathLike) -> Image.Image:
         mode = path.stat().st_mode
         file = path.open("rb") if stat.S_ISREG(mode) else None  # a pipe would be waited for
     except (FileNotFoundError, ValueError):  # a name with a NUL in it
-        raise FileNotFoundError(f"{path}: there is no such file; check the path of the image") from None
+        raise FileNotFoundError(f"{path} does not exist; check the path of the image") from None
     except NotADirectoryError:
-        raise FileNotFoundError(f"{path}: there is no such file; a part of the path is a file itself") from None
+        raise FileNotFoundError(f"{path} does not exist, since a part of the path is a file; check it") from None
     except PermissionError:
         raise PermissionError(f"{path} may not be read; give yourself permission (chmod u+r)") from None
     except OSError as error:
@@ -60,12 +60,12 @@ def open_image(path: str | PathLike) -> Image.Image:
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """The image in the bytes of a file, as `open_image` gives it; `name` is what an ImageError calls it."""
+    """Decode the image in the bytes of a file as `open_image` does; `name` is what an ImageError calls it."""
     return _decode(BytesIO(data), name)
 
 
 def load_image(source: str | PathLike | Image.Image) -> Image.Image:
-    """An image as chat messages name it: a path, an http(s) address, base64 text or a `data:` URL.
+    """Load an image as chat messages name it: a path, an http(s) address, base64 text or a `data:` URL.
 
     A text that a file has for its name is a path; else one that is an image in base64 (of any length, also base64url,
     with or without line breaks and padding) is that image; else it is a path that leads nowhere.
@@ -81,7 +81,7 @@ def load_image(source: str | PathLike | Image.Image) -> Image.Image:
         if not there and (data := _image_in_base64(source)) is not None:
             return _decode(BytesIO(data), "the base64 text")
         if not there and len(source) > LONGEST_NAME:
-            raise FileNotFoundError(f"{source[:60]}...: there is no such file, and it is no base64; check the path")
+            raise FileNotFoundError(f"{source[:60]}... does not exist as a file and is no base64; check the path")
     return open_image(source)
 
 
@@ -95,7 +95,7 @@ def _is_there(path: str) -> bool:
 def _from_data_url(url: str) -> bytes:
     about, comma, text = url.partition(",")
     if not comma:
-        raise ImageError("the data: URL has no comma before its data; data:image/png;base64,... is wanted")
+        raise ImageError("the data: URL has no comma before its data; expected data:image/png;base64,...")
     if not about.lower().rstrip().endswith(";base64"):
         return unquote_to_bytes(text)
     try:
@@ -165,7 +165,7 @@ def _decode(file: BinaryIO, name: str) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any of Pillow's modes as upright RGB: EXIF orientation applied, transparency over white, 16 bits scaled to 8."""
+    """Convert any of Pillow's modes to upright RGB: EXIF orientation applied, transparency over white, 8 bits of 16."""
     image = _upright(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return Image.fromarray(_grey_levels(np.asarray(image), image.mode)).convert("RGB")
@@ -207,7 +207,7 @@ def _grey_levels(levels: np.ndarray, mode: str) -> np.ndarray:
 
 
 def white_of(low: float, high: float) -> int | None:
-    """1 or 255, whichever is white in floating-point levels from `low` to `high`; None for levels outside both.
+    """Return 1 or 255, whichever is white in floating-point levels from `low` to `high`; None for levels outside both.
 
     Levels of 0..1 may swing over their ends a little, as a resized image's do. Raises ImageError where both could be.
     """
@@ -217,14 +217,14 @@ def white_of(low: float, high: float) -> int | None:
         return None
     if high < DARKEST:
         raise ImageError(
-            f"images: floating-point levels {low:g}..{high:g} came, which could be of 0..1 or 0..255; clip them to "
-            "0..1, or give 8-bit levels"
+            f"images has floating-point levels {low:g}..{high:g}, which could be of 0..1 or 0..255; expected one of "
+            "these; clip them to 0..1, or give 8-bit levels"
         )
     return 255
 
 
 def of_one_scale(arrays: Sequence) -> list:
-    """The frames of a clip, or the images of a stack, so that none is read on a scale of its own.
+    """Return the frames of a clip, or the images of a stack, so that none is read on a scale of its own.
 
     Where the floating-point arrays among them have levels of 0..255 together, each becomes 8 bits; a dark frame alone
     would pass for one of 0..1.
@@ -248,7 +248,7 @@ def _rounded(array: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
 
 
 def from_array(array: np.ndarray | torch.Tensor, channels_first: bool | None = None) -> Image.Image:
-    """RGB of an array [H,W], [H,W,C] or [C,H,W] with 1, 3 or 4 channels.
+    """Make an RGB image of an array [H,W], [H,W,C] or [C,H,W] with 1, 3 or 4 channels.
 
     Levels are 0..255 in any dtype, or 0..1 in a floating one (which its highest level tells), or 0..65535 in uint16, or
     bool. Where both ends could be the channels, a tensor has them first and a NumPy array last; `channels_first`
@@ -277,7 +277,7 @@ def _channels_first(shape: tuple[int, ...], guess: bool, told: bool | None) -> b
     channels = 1 if len(shape) == 2 else shape[0 if first else -1] if len(shape) == 3 else 0
     if channels not in (1, 3, 4) or 0 in shape:
         raise ValueError(
-            f"images: an array of shape {tuple(shape)} came; [H,W], [H,W,C] or [C,H,W] with C = 1, 3 or 4 is wanted"
+            f"images has an array of shape {list(shape)}; expected [H,W], [H,W,C] or [C,H,W] with C = 1, 3 or 4"
         )
     return first
 
@@ -292,7 +292,7 @@ def _eight_bits(array: np.ndarray) -> np.ndarray:
     white = white_of(low, high) if _is_floating(array) else 255 if low >= 0 and high <= 255 else None
     if white is None:
         raise ValueError(
-            f"images: an array of {array.dtype} with levels {low:g}..{high:g} came; 0..255 is wanted, or 0..1 in "
+            f"images has an array of {array.dtype} with levels {low:g}..{high:g}; expected 0..255, or 0..1 in "
             "floating point (the processor normalises them itself)"
         )
     if array.dtype == np.bool_ or white == 1:

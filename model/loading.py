@@ -1,4 +1,4 @@
-"""What `from_pretrained` of our classes does before transformers reads anything."""
+"""Checks and steps of `from_pretrained` before transformers reads anything."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,14 +18,13 @@ from .checkpoint_files import (
     TOKENIZERS,
     CheckpointError,
     Shapes,
-    check_config,
     check_folder,
-    check_model,
     check_parts,
     read_json,
     read_shapes,
     weight_files,
 )
+from .checkpoint_sizes import check_config, check_model
 from .places import HUB_ARGUMENTS, find
 
 
@@ -38,7 +37,7 @@ class Opened(NamedTuple):
 
 
 def open_folder(name: str | PathLike, arguments: dict[str, Any]) -> Path:
-    """The folder of a model (`places.find`), its files plain and of sizes that can be.
+    """Find the folder of a model (`places.find`), its files plain and of sizes that can be.
 
     What says where it is moves out of `arguments`, and into them comes that no code of it is run and that no other
     place is asked. Raises PlaceError, CheckpointError.
@@ -53,7 +52,7 @@ def open_folder(name: str | PathLike, arguments: dict[str, Any]) -> Path:
 
 
 def open_checkpoint(name: str | PathLike, arguments: dict[str, Any]) -> Opened:
-    """`open_folder`, its weights in whole safetensors files, and no size in its configuration that they do not have."""
+    """Open a folder with whole safetensors files, and no size in its configuration that they do not have."""
     folder = open_folder(name, arguments)
     arguments["use_safetensors"] = True
     config = read_json(folder / CONFIG)
@@ -63,14 +62,14 @@ def open_checkpoint(name: str | PathLike, arguments: dict[str, Any]) -> Opened:
 
 
 def open_image_processor(name: str | PathLike, arguments: dict[str, Any]) -> Path:
-    """`open_folder` of a model that has an image processor. Raises PlaceError, CheckpointError."""
+    """Open the folder of a model that has an image processor. Raises PlaceError, CheckpointError."""
     folder = open_folder(name, arguments)
     check_parts(folder, ("processor", PROCESSORS))
     return folder
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, in one file or in shards with an index. Raises CheckpointError."""
+    """Read all tensors of a checkpoint, in one file or in shards with an index. Raises CheckpointError."""
     state: dict[str, Tensor] = {}
     for file in weight_files(folder):
         state |= load_file(file)
@@ -78,7 +77,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def load_tokenizer(name: str | PathLike, **arguments):
-    """The tokenizer of a model, by transformers' own class for it. Raises PlaceError, CheckpointError.
+    """Load the tokenizer of a model, by transformers' own class for it. Raises PlaceError, CheckpointError.
 
     Its `apply_chat_template` is transformers' too, which knows no limit of time or memory: for a folder of a stranger
     use that of a processor, or `chat_template.check_template` before it.
@@ -91,7 +90,7 @@ def load_tokenizer(name: str | PathLike, **arguments):
 
 @contextmanager
 def tokenizer_named(folder: Path) -> Iterator[None]:
-    """Where loading fails, and what fails is reading tokenizer.json, a CheckpointError that names it."""
+    """Raise a CheckpointError that names tokenizer.json where loading fails and reading that file is what fails."""
     try:
         yield
     except Exception:
@@ -106,21 +105,21 @@ def tokenizer_named(folder: Path) -> Iterator[None]:
 
 
 def load_backbone(cls, name: str | PathLike, dtype: torch.dtype | None):
-    """A model of transformers' class `cls`, of safetensors alone. Raises PlaceError, CheckpointError."""
+    """Load a model of transformers' class `cls`, of safetensors alone. Raises PlaceError, CheckpointError."""
     arguments: dict[str, Any] = {"dtype": dtype or "auto"}
     opened = open_checkpoint(name, arguments)
     return cls.from_pretrained(opened.folder, **arguments)
 
 
 def load_checked(cls, load: Callable, name: str | PathLike | None, args: tuple, arguments: dict[str, Any]):
-    """A model of the class `cls` by transformers' `load`, once it is known that the weights fill it."""
+    """Load a model of the class `cls` by transformers' `load`, once it is known that the weights fill it."""
     if name is None:
         return load(None, *args, **arguments)
     opened = open_checkpoint(name, arguments)
     config, where = arguments.get("config"), opened.folder / CONFIG
     if config is None:
         if (kind := opened.config.get("model_type")) != cls.config_class.model_type:
-            raise CheckpointError(f"{where} is of a {kind!r} model; a {cls.config_class.model_type!r} one is wanted")
+            raise CheckpointError(f"{where} is of a {kind!r} model; expected a {cls.config_class.model_type!r} model")
         config = cls.config_class.from_dict(dict(opened.config))
     check_model(lambda: cls(config), opened.shapes, where)
     return load(opened.folder, *args, **arguments)

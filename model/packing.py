@@ -17,26 +17,26 @@ class Packed(NamedTuple):
 
 
 def trailing_padding(mask: torch.Tensor) -> torch.Tensor:
-    """Number of False at the end of each row of mask [B,T]: [B]; 0 for a row without any True."""
+    """Count the False at the end of each row of mask [B,T]: [B]; 0 for a row without any True."""
     return mask.flip(-1).long().cumsum(-1).eq(0).sum(-1) * mask.any(-1)
 
 
 def leading_padding(mask: torch.Tensor) -> torch.Tensor:
-    """Number of False at the start of each row of mask [B,T]: [B]; T for a row without any True."""
+    """Count the False at the start of each row of mask [B,T]: [B]; T for a row without any True."""
     return mask.long().cumsum(-1).eq(0).sum(-1)
 
 
 def check_prompts(mask) -> None:
-    """Raises ValueError where `mask` [B,T], if there is one, drops the last position of a prompt to be answered."""
+    """Raise ValueError where `mask` [B,T], if there is one, drops the last position of a prompt to be answered."""
     if isinstance(mask, torch.Tensor) and mask.dim() == 2 and not bool(mask[:, -1:].bool().all()):
         raise ValueError(
-            "attention_mask: a prompt padded on the right came, padding on the left is wanted (processor(..., "
-            "padding=True, padding_side='left')): an answer follows its prompt without a hole"
+            "generate: attention_mask pads a prompt on the right; expected padding on the left (processor(..., "
+            "padding=True, padding_side='left')), since an answer follows its prompt without a hole"
         )
 
 
 def has_hole(mask: torch.Tensor) -> torch.Tensor:
-    """Whether a row of mask [B,T] drops a position between two kept ones: [B]."""
+    """Return whether a row of mask [B,T] drops a position between two kept ones: [B]."""
     return leading_padding(mask) + mask.sum(-1) + trailing_padding(mask) != mask.shape[-1]
 
 
@@ -68,7 +68,7 @@ def pack(candidates: torch.Tensor, keep: torch.Tensor, text_mask: torch.Tensor) 
 
 
 def kept_columns(hidden: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-    """The columns of hidden [B,T,D] that get logits, as models of transformers take it.
+    """Return the columns of hidden [B,T,D] that get logits, as models of transformers take it.
 
     logits_to_keep: how many at the end (0: all); an index [n] for all rows; an index [B,n] for each row; or a mask
     [B,T] bool, which gives [n,D].

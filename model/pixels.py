@@ -12,15 +12,15 @@ MOST_PIXELS, MOST_TILES = 2**25, 2**14
 
 
 def as_rgb(image, channels_first: bool | None) -> Image.Image:
-    """Anything that is an image, upright and RGB."""
+    """Return anything that is an image as an upright RGB image."""
     image = pictures.to_rgb(image) if isinstance(image, Image.Image) else pictures.from_array(image, channels_first)
     if 0 in image.size:
-        raise ValueError(f"images: an image of {image.width} x {image.height} pixels came; at least 1 x 1 is wanted")
+        raise ValueError(f"images has an image of {image.width} x {image.height} pixels; expected at least 1 x 1")
     return image
 
 
 def levels_of(image: Image.Image) -> np.ndarray:
-    """Levels [3,H,W] of an RGB image."""
+    """Return the levels [3,H,W] of an RGB image."""
     return np.moveaxis(np.asarray(image), -1, 0)
 
 
@@ -33,7 +33,10 @@ def normalise(
     image_std: float | Sequence[float],
     **_,
 ) -> np.ndarray:
-    """(levels * rescale_factor - mean) / std as one multiply and one subtract, float32, channels third from last."""
+    """Compute (levels * rescale_factor - mean) / std, float32, as one multiply and one subtract.
+
+    Channels are third from last.
+    """
     factor = rescale_factor if do_rescale else 1.0
     mean, std = (image_mean, image_std) if do_normalize else (0.0, 1.0)
     mean, std = (np.broadcast_to(np.asarray(value, dtype=np.float64), 3)[:, None, None] for value in (mean, std))
@@ -44,6 +47,6 @@ def check_pixels(pixels: int, tiles: int = 0) -> None:
     """Raise ValueError where an image would become so many pixels, or tiles, that memory ends."""
     if pixels > MOST_PIXELS or tiles > MOST_TILES:
         raise ValueError(
-            f"size, tile_size, tile_overlap, max_tiles: {tiles:,} tiles and {pixels:,} pixels of one image came, at "
-            f"most {MOST_TILES:,} and {MOST_PIXELS:,} are wanted"
+            f"size, tile_size, tile_overlap and max_tiles make {tiles:,} tiles and {pixels:,} pixels of one image; "
+            f"expected at most {MOST_TILES:,} and {MOST_PIXELS:,}"
         )

@@ -1,4 +1,4 @@
-"""Where a model is: on this machine first, on the hub only where its name cannot be meant otherwise."""
+"""Places of models: on this machine first, on the hub only where its name cannot be meant otherwise."""
 
 import difflib
 import re
@@ -30,11 +30,11 @@ REASONS = {
 
 
 class PlaceError(OSError):
-    """There is no model of that name, here or on the hub."""
+    """Name that no model has, here or on the hub."""
 
 
 def find(name: str | PathLike, patterns: tuple[str, ...] = NEEDED, **hub) -> Path:
-    """The folder of a model.
+    """Find the folder of a model.
 
     `name` is a folder (`~` is the home); or "tiny", the model in this package, where no folder has that name; or a
     model on the hub, whose files that match `patterns` are fetched: `hf:ORG/NAME`, or `ORG/NAME` where that cannot be
@@ -48,11 +48,11 @@ def find(name: str | PathLike, patterns: tuple[str, ...] = NEEDED, **hub) -> Pat
 
 
 def find_here(name: str | PathLike) -> Path | None:
-    """`find` without the hub: None for a model that can only be there. Raises PlaceError."""
+    """Find it without the hub: None for a model that can only be there. Raises PlaceError."""
     text = str(name)
     if text.startswith(HUB) and not Path(text).exists():
         if not HUB_NAME.fullmatch(text.removeprefix(HUB)):
-            raise PlaceError(f"{text}: hf:ORG/NAME is wanted, the name of a model on the hub")
+            raise PlaceError(f"{text} names no model on the hub; expected hf:ORG/NAME")
         return None
     folder = _expanded(text)
     try:
@@ -67,11 +67,11 @@ def find_here(name: str | PathLike) -> Path | None:
         return _embedded()
     if could_be_hub_id(text):
         return None
-    raise PlaceError(f"{text}: there is no such folder; {_meant(folder, text)}")
+    raise PlaceError(f"{text} does not exist; {_meant(folder, text)}")
 
 
 def could_be_hub_id(name: str) -> bool:
-    """Whether a name of no folder can only be meant as a model on the hub."""
+    """Return whether a name of no folder can only be meant as a model on the hub."""
     if not HUB_ID.fullmatch(name) or name.lower().endswith(FILE_ENDINGS):
         return False
     return not Path(name).parent.exists()
@@ -85,14 +85,14 @@ def _expanded(text: str) -> Path:
 
 
 def _embedded() -> Path:
-    folder = Path(str(files(__package__.partition(".")[0]) / EMBEDDED))
+    folder = Path(str(files(__name__.partition(".")[0]) / EMBEDDED))
     if not (folder / "config.json").is_file():
         raise PlaceError("tiny: the embedded checkpoint is not in this copy of firebolt_vl; `make tiny` trains it")
     return folder
 
 
 def _meant(folder: Path, text: str) -> str:
-    """What to do about a path that is not there."""
+    """Say what to do about a path that is not there."""
     try:
         beside = [path.name for path in folder.parent.iterdir() if path.is_dir()]
     except OSError:
@@ -115,7 +115,7 @@ def _from_hub(name: str, patterns: tuple[str, ...], hub: dict) -> Path:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         told = next((text for name, text in REASONS.items() if name in type(error).__name__), first)
         raise PlaceError(
-            f"{name}: no such folder, and the hub gives no such model ({told}); check the name and the connection"
+            f"{name} is no folder, and the hub gives no such model ({told}); check the name and the connection"
         ) from None
 
 

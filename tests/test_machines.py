@@ -52,20 +52,26 @@ def test_what_a_cpu_lacks_it_does_not_play(monkeypatch):
     assert "x86-64 alone" in machines.why_not(machines.MACHINES["sse"])
 
 
-def test_what_was_not_run_and_what_failed_stand_in_the_table():
-    outcomes = {"sse": machines.Outcome(3, ["tests.test_x::test_y"], 1, 2.4)}
-    text = machines.table(outcomes, {"sse": 5}, {"avx512": "this CPU has none"})
-    assert "| sse | 1 | 5 | 3 | 1 | 1 | 2 | " in text
-    assert "| avx512 | not run: this CPU has none |" in text
-    assert "- `tests.test_x::test_y`" in text
+def test_a_run_on_some_machines_replaces_their_rows_in_a_page_of_the_same_versions():
+    first, second = machines.Outcome(3, ["tests.test_x::test_y"], 1, 2.4), machines.Outcome(4, [], 1, 2.4)
+    rows = {name: machines.row(name, first, seed) for seed, name in enumerate(("sse", "avx2-zen"), 5)}
+    rows["avx512"] = "| avx512 | not run: this CPU has none |||||||"
+    failed = {name: machines.failures(name, first) for name in ("sse", "avx2-zen")}
+    page = machines.head() + machines.table(rows, failed)
+    assert "| sse | 1 | 5 | 3 | 1 | 1 | 2 | " in page
+    assert page.index("| avx512 |") < page.index("| avx2-zen |") < page.index("| sse |")
+    assert machines.read_page(page) == (rows, failed)
+    rows["sse"] = machines.row("sse", second, 9)
+    assert machines.read_page(machines.head() + machines.table(rows, {})) == (rows, {})
+    assert machines.read_page(page.replace("Python 3", "Python 2")) is None
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--machines", "sse vax"], "--machines: vax came, of avx512"),
-        (["--seed", "0"], "--seed: 0 came, a whole number above 0 is wanted"),
-        (["--seed", "x"], "--seed: x came"),
+        (["--machines", "sse vax"], "--machines is vax; expected some of avx512"),
+        (["--seed", "0"], "--seed is 0; expected a whole number above 0"),
+        (["--seed", "x"], "--seed is x; expected"),
     ],
 )
 def test_arguments_that_cannot_be(arguments, words):

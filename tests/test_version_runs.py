@@ -45,4 +45,4 @@ def test_an_unknown_environment_is_refused():
     script = Path(versions.__file__)
     done = subprocess.run([sys.executable, script, "latest"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "latest came, oldest or newest is wanted" in done.stderr
+    assert "latest; expected oldest or newest" in done.stderr

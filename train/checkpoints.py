@@ -1,4 +1,4 @@
-"""Everything a run needs to go on, on disk: whole or not there, and never trusted unless its sums are right."""
+"""Checkpoints of a run on disk: whole or not there, and never trusted unless their sums are right."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from .errors import TrainingError
 from .states import States, first_unsound, load_states, not_finite, save_states
 
 MANIFEST = "manifest.json"
-# That of the manifest and of all files beside it. Before there were numbers, checkpoints held pickles.
+# Of the manifest and of all files beside it; a manifest without a format is of checkpoints that held pickles.
 FORMAT = 2
 
 
@@ -37,7 +37,7 @@ def steps_in(folder: Path) -> list[int]:
 
 
 def kept_in(folder: Path) -> str:
-    """What of a run is there to go on from."""
+    """Tell what a run can be resumed from."""
     steps = steps_in(folder)
     return f"{folder / f'step-{steps[0]:08d}'} is kept" if steps else "no checkpoint was written before"
 
@@ -122,8 +122,8 @@ class Checkpoints:
         folder = self.path(manifest["step"])
         if manifest["processes"] != self.accelerator.num_processes:
             raise ValueError(
-                f"{folder} was written by {manifest['processes']} processes, "
-                f"{self.accelerator.num_processes} came to go on with it; start as many"
+                f"{folder} was written by {manifest['processes']} processes; expected "
+                f"{self.accelerator.num_processes}, as many as there are now; start {manifest['processes']} to go on"
             )
         try:
             load_states(folder, self.states, self.accelerator)
@@ -164,7 +164,7 @@ class Checkpoints:
         return None, other
 
     def _remove(self, step: int) -> None:
-        """At no time is there half a checkpoint under a checkpoint's name."""
+        """Remove a checkpoint; at no time is there half of one under a checkpoint's name."""
         if self.path(step).is_symlink():
             self.path(step).unlink()
         elif self.path(step).exists():
@@ -196,7 +196,7 @@ def _verified(folder: Path, step: int) -> dict:
             "is of an earlier version: pickles, which can run code when they are opened, and are not read"
         )
     if manifest["format"] != FORMAT:
-        raise OtherFormat(f"is of another version (format {manifest['format']}, {FORMAT} is known)")
+        raise OtherFormat(f"is of another version (its format is {manifest['format']}; expected {FORMAT})")
     if manifest["step"] != step:
         raise ValueError(f"{MANIFEST} is that of step {manifest['step']}")
     _check_notes(manifest["notes"])
@@ -209,12 +209,12 @@ def _verified(folder: Path, step: int) -> dict:
 
 
 def _check_notes(notes: dict) -> None:
-    """Raises ValueError where they are not what a run keeps."""
+    """Check the notes of a run. Raises ValueError."""
     best, counts = notes["best"], (notes["skipped"], notes["in_a_row"])
     if best is not None and not (isinstance(best, float) and math.isfinite(best)):
-        raise ValueError(f"{MANIFEST}: best: {best!r} came, a number or nothing is wanted")
+        raise ValueError(f"{MANIFEST}: best is {best!r}; expected a number or nothing")
     if not all(isinstance(count, int) and count >= 0 for count in counts):
-        raise ValueError(f"{MANIFEST}: skipped, in_a_row: {counts} came, counts are wanted")
+        raise ValueError(f"{MANIFEST}: skipped and in_a_row are {counts}; expected counts")
 
 
 def _sum_of(manifest: dict) -> str:
@@ -222,7 +222,7 @@ def _sum_of(manifest: dict) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Onto the disk itself: a machine may lose power."""
+    """Write a file's contents onto the disk itself, since a machine may lose power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What a training run is told: the keys of each recipe."""
+"""Configuration of a training run: the keys of each recipe."""
 
 from dataclasses import dataclass, fields
 
@@ -13,16 +13,16 @@ LOSSES = ("text", "answers", "preferences")
 LOOKS = ("coarse_only", "coarse_fine", "autoregressive")
 QUERY = ("query_dim", "visual_scale", "deep_query", "lambda_coarse")
 LORA = {"rank": int, "alpha": float, "dropout": float, "targets": list[str]}
-# Of each pair one alone says something: given after a file, as key=value, it takes the place of the other there.
+# Of each pair only one can be given: as key=value after a file, it replaces the other there.
 EITHER = (("epochs", "max_steps"), ("validation", "validation_share"))
 EPOCHS = 5
 EVAL_EVERY = 1000
 MOST_SEED = 2**32 - 1
 
-ONE_START = "a run starts from one of model, decoder (with vision) and architecture"
-ONE_OF_TWO = "both came; one of the two is wanted"
-NEW_ALONE = "it is that of the checkpoint; only a new model is told"
-BOTH_BACKBONES = "a new model is put between both; name both"
+ONE_START = "expected one of model, decoder (with vision) and architecture to start from"
+ONE_OF_TWO = "expected one of the two"
+NEW_ALONE = "expected for a new model alone, since a checkpoint has its own"
+BOTH_BACKBONES = "expected both backbones of a new model"
 
 
 @dataclass(frozen=True)
@@ -108,18 +108,19 @@ class RowsConfig:
     def __post_init__(self):
         check_values(self)
         if self.model is None and self.decoder is None and self.architecture is None:
-            raise ConfigError(f"nothing came to start from; {ONE_START}")
+            raise ConfigError(f"model is not given; {ONE_START}")
         if self.architecture is not None and set(self.architecture) != {"text_config", "vision_config"}:
-            raise ConfigError("architecture: text_config and vision_config are wanted, and nothing else")
+            keys = ", ".join(self.architecture) or "no keys"
+            raise ConfigError(f"architecture has {keys}; expected text_config and vision_config, and nothing else")
         if not self.train:
-            raise ConfigError(f"train: no part came, some of {', '.join(PARTS)} are wanted")
+            raise ConfigError(f"train is empty; expected some of {', '.join(PARTS)}")
         if not self.data:
-            raise ConfigError("data: no file came; name the data files (`firebolt data check` looks through them)")
+            raise ConfigError("data is empty; expected data files (`firebolt data check` looks through them)")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"betas: {self.betas} came, two numbers from 0 to below 1 are wanted")
+            raise ConfigError(f"betas is {self.betas}; expected two numbers from 0 to below 1")
         if self.eval_every and not self.validation and not self.validation_share:
             raise ConfigError(
-                f"eval_every: {self.eval_every} came, but no row is held out to validate on; give validation or "
+                f"eval_every is {self.eval_every}, but no row is held out to validate on; give validation or "
                 "validation_share, or eval_every=0"
             )
 
@@ -128,8 +129,8 @@ class RowsConfig:
         micro = self.micro_batch_size or max(1, self.batch_size // processes)
         if self.batch_size % (micro * processes):
             raise ConfigError(
-                f"batch_size: {self.batch_size} rows cannot be cut into micro-batches of {micro} on {processes} "
-                f"process{'es' if processes > 1 else ''}; a multiple of {micro * processes} is wanted"
+                f"batch_size is {self.batch_size}; expected a multiple of {micro * processes}, for micro-batches of "
+                f"{micro} rows on {processes} process{'es' if processes > 1 else ''}"
             )
         return self.batch_size // (micro * processes)
 
@@ -166,7 +167,7 @@ class TrainConfig(RowsConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.fusion not in (None, "replace") and self.connector not in (None, "cmm"):
-            raise ConfigError(f"fusion: {self.fusion!r} goes with connector 'cmm' alone, {self.connector!r} came")
+            raise ConfigError(f"fusion is {self.fusion!r}; expected with connector 'cmm' alone, not {self.connector!r}")
         check_keys("cmm", self.cmm or {}, [one.name for one in fields(CMMConfig)])
         check_lora(self.lora or {})
 
@@ -267,11 +268,11 @@ class TinyConfig:
     def __post_init__(self):
         check_values(self)
         if self.test_scenes and self.test_scenes < 4:
-            raise ConfigError(f"test_scenes: {self.test_scenes} came, 0 or at least 4 (one of each layout) is wanted")
+            raise ConfigError(f"test_scenes is {self.test_scenes}; expected 0 or at least 4 (one of each layout)")
         if self.seeds > 1 and self.test_scenes == 0:
-            raise ConfigError("test_scenes: 0 came; the median of several seeds is found by an exam")
+            raise ConfigError("test_scenes is 0; expected at least 4, since an exam finds the median of several seeds")
         if self.seed + self.seeds - 1 > MOST_SEED:
-            raise ConfigError(f"seed, seeds: the last seed would be larger than {MOST_SEED}")
+            raise ConfigError(f"seed is {self.seed}; expected at most {MOST_SEED} for the last of {self.seeds} seeds")
 
 
 RECIPES = {"conversations": TrainConfig, "foveated": FoveatedConfig, "tiny": TinyConfig}
@@ -285,8 +286,8 @@ def check_lora(lora: dict) -> None:
     if "rank" in lora:
         check_bounds("lora.rank", lora["rank"], 1)
     if lora.get("alpha", 1) <= 0:
-        raise ConfigError(f"lora.alpha: {lora['alpha']} came, more than 0 is wanted")
+        raise ConfigError(f"lora.alpha is {lora['alpha']}; expected more than 0")
     if not 0 <= lora.get("dropout", 0) < 1:
-        raise ConfigError(f"lora.dropout: {lora['dropout']} came, a share from 0 to below 1 is wanted")
+        raise ConfigError(f"lora.dropout is {lora['dropout']}; expected a share from 0 to below 1")
     if lora.get("targets") == []:
-        raise ConfigError("lora.targets: no layer came")
+        raise ConfigError("lora.targets is empty; expected names of layers, or leave the key out")

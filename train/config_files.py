@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.reading import read_text
+from ..files.writing import words
 from .config import EITHER, RECIPES, Config
 from .errors import ConfigError
 from .keys import check_choice, meant
@@ -34,12 +35,12 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign or not key:
-            raise ConfigError(f"{override}: key=value is wanted")
+            raise ConfigError(f"{override} has no =; expected key=value")
         place, *rest = key.split(".")
         inner = values
         for part in rest:
             if not isinstance(inner.setdefault(place, {}), dict):
-                raise ConfigError(f"{override}: {place} is no table of keys")
+                raise ConfigError(f"{override}: {place} is {inner[place]!r}; expected a table of keys")
             inner, place = inner[place], part
         inner[place] = _value(text)
     recipe = values.pop("recipe", "conversations")
@@ -53,34 +54,36 @@ def _read(name: str) -> dict:
         file = SHIPPED / f"{name}.toml"
         if not file.is_file():
             raise ConfigError(
-                f"{name}: no such configuration ships; choose from {', '.join(shipped())}, or name a file"
+                f"{name} is no configuration that ships; expected one of {', '.join(shipped())}, or a file"
                 + meant(name, shipped())
             )
     if file.exists() and not file.is_file():
-        raise ConfigError(f"{name} is not a file; name a TOML or YAML file")
+        raise ConfigError(f"{name} is not a file; expected a TOML or YAML file")
     try:
         text = read_text(file)
+    except FileNotFoundError:
+        raise ConfigError(f"{name} does not exist; check the path") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{name} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise ConfigError(f"{name} cannot be read ({words(error)}); check the file") from None
     if file.suffix == ".toml":
         try:
             return tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{name} is no TOML: {error}") from None
+            raise ConfigError(f"{name} is not valid TOML ({error})") from None
         except RecursionError:
-            raise ConfigError(f"{name} is nested too deeply; a few keys are wanted") from None
+            raise ConfigError(f"{name} is nested too deeply; expected a few keys and values") from None
     if file.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"{name}: a file that ends in .toml, .yaml or .yml is wanted")
+        raise ConfigError(f"{name} ends in {file.suffix}; expected .toml, .yaml or .yml")
     import yaml
 
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name} is no YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{name} is not valid YAML ({' '.join(str(error).split())})") from None
     except RecursionError:
-        raise ConfigError(f"{name} is nested too deeply; a few keys are wanted") from None
+        raise ConfigError(f"{name} is nested too deeply; expected a few keys and values") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{name}: keys and values are wanted")
+        raise ConfigError(f"{name} has no keys; expected keys and values")
     return values
 
 
@@ -90,7 +93,7 @@ def _value(text: str) -> Any:
     except tomllib.TOMLDecodeError:
         return None if text in ("null", "None") else text
     except RecursionError:
-        raise ConfigError(f"{text[:20]}...: it is nested too deeply") from None
+        raise ConfigError(f"{text[:20]}... is nested too deeply; expected a plain value") from None
 
 
 def checked(recipe: type[Config], values: dict) -> Config:
@@ -98,8 +101,8 @@ def checked(recipe: type[Config], values: dict) -> Config:
     known = {one.name: one for one in fields(recipe)}
     for key in values:
         if key not in known:
-            hint = meant(key, list(known)) or f"; known are {', '.join(known)}"
-            raise ConfigError(f"{key}: there is no such key{hint}")
+            hint = meant(key, list(known)) or f"; the known keys are {', '.join(known)}"
+            raise ConfigError(f"{key} is not a known key{hint}")
     return recipe(**values)
 
 

@@ -96,11 +96,13 @@ class ConversationsJob(Job):
         model, processor = start_model(self.config)
         choose_parts(model, self.config.train, self.config.lora)
         if self.config.ssm_lr is not None and not any(isinstance(m, WideParameters) for m in model.modules()):
-            raise ConfigError("ssm_lr: this model's connector has no state-space model")
+            raise ConfigError(
+                f"ssm_lr is {self.config.ssm_lr}; expected none, as the connector has no state-space model"
+            )
         return model, processor
 
     def _reading(self) -> dict:
-        """What `Conversations` is told beside the configuration."""
+        """Return the arguments of `Conversations` that are not in the configuration."""
         return {}
 
     def _loss(self) -> nn.Module:
@@ -204,7 +206,7 @@ class ConversationsJob(Job):
         return batch.to(self.accelerator.device)
 
     def _inputs(self, batch: MicroBatch) -> dict[str, Tensor]:
-        """Where every row was bad, a row without an answer: each process has to call the model as often as others."""
+        """Return the batch, or, where every row was bad, a row without an answer: processes must call alike often."""
         if batch.inputs is not None:
             return batch.inputs
         ids = torch.zeros(1, 2, dtype=torch.long, device=self.accelerator.device)
@@ -269,11 +271,14 @@ def read_data(
     held_out = round(config.validation_share * len(dataset))
     if config.eval_every and not held_out:
         raise ConfigError(
-            f"eval_every: {config.eval_every} came, but validation_share, {config.validation_share} of {len(dataset)} "
+            f"eval_every is {config.eval_every}, but validation_share, {config.validation_share} of {len(dataset)} "
             "rows, holds out none; give a larger share, or eval_every=0"
         )
     if held_out == len(dataset):
-        raise ConfigError(f"validation_share: {config.validation_share} leaves none of {len(dataset)} rows to train on")
+        raise ConfigError(
+            f"validation_share is {config.validation_share}, which leaves none of {len(dataset)} rows to train on; "
+            "give a smaller share"
+        )
     return dataset, np.sort(shuffled[held_out:]), np.sort(shuffled[:held_out]), dataset
 
 

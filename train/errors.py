@@ -1,4 +1,4 @@
-"""Why a training does not begin, or ends before its last step."""
+"""Errors for which a training does not begin, or ends before its last step."""
 
 
 class ConfigError(ValueError):

@@ -9,7 +9,7 @@ SAID = b"\nstopping after this step, with a checkpoint; Ctrl-C again stops at on
 
 
 class Interrupts:
-    """As a context, in the main thread: `asked` says whether Ctrl-C came.
+    """Context in the main thread, whose `asked` says whether Ctrl-C was pressed.
 
     With `listens` False, and where Ctrl-C was ignored before (nohup), all stays as it is.
     """
@@ -41,7 +41,7 @@ def interrupts_held() -> AbstractContextManager:
 
 
 def interrupts_heard() -> AbstractContextManager:
-    """In a process that was started with interrupts held: Ctrl-C comes within, also one from before."""
+    """Let Ctrl-C through, also one from before, in a process that was started with interrupts held."""
     return _masked("SIG_UNBLOCK")
 
 
@@ -59,5 +59,5 @@ def _masked(how: str):
 
 
 def ignore_interrupts(*_) -> None:
-    """For processes that only help: they end with the one that they help."""
+    """Ignore Ctrl-C in processes that only help: they end with the one that they help."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -92,8 +92,8 @@ def keys_of(recipe: type) -> list[Key]:
 def check_values(config: Any) -> None:
     """Raise ConfigError for a value of another type or beyond its choices or bounds, and for keys that exclude others.
 
-    Whole numbers become numbers where these are wanted, a text a list of one. A key counts as given where its value is
-    not the default.
+    Whole numbers become numbers where these are expected, a text a list of one. A key counts as given where its value
+    is not the default.
     """
     for one in fields(config):
         value = typed(one.name, getattr(config, one.name), one.type)
@@ -108,10 +108,10 @@ def check_values(config: Any) -> None:
         if getattr(config, one.name) != _default(one):
             for condition, reason in one.metadata["excludes"].items():
                 if _holds(config, condition):
-                    raise ConfigError(f"{one.name}, {condition.partition('=')[0]}: {reason}")
+                    raise ConfigError(f"{one.name} is given with {condition}; {reason}")
             for condition, reason in one.metadata["needs"].items():
                 if not _holds(config, condition):
-                    raise ConfigError(f"{one.name}, {condition.partition('=')[0]}: {reason}")
+                    raise ConfigError(f"{one.name} is given without {condition}; {reason}")
 
 
 def _holds(config: Any, condition: str) -> bool:
@@ -129,25 +129,25 @@ def _default(one: Field) -> Any:
 def check_bounds(name: str, value: Any, least: float | None, most: float | None = None) -> None:
     if most is not None and not least <= value <= most:
         kind = "a whole number" if isinstance(value, int) else "a share"
-        raise ConfigError(f"{name}: {value} came, {kind} in {least}..{most} is wanted")
+        raise ConfigError(f"{name} is {value}; expected {kind} in {least}..{most}")
     if least is not None and value < least:
-        raise ConfigError(f"{name}: {value} came, at least {least} is wanted")
+        raise ConfigError(f"{name} is {value}; expected at least {least}")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise ConfigError(f"{name}: {value!r} came, one of {', '.join(choices)} is wanted{meant(value, choices)}")
+        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(choices)}{meant(value, choices)}")
 
 
 def check_keys(name: str, table: dict, known: Sequence[str]) -> None:
     for one in table:
         if one not in known:
-            raise ConfigError(f"{name}: unknown {one}; known are {', '.join(known)}{meant(one, known)}")
+            raise ConfigError(f"{name}.{one} is unknown; the known keys are {', '.join(known)}{meant(one, known)}")
 
 
-def meant(came: Any, known: Sequence[str]) -> str:
+def meant(given: Any, known: Sequence[str]) -> str:
     """The end of a message that asks whether the nearest of the known names was meant; nothing where none is near."""
-    near = difflib.get_close_matches(str(came), known, n=1)
+    near = difflib.get_close_matches(str(given), known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -162,7 +162,7 @@ def typed(name: str, value: Any, kind: Any) -> Any:
         (inner,) = typing.get_args(kind)
         items = [value] if isinstance(value, str) and inner is str else value
         if not isinstance(items, list):
-            raise ConfigError(f"{name}: {value!r} came, a list is wanted")
+            raise ConfigError(f"{name} is {value!r}; expected a list")
         return [typed(name, item, inner) for item in items]
     if isinstance(value, str) and kind is float:
         # YAML takes 1e-4 for text.
@@ -172,13 +172,13 @@ def typed(name: str, value: Any, kind: Any) -> Any:
         with contextlib.suppress(OverflowError):
             value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"{name}: {_shown(value)} came, {TYPES[kind]} is wanted")
+        raise ConfigError(f"{name} is {_shown(value)}; expected {TYPES[kind]}")
     if kind is float and not math.isfinite(value):
-        raise ConfigError(f"{name}: {value} came, a finite number is wanted")
+        raise ConfigError(f"{name} is {value}; expected a finite number")
     if kind is int and name != "seed" and value > MOST:
-        raise ConfigError(f"{name}: {_shown(value)} came, at most {MOST} is wanted")
+        raise ConfigError(f"{name} is {_shown(value)}; expected at most {MOST}")
     if kind is str and not value:
-        raise ConfigError(f"{name}: an empty text came; leave the key out, or give it a value")
+        raise ConfigError(f"{name} is empty; give it a value, or leave the key out")
     return value
 
 

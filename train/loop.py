@@ -24,7 +24,7 @@ HISTORY, PLOT = "history.jsonl", "loss.png"
 
 
 class Job(ABC):
-    """What a loop trains."""
+    """Training that the loop runs."""
 
     steps: int
     """The last step; the first one is 1."""
@@ -79,7 +79,7 @@ class LoopOptions:
 
 @dataclass(frozen=True)
 class Told:
-    """What is told after a step: how many are done, and what was measured (`loss`, `tokens`, `perplexity`, ...)."""
+    """Report of a step: how many are done, and what was measured (`loss`, `tokens`, `perplexity`, ...)."""
 
     step: int
     steps: int
@@ -101,7 +101,7 @@ class History:
         write_text(self.file, "".join(json.dumps(line) + "\n" for line in kept))
 
     def add(self, line: dict) -> None:
-        """What is not finite is null: JSON has no such numbers."""
+        """Append a line; what is not finite is null, since JSON has no such numbers."""
         if self.writes:
             told = {key: value if math.isfinite(value) else None for key, value in line.items()}
             with self.file.open("a", encoding="utf-8") as file:
@@ -125,7 +125,7 @@ def read_history(file: Path) -> list[dict]:
 
 
 def holds_run(out: Path) -> bool:
-    """Whether a run wrote a folder: of one model, or of several seeds below it."""
+    """Tell whether a run wrote a folder: of one model, or of several seeds below it."""
     found = (out / HISTORY, *out.glob(f"seed-*/{HISTORY}"), *out.glob("checkpoints/step-*"))
     return any(path.exists() for path in found)
 

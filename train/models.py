@@ -32,7 +32,7 @@ def start_model(config: TrainConfig) -> tuple[FireboltForConditionalGeneration, 
     except ConfigError:
         raise
     except (OSError, ValueError) as error:  # missing, gated, offline, of another kind
-        raise ConfigError(f"{key}: {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{key} is {name}, which cannot be loaded ({str(error).splitlines()[0]})") from error
 
 
 def _checkpoint(config: TrainConfig) -> tuple[FireboltForConditionalGeneration, FireboltProcessor]:
@@ -60,12 +60,12 @@ def _new_model(config: TrainConfig) -> tuple[FireboltForConditionalGeneration, F
 
 
 def check_vocabulary(config: RowsConfig, tokens: int, vocabulary: int) -> None:
-    """Raises ConfigError where the model has too small a vocabulary, or random weights have a larger one."""
+    """Check that the model's vocabulary is large enough, and no larger for random weights. Raises ConfigError."""
     if tokens > vocabulary:
-        raise ConfigError(f"tokenizer: it has {tokens} tokens, the model {vocabulary}")
+        raise ConfigError(f"tokenizer has {tokens} tokens; expected at most {vocabulary}, as many as the model has")
     if config.architecture is not None and tokens != vocabulary:
         raise ConfigError(
-            f"architecture: text_config.vocab_size is {vocabulary}, the tokenizer has {tokens} tokens; "
+            f"architecture.text_config.vocab_size is {vocabulary}; expected {tokens}, as many as the tokenizer has; "
             f"set architecture.text_config.vocab_size={tokens}"
         )
 
@@ -127,6 +127,6 @@ def merged(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
 def save_trained(
     model: FireboltForConditionalGeneration, state: dict[str, Tensor], processor: FireboltProcessor, folder: Path
 ) -> None:
-    """What `save_pretrained` writes, of the weights in `state`, and the processor."""
+    """Write the weights in `state` as `save_pretrained` does, and the processor."""
     model.save_pretrained(folder, state_dict=merged(model, state))
     processor.save_pretrained(folder)

@@ -28,15 +28,15 @@ def alone_in(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
     Raises ConfigError where another process has it, or it cannot be written.
     """
     if folder.is_symlink() and not folder.exists():
-        raise ConfigError(f"out: {folder} is a link that leads nowhere; name a folder")
+        raise ConfigError(f"out is {folder}, a link that leads nowhere; expected a folder")
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"out: {folder} is a file; name a folder")
+        raise ConfigError(f"out is {folder}, a file; expected a folder")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         file = _locked(folder, note)
     except OSError as error:
         _remove_empty(made)
-        raise ConfigError(f"out: {folder} cannot be written ({error.strerror}); name a place that can") from None
+        raise ConfigError(f"out is {folder}, which cannot be written ({error.strerror}); name another folder") from None
     try:
         remove_unfinished(folder)
         yield
@@ -53,12 +53,12 @@ def _locked(folder: Path, note: Callable[[str], None]):
         file = open(folder / LOCK, "a+b")  # noqa: SIM115
         try:
             if not lock(file):
-                note(f"out: {folder}: there are no locks on this file system; see that no other run writes there")
+                note(f"out is {folder}, whose file system has no locks; make sure that no other run writes there")
                 return file
         except BlockingIOError:
             file.close()
             raise ConfigError(
-                f"out: {folder}: another run is writing there; wait for it, or name another --out"
+                f"out is {folder}, where another run is writing; wait for it, or name another --out"
             ) from None
         # The run before may have removed it between its being opened and locked.
         with suppress(FileNotFoundError):
@@ -74,34 +74,36 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 def check_out(folder: Path, resume: bool) -> None:
-    """Raises ConfigError where a run, or what no run has written, would be written over."""
+    """Check that nothing would be overwritten, neither a run nor other files. Raises ConfigError."""
     if holds_run(folder):
         if not resume:
-            raise ConfigError(f"out: {folder} holds a run; --resume goes on with it, another --out starts anew")
+            raise ConfigError(
+                f"out is {folder}, which holds a run; --resume goes on with it, another --out starts anew"
+            )
         history = folder / HISTORY
         # Half a line is what a run that was killed in its first step leaves.
         if history.is_file() and b"\n" in history.read_bytes() and not read_history(history):
-            raise ConfigError(f"out: {history} is not the history of a run; name another folder")
+            raise ConfigError(f"out is {folder}, whose {HISTORY} is not the history of a run; name another folder")
         return
     # A run that was stopped before its first step has left its configuration.
     if (folder / CONFIG).is_file():
         return
     if found := sorted({file.name for pattern in WRITTEN for file in folder.glob(pattern)}):
         said = ", ".join(found[:SHOWN]) + (", ..." if len(found) > SHOWN else "")
-        raise ConfigError(f"out: {folder} holds {said}, which no run has written; name a new or an empty folder")
+        raise ConfigError(f"out is {folder}, which holds {said} of no run; name a new or an empty folder")
 
 
 def read_config(folder: Path) -> dict:
-    """What the run in a folder was told; nothing where there is none. Raises ConfigError for a file of another kind."""
+    """Read the configuration of the run in a folder, {} where there is none. Raises ConfigError for another file."""
     file = folder / CONFIG
     if not file.is_file():
         return {}
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"out: {file} is not the configuration of a run ({error})") from None
+        raise ConfigError(f"out is {folder}, whose {CONFIG} is not the configuration of a run ({error})") from None
     if not isinstance(before, dict):
-        raise ConfigError(f"out: {file} is not the configuration of a run")
+        raise ConfigError(f"out is {folder}, whose {CONFIG} is not the configuration of a run")
     return before
 
 

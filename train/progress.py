@@ -1,4 +1,4 @@
-"""What is seen of a run: a bar with loss, tokens a second and the time left, or lines where there is no terminal."""
+"""Progress of a run: a bar with loss, tokens a second and the time left, or lines where there is no terminal."""
 
 import time
 from collections import deque

@@ -1,4 +1,4 @@
-"""What a training runs in: processes, trackers, cores."""
+"""Surroundings of a training: processes, trackers, cores."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ from .keys import check_choice
 
 
 def is_first_process() -> bool:
-    """As a launcher says, before there is an accelerator to ask."""
+    """Tell, from what a launcher says, whether this is the first process; no accelerator is needed."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -24,11 +24,13 @@ def new_accelerator(trackers: list[str], folder: Path, cpu: bool = False) -> Acc
     for tracker in trackers:
         check_choice("trackers", tracker, [one.value for one in LoggerType if one != LoggerType.ALL])
     if "tensorboard" in trackers and find_spec("tensorboard") is None:
-        raise ConfigError("trackers: tensorboard is not installed; pip install 'firebolt-vl[train]', or trackers=[]")
+        raise ConfigError(
+            "trackers is tensorboard, which is not installed; pip install 'firebolt-vl[train]', or trackers=[]"
+        )
     there = [one.value for one in get_available_trackers()]
     for tracker in trackers:
         if tracker not in there:
-            raise ConfigError(f"trackers: {tracker} is not installed; install it, or leave it out")
+            raise ConfigError(f"trackers is {tracker}, which is not installed; install it, or leave it out")
     # It says of each checkpoint that tied weights are written once.
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     # Where it is not told, accelerate lets several processes without a GPU know nothing of one another.

@@ -1,4 +1,4 @@
-"""From a configuration to a trained model."""
+"""Start of a training: from a configuration to a trained model."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -84,7 +84,7 @@ def train_on_rows(
 
 
 def check_inputs(config: Config) -> None:
-    """What can be known of files and folders at once, before anything is loaded, made or asked for on the network.
+    """Check files and folders, before anything is loaded, made or asked for on the network.
 
     Raises ConfigError.
     """
@@ -93,9 +93,9 @@ def check_inputs(config: Config) -> None:
     for key in ("data", "validation"):
         for file in getattr(config, key):
             if not Path(file).is_file():
-                raise ConfigError(f"{key}: {file}: there is no such file; name the rows to train on ({key}=FILE)")
+                raise ConfigError(f"{key}: {file} does not exist; name the rows to train on ({key}=FILE)")
     if config.image_root is not None and not Path(config.image_root).is_dir():
-        raise ConfigError(f"image_root: {config.image_root}: there is no such folder")
+        raise ConfigError(f"image_root is {config.image_root}; expected a folder that exists")
     for key in ("model", "decoder", "vision", "tokenizer"):
         if (place := getattr(config, key)) is not None:
             try:

@@ -1,4 +1,4 @@
-"""What a run goes on from, in files that cannot run anything: safetensors and JSON.
+"""States from which a run is resumed, in files that cannot run code: safetensors and JSON.
 
     weights.safetensors       parameters and buffers, by name
     optimizer.safetensors     what the optimisers remember, by the parameter's name: NAME/exp_avg, NAME/step, ...
@@ -29,8 +29,8 @@ REMEMBERED = {"AdamW": {"step": False, "exp_avg": True, "exp_avg_sq": True}, "Mu
 
 @dataclass
 class States:
-    """What of a job is kept: its modules by name, their optimisers, and objects that know a place in the data, whose
-    `state_dict` and `load_state_dict` have tensors alone."""
+    """Modules of a job by name, their optimisers, and objects that know a place in the data, whose `state_dict` and
+    `load_state_dict` have tensors alone: all that a checkpoint keeps."""
 
     modules: Mapping[str, nn.Module]
     optimizers: Sequence[torch.optim.Optimizer]
@@ -38,14 +38,14 @@ class States:
 
 
 def check_supported(accelerator: Accelerator) -> None:
-    """Raises ValueError for a way to share out a model whose states these functions cannot put together."""
+    """Check that these functions can gather the states of a model that is sharded in this way. Raises ValueError."""
     kind = accelerator.distributed_type
     if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA):
         raise ValueError(
-            f"distributed_type: {kind.value} came; its runs cannot be resumed here. MULTI_GPU or FSDP will do"
+            f"distributed_type is {kind.value}, whose runs cannot be resumed; expected MULTI_GPU or FSDP, for example"
         )
     if kind == DistributedType.FSDP and accelerator.state.fsdp_plugin.fsdp_version != 2:
-        raise ValueError("fsdp_version: 1 came; its runs cannot be resumed here. Set fsdp_version: 2")
+        raise ValueError("fsdp_version is 1, whose runs cannot be resumed; expected 2")
 
 
 def weights_of(states: States, accelerator: Accelerator) -> dict[str, Tensor]:
@@ -84,7 +84,7 @@ def save_states(folder: Path, states: States, accelerator: Accelerator) -> None:
 
 
 def load_states(folder: Path, states: States, accelerator: Accelerator) -> None:
-    """Called by every process. Raises ValueError, which names file and key, where one is not what these states want."""
+    """Called by every process. Raises ValueError, which names file and key, where one does not fit these states."""
     weights = weights_of(states, accelerator)
     found = read_tensors(folder / WEIGHTS)
     check_tensors(
@@ -123,7 +123,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _shared_out(whole: Tensor, like: Tensor) -> Tensor:
-    """What `_whole` undoes."""
+    """Undo `_whole`."""
     if not hasattr(like, "full_tensor"):
         return whole
     from torch.distributed.tensor import distribute_tensor
@@ -191,7 +191,7 @@ def _load_positions(file: Path, states: States) -> None:
     wanted = _positions(states)
     if found.keys() != wanted.keys():
         raise ValueError(
-            f"{file} has {', '.join(sorted(found)) or 'nothing'}; {', '.join(sorted(wanted)) or 'nothing'} is wanted"
+            f"{file} has {', '.join(sorted(found)) or 'nothing'}; expected {', '.join(sorted(wanted)) or 'nothing'}"
         )
     for name, place in states.positions.items():
         try:

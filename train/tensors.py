@@ -13,7 +13,7 @@ Wanted = tuple[torch.dtype, tuple[int | str, ...]]
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
-    """Raises OSError where the file cannot be written."""
+    """Write a safetensors file with texts beside the tensors. Raises OSError where it cannot be written."""
     try:
         # Without any text beside it a file of no tensors could not be read again.
         whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
@@ -23,7 +23,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Raises ValueError where the file is no safetensors file, or damaged."""
+    """Read a safetensors file. Raises ValueError where the file is no such file, or damaged."""
     return _read(file)[0]
 
 
@@ -34,14 +34,14 @@ def read_about(file: Path) -> dict[str, str]:
 
 def _read(file: Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not file.is_file():
-        raise ValueError(f"{file}: there is no such file")
+        raise ValueError(f"{file} does not exist")
     try:
         with safe_open(file, "pt") as content:
             names = content.keys() if tensors else ()
             # Of its own memory: a file that is replaced or cut off while it is in use changes nothing.
             return {name: content.get_tensor(name).clone() for name in names}, content.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is no safetensors file, or damaged ({error})") from None
+        raise ValueError(f"{file} is not a safetensors file, or is damaged ({error})") from None
 
 
 def check_tensors(file: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Wanted]) -> dict[str, int]:
@@ -63,8 +63,8 @@ def check_tensors(file: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str
         )
         if not fits:
             expected = ", ".join(str(sizes.get(size, size)) for size in shape)
-            came = f"{_name(tensor.dtype)} {list(tensor.shape)}"
-            raise ValueError(f"{file}: {name}: {came} came, {_name(dtype)} [{expected}] is wanted")
+            given = f"{_name(tensor.dtype)} {list(tensor.shape)}"
+            raise ValueError(f"{file}: {name} is {given}; expected {_name(dtype)} [{expected}]")
     return sizes
 
 

@@ -18,7 +18,7 @@ from .run import Emulation, emulating
 
 @dataclass(frozen=True)
 class Row:
-    """What came of a case."""
+    """The result of a case."""
 
     op: str
     case: str

@@ -1,4 +1,4 @@
-"""What the emulator finds wrong while a kernel runs."""
+"""Problems that the emulator finds while a kernel runs."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -17,7 +17,7 @@ class Finding(NamedTuple):
 
 
 class Findings(Counter[Finding]):
-    """How many times each was found."""
+    """Findings, and how many times each was made."""
 
     def add(self, kernel: str, problem: str, where: Instruction) -> None:
         self[Finding(kernel, problem, str(where))] += 1

@@ -39,7 +39,7 @@ def widen_bfloat16(bits: Array) -> Array:
 
 
 def round_to_bfloat16(numbers: Array) -> Array:
-    """To the nearest, ties to even; NaN is the canonical one."""
+    """Round to the nearest, ties to even; NaN is the canonical one."""
     bits = to_odd(numbers).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     return np.where(np.isnan(numbers), np.uint16(0x7FFF), rounded.astype(np.uint16))

@@ -66,7 +66,7 @@ def run(work: Work, findings: Findings, generator: np.random.Generator, programs
 
 
 def _matters(work: Work, first: Run, order: Array, seed: int, trial: int) -> bool:
-    """Whether memory is another in the end if doubted reads give something else."""
+    """Tell whether memory is another in the end if doubted reads give something else."""
     disturbances = [Disturbance(doubts, np.random.default_rng([seed, trial])) for doubts in first.doubts]
     try:
         again = _once(work, Findings(), order, seed, disturbances, 2 * int(first.executed.sum()))

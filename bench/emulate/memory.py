@@ -100,7 +100,7 @@ class Watched:
         return Access(threads, rows, size, (self.clock.now + warps[threads].astype(np.int64))[:, None], where)
 
     def read(self, access: Access) -> Array:
-        """What the bytes are, [threads of the access, size]."""
+        """Read the bytes, [threads of the access, size]."""
         _, rows, size, stamps, where = access
         if not rows_of(self.written, size)[rows].all():
             self.report(f"reads {self.name} that nothing wrote", where)
@@ -147,7 +147,7 @@ class Watched:
         rows_of(self.written, size)[rows] = True
 
     def _choose_winners(self, access: Access, raw: Array) -> None:
-        """Of threads that write to one byte at once, which wins is random. A warp's threads may differ by a rounding:
+        """Let one of the threads that write to a byte at once win, at random. A warp's threads may differ by a rounding:
         the two sides of a sum that is made by exchanging registers do where a product is fused into it."""
         _, rows, size, stamps, where = access
         memory, writes = rows_of(self.bytes, size), rows_of(self.writes, size)
@@ -230,7 +230,7 @@ class Shared(Watched):
         super().write(access, raw)
 
     def read_unordered(self, access: Access) -> Array:
-        """What an asynchronous product reads; it sees what was written before a fence."""
+        """Read for an asynchronous product, which sees what was written before a fence."""
         if not rows_of(self.fenced, access.size)[access.rows].all():
             self.report("a product reads what was written without a fence", access.where)
         return self.read(access)

@@ -65,12 +65,12 @@ def mutations(ptx: str) -> Iterator[tuple[Mutation, Instruction]]:
 
 
 def some(found: Sequence[Instruction]) -> list[Instruction]:
-    """At most so many, evenly over the text."""
+    """Select at most so many, evenly over the text."""
     return [found[i] for i in sorted({round(x) for x in np.linspace(0, len(found) - 1, min(MOST, len(found)))})]
 
 
 def outcomes(op: str, case: Case, dtype: str, target: str, seed: int = 0) -> list[Outcome]:
-    """What became of each mutation of the kernels that an op starts at a size."""
+    """Judge each mutation of the kernels that an op starts at a size."""
     emulation, _ = run_op(op, case, dtype, target, seed, keep=True)
     first = {launch.kernel: launch for launch in reversed(emulation.launches)}
     found = []
@@ -86,7 +86,7 @@ def outcomes(op: str, case: Case, dtype: str, target: str, seed: int = 0) -> lis
 
 
 def judge(work: Work, ptx: str, mutation: Mutation, instruction: Instruction, usual: Run, seed: int) -> str:
-    """What a launch with a mistake shows, where `usual` is it without. Warps of one program are enough to see that a
+    """Tell how a mistake shows in a launch, where `usual` is it without. Warps of one program are enough to see that a
     barrier is missing."""
     number = work.program.instructions.index(instruction)
     if not usual.executed[number]:
@@ -107,7 +107,7 @@ def judge(work: Work, ptx: str, mutation: Mutation, instruction: Instruction, us
 
 
 def beside_another(instructions: Sequence[Instruction], number: int) -> bool:
-    """Whether nothing touches memory between a barrier and the one before or after it, or the end."""
+    """Tell whether nothing touches memory between a barrier and the one before or after it, or the end."""
     for step in (-1, 1):
         at = number + step
         while 0 <= at < len(instructions) and not instructions[at].opcode.startswith(
@@ -120,7 +120,7 @@ def beside_another(instructions: Sequence[Instruction], number: int) -> bool:
 
 
 def over_budget(op: str, case: Case, dtype: str, target: str, seed: int, ptx: str, mutation: Mutation) -> bool:
-    """Whether the op with the mistake has an error beyond its budget."""
+    """Tell whether the op with the mistake has an error beyond its budget."""
     try:
         emulation, judged = run_op(
             op, case, dtype, target, seed, edit=lambda other: mutation.edit(other) if other == ptx else other
@@ -141,6 +141,6 @@ def plan(ops: Sequence[str], quick: bool, seed: int) -> list[tuple[str, Case, st
 
 
 def report(jobs: Sequence[tuple], processes: int, progress: Callable[[int, int], None]) -> list[Outcome]:
-    """What became of the mutations of all jobs; `progress(done, total)` is called after each."""
+    """Judge the mutations of all jobs; `progress(done, total)` is called after each."""
     found = in_processes(outcomes, jobs, processes, progress)
     return [outcome for of_job in found for outcome in of_job]

@@ -1,4 +1,4 @@
-"""What was emulated, as tables and as the page docs/emulation.md."""
+"""Tables of what was emulated, and the page docs/emulation.md."""
 
 from collections.abc import Sequence
 

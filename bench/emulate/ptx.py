@@ -93,7 +93,7 @@ class Token(NamedTuple):
 
 
 def tokens(text: str, first_line: int) -> Iterator[Token]:
-    """What stands in a kernel's body, to the brace that ends it. Operands' braces belong to their statement."""
+    """Split a kernel's body into tokens, to the brace that ends it. Operands' braces belong to their statement."""
     so_far, inner, blocks, source = "", 0, 1, ""
     for line, whole in enumerate(text.split("\n"), first_line):
         code, _, comment = whole.partition("//")

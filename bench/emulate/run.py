@@ -38,7 +38,7 @@ class Emulated(NamedTuple):
 
 
 class Emulation:
-    """What ran, and what was found."""
+    """Launches that ran, and what was found."""
 
     def __init__(self, target: str, seed: int, edit: Callable[[str], str], keep: bool):
         self.target, self.edit, self.keep = target, edit, keep
@@ -170,7 +170,7 @@ def storage_of(tensor: Tensor) -> Array:
 
 
 def elements_of(tensor: Tensor, size: int) -> Array:
-    """Which bytes of its storage a tensor's elements take."""
+    """The bytes of its storage that a tensor's elements take, as a mask."""
     width = tensor.element_size()
     found = np.zeros((size // width, width), bool)
     strides = [stride * width for stride in tensor.stride()]
@@ -179,7 +179,7 @@ def elements_of(tensor: Tensor, size: int) -> Array:
 
 
 def never_written(tensor: Tensor, raw: Array) -> Array:
-    """Which bytes belong to numbers with all bits set."""
+    """The bytes of numbers with all bits set, as a mask."""
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return np.zeros(len(raw), bool)
     width = tensor.element_size() // (2 if tensor.is_complex() else 1)

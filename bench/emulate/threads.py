@@ -21,7 +21,7 @@ Destination = Callable[[Array, Mask], None]
 
 
 class Threads:
-    """Of one program at a time: `begin` makes them those of the next."""
+    """Registers of one program at a time: `begin` makes them those of the next."""
 
     def __init__(self, program: Program, arguments: Sequence[int | float], memory: Global, shared: Shared):
         self.count = program.threads

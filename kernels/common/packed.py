@@ -1,4 +1,4 @@
-"""Packed sequences: several texts one after the other in one row, with nothing carried over a border."""
+"""Packed sequences: several of them one after the other in one row, with nothing carried over a border."""
 
 from torch import Tensor, int32, int64
 
@@ -6,11 +6,11 @@ from ..checks import check_dtypes, check_shapes
 
 
 def check_packed(op: str, u: Tensor, cu_seqlens: Tensor | None) -> int:
-    """Check the borders `cu_seqlens` [texts + 1] of the texts in u [1, D, L], and return the number of rows of a state.
+    """Check the borders `cu_seqlens` [texts + 1] of the sequences in u [1, D, L], and return how many rows a state has.
 
-    That is the number of texts, or the batch size of u where cu_seqlens is None. Borders begin with 0, end with L and
-    never decrease; equal ones are an empty text. Their values are checked on a CPU only: a GPU would have to be waited
-    for, and kernels take them as they are.
+    That is the number of sequences, or the batch size of u where cu_seqlens is None. Borders begin with 0, end with L
+    and never decrease; equal ones are an empty sequence. Values are checked on a CPU only: on a GPU the host would
+    have to wait for them, and kernels take them as they are.
 
     Raises TypeError for a wrong dtype and ValueError for a wrong shape, device or value.
     """
@@ -19,13 +19,13 @@ def check_packed(op: str, u: Tensor, cu_seqlens: Tensor | None) -> int:
     check_shapes(op, u=(u, "..."), cu_seqlens=(cu_seqlens, "borders"))
     check_dtypes(op, (int32, int64), cu_seqlens=cu_seqlens)
     if u.shape[0] != 1:
-        raise ValueError(f"{op}: u has {u.shape[0]} rows; wanted one, since cu_seqlens packs all texts into one row")
+        raise ValueError(f"{op}: u has {u.shape[0]} rows; expected one, since cu_seqlens packs all sequences into it")
     if cu_seqlens.numel() < 2:
         raise ValueError(
-            f"{op}: cu_seqlens has {cu_seqlens.numel()} numbers; wanted at least 2: where a text begins and ends"
+            f"{op}: cu_seqlens has {cu_seqlens.numel()} numbers; expected at least 2: where a sequence begins and ends"
         )
     if cu_seqlens.device.type == "cpu":
         borders, L = cu_seqlens.tolist(), u.shape[-1]
         if borders[0] != 0 or borders[-1] != L or sorted(borders) != borders:
-            raise ValueError(f"{op}: cu_seqlens is {borders}; wanted borders that rise from 0 to L = {L}")
+            raise ValueError(f"{op}: cu_seqlens is {borders}; expected borders that rise from 0 to L = {L}")
     return cu_seqlens.numel() - 1

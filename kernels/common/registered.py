@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.library import CustomOpDef
 
 NAMESPACE = "firebolt_vl"
 
@@ -39,7 +38,7 @@ def register(
     fake: Callable[..., Tensor | tuple[Tensor, ...]],
     *backwards: Backward,
     kept: int = 0,
-) -> CustomOpDef:
+) -> Callable[..., Any]:
     """Register `firebolt_vl::name` and its backward ops.
 
     One rule holds for gradients that are absent. Of an output that nothing depends on: zeros for the first output, in
@@ -91,7 +90,7 @@ def register(
 
 def _register_backward(
     backward: Backward, arguments: str, names: list[str], count: int, kept: int
-) -> tuple[CustomOpDef, list[int]]:
+) -> tuple[Callable[..., list[Tensor]], list[int]]:
     """Register a backward op; returns it, and the positions among `names` of the arguments that it differentiates."""
     positions = [names.index(name) for name in backward.of]
     grads = ["Tensor grad_0", *(f"Tensor? grad_{i}" for i in range(1, count - kept))]

@@ -1,6 +1,6 @@
 """A tensor as one parameter of a kernel: where it begins, and how far apart its elements lie along each axis."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import triton
 import triton.language as tl
@@ -19,6 +19,14 @@ class Strided(NamedTuple):
     """The tensor outside a kernel, a pointer to its first element inside."""
     strides: tuple[int, ...]
     """In elements, one for each axis."""
+
+
+@overload
+def strided(tensor: Tensor) -> Strided: ...
+
+
+@overload
+def strided(tensor: Tensor | None) -> Strided | None: ...
 
 
 def strided(tensor: Tensor | None) -> Strided | None:

@@ -11,7 +11,7 @@ _RADIANS = tl.constexpr(2 * math.pi / 2**32)
 
 @triton.jit
 def sine_and_cosine(steps, rest):
-    """Of an angle of steps + rest, in units of 2^-32 turns; steps uint32, rest small.
+    """Compute both of the angle steps + rest, in units of 2^-32 turns; steps uint32, rest small.
 
     The nearest quarter turn is taken off as an integer. What is left, at most an eighth, goes into polynomials
     (Cephes' sinf and cosf, one rounding off): no slow path for large angles, which tl.sin and tl.cos have.

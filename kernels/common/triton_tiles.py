@@ -1,4 +1,4 @@
-"""What Triton kernels share: products at a stated precision, tile sizes, the bits of `random.py`.
+"""Parts shared by Triton kernels: products at a stated precision, tile sizes, the bits of `random.py`.
 
 Strides come as tuples, one number for each axis of the tensor before them. Offsets are 64-bit: a batch can hold more
 than 2^31 numbers.
@@ -29,7 +29,7 @@ def dot(a, b, PRECISION: tl.constexpr):
 
 
 def dot_precision(kernel: triton.runtime.KernelInterface, *tensors: Tensor) -> str:
-    """How float32 operands enter a product: as two or three bfloat16 terms each, both on tensor cores everywhere.
+    """Return the precision of float32 products: operands as two or three bfloat16 terms, all on tensor cores.
 
     bf16x6 is float32-grade (rms error 1e-7 of the output). Where all tensors have 16 bits, an operand made from them
     needs no more than bf16x3 (6e-6 against their own rounding of 4e-3 or 5e-4). The interpreter knows float32 alone.
@@ -83,7 +83,7 @@ def random_bits(seed, index):
 
 
 def strides(tensor: Tensor | None) -> tuple[int, ...] | None:
-    """What a kernel gets beside the tensor; None beside None."""
+    """Return a tensor's strides as a kernel takes them; None for None."""
     return None if tensor is None else tensor.stride()
 
 

@@ -30,8 +30,8 @@ def diagonal_scan(
         b, c: input and output coefficients [D, N], complex.
         d_skip: skip weights [D], real.
         h0: state before the first step [B, D, N], complex; zero if None.
-        cu_seqlens: where texts packed into one row (B = 1) begin and end, [S + 1] int32 or int64, from 0 to L and never
-            decreasing. Each runs as if alone: states are then [S, D, N], and that after an empty text is its h0.
+        cu_seqlens: borders [S + 1] of sequences packed into one row (B = 1), int32 or int64, from 0 to L and never
+            decreasing. Each runs as if alone: states are then [S, D, N], and that after an empty sequence is its h0.
 
     Returns: y [B, D, L] in the dtype of u, and the state h_T [B, D, N] after the last step, complex64 (complex128 if
     an argument has 64-bit numbers). Half precision is computed in float32. Both are differentiable in every argument.

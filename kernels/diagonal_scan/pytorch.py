@@ -1,4 +1,4 @@
-"""Diagonal recurrence by chunks of time, in real matrix products: what runs without a Triton kernel."""
+"""Diagonal recurrence by chunks of time, as real matrix multiplications: for devices without a Triton kernel."""
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ def diagonal_scan(
     *,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """h_t = z h_{t-1} + b u_t,  y_t = 2 Re sum_n c_n h_{t,n} + d u_t; texts packed into one row each alone."""
+    """h_t = z h_{t-1} + b u_t,  y_t = 2 Re sum_n c_n h_{t,n} + d u_t; sequences packed into one row each alone."""
     dtype = compute_dtype(u, z, b, c, d_skip, h0)
     z, b, c = (mode.to(complex_dtype(dtype)) for mode in (z, b, c))
     x = u.to(dtype)
@@ -39,7 +39,7 @@ def diagonal_scan(
 
 
 def steps_are_faster(h: Tensor, L: int) -> bool:
-    """Whether L steps one after the other beat the tables that chunks need, for a state h [B, D, N].
+    """Tell whether L single steps are faster than the tables that chunks need, for a state h [B, D, N].
 
     Seconds measured on one thread of an AMD EPYC: a call has a price, and so has each number.
     """
@@ -84,7 +84,7 @@ def _scan_chunks(u: Tensor, z: Tensor, b: Tensor, c: Tensor, h: Tensor) -> tuple
 
 
 def _tables(z: Tensor, b: Tensor, c: Tensor, size: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """What one chunk needs. With t, s = 0 .. size-1, and h the state before the chunk,
+    """Compute the tables of one chunk. With t, s = 0 .. size-1, and h the state before the chunk,
 
         y_t = sum_{s <= t} k_{t-s} u_s + 2 Re sum_n c_n z_n^{t+1} h_n        with k_l = 2 Re sum_n c_n b_n z_n^l
         h'  = z^size h + b sum_s z^{size-1-s} u_s

@@ -1,4 +1,4 @@
-"""Linear recurrence with diagonal complex modes: the definition, step by step."""
+"""Linear recurrence with diagonal complex modes: the reference implementation, step by step."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ def diagonal_scan(
     *,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """h_t = z h_{t-1} + b u_t,  y_t = 2 Re sum_n c_n h_{t,n} + d u_t; texts packed into one row each alone."""
+    """h_t = z h_{t-1} + b u_t,  y_t = 2 Re sum_n c_n h_{t,n} + d u_t; sequences packed into one row each alone."""
     if cu_seqlens is not None:
         texts = u.split(cu_seqlens.diff().tolist(), -1)
         states = [None] * len(texts) if h0 is None else h0.split(1)

@@ -42,7 +42,7 @@ def _slope(z_real, z_imag, exponent):
 
 @triton.jit
 def _sum_of_lags(lags, powers):
-    """sum_l r_l w_l [BLOCK_N]. No text is as long as a lag of 0, where growing modes may have overflowed."""
+    """sum_l r_l w_l [BLOCK_N]. No sequence is as long as a lag of 0, where growing modes may have overflowed."""
     return tl.sum(tl.where(lags[:, None] != 0, lags[:, None] * powers, 0.0), 0)
 
 
@@ -55,7 +55,7 @@ def _sum_of_products(a_real, a_imag, b_real, b_imag):
 
 @triton.jit
 def _load_states(states, chunk, chunks, BLOCK_N: tl.constexpr):
-    """[BLOCK_N, chunks] of a text's [chunks,2,BLOCK_N]."""
+    """[BLOCK_N, chunks] of a sequence's [chunks,2,BLOCK_N]."""
     state = states + chunk[None, :] * (2 * BLOCK_N) + tl.arange(0, BLOCK_N)[:, None]
     there = (chunk < chunks)[None, :]
     return tl.load(state, mask=there, other=0.0), tl.load(state + BLOCK_N, mask=there, other=0.0)
@@ -63,7 +63,7 @@ def _load_states(states, chunk, chunks, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def _load_last_state(states, chunks, BLOCK_N: tl.constexpr):
-    """[BLOCK_N] of a text's last chunk; 0 where it has none."""
+    """[BLOCK_N] of a sequence's last chunk; 0 where it has none."""
     number = tl.arange(0, BLOCK_N)
     state, there = states + (chunks - 1) * (2 * BLOCK_N) + number, number < chunks * BLOCK_N
     return tl.load(state, mask=there, other=0.0), tl.load(state + BLOCK_N, mask=there, other=0.0)
@@ -86,7 +86,7 @@ def diagonal_scan_sums_kernel(
     FROM_END: tl.constexpr,
     STATE_PRECISION: tl.constexpr,
 ):
-    """A program BLOCK_N modes of a channel and the rows of a slot, COLUMNS chunks at a time.
+    """Each program takes BLOCK_N modes of a channel and the rows of a slot, COLUMNS chunks at a time.
 
     Over chunks, with g the gradients of the states after them, sum g conj(sum_i w_i u_{r-1-i}) and the same by conj(z);
     with h the states before them sum conj(h) conj(sum_t w_t) dy_t, and the same by conj(z) of conj(z w_t).
@@ -148,7 +148,7 @@ def diagonal_scan_lags_kernel(
     COLUMNS: tl.constexpr,
     STATE_PRECISION: tl.constexpr,
 ):
-    """A program BLOCK_N modes of a channel and the rows of a slot, COLUMNS chunks at a time.
+    """Each program takes BLOCK_N modes of a channel and the rows of a slot, COLUMNS chunks at a time.
 
     Over chunks of r steps, the products of u and dy, both counted from the end, and sum g conj(r z^(r-1) h).
     """
@@ -187,7 +187,7 @@ def diagonal_scan_lags_kernel(
         sum_real, sum_imag = times(g_real, g_imag, h_real, -h_imag)
         last_real, last_imag = last_real + sum_real, last_imag + sum_imag
         longest = tl.maximum(longest, length)
-    # Growing modes overflow beyond the longest text, where there is no chunk to multiply.
+    # Growing modes overflow beyond the longest sequence, where there is no chunk to multiply.
     slope_real, slope_imag = _slope(z_real, z_imag, 0 * n + tl.minimum(longest, CHUNK))
     full_real, full_imag = times(slope_real, -slope_imag, full_real, full_imag)
     store_modes(sums_ptr + (slot * D + d) * (2 * N), n, N, full_real + last_real, full_imag + last_imag)
@@ -237,7 +237,7 @@ def diagonal_scan_parameters_kernel(
     BLOCK_N: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """A program BLOCK_N modes of a channel: what went through states, with its factors, and what through the taps.
+    """Each program takes BLOCK_N modes of a channel: what went through states, with its factors, and through the taps.
 
     With r_l the sum of u_t dy_{t+l} within chunks, the gradient of k_l, that is 2 conj(c) sum r_l conj(z^l) of db, the
     same with b of dc, and 2 conj(b c) sum r_l l conj(z^(l-1)) of dz.
@@ -301,8 +301,8 @@ def diagonal_scan_backward(
     scan(dy, dh, plan, y=du, h=dh0, states=gradients, reverse=True)
     dd_skip = None if d_skip is None else torch.empty(D, **new)
     dz, db, dc = _parameter_gradients(dy, u, plan, states, gradients, dd_skip)
-    dd_skip = None if d_skip is None else dd_skip.to(d_skip.dtype)
-    return add_groups(du, u), dz, db, dc, dd_skip, None if h0 is None else torch.view_as_complex(dh0)
+    dd_skip = None if d_skip is None or dd_skip is None else dd_skip.to(d_skip.dtype)
+    return add_groups(du, u), dz, db, dc, dd_skip, None if dh0 is None else torch.view_as_complex(dh0)
 
 
 def _parameter_gradients(

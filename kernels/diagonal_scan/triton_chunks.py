@@ -12,7 +12,7 @@ each time, would add up.
 
 Shapes in these files:
     B, D, L         rows, channels and steps of the inputs
-    rows            states: B, or the number of texts where cu_seqlens packs them into one row
+    rows            states: B, or the number of sequences where cu_seqlens packs them into one row
     N               modes of a channel, in GROUPS of at most BLOCK_N; V = D GROUPS
     CHUNK           steps of a chunk; COLUMNS chunks are the columns of one product
     slots           programs that share the rows of a channel
@@ -32,8 +32,8 @@ from ..launch import launch
 
 # Modes at a time: more are added up from several runs.
 MOST_MODES = 32
-# Steps in a chunk: the fewest with which the columns of one product hold a text, else the most. Beyond 32 the tables of
-# float32 numbers, as three terms each, no longer fit the registers.
+# Steps of a chunk: the fewest with which the columns of one product hold a sequence, else the most. Beyond 32 the
+# tables of float32 numbers, as three terms each, no longer fit the registers.
 CHUNKS = (16, 32)
 COLUMNS = 16
 # Products of 32 rows, 16 a warp.
@@ -51,7 +51,7 @@ class Modes(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """What `diagonal_scan_tables_kernel` makes of the modes."""
+    """Tables that `diagonal_scan_tables_kernel` computes from the modes."""
 
     powers_ptr: Any
     """w [V,2,CHUNK,BLOCK_N] float32, contiguous."""
@@ -60,14 +60,14 @@ class Tables(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """Where sequences lie in the inputs [B,D,L], and the states of their chunks among all."""
+    """Positions of the sequences in the inputs [B,D,L], and of their chunks' states among all states."""
 
     cu_seqlens_ptr: Any
-    """Borders [rows + 1], contiguous; None: a row of inputs is a text."""
+    """Borders [rows + 1], contiguous; None: a row of inputs is a sequence."""
     L: int
     rows: int
     chunks: int
-    """Of all texts of a channel, or room for them."""
+    """Of all sequences of a channel, or room for them."""
 
 
 @triton.jit
@@ -109,14 +109,14 @@ def load_state(h, row, d, n, N):
 
 @triton.jit
 def store_modes(ptr, n, N, real, imag):
-    """To [N,2], contiguous."""
+    """Store real and imaginary part of modes n to [N,2], contiguous."""
     tl.store(ptr + 2 * n, real.to(tl.float32), mask=n < N)
     tl.store(ptr + 2 * n + 1, imag.to(tl.float32), mask=n < N)
 
 
 @triton.jit
 def load_powers(powers_ptr, v, length, CHUNK: tl.constexpr, BLOCK_N: tl.constexpr):
-    """w [CHUNK, BLOCK_N] of channel v, real and imaginary, for a text of so many steps.
+    """w [CHUNK, BLOCK_N] of channel v, real and imaginary, for a sequence of so many steps.
 
     Growing modes overflow beyond them, where all that w meets is 0, and their product would be no number.
     """
@@ -128,7 +128,7 @@ def load_powers(powers_ptr, v, length, CHUNK: tl.constexpr, BLOCK_N: tl.constexp
 
 @triton.jit
 def find_text(texts, row):
-    """Find the text of a row of states (int64): its row of inputs, where it begins there (int64), how long it is."""
+    """Find the sequence of a row of states (int64): its row of inputs, its start there (int64), and its length."""
     if texts.cu_seqlens_ptr is None:
         of_u, start, length = row, 0 * row, texts.L + (0 * row).to(tl.int32)
     else:
@@ -139,7 +139,7 @@ def find_text(texts, row):
 
 @triton.jit
 def states_of_text(states_ptr, v, texts, row, start, CHUNK: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Find where the states of a text's chunks lie in channel v: no text has more than up to the next one's."""
+    """Find where the states of a sequence's chunks lie in channel v: no sequence has more than up to the next one's."""
     first = v * texts.chunks
     if texts.cu_seqlens_ptr is None:
         first += row * ((texts.L + CHUNK - 1) // CHUNK)
@@ -150,14 +150,14 @@ def states_of_text(states_ptr, v, texts, row, start, CHUNK: tl.constexpr, BLOCK_
 
 @triton.jit
 def from_start(length, chunk, CHUNK: tl.constexpr):
-    """Times [CHUNK, chunks] of a text counted from each chunk's start, and which of them it has."""
+    """Times [CHUNK, chunks] of a sequence counted from each chunk's start, and which of them it has."""
     time = chunk[None, :] * CHUNK + tl.arange(0, CHUNK)[:, None]
     return time, time < length
 
 
 @triton.jit
 def from_end(length, chunk, first, CHUNK: tl.constexpr):
-    """The same counted back from each chunk's end, which for the last chunk is the text's, beginning `first` before."""
+    """The same counted back from each chunk's end (of the last: the sequence's), beginning `first` before it."""
     begin = chunk[None, :] * CHUNK
     step = tl.minimum(length - begin, CHUNK) - 1 - first - tl.arange(0, CHUNK)[:, None]
     return begin + step, step >= 0
@@ -180,7 +180,7 @@ def diagonal_scan_tables_kernel(
     BLOCK_N: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """A program BLOCK_N modes of a channel."""
+    """Each program takes BLOCK_N modes of a channel."""
     v = tl.program_id(0).to(tl.int64)
     d, group = v // GROUPS, v % GROUPS
     l, n = tl.arange(0, CHUNK), group * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -199,7 +199,7 @@ def diagonal_scan_tables_kernel(
 
 
 def by_time(tensor: Tensor) -> Tensor:
-    """With its times side by side in memory, by a copy if need be: a program walks through those of one channel."""
+    """Return the tensor with times adjacent in memory, copied if need be: a program reads those of one channel."""
     return tensor if tensor.stride(-1) in (0, 1) else tensor.contiguous()
 
 
@@ -218,12 +218,12 @@ def state_rows(u: Tensor, cu_seqlens: Tensor | None) -> int:
 
 
 def chunk_of(length: int) -> int:
-    """CHUNK for texts of about so many steps."""
+    """CHUNK for sequences of about so many steps."""
     return next((size for size in CHUNKS if size * COLUMNS >= length), CHUNKS[-1])
 
 
 class Plan:
-    """What a pass needs that follows from modes and lengths: tables, sizes of tiles, where texts lie."""
+    """Tables, tile sizes and positions of sequences that a pass needs, computed from modes and lengths."""
 
     def __init__(self, modes: Modes, d_skip: Tensor | None, u: Tensor, cu_seqlens: Tensor | None):
         (D, N), (B, _, L), self.rows = modes.z.ptr.shape[:2], u.shape, state_rows(u, cu_seqlens)

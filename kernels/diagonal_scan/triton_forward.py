@@ -73,7 +73,7 @@ def diagonal_scan_kernel(
     PRECISION: tl.constexpr,
     STATE_PRECISION: tl.constexpr,
 ):
-    """A program BLOCK_N modes of a channel and the rows of a slot, COLUMNS chunks at a time.
+    """Each program takes BLOCK_N modes of a channel and the rows of a slot, COLUMNS chunks at a time.
 
     The gradient g of the state after a chunk runs through the same lines from the last chunk to the first, with end and
     start exchanged: du from the end = T dy + 2 Re sum_n (conj(b) / 2) conj(w) g, and before the chunk
@@ -157,7 +157,7 @@ def scan(
     states: Tensor | None,
     reverse: bool,
 ) -> None:
-    """Run through the texts of x [B,D,L] from `state`, and write those of y, h and `states` that are wanted."""
+    """Run through the sequences of x [B,D,L] from `state`, and write those of y, h and `states` that are wanted."""
     slots, rows_per_slot = slots_of(plan.rows, plan.channels, fillings=8)
     launch(
         diagonal_scan_kernel,

@@ -27,7 +27,7 @@ def diagonal_scan_step_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """A program BLOCK_D channels of a row."""
+    """Each program takes BLOCK_D channels of a row."""
     blocks = tl.cdiv(D, BLOCK_D)
     row = (tl.program_id(0) // blocks).to(tl.int64)
     d = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)

@@ -1,4 +1,4 @@
-"""Which of the convolution algorithms runs: one function, and the measurement behind it."""
+"""Choice of the convolution algorithm: one function, and the measurement behind it."""
 
 import torch
 
@@ -32,7 +32,7 @@ import torch
 # (D 256, B 1, L 32) where it has to be in time.
 #
 # Direct adds up blocks of at most 32 taps. Without them it is up to 1.6 times as fast beyond L = 32, but no candidate:
-# one sum of 64 products, one by one, has three times the float32 error of the definition, where the budget is twice;
+# one sum of 64 products, one by one, has three times the float32 error of the reference, where the budget is twice;
 # and at D 1024 and L 128 it would be 1.4 times as fast as the FFT, with 3.5 times the error.
 #
 # float64 has no fast grouped convolution: the chunked algorithm stands in. Other devices have not been measured.
@@ -41,15 +41,15 @@ MOST_OF_ONE_CHUNK = 4096
 DIRECT_UP_TO, FEWEST_ROWS_OF_DIRECT = 48, 1024
 
 
-# Longest L for Toeplitz blocks by Triton's kernels. Not measured: no GPU has been at hand. `firebolt bench crossover
-# --device cuda` measures it where there is one.
+# Longest L for Toeplitz blocks by Triton's kernels. Counted, not measured; `firebolt bench crossover --device cuda`
+# measures it.
 #
 # Counted, as 16-bit multiply-adds an output: Toeplitz blocks take L / 2 for each pair of terms that stand for a product
 # (six in float32, two or three where u has 16 bits, one with precision "fast"), and no memory worth counting. A Monarch
 # FFT takes 500 to 900 for each, six, three or one of them, and beyond one kernel 36 bytes an output. The vendor's FFT
 # takes 75 bytes. An H100 does 2000 to 4000 multiply-adds in the time of 36 bytes.
 TOEPLITZ_UP_TO = {torch.float32: 1024, torch.float16: 2048, torch.bfloat16: 2048}
-# Beyond. In float32 Monarch and the vendor's FFT come out even; the vendor's has been measured by its makers.
+# Beyond. In float32 Monarch and the vendor's FFT need as much; the vendor's is tuned on GPUs.
 BEYOND_TOEPLITZ = {torch.float32: "vendor", torch.float16: "monarch", torch.bfloat16: "monarch"}
 
 # The smallest transform of the Monarch kernels; the others are the powers of two beyond.
@@ -74,10 +74,10 @@ def choose_algorithm(
 
 
 def transform_size(L: int, K: int) -> int:
-    """Of the Monarch transform that convolves L inputs with K taps: nothing wraps around."""
+    """Return the size of the Monarch transform that convolves L inputs with K taps without wrapping around."""
     return max(SMALLEST_TRANSFORM, 2 ** int(L + min(K, L) - 2).bit_length())
 
 
 def has_transform(size: int) -> bool:
-    """Whether the Monarch kernels have a transform of this size."""
+    """Tell whether the Monarch kernels have a transform of this size."""
     return size >= SMALLEST_TRANSFORM and size & (size - 1) == 0

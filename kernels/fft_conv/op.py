@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..autocast import without_autocast
-from ..checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_shapes
+from ..checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_one_of, check_shapes
 from ..common.packed import check_packed
 from ..common.registered import Backward, register
 from ..implementation import choose
@@ -40,7 +40,7 @@ def fft_conv(
         precision: "accurate", or "fast": where u has 16 bits, operands of products on a GPU may have 16 too. The error
             is then, rms of the output, 2e-3 to 5e-3 in bfloat16 and 3e-4 to 6e-4 in float16, where rounding the output
             takes 2e-3 and 2e-4. Taps of float16 end at 65504.
-        cu_seqlens: borders [texts + 1] of texts packed into one row (B = 1), int32 or int64, from 0 to L: each text is
+        cu_seqlens: borders [texts + 1] of sequences packed into one row (B = 1), int32 or int64, from 0 to L: each is
             convolved alone, as if it were a row of its own.
 
     Returns: y [B, D, L] in the dtype of u. Half precision is computed in float32.
@@ -54,12 +54,11 @@ def fft_conv(
     check_dtypes("fft_conv", REAL, u=u, k=k, d_skip=d_skip, gate=gate)
     check_dtypes("fft_conv", COMPLEX, k_spectrum=k_spectrum)
     check_not_empty("fft_conv", u=u, k=k)
-    if precision not in PRECISIONS:
-        raise ValueError(f"fft_conv: precision is {precision!r}; wanted one of {', '.join(PRECISIONS)}")
+    check_one_of("fft_conv", "precision", precision, PRECISIONS)
     check_packed("fft_conv", u, cu_seqlens)
     if k_spectrum is not None:
         if cu_seqlens is not None:
-            raise ValueError("fft_conv: k_spectrum and cu_seqlens are both given; packed texts are convolved with k")
+            raise ValueError("fft_conv: k_spectrum and cu_seqlens are both given; expected one of them")
         _check_spectrum(u, k, k_spectrum)
     options = {"gate": gate, "k_spectrum": k_spectrum, "precision": precision, "cu_seqlens": cu_seqlens}
     chosen = choose("fft_conv", u, k, d_skip, gate, k_spectrum)
@@ -71,7 +70,7 @@ def fft_conv(
 
 def _choose_form(u: Tensor, k_spectrum: Tensor | None, cu_seqlens: Tensor | None) -> str:
     if cu_seqlens is not None:
-        return "toeplitz"  # texts have no one length that an FFT could have
+        return "toeplitz"  # sequences have no one length that an FFT could have
     if k_spectrum is not None:
         return "monarch" if has_transform(2 * (k_spectrum.shape[-1] - 1)) else "vendor"
     B, D, L = u.shape
@@ -103,7 +102,7 @@ def _check_spectrum(u: Tensor, k: Tensor, k_spectrum: Tensor) -> None:
     size, least = 2 * (k_spectrum.shape[-1] - 1), u.shape[-1] + k.shape[-1] - 1
     if size < least:
         raise ValueError(
-            f"fft_conv: k_spectrum has shape {list(k_spectrum.shape)}, for transforms of {size}; wanted "
+            f"fft_conv: k_spectrum has shape {list(k_spectrum.shape)}, for transforms of {size}; expected "
             f"one of at least L + K - 1 = {least}, so that nothing wraps around"
         )
 

@@ -1,4 +1,4 @@
-"""Causal convolution by three exact algorithms: what runs without a Triton kernel."""
+"""Causal convolution by three exact algorithms, for devices without a Triton kernel."""
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ def fft_conv(
 ) -> Tensor:
     """y_t = gate_t (sum_{s <= t} k_{t-s} u_s + d u_t) by the algorithm that `choose_algorithm` names.
 
-    Everything is computed in float32 or wider, whatever `precision` allows. Packed texts are convolved one by one.
+    Everything is computed in float32 or wider, whatever `precision` allows. Packed sequences are convolved one by one.
     """
     dtype = compute_dtype(u, k, d_skip, gate, k_spectrum)
     x = u.to(dtype)
@@ -41,7 +41,7 @@ def fft_conv(
         if cu_seqlens is None:
             y = _convolve(x, k)
         else:
-            # `split`, so that the gradients of the texts are put side by side, not each among zeros.
+            # `split`, so that the gradients of the sequences are put side by side, not each among zeros.
             texts = x.split(cu_seqlens.diff().tolist(), -1)
             y = torch.cat([_convolve(text, k[:, : text.shape[-1]]) for text in texts if text.shape[-1]], -1)
     if gate is not None:
@@ -89,8 +89,8 @@ class _InTime(torch.autograd.Function):
         return _direct_block(u, k)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        u, k = ctx.saved_tensors
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (grad,), (u, k) = grads, ctx.saved_tensors
         batch, width, L = u.shape
         reverse = grad.flip(-1)
         grad_u = grad_k = None
@@ -105,7 +105,7 @@ class _InTime(torch.autograd.Function):
 
 
 def _direct(u: Tensor, k: Tensor) -> Tensor:
-    """By blocks of at most CHUNK taps: a grouped convolution adds its products up one by one, and rounds as often."""
+    """Convolve by blocks of at most CHUNK taps: a grouped convolution adds products one by one and rounds each."""
     u, taps = _by_time(u), k.shape[-1]
     size = -(-taps // -(-taps // CHUNK))
     y = _direct_block(u, k[:, :size])
@@ -191,9 +191,9 @@ class _InFrequency(torch.autograd.Function):
         return torch.fft.irfft(torch.fft.rfft(u, n=size) * torch.fft.rfft(k, n=size), n=size)[..., : u.shape[-1]]
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        u, k = ctx.saved_tensors
-        if torch.is_grad_enabled():  # gradients of these are wanted
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), (u, k) = grads, ctx.saved_tensors
+        if torch.is_grad_enabled():  # gradients of these are needed
             return tuple(gradients(_InFrequency.formula, (u, k), (grad,)))
         (batch, _, L), taps = u.shape, k.shape[-1]
         size = fast_size(L + taps - 1)

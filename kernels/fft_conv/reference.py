@@ -1,4 +1,4 @@
-"""Causal convolution with a skip and a gate: the definition, by the dense Toeplitz matrix."""
+"""Causal convolution with a skip and a gate: the reference implementation, by the dense Toeplitz matrix."""
 
 from itertools import pairwise
 
@@ -18,7 +18,7 @@ def fft_conv(
     precision: str = "accurate",
     cu_seqlens: Tensor | None = None,
 ) -> Tensor:
-    """y_t = gate_t (sum_{s <= t} k_{t-s} u_s + d u_t), for each text alone.
+    """y_t = gate_t (sum_{s <= t} k_{t-s} u_s + d u_t), for each sequence alone.
 
     `k_spectrum` and `precision` are for other implementations; they change nothing here.
     """

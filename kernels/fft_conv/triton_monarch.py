@@ -68,7 +68,7 @@ def monarch_kernel(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program two rows of a channel: they stay on the chip from input to output."""
+    """Each program takes two rows of a channel: they stay on the chip from input to output."""
     pairs = tl.cdiv(B, 2)
     d, pair = (tl.program_id(0) // pairs).to(tl.int64), (tl.program_id(0) % pairs).to(tl.int64)
     t = places(ROWS, WIDTH)
@@ -96,7 +96,7 @@ def monarch_spectrum_kernel(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program a channel and the pairs of a slot: sum of conj(transform of early) times the transform of late."""
+    """Each program takes a channel and the pairs of a slot: sum of conj(transform of early) x transform of late."""
     d, slot = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     t = places(ROWS, WIDTH)
     sum_real = tl.zeros([HEIGHT, WIDTH], tl.float32)
@@ -116,7 +116,7 @@ def monarch_spectrum_kernel(
 
 
 class _Plan:
-    """How a transform is taken apart, and at what precision its products are."""
+    """Factors of a transform, and the precision of its products."""
 
     def __init__(self, spectrum: Tensor, L: int, fast: bool, *tensors: Tensor, one_kernel_up_to: int):
         self.size = 2 * (spectrum.shape[1] - 1)

@@ -37,7 +37,7 @@ def monarch_first_kernel(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program ROWS x COLUMNS numbers of two rows of a channel: the transform across OUTER rows, divided by OUTER."""
+    """Each program takes ROWS x COLUMNS numbers of two rows of a channel: a transform across OUTER rows, over OUTER."""
     pairs = tl.cdiv(B, 2)
     d, pair = (tl.program_id(0) // pairs).to(tl.int64), (tl.program_id(0) % pairs).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -71,7 +71,7 @@ def monarch_middle_kernel(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program one of the OUTER rows, in its place: transform, times the spectrum, back again."""
+    """Each program takes one of the OUTER rows, in its place: transform, times the spectrum, back again."""
     pair, k = (tl.program_id(0) // OUTER).to(tl.int64), tl.program_id(0) % OUTER
     row = rows_ptr + (pair * 2 * OUTER + k) * (HEIGHT * WIDTH) + places(HEIGHT, WIDTH)
     real, imag = tl.load(row), tl.load(row + OUTER * HEIGHT * WIDTH)
@@ -97,7 +97,7 @@ def monarch_middle_spectrum_kernel(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program one of the OUTER rows and the pairs of a slot: as `monarch_spectrum_kernel`.
+    """Each program takes one of the OUTER rows and the pairs of a slot: as `monarch_spectrum_kernel`.
 
     Early and late take turns in one loop: two transforms side by side would not leave each other enough registers.
     """
@@ -143,7 +143,7 @@ def monarch_last_kernel(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program ROWS x COLUMNS numbers of two rows of a channel: back across OUTER rows, then `finish_pair`."""
+    """Each program takes ROWS x COLUMNS numbers of two rows of a channel: back across OUTER rows; `finish_pair`."""
     pairs = tl.cdiv(B, 2)
     d, pair = (tl.program_id(0) // pairs).to(tl.int64), (tl.program_id(0) % pairs).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)

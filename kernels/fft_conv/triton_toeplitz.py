@@ -1,7 +1,7 @@
 """Causal convolution in time as products of Toeplitz blocks with chunks of the rows, in Triton.
 
-B rows of D channels and L steps, K taps a channel. A row, or a packed text, is cut into chunks of CHUNK steps; each is
-a column, and a program has COLUMNS of them.
+B rows of D channels and L steps, K taps a channel. A row, or a packed sequence, is cut into chunks of CHUNK steps; each
+is a column, and a program has COLUMNS of them.
 """
 
 import torch
@@ -21,9 +21,9 @@ WIDE, SPLIT, SINGLE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 @triton.jit
 def _columns(table_ptr, column, columns, B, L):
-    """Of columns: the row, where its text begins, the text's length, and which of its chunks the column is (-1: none).
+    """Load a column's row, the start and length of its sequence, and which of its chunks it is (-1: none).
 
-    Without texts the columns are (chunk, row), so that a block of them has few chunks and one row makes many columns.
+    Without packing the columns are (chunk, row), so that a block of them has few chunks and one row makes many columns.
     """
     if table_ptr is None:
         row = (column % B).to(tl.int64)
@@ -40,7 +40,7 @@ def _columns(table_ptr, column, columns, B, L):
 
 @triton.jit
 def _steps(start, length, chunk, j, CHUNK: tl.constexpr, REVERSE: tl.constexpr):
-    """Where the steps j of chunks lie in a row [steps, COLUMNS], and which of them there are."""
+    """Compute the positions in a row [steps, COLUMNS] of the steps j of chunks, and which of them exist."""
     t = chunk[None, :] * CHUNK + j[:, None]
     inside = (chunk >= 0)[None, :] & (t < length[None, :])
     if REVERSE:
@@ -63,7 +63,7 @@ def toeplitz_kernel(
     k,  # Strided [D,K]
     d_skip_ptr,  # [D], contiguous, or None
     gate,  # Strided [B,D,L] or None
-    table_ptr,  # [3,columns] int32, contiguous, or None: of each column the text's start and length, and its chunk
+    table_ptr,  # [3,columns] int32, contiguous, or None: of each column the sequence's start and length, and its chunk
     y_ptr,  # [B,D,L], contiguous
     B,
     L,
@@ -77,7 +77,7 @@ def toeplitz_kernel(
     OPERANDS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program COLUMNS chunks of a channel: y[:, c] = sum_m T_m x[:, c - m], T_m[i, j] = k[CHUNK m + i - j].
+    """Each program takes COLUMNS chunks of a channel: y[:, c] = sum_m T_m x[:, c - m], T_m[i, j] = k[CHUNK m + i - j].
 
     Error against float64, rms of the output, in Triton's interpreter with products taken apart as a GPU does, L = 500
     to 2000: 1e-7 in bf16x6 and in float32, 4e-6 in bf16x3, 2e-3 of bfloat16 operands, 3e-4 of float16 ones.
@@ -137,7 +137,7 @@ def toeplitz_taps_kernel(
     SINGLE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program a channel, the lags around CHUNK m and a slot of the columns: sum_t late_t early_{t - lag}.
+    """Each program takes a channel, the lags around CHUNK m and a slot of the columns: sum_t late_t early_{t - lag}.
 
     A = sum over columns late[:, c] early[:, c - m]^T has the lag CHUNK m + i - j at [i, j]: its diagonals are summed.
     """
@@ -168,7 +168,7 @@ def toeplitz_taps_kernel(
 
 
 def _table(cu_seqlens: Tensor, L: int, chunk: int) -> Tensor:
-    """The columns of packed texts, as many as there can be: [3, columns], made on the device without waiting for it."""
+    """The columns of packed sequences, as many as there can be: [3, columns], made on the device without a wait."""
     columns = torch.arange(triton.cdiv(L, chunk) + cu_seqlens.numel() - 1, device=cu_seqlens.device)
     starts, lengths = cu_seqlens[:-1], cu_seqlens.diff()
     ends = ((lengths + (chunk - 1)) // chunk).cumsum(0)
@@ -180,7 +180,7 @@ def _table(cu_seqlens: Tensor, L: int, chunk: int) -> Tensor:
 
 
 class _Chunks:
-    """How the rows of u [B,D,L] are cut into chunks: the size of one, and the arguments that say where they lie."""
+    """Division of the rows of u [B,D,L] into chunks: their size, and the arguments that give their positions."""
 
     def __init__(self, u: Tensor, cu_seqlens: Tensor | None):
         B, _, L = u.shape

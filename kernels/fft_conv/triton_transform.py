@@ -26,7 +26,7 @@ def times(a_real, a_imag, b_real, b_imag):
 
 @triton.jit
 def product(a_real, a_imag, b_real, b_imag, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
-    """Of complex matrices, by four products of real ones."""
+    """Multiply complex matrices by four products of real ones."""
     a_real, a_imag, b_real, b_imag = a_real.to(OPERAND), a_imag.to(OPERAND), b_real.to(OPERAND), b_imag.to(OPERAND)
     real = dot(a_real, b_real, PRECISION) - dot(a_imag, b_imag, PRECISION)
     return real, dot(a_real, b_imag, PRECISION) + dot(a_imag, b_real, PRECISION)
@@ -74,13 +74,13 @@ def transform_back(
 
 @triton.jit
 def places(HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
-    """Where the numbers of a row lie, [HEIGHT, WIDTH]."""
+    """Compute the positions of the numbers of a row, [HEIGHT, WIDTH]."""
     return tl.arange(0, HEIGHT)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
 
 
 @triton.jit
 def frequencies(first, every, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
-    """Of the numbers of a transform: first + every (k + HEIGHT m), [HEIGHT, WIDTH]."""
+    """Compute the frequencies of a transform's numbers: first + every (k + HEIGHT m), [HEIGHT, WIDTH]."""
     return first + every * (tl.arange(0, HEIGHT)[:, None] + HEIGHT * tl.arange(0, WIDTH)[None, :])
 
 

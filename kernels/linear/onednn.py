@@ -10,7 +10,7 @@ PRODUCT = "_linear_pointwise"
 
 
 def onednn_has(*names: str) -> bool:
-    """Whether this PyTorch was built with oneDNN, and has these of its ops."""
+    """Tell whether this PyTorch was built with oneDNN, and has these of its ops."""
     return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 

@@ -12,7 +12,7 @@ FULL_ROWS_FROM = 2**21
 
 
 def can_prepack() -> bool:
-    """Whether oneDNN has bfloat16 products with weights in a layout of its own here (CPUs with AVX-512 or better)."""
+    """Tell whether oneDNN multiplies bfloat16 with prepacked weights on this CPU (AVX-512 or better)."""
     there = onednn_has(PRODUCT, "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
     return there and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 

@@ -15,7 +15,7 @@ LEAST_WEIGHTS = 2**19
 
 
 def _maker() -> str:
-    """Of the processor, as x86 processors tell it: "GenuineIntel", "AuthenticAMD"; something else where it is not
+    """Return the processor's maker, as x86 processors tell it: "GenuineIntel", "AuthenticAMD"; another text where not
     known."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
@@ -25,7 +25,7 @@ def _maker() -> str:
 
 
 def _onednn_is_faster() -> bool:
-    """Whether float32 products go to oneDNN here: on processors where MKL takes its slower paths.
+    """Tell whether float32 products go to oneDNN here: on processors where MKL takes its slower paths.
 
     By the maker and not by a measurement, so that a run and its repetition take the same one. Milliseconds of a product
     with weights [N,K] that no cache holds, two cores of an AMD EPYC with AVX-512, torch 2.13,
@@ -84,8 +84,8 @@ class _Linear(torch.autograd.Function):
         return product(x, weight, bias)
 
     @staticmethod
-    def backward(ctx, g: Tensor):
-        x, weight = ctx.saved_tensors
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (g,), (x, weight) = grads, ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
         return (
             linear(g, weight.mT) if of_x else None,

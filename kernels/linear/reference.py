@@ -1,4 +1,4 @@
-"""Matrix multiplication of a layer: the definition."""
+"""Matrix multiplication of a layer: the reference implementation."""
 
 from torch import Tensor
 

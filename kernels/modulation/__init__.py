@@ -1,4 +1,4 @@
-"""What tokens see of grids: token-grid correlation, and feature-wise modulation (FiLM) by it."""
+"""Token-grid correlation, and feature-wise modulation (FiLM) of tokens by it."""
 
 from .op import correlation_context, film_residual, grounded_film
 

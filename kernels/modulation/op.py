@@ -23,7 +23,7 @@ def correlation_context(
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What each token sees of the grids, and how much it weighs each of them.
+    """Compute each token's context from the grids, and its weights for them.
 
         s = q.k / sqrt(D_h)                            [B,H,T,G]
         a = top-k softmax of s over G
@@ -165,7 +165,7 @@ def film_residual(
     check_shapes(op, y=(y, "B T D"), x=(x, "B T D"), w=(w, "B T G"), table=(table, "B G two_D"))
     if (ln_weight is None) != (ln_bias is None):
         missing = "ln_weight" if ln_weight is None else "ln_bias"
-        raise ValueError(f"{op}: {missing} is None; wanted both ln_weight and ln_bias, or neither")
+        raise ValueError(f"{op}: {missing} is None; expected both ln_weight and ln_bias, or neither")
     _check_film(op, x.shape[-1], table, bias, gate, ln_weight, ln_bias)
     check_dtypes(op, REAL, y=y, x=x, w=w)
     chosen = choose(op, x, y, w, table, bias, gate, ln_weight, ln_bias)
@@ -187,5 +187,5 @@ def _check_film(op, width, table, bias, gate, ln_weight, ln_bias) -> None:
         ln_bias=(ln_bias, f"{width}"),
     )
     if gate.numel() != 1:
-        raise ValueError(f"{op}: gate has shape {list(gate.shape)}; wanted one element")
+        raise ValueError(f"{op}: gate has shape {list(gate.shape)}; expected one element")
     check_dtypes(op, REAL, table=table, bias=bias, gate=gate, ln_weight=ln_weight, ln_bias=ln_bias)

@@ -70,7 +70,7 @@ def film_residual(
     dtype = compute_dtype(y, x, w, table, bias, gate, ln_weight, ln_bias)
     scale, shift = _scale_and_shift(w.to(dtype), table, bias, gate)
     r = torch.addcmul(shift, y.to(dtype), scale) + x.to(dtype)
-    if ln_weight is None:
+    if ln_weight is None or ln_bias is None:
         return r.to(x.dtype)
     return r.to(x.dtype), F.layer_norm(r, r.shape[-1:], ln_weight.to(dtype), ln_bias.to(dtype), eps).to(y.dtype)
 

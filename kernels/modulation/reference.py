@@ -1,4 +1,4 @@
-"""Token-grid correlation and FiLM from the grid-side table: the definitions (docs/mathematics.md, 2 and 2a).
+"""Token-grid correlation and FiLM: the reference implementations (docs/mathematics.md, 2 and 2a).
 
 Shapes: B rows of T tokens and G grids, H heads of D_h numbers, D columns; masks [B,T] and [B,G], True = keep.
 """
@@ -82,6 +82,6 @@ def film_residual(
     dtype = compute_dtype(y, x, w, table, bias, gate, ln_weight, ln_bias)
     gamma, beta = (w.to(dtype) @ table.to(dtype) + bias.to(dtype)).chunk(2, dim=-1)
     r = x.to(dtype) + y.to(dtype) * (1 + gate.to(dtype) * gamma) + gate.to(dtype) * beta
-    if ln_weight is None:
+    if ln_weight is None or ln_bias is None:
         return r.to(x.dtype)
     return r.to(x.dtype), F.layer_norm(r, r.shape[-1:], ln_weight.to(dtype), ln_bias.to(dtype), eps).to(y.dtype)

@@ -3,7 +3,7 @@
 Shapes: B rows of T tokens and G grids, H heads of D_h numbers, D columns; `selection` has the fields of `Selection`.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +27,8 @@ def _fake_context(q: Tensor, k: Tensor, v: Tensor, *selection: Any) -> tuple[Ten
 def _differentiate_context(grads: list, q: Tensor, k: Tensor, v: Tensor, *selection: Any) -> tuple[Tensor, ...]:
     from . import triton_context
 
-    return triton_context.correlation_context_backward(*grads, q, k, v, Selection(*selection))
+    dcontext, dw = grads
+    return triton_context.correlation_context_backward(dcontext, dw, q, k, v, Selection(*selection))
 
 
 correlation_context = register(
@@ -147,7 +148,8 @@ def _run_residual_norm(
     from . import triton_residual
 
     bias, ln_weight, ln_bias = _contiguous(bias, ln_weight, ln_bias)
-    return triton_residual.film_residual(y, x, w, table, bias, gate, ln_weight, ln_bias, eps)
+    outputs = triton_residual.film_residual(y, x, w, table, bias, gate, ln_weight, ln_bias, eps)
+    return cast("tuple[Tensor, Tensor, Tensor]", outputs)  # with a norm none of them is None
 
 
 def _fake_residual_norm(y: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What decides which grids a token sees, as one value from the public functions down to the kernels."""
+"""Selection of the grids that a token sees, as one value from the public functions down to the kernels."""
 
 from typing import NamedTuple
 
@@ -44,7 +44,7 @@ class Selection(NamedTuple):
         if self.top_k is not None:
             check_integer(op, "top_k", self.top_k, at_least=0)
         if not 0 <= self.dropout_p < 1:
-            raise ValueError(f"{op}: dropout_p is {self.dropout_p}; wanted 0 <= dropout_p < 1")
+            raise ValueError(f"{op}: dropout_p is {self.dropout_p}; expected 0 <= dropout_p < 1")
 
     def settled(self, device: torch.device) -> "Selection":
         """Replace top_k None by 0, and draw the seed from torch's generator if dropout needs one."""

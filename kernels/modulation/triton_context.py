@@ -36,7 +36,7 @@ def correlation_context_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program a block of tokens of a row: w in registers, then c = w v a block of columns at a time."""
+    """Each program takes a block of tokens of a row: w in registers, then c = w v a block of columns at a time."""
     T, G = selection.T, selection.G
     b, t = token_block(T, BLOCK_T)
     grid = tl.arange(0, BLOCK_G)

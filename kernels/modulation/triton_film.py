@@ -58,7 +58,7 @@ def grounded_film_kernel(
     IN_REGISTERS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program a block of tokens of a row: w, the statistics of x, then x_f a block of columns at a time."""
+    """Each program takes a block of tokens of a row: w, the statistics of x, then x_f a block of columns at a time."""
     T, G = selection.T, selection.G
     b, t = token_block(T, BLOCK_T)
     token_kept = kept(selection.text_mask, b, t, T)
@@ -106,7 +106,7 @@ def grounded_film_backward_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program a block of tokens of a row: the sums over columns, dw among them, then dx and sums over tokens."""
+    """Each program takes a block of tokens of a row: sums over columns, dw among them, then dx and sums over tokens."""
     b, t = token_block(T, BLOCK_T)
     grid = tl.arange(0, BLOCK_G)
     token_kept = kept(text_mask, b, t, T)
@@ -114,9 +114,9 @@ def grounded_film_backward_kernel(
     rstd = tl.load(norm.rstd + b * T + t, mask=t < T, other=0.0)
     gate = tl.load(film.gate).to(tl.float32)
     w = None
+    dw = tl.zeros([BLOCK_T, BLOCK_G], tl.float32)
     if dw_ptr is not None:
         w = weights_tile(film.w, b, t, grid, T, G)
-        dw = tl.zeros([BLOCK_T, BLOCK_G], tl.float32)
 
     sum_dn = tl.zeros([BLOCK_T], tl.float32)
     sum_dn_n = tl.zeros([BLOCK_T], tl.float32)

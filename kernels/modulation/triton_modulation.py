@@ -1,4 +1,4 @@
-"""What the kernels of both FiLMs share (docs/mathematics.md, 2a).
+"""Parts shared by the kernels of both FiLMs (docs/mathematics.md, 2a).
 
 With [gamma, beta] = w table + bias, u what is modulated and e the gradient of u (1 + gate gamma) + gate beta, the
 backward pass has

@@ -55,7 +55,7 @@ def film_residual_kernel(
     IN_REGISTERS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program a block of tokens of a row: r and its statistics, then r again for LN(r), which sees it unrounded."""
+    """Each program takes a block of tokens of a row: r and its statistics, then LN(r) of r before it is rounded."""
     b, t = token_block(T, BLOCK_T)
     w = None
     if IN_REGISTERS:
@@ -102,21 +102,22 @@ def film_residual_backward_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program a block of tokens of a row: the norm's sums over columns, if there is one, then all gradients."""
+    """Each program takes a block of tokens of a row: sums over columns of the norm, if there is one, then gradients."""
     b, t = token_block(T, BLOCK_T)
     inside = t < T
     grid = tl.arange(0, BLOCK_G)
     gate = tl.load(film.gate).to(tl.float32)
     w = None
+    dw = tl.zeros([BLOCK_T, BLOCK_G], tl.float32)
     if dw_ptr is not None:
         w = weights_tile(film.w, b, t, grid, T, G)
-        dw = tl.zeros([BLOCK_T, BLOCK_G], tl.float32)
 
+    sum_dn = tl.zeros([BLOCK_T], tl.float32)
+    sum_dn_n = tl.zeros([BLOCK_T], tl.float32)
+    mean, rstd = sum_dn, sum_dn  # of a norm, if there is one
     if dnormed is not None:
         mean = tl.load(norm.mean + b * T + t, mask=inside, other=0.0)
         rstd = tl.load(norm.rstd + b * T + t, mask=inside, other=0.0)
-        sum_dn = tl.zeros([BLOCK_T], tl.float32)
-        sum_dn_n = tl.zeros([BLOCK_T], tl.float32)
         for start in range(0, D, BLOCK_D):
             d = start + tl.arange(0, BLOCK_D)
             gamma, beta = modulation(film, w, b, t, d, T, G, D, BLOCK_G, PRECISION)
@@ -209,13 +210,13 @@ def film_residual_backward(
 ) -> tuple[Tensor, ...]:
     """Compute the gradients of y, x, w, table, bias, gate and a norm's ln_weight and ln_bias; dnormed None is zero."""
     (B, T, D), G = x.shape, w.shape[2]
-    norm = None if ln_weight is None else Norm(ln_weight, None, *statistics)
+    norm = None if ln_weight is None or statistics is None else Norm(ln_weight, None, *statistics)
     dy = torch.empty(y.shape, dtype=y.dtype, device=y.device)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     sizes = tiles(T, G, MOST_GRIDS_IN_PARTS, y, w, table, backward=True)
     programs = B * triton.cdiv(T, sizes["BLOCK_T"])
     sums, dw = new_sums(programs, w, table)
-    e = torch.empty(x.shape, dtype=torch.float32, device=x.device) if dw is None else None
+    e = torch.empty(x.shape if dw is None else 0, dtype=torch.float32, device=x.device)
     launch(
         film_residual_backward_kernel,
         (programs,),
@@ -227,7 +228,7 @@ def film_residual_backward(
         norm=norm,
         dy_ptr=dy,
         dx_ptr=dx,
-        e_ptr=e,
+        e_ptr=e if dw is None else None,
         dw_ptr=dw,
         sums=sums,
         T=T,

@@ -34,7 +34,7 @@ class Norm(NamedTuple):
 
 @triton.jit
 def kept(mask, b, index, size):
-    """Which tokens or grids `index` of row b exist: those below `size`, and True in `mask` [B,size] if there is one."""
+    """Tell which tokens or grids `index` of row b exist: those below `size`, and True in `mask` [B,size] if given."""
     exists = index < size
     if mask is not None:
         exists &= load(mask, (b, index), exists, other=0) != 0
@@ -87,7 +87,7 @@ def rows_from_table_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program a block of tokens of a row and a block of columns; it walks through the grids."""
+    """Each program takes a block of tokens of a row and a block of columns; it walks through the grids."""
     b, t = token_block(T, BLOCK_T)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     acc = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
@@ -119,7 +119,7 @@ def weights_from_rows_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program a block of tokens of a row and a block of grids; it walks through the columns."""
+    """Each program takes a block of tokens of a row and a block of grids; it walks through the columns."""
     b, t = token_block(T, BLOCK_T)
     grid = tl.program_id(1).to(tl.int64) * BLOCK_G + tl.arange(0, BLOCK_G)
     token_kept = kept(text_mask, b, t, T)
@@ -158,7 +158,7 @@ def table_from_rows_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program a row, a slot of its tokens, a block of grids and a block of columns; it walks through the tokens."""
+    """Each program takes a row, a slot of its tokens, a block of grids and one of columns; it loops over the tokens."""
     b = (tl.program_id(0) % B).to(tl.int64)
     slot = (tl.program_id(0) // B).to(tl.int64)
     grid = tl.program_id(1).to(tl.int64) * BLOCK_G + tl.arange(0, BLOCK_G)

@@ -1,4 +1,4 @@
-"""Which grids each head of a token keeps, and the softmax over them, in Triton (docs/mathematics.md, 2b).
+"""Selection of the grids that a head of a token keeps, and the softmax over them (docs/mathematics.md, 2b).
 
 Shapes: B rows of T tokens, G grids and H heads; scores of a head [BLOCK_T, BLOCK_G]; masks [B,T] and [B,G]. In kernels
 b and h are numbers, t and grid the indices of a block.
@@ -41,25 +41,25 @@ class KernelSelection(NamedTuple):
 
 def kernel_selection(selection: Selection, q: Tensor, k: Tensor) -> KernelSelection:
     """Prepare `selection` for the kernels, with queries q [B,T,H,D_h] and keys k [B,G,H,D_h]."""
-    G, H, D_h = k.shape[1:]
+    (G, H, D_h), top_k = k.shape[1:], selection.top_k or 0
     return KernelSelection(
         grid_mask=strided(selection.grid_mask),
         text_mask=strided(selection.text_mask),
         seed=selection.seed if selection.dropout_p > 0 else None,
         T=q.shape[1],
         G=G,
-        K=selection.top_k,
+        K=top_k,
         scale=1 / math.sqrt(D_h),
         drop_threshold=round(selection.dropout_p * 2**DRAW_BITS),
         shares=H * (1 - selection.dropout_p),
         H=tl.constexpr(H),
         RENORMALIZE=tl.constexpr(selection.renormalize),
-        SELECT=tl.constexpr(way_to_select(G, selection.top_k)),
+        SELECT=tl.constexpr(way_to_select(G, top_k)),
     )
 
 
 def way_to_select(G: int, top_k: int) -> int:
-    """How the `top_k` largest of G are found: by passes while they are few, beyond `MOST_PASSES` by bisection."""
+    """Choose how to find the `top_k` largest of G: by passes while they are few, beyond `MOST_PASSES` by bisection."""
     if not 0 < top_k < G:
         return ALL.value
     if min(top_k, G - top_k) > MOST_PASSES:

@@ -84,7 +84,7 @@ def grid_weights_kernel(
     BLOCK_DH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program a block of tokens of a row."""
+    """Each program takes a block of tokens of a row."""
     T, G = selection.T, selection.G
     b, t = token_block(T, BLOCK_T)
     grid = tl.arange(0, BLOCK_G)
@@ -118,7 +118,7 @@ def grid_weights_backward_kernel(
     BLOCK_DH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program a head of a row and a slot of its tokens: dq = ds k, dk = ds^T q."""
+    """Each program takes a head of a row and a slot of its tokens: dq = ds k, dk = ds^T q."""
     T, G = selection.T, selection.G
     H: tl.constexpr = selection.H
     b = (tl.program_id(0) // H).to(tl.int64)
@@ -152,7 +152,7 @@ def many_grids_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
-    """What follows the scores of a head, a program a few tokens of a row: w += its weights, or scores = ds."""
+    """Each program takes a few tokens of a row, after a head's scores: w += its weights, or scores = ds."""
     T, G = selection.T, selection.G
     b, t = token_block(T, BLOCK_T)
     grid = tl.arange(0, BLOCK_G)

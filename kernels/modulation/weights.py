@@ -30,6 +30,10 @@ def grid_weights(q: Tensor, k: Tensor, selection: Selection, *, dtype: torch.dty
         scores = scores.masked_fill(~grid_mask[:, None, None, :], -INFINITY)
     a = top_k_softmax(scores, selection.top_k, selection.renormalize, largest)
     if selection.dropout_p > 0:
+        if selection.seed is None:
+            raise ValueError(
+                "grid_weights: seed is None; expected an int64 tensor of one element, as dropout_p is above 0"
+            )
         a = dropout(a, selection.dropout_p, selection.seed)
     w = a.mean(1)
     return w if text_mask is None else w.masked_fill(~text_mask[:, :, None], 0)

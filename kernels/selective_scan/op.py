@@ -44,8 +44,8 @@ def selective_scan(
         D, delta_bias: [D], real.
         z: gate [batch, D, L], real.
         initial_state: [batch, D, N], of the type of A; zero if None.
-        cu_seqlens: borders [texts + 1], int32 or int64, from 0 to L, of texts that are packed into one row (batch = 1):
-            each runs as if it were alone. States then have a row for each text; that of an empty text stays.
+        cu_seqlens: borders [texts + 1], int32 or int64, from 0 to L, of sequences packed into one row (batch = 1): each
+            runs as if it were alone. States then have a row for each sequence; that of an empty sequence stays.
 
     Returns: y [batch, D, L] in the dtype of u; with `return_last_state` also the state after the last step
     [batch, D, N] (or [texts, D, N]), float32 or wider. Half precision is computed in float32.
@@ -89,10 +89,10 @@ def _check(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens) -> No
     for name, matrix in (("B", B), ("C", C)):
         if not isinstance(matrix, Tensor) or matrix.ndim not in patterns:
             found = list(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
-            raise ValueError(f"{op}: {name} is {found}; wanted [D, N], [batch, N, L] or [batch, groups, N, L]")
+            raise ValueError(f"{op}: {name} is {found}; expected [D, N], [batch, N, L] or [batch, groups, N, L]")
         groups = check_shapes(op, **known, **{name: (matrix, patterns[matrix.ndim])}).get("groups", 1)
         if sizes["D"] % groups:
-            raise ValueError(f"{op}: {name} has {groups} groups; wanted a divisor of D = {sizes['D']}")
+            raise ValueError(f"{op}: {name} has {groups} groups; expected a divisor of D = {sizes['D']}")
         check_dtypes(op, kind if matrix.ndim == 2 else REAL, **{name: matrix})
 
 
@@ -117,8 +117,9 @@ def _backward(outputs, *arguments) -> list[Tensor | None]:
 
     *inputs, keep_states = arguments
     if not keep_states:
-        raise RuntimeError("selective_scan: gradients are asked for, but keep_states is False")
-    return triton_backward.selective_scan_backward(*outputs, Inputs(*inputs))
+        raise RuntimeError("selective_scan: keep_states is False; expected True, since gradients are computed")
+    dy, dlast_state, states = outputs
+    return triton_backward.selective_scan_backward(dy, dlast_state, states, Inputs(*inputs))
 
 
 def _fake_gradients(u, delta, A, B, C, D, z, delta_bias, initial_state):

@@ -1,4 +1,4 @@
-"""Packed texts one after the other: what the definition and the PyTorch form do with them."""
+"""Packed sequences one after the other, as the reference implementation and the PyTorch form run them."""
 
 import itertools
 from collections.abc import Callable
@@ -10,14 +10,19 @@ from ..common.dtypes import complex_dtype, compute_dtype
 from .inputs import Inputs
 
 
-def text_by_text(scan: Callable, inputs: Inputs, return_last_state: bool) -> Tensor | tuple[Tensor, Tensor]:
-    """`scan`, a selective_scan, of each text alone, one after the other; an empty text hands on its state as it is."""
-    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, cu_seqlens = inputs
+def text_by_text(
+    scan: Callable, inputs: Inputs, borders: Tensor, return_last_state: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run `scan`, a selective_scan, on each sequence between two `borders` alone, and join its results.
+
+    An empty sequence hands on its state as it is.
+    """
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, _ = inputs
     dtype = compute_dtype(u, delta, A, B, C, D, z, delta_bias, initial_state)
     if initial_state is None:
-        initial_state = A.new_zeros(cu_seqlens.shape[0] - 1, *A.shape)
+        initial_state = A.new_zeros(borders.shape[0] - 1, *A.shape)
     outputs, states = [], []
-    for h, (first, end) in zip(initial_state.split(1), itertools.pairwise(cu_seqlens.tolist())):
+    for h, (first, end) in zip(initial_state.split(1), itertools.pairwise(borders.tolist())):
         if end > first:
             x, step, gate = (None if t is None else t[..., first:end] for t in (u, delta, z))
             pairs = 2 if A.is_complex() else 1

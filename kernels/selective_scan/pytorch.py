@@ -1,4 +1,4 @@
-"""Mamba's selective scan for a real A, vectorised over all but time: what runs without a Triton kernel."""
+"""Mamba's selective scan for a real A, vectorised over all but time, for devices without a Triton kernel."""
 
 import math
 
@@ -33,7 +33,7 @@ def selective_scan(
     """h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,  y_t = (C_t . h_t + D u_t) silu(z_t)."""
     if cu_seqlens is not None:
         inputs = Inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, cu_seqlens)
-        return text_by_text(selective_scan, inputs, return_last_state)
+        return text_by_text(selective_scan, inputs, cu_seqlens, return_last_state)
     dtype = compute_dtype(u, delta, A, B, C, D, z, delta_bias, initial_state)
     x, delta, A = u.to(dtype), delta.to(dtype), A.to(dtype)
     groups = math.lcm(*(matrix.shape[1] for matrix in (B, C) if matrix.ndim == 4))
@@ -106,9 +106,10 @@ class _Scan(torch.autograd.Function):
         return (C * torch.stack(states)).sum(-2), h
 
     @staticmethod
-    def backward(ctx, grad_y: Tensor, grad_h: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_y, grad_h = grads
         inputs, steps, A, B, C, *before = ctx.saved_tensors
-        if torch.is_grad_enabled():  # gradients of these are wanted
+        if torch.is_grad_enabled():  # gradients of these are needed
             return tuple(gradients(_Scan.formula, (inputs, steps, A, B, C, before[0]), (grad_y, grad_h)))
         grad_inputs, grad_steps = torch.empty_like(inputs), torch.empty_like(steps)
         grad_A, grad_B, grad_C = torch.zeros_like(A), torch.zeros_like(B), torch.zeros_like(C)

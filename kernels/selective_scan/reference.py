@@ -1,4 +1,4 @@
-"""Mamba's selective scan: the definition, step by step (real and complex A)."""
+"""Mamba's selective scan: the reference implementation, step by step (real and complex A)."""
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ def selective_scan(
     """h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,  y_t = (C_t . h_t + D u_t) silu(z_t)."""
     if cu_seqlens is not None:
         inputs = Inputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, cu_seqlens)
-        return text_by_text(selective_scan, inputs, return_last_state)
+        return text_by_text(selective_scan, inputs, cu_seqlens, return_last_state)
     dtype = compute_dtype(u, delta, A, B, C, D, z, delta_bias, initial_state)
     batch, _, L = u.shape
     x, delta, A = u.to(dtype), delta.to(dtype), A.to(complex_dtype(dtype) if A.is_complex() else dtype)

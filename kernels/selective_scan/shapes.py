@@ -1,4 +1,4 @@
-"""How the Triton kernels cut a sequence up, and how they lay out what they write."""
+"""Division of a sequence into tiles for the Triton kernels, and the layout of their outputs."""
 
 import torch
 from torch import Tensor
@@ -28,8 +28,8 @@ def block_of_channels(N: int, channels: int) -> int:
 
 
 def blocks_of_steps(u: Tensor, N: int, cu_seqlens: Tensor | None) -> int:
-    """Blocks of all rows of u, or room for those of all texts, wherever the borders may lie: the blocks of text i begin
-    at number border // steps + i."""
+    """Count the blocks of all rows of u, or room for those of all sequences wherever the borders lie: the blocks of
+    sequence i begin at number border // steps + i."""
     L, steps = u.shape[2], block_of_steps(N, u.shape[2])
     if cu_seqlens is None:
         return u.shape[0] * ((L + steps - 1) // steps)

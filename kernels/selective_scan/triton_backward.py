@@ -33,7 +33,7 @@ from .triton_blocks import (
 
 
 class Gradients(NamedTuple):
-    """Where the backward kernel writes; all float32 and contiguous but the first three."""
+    """Outputs of the backward kernel; all float32 and contiguous but the first three."""
 
     du_ptr: Any
     """[batch,D,L], and so of delta and z, or None."""
@@ -70,8 +70,8 @@ def _add(ptr, x, mask):
 def selective_scan_backward_kernel(
     dy,  # Strided [batch,D,L]
     inputs,  # KernelInputs
-    cu_seqlens_ptr,  # [texts + 1], contiguous, or None: a text is a row
-    states_ptr,  # [blocks of all texts,N,D] float32, contiguous: the state before each block of steps
+    cu_seqlens_ptr,  # [texts + 1], contiguous, or None: a sequence is a row
+    states_ptr,  # [blocks of all sequences,N,D] float32, contiguous: the state before each block of steps
     out,  # Gradients
     batch,
     L,
@@ -87,7 +87,7 @@ def selective_scan_backward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """A program a slot of the channels of a group, of a text; backwards in time, a block of channels after the other.
+    """Each program takes a slot of a group's channels in a sequence; backwards in time, block after block of channels.
 
         dh_t = C_t g_t + a_{t+1} dh_{t+1}           with a_t = exp(delta_t A) and g_t = dy_t silu(z_t)
 
@@ -213,7 +213,8 @@ def selective_scan_backward(
     if dlast_state is not None:
         dstate.copy_(dlast_state.mT)
     dD, ddelta_bias = (None if vector is None else sums(width) for vector in (D, delta_bias))
-    du, ddelta, dz = (None if x is None else laid_out_like(u, x.dtype) for x in (u, delta, z))
+    du, ddelta = laid_out_like(u, u.dtype), laid_out_like(u, delta.dtype)
+    dz = None if z is None else laid_out_like(u, z.dtype)
     launch(
         selective_scan_backward_kernel,
         (texts * groups * slots,),
@@ -235,7 +236,7 @@ def selective_scan_backward(
         return part.unflatten(2, (of_matrix, -1)).sum((0, 3)).reshape(matrix.shape).to(matrix.dtype)
 
     def of_channels(part: Tensor | None, vector: Tensor | None) -> Tensor | None:
-        return None if vector is None else part.sum(0).to(vector.dtype)
+        return None if part is None or vector is None else part.sum(0).to(vector.dtype)
 
     of_matrices = [summed(dA, A), summed(dB, B), summed(dC, C)]
     of_state = None if initial_state is None else dstate.mT.contiguous().to(initial_state.dtype)

@@ -6,7 +6,7 @@ the steps of a channel's mode lie in one thread, which scans them alone.
 Shapes in these files:
     batch, D, L     rows, channels and steps; WIDTH is D in kernels, where D is the skip
     N               modes of a channel
-    texts           states: batch, or the number of texts where cu_seqlens packs them into one row
+    texts           states: batch, or the number of sequences where cu_seqlens packs them into one row
     GROUPS          groups of channels that share B and C
     slots           programs that share the channels of a group
 """
@@ -47,7 +47,7 @@ class KernelInputs(NamedTuple):
 
 @triton.jit
 def _compose(decay, value, next_decay, next_value):
-    """What h -> decay h + value and then h -> next_decay h + next_value do together."""
+    """Compose h -> decay h + value and then h -> next_decay h + next_value."""
     return decay * next_decay, next_decay * value + next_value
 
 
@@ -79,7 +79,7 @@ def _softplus(x, e):
 
 @triton.jit
 def find_text(cu_seqlens_ptr, row, L, BLOCK_L: tl.constexpr):
-    """Of the text `row` (int64): its row of u, where it begins and ends, and the number of its first block of steps."""
+    """Find sequence `row` (int64): its row of u, its begin and end, and the number of its first block of steps."""
     if cu_seqlens_ptr is None:
         first = row * 0
         end = first + L
@@ -112,7 +112,7 @@ def load_channels(ptr, d, d_inside):
 
 @triton.jit
 def sequence_offsets(stride, row, t, d):
-    """Of [BLOCK_L, BLOCK_D] in [batch,D,L]."""
+    """Compute the offsets of a tile [BLOCK_L, BLOCK_D] in [batch,D,L]."""
     return (row * stride[0] + t * stride[2])[:, None] + (d * stride[1])[None, :]
 
 
@@ -124,7 +124,7 @@ def load_sequence(x, row, t, d, inside):
 
 @triton.jit
 def load_steps(inputs, row, t, d, inside, d_inside, SOFTPLUS: tl.constexpr):
-    """delta [BLOCK_L, BLOCK_D] as the recurrence has it, and its derivative by what came in; 0 where not inside."""
+    """delta [BLOCK_L, BLOCK_D] as the recurrence has it, and its derivative by the input; 0 where not inside."""
     delta = load_sequence(inputs.delta, row, t, d, inside)
     if inputs.delta_bias_ptr is not None:
         delta += load_channels(inputs.delta_bias_ptr, d, d_inside)[None, :]
@@ -186,18 +186,17 @@ def by_group(matrix: Tensor) -> Tensor:
 
 
 def _groups(*matrices: Tensor) -> int:
-    """Of channels that share B and C."""
+    """Count the groups of channels that share B and C."""
     return math.lcm(*(matrix.shape[1] for matrix in map(by_group, matrices) if matrix.ndim == 4))
 
 
 def operands(inputs: Inputs) -> dict:
-    """What the kernels have in common."""
-    u, delta, A, B, C, *_ = inputs
+    """Collect the arguments that all kernels of the scan take."""
+    u, delta, _, B, C, *_ = inputs
     B, C = by_group(B), by_group(C)
-    (width, N), groups = A.shape, _groups(B, C)
-    tensors = KernelInputs(
-        *(strided(x) for x in (u, delta, B, C, inputs.z)), *(contiguous(x) for x in (A, inputs.D, inputs.delta_bias))
-    )
+    (width, N), groups = inputs.A.shape, _groups(B, C)
+    A, D, delta_bias = (contiguous(x) for x in (inputs.A, inputs.D, inputs.delta_bias))
+    tensors = KernelInputs(strided(u), strided(delta), strided(B), strided(C), strided(inputs.z), A, D, delta_bias)
     return {
         "inputs": tensors,
         "cu_seqlens_ptr": contiguous(inputs.cu_seqlens),
@@ -215,5 +214,5 @@ def operands(inputs: Inputs) -> dict:
 
 
 def numbers_of_a_tile(arguments: dict) -> int:
-    """In a tile."""
+    """Count the numbers in a tile."""
     return arguments["BLOCK_L"] * arguments["BLOCK_N"] * arguments["BLOCK_D"]

@@ -31,10 +31,10 @@ from .triton_blocks import (
 def selective_scan_kernel(
     inputs,  # KernelInputs
     initial_state,  # Strided [texts,D,N], or None: 0
-    cu_seqlens_ptr,  # [texts + 1], contiguous, or None: a text is a row
+    cu_seqlens_ptr,  # [texts + 1], contiguous, or None: a sequence is a row
     y,  # Strided [batch,D,L]
     last_state_ptr,  # [texts,D,N] float32, contiguous
-    states_ptr,  # [blocks of all texts,N,D] float32, contiguous: the state before each block of steps; or None
+    states_ptr,  # [blocks of all sequences,N,D] float32, contiguous: the state before each block of steps; or None
     L,
     WIDTH: tl.constexpr,
     N: tl.constexpr,
@@ -46,7 +46,7 @@ def selective_scan_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """A program BLOCK_D channels of a group, of a text."""
+    """Each program takes BLOCK_D channels of a group, of a sequence."""
     blocks: tl.constexpr = tl.cdiv(WIDTH // GROUPS, BLOCK_D)
     group = tl.program_id(0) // blocks % GROUPS
     text = (tl.program_id(0) // (blocks * GROUPS)).to(tl.int64)

@@ -74,7 +74,8 @@ def _check_broadcast(op: str, name: str, shape: torch.Size, other_name: str, oth
         torch.broadcast_shapes(shape, other_shape)
     except RuntimeError:
         raise ValueError(
-            f"{op}: leading axes {list(shape)} of {name} do not broadcast with {list(other_shape)} of {other_name}"
+            f"{op}: {name} has leading axes {list(shape)}; expected some that broadcast with {list(other_shape)} "
+            f"of {other_name}"
         ) from None
 
 
@@ -91,7 +92,8 @@ def _fake_vandermonde(c, log_z, L):
 def _backward_vandermonde(grads, c, log_z, L) -> tuple[Tensor, Tensor]:
     from . import triton_vandermonde
 
-    return triton_vandermonde.vandermonde_backward(*grads, c, log_z)
+    (grad,) = grads
+    return triton_vandermonde.vandermonde_backward(grad, c, log_z)
 
 
 _vandermonde = register(
@@ -117,13 +119,15 @@ def _fake_cauchy(v, z, w):
 def _backward_cauchy(grads, v, z, w) -> tuple[Tensor, Tensor]:
     from . import triton_cauchy
 
-    return triton_cauchy.cauchy_backward(*grads, v, z, w)
+    (grad,) = grads
+    return triton_cauchy.cauchy_backward(grad, v, z, w)
 
 
 def _backward_nodes(grads, v, z, w) -> tuple[Tensor]:
     from . import triton_cauchy
 
-    return (triton_cauchy.cauchy_backward_nodes(*grads, v, z, w),)
+    (grad,) = grads
+    return (triton_cauchy.cauchy_backward_nodes(grad, v, z, w),)
 
 
 _cauchy = register(

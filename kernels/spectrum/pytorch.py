@@ -1,4 +1,4 @@
-"""Vandermonde and Cauchy products as real matrix products: what runs without a Triton kernel."""
+"""Vandermonde and Cauchy products as real matrix multiplications: for devices without a Triton kernel."""
 
 import math
 from collections.abc import Iterator
@@ -65,7 +65,7 @@ def _powers(log_z: Tensor, stride: int, count: int) -> tuple[Tensor, Tensor]:
 
 
 def cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
-    """sum_n v_n / (z - w_n) + conj(v_n) / (z - conj w_n), the sum over n as a real matrix product."""
+    """sum_n v_n / (z - w_n) + conj(v_n) / (z - conj w_n), the sum over n as a real matrix multiplication."""
     dtype = complex_dtype(compute_dtype(v, z, w))
     leading = torch.broadcast_shapes(v.shape[:-1], w.shape[:-1])
     # The rows of a channel are those of one product with its poles.
@@ -97,9 +97,9 @@ class _Cauchy(torch.autograd.Function):
         return (v / (z - w) + v.conj() / (z - w.conj())).sum(-2)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        v, z, w = ctx.saved_tensors
-        if torch.is_grad_enabled():  # gradients of these are wanted
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), (v, z, w) = grads, ctx.saved_tensors
+        if torch.is_grad_enabled():  # gradients of these are needed
             return tuple(gradients(_Cauchy.formula, (v, z, w), (grad,)))
         v_real, v_imag = v.real.contiguous(), v.imag.contiguous()
         grad_v, grad_z, grad_w = (

@@ -1,4 +1,4 @@
-"""Vandermonde and Cauchy products with conjugate pairs: the definitions."""
+"""Vandermonde and Cauchy products with conjugate pairs: the reference implementations."""
 
 import torch
 from torch import Tensor

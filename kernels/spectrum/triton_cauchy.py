@@ -58,7 +58,7 @@ def cauchy_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
-    """A program BLOCK_R rows of a channel at BLOCK_L nodes: v (p + iq) + conj(v) (s + it), a pole at a time.
+    """Each program takes BLOCK_R rows of a channel at BLOCK_L nodes: v (p + iq) + conj(v) (s + it), a pole at a time.
 
     Error against float64 in Triton's interpreter, of the largest entry: 1e-7 (median of random sizes up to N = 17,
     gradients too; 3e-7 at most but for sums that cancel). The plain formula in float32 has the same.
@@ -105,7 +105,7 @@ def cauchy_backward_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
-    """A program BLOCK_N poles of a row and the nodes of a slot, BLOCK_L of them at a time."""
+    """Each program takes BLOCK_N poles of a row and the nodes of a slot, BLOCK_L of them at a time."""
     slot = (tl.program_id(0) % slots).to(tl.int64)
     number = (tl.program_id(0) // slots).to(tl.int64)
     channel, row = number // R, number % R
@@ -152,7 +152,7 @@ def cauchy_backward_nodes_kernel(
     SUMMED: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
-    """A program BLOCK_L nodes and the rows of a slot, counted through all channels, a pole at a time."""
+    """Each program takes BLOCK_L nodes and the rows of a slot, counted through all channels, a pole at a time."""
     l = tl.program_id(1) * BLOCK_L + tl.arange(0, BLOCK_L)
     node = tl.minimum(l, L - 1).to(tl.int64)
     z_real, z_imag = load(z, (node, 0)), load(z, (node, 1))
@@ -184,7 +184,7 @@ def cauchy_backward_nodes_kernel(
 
 
 def _operands(v: Tensor, z: Tensor, w: Tensor) -> dict:
-    """What the kernels of `cauchy` have in common."""
+    """Collect the arguments that all kernels of `cauchy` take."""
     parts = {"v": parts_of(v), "z": parts_of(z), "w": parts_of(w)}
     sizes = {"R": v.shape[1], "L": z.shape[0], "N": v.shape[2]}
     return {name: strided(tensor) for name, tensor in parts.items()} | sizes

@@ -24,7 +24,7 @@ _STEPS = tl.constexpr(2.0**32)
 
 @triton.jit
 def _logarithms(log_z, d, n, N):
-    """Of modes n: real part, and the angle a step in 2^-32 turns, whole and rest.
+    """Load logarithms of modes n: real part, and the angle a step in 2^-32 turns, whole and rest.
 
     Times l the whole steps wrap around at one turn, exactly, and the rest is small: the angle of z^l loses nothing to
     the length. In float64, as it is of N numbers.
@@ -56,7 +56,7 @@ def vandermonde_kernel(
     WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program ROWS x WIDTH taps of a channel: z^l = z^(WIDTH i) z^j for l = WIDTH i + j, as two real products.
+    """Each program takes ROWS x WIDTH taps of a channel: z^l = z^(WIDTH i) z^j, l = WIDTH i + j, as two real products.
 
     Error against float64 in Triton's interpreter, of the largest entry, N = 32 and L = 64 to 2048, gradients too:
     1 to 3e-7. The plain formula in float32 has the same at up to 0.006 radians a step, but 5e-6 to 1e-4 at up to 6.
@@ -95,7 +95,7 @@ def vandermonde_backward_kernel(
     WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program BLOCK_N modes of a channel and the taps of a slot, ROWS x WIDTH of them at a time.
+    """Each program takes BLOCK_N modes of a channel and the taps of a slot, ROWS x WIDTH of them at a time.
 
     dc = 2 conj(sum_l dK_l z^l) and dlog_z = 2 conj(c sum_l l dK_l z^l): products with z^j, then sums with z^(WIDTH i).
     """

@@ -1,6 +1,6 @@
 """Caches of transformers with room to grow, and with a layer of ours at their end."""
 
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ Layer = TypeVar("Layer", bound=ExtraLayer)
 
 
 class GrowingLayer(DynamicLayer):
-    """The keys and values of an attention layer, [B,H,L,D_h] each: the first L positions of memory with room for more.
+    """Keys and values of an attention layer, [B,H,L,D_h] each: the first L positions of memory with room for more.
 
     A DynamicLayer copies all of them for each token. Here a token costs its own keys and values, and every `MARGIN`
     tokens a copy. Where gradients are recorded it is a DynamicLayer.
@@ -32,28 +32,27 @@ class GrowingLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
-        if not self._has_room(end, key_states):
-            self._rooms = tuple(self._moved(kept, new, end) for kept, new in self._pairs(key_states, value_states))
-        for room, new in zip(self._rooms, (key_states, value_states)):
+        rooms = self._rooms_for(end, key_states)
+        if rooms is None:
+            rooms = self._rooms = self._moved(self.keys, key_states, end), self._moved(self.values, value_states, end)
+        for room, new in zip(rooms, (key_states, value_states)):
             room[:, :, start:end] = new
-        self.keys, self.values = (room[:, :, :end] for room in self._rooms)
-        return self.keys, self.values
+        self.keys, self.values = keys, values = rooms[0][:, :, :end], rooms[1][:, :, :end]
+        return keys, values
 
-    def _pairs(self, key_states: Tensor, value_states: Tensor) -> list[tuple[Tensor, Tensor]]:
-        return [(self.keys, key_states), (self.values, value_states)]
+    def _rooms_for(self, end: int, new: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The rooms, if what is kept lies in them (a beam search puts others in its place) and `end` positions fit."""
+        rooms = self._rooms
+        if rooms is None or self.keys is None or self.keys.data_ptr() != rooms[0].data_ptr():
+            return None
+        if rooms[0].is_inference() and not torch.is_inference_mode_enabled():
+            return None  # such memory cannot be written to here
+        batch_size, _, size, _ = rooms[0].shape
+        return rooms if size >= end and batch_size == new.shape[0] else None
 
-    def _has_room(self, end: int, new: Tensor) -> bool:
-        """Whether what is kept lies in the rooms (a beam search puts others in its place) and `end` positions fit."""
-        if self._rooms is None or self.keys.data_ptr() != self._rooms[0].data_ptr():
-            return False
-        if self._rooms[0].is_inference() and not torch.is_inference_mode_enabled():
-            return False  # such memory cannot be written to here
-        batch_size, _, size, _ = self._rooms[0].shape
-        return size >= end and batch_size == new.shape[0]
-
-    def _moved(self, kept: Tensor, new: Tensor, end: int) -> Tensor:
+    def _moved(self, kept: Tensor | None, new: Tensor, end: int) -> Tensor:
         room = new.new_empty(*new.shape[:2], end + self.MARGIN, new.shape[-1])
-        if kept.numel():
+        if kept is not None and kept.numel():
             room[:, :, : kept.shape[-2]] = kept
         return room
 
@@ -62,7 +61,7 @@ class GrowingLayer(DynamicLayer):
         super().reset()
 
 
-class _TextLengthMixin:
+class _TextLengthMixin(Cache):
     """A cache whose length, where no layer is named, counts text columns.
 
     `generate` slices `input_ids` by the length of the cache. What a model puts into the decoder beside the text
@@ -85,12 +84,12 @@ class ExtendedStaticCache(_TextLengthMixin, StaticCache):
 
 
 def find_layer(cache: Cache, kind: type[Layer]) -> Layer | None:
-    """The layer of class `kind` in a cache, or None where there is none yet."""
+    """Return the layer of class `kind` in a cache, or None where there is none yet."""
     return next((layer for layer in reversed(cache.layers) if isinstance(layer, kind)), None)
 
 
 def extend(cache: Cache, kind: type[Layer]) -> Layer:
-    """The layer of class `kind` of `cache`, appended to it if absent.
+    """Return the layer of class `kind` of `cache`, appended to it if absent.
 
     The cache object stays the same one, since its owner may hold on to it; only its class is narrowed, and that of
     its attention layers to GrowingLayer.
@@ -99,17 +98,17 @@ def extend(cache: Cache, kind: type[Layer]) -> Layer:
     if (layer := find_layer(cache, kind)) is not None:
         return layer
     if type(cache) not in (DynamicCache, StaticCache) or getattr(cache, "offloading", False):
-        came = "an offloaded cache" if getattr(cache, "offloading", False) else type(cache).__name__
-        raise TypeError(f"{CACHE}: {came} came, a DynamicCache or a StaticCache is wanted")
+        found = "an offloaded cache" if getattr(cache, "offloading", False) else f"a {type(cache).__name__}"
+        raise TypeError(f"{CACHE} is {found}; expected a DynamicCache or a StaticCache")
     if not cache.layers:
-        raise ValueError(f"{CACHE}: DynamicCache() without a config came, DynamicCache(config=...) is wanted")
+        raise ValueError(f"{CACHE} is a DynamicCache without a config; expected DynamicCache(config=...)")
     if int(cache.get_seq_length()) > 0:
-        raise ValueError(f"{CACHE}: a cache came that was filled without this model, an empty one is wanted")
+        raise ValueError(f"{CACHE} is a cache that was filled without this model; expected an empty one")
     if can_replace(DynamicLayer, "update", ("self", "key_states", "value_states", "args", "kwargs")):
         for attention in cache.layers:
             if type(attention) is DynamicLayer:
                 change_class(attention, GrowingLayer)
     layer = kind()
-    cache.layers.append(layer)
+    cast("list[Any]", cache.layers).append(layer)  # it does what is asked of a layer, and derives from none
     change_class(cache, ExtendedDynamicCache if type(cache) is DynamicCache else ExtendedStaticCache)
     return layer

@@ -15,7 +15,7 @@ ATTENTION_PARTS = ("q_proj", "k_proj", "v_proj", "o_proj", "num_attention_heads"
 
 
 def layers_of(dino: nn.Module) -> Sequence[Dinov2Layer]:
-    """The layers of a Dinov2Model, whose attributes nn.Module does not tell."""
+    """Return the layers of a Dinov2Model, whose attributes nn.Module does not tell."""
     return cast(Any, dino).encoder.layer
 
 
@@ -32,12 +32,12 @@ def check_layers(layers: Sequence[nn.Module]) -> None:
 
 
 def heads(rows: Tensor, attention: Dinov2Attention) -> Tensor:
-    """[F,N,D] -> [F,H,N,D_h]"""
+    """Split rows into heads: [F,N,D] -> [F,H,N,D_h]."""
     return rows.unflatten(-1, (attention.num_attention_heads, attention.head_dim)).transpose(1, 2)
 
 
 def attend(attention: Dinov2Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention over all keys by the implementation that the configuration names: [F,H,n,D_h] -> [F,n,D]."""
+    """Attend to all keys by the implementation that the configuration names: [F,H,n,D_h] -> [F,n,D]."""
     function = ALL_ATTENTION_FUNCTIONS.get_interface(
         cast(str, attention.config._attn_implementation), eager_attention_forward
     )

@@ -12,7 +12,7 @@ Rows = Callable[[Tensor], Tensor]
 
 
 class ExtraLayer:
-    """What a cache asks of each of its layers, for one that holds no keys and values but a model's own memory.
+    """Layer of a cache that holds no keys and values but a model's own memory, with all that a cache asks of a layer.
 
     columns   text columns seen so far, padding included; the length of the cache
     width     positions that `mask` covers: those of the decoder that are more, or others, than text columns
@@ -41,11 +41,11 @@ class ExtraLayer:
 
     @property
     def begun(self) -> bool:
-        """Whether anything was seen yet."""
+        """Return whether anything was seen yet."""
         return self.columns > 0
 
     def extended(self, mask: Tensor | None, batch_size: int, columns: int, device: torch.device) -> Tensor | None:
-        """The mask of all positions with `columns` more, `mask` [B,columns] of them kept (None: all)."""
+        """Return the mask of all positions with `columns` more, `mask` [B,columns] of them kept (None: all)."""
         if mask is None and self.mask is None:
             return None
         parts = ((self.mask, self.width), (mask, columns))
@@ -71,7 +71,7 @@ class ExtraLayer:
             setattr(self, name, _mapped(getattr(self, name), function))
 
     def activate_past_recording(self) -> None:
-        """From now on each call leaves what `crop` needs to forget any of its columns: here it needs nothing."""
+        """Let each call leave what `crop` needs to forget any of its columns: here it needs nothing."""
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last `-tokens_to_remove` text columns (a number <= 0, as transformers has it), and nothing else.
@@ -79,14 +79,14 @@ class ExtraLayer:
         Raises ValueError for more columns than were seen.
         """
         if tokens_to_remove > 0:
-            raise ValueError(f"tokens_to_remove: {tokens_to_remove} came, a number <= 0 (how many to forget) is wanted")
+            raise ValueError(f"crop: tokens_to_remove is {tokens_to_remove}; expected minus the number to forget, <= 0")
         forgotten = -tokens_to_remove
         if forgotten == 0 or not self.begun:
             return
         if forgotten > self.columns:
             raise ValueError(
-                f"tokens_to_remove: {tokens_to_remove} came, only {self.columns} text columns were seen; nothing else "
-                "can be forgotten"
+                f"crop: tokens_to_remove is {tokens_to_remove}; expected at least {-self.columns}, since only "
+                f"{self.columns} text columns were seen"
             )
         self._forget(forgotten)
         self.columns -= forgotten
@@ -98,10 +98,10 @@ class ExtraLayer:
         return -1
 
     def offload(self) -> None:
-        """The memory is small and used at every step: it stays where it is."""
+        """Leave the memory where it is, since it is small and used at every step."""
 
     def prefetch(self) -> None:
-        """See `offload`."""
+        """Do nothing, since `offload` does nothing."""
 
 
 def _mapped(kept: Any, function: Rows) -> Any:

@@ -1,5 +1,7 @@
 """The masks of LFM2's layers, made outside of it."""
 
+from typing import Any
+
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
@@ -16,16 +18,17 @@ def layer_masks(
     position_ids: Tensor,
     cache: Cache | None,
 ) -> dict[str, Tensor | None]:
-    """What an Lfm2Model takes in the place of a mask [B, past + T], by the kind of its layers.
+    """Return what an Lfm2Model takes in the place of a mask [B, past + T], by the kind of its layers.
 
     embeddings [B,T,D]; attention_mask [B, past + T], of which the causal mask of attention is made; conv_mask [B,T],
     True = keep, for the short convolutions: None where all are kept.
     """
+    named: dict[str, Any] = {CACHE: cache}
     attention = create_causal_mask(
         config=config,
         inputs_embeds=embeddings,
         attention_mask=attention_mask,
         position_ids=position_ids,
-        **{CACHE: cache},
+        **named,
     )
     return {"full_attention": attention, "conv": conv_mask}

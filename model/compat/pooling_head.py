@@ -19,5 +19,5 @@ class OneQueryPooling(SiglipMultiheadAttentionPoolingHead):
 
 
 def pool_by_one_query(vision_tower: nn.Module) -> None:
-    """Let the pooling head of a SiglipVisionModel compute so; its parameters and names stay as they are."""
+    """Let the pooling head of a SiglipVisionModel project its query once; its parameters and names stay as they are."""
     replace_modules(vision_tower, OneQueryPooling, ("self", "hidden_state"))

@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 
 
 def register(config: type, model: type, answering: type, image_processor: type, processor: type) -> None:
-    """Let the Auto classes find them by `config.model_type`; `answering` is the class with a language-model head."""
+    """Let the Auto classes find a model's classes by `config.model_type`; `answering` is the one with a head."""
     AutoConfig.register(config.model_type, config)
     AutoModel.register(config, model)
     AutoModelForImageTextToText.register(config, answering)

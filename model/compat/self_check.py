@@ -12,10 +12,11 @@ import os
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig
 
 from .versions import TESTED, restore_stock
@@ -33,7 +34,15 @@ ADVICE = (
 _passed: set[str] = set()
 
 
-def check_generation(model: nn.Module) -> None:
+class Generating(Protocol):
+    """A model that generates: the name of its kind, and a small one of it with a batch."""
+
+    def kind(self) -> str: ...
+
+    def miniature(self) -> tuple[Any, dict[str, Tensor]]: ...
+
+
+def check_generation(model: Generating) -> None:
     """Compare cached with uncached generation of `model.miniature()`, unless its kind has passed with these versions.
 
     Raises RuntimeError where the two differ, or where one of them fails.
@@ -59,7 +68,7 @@ def check_generation(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _difference(model: nn.Module) -> float:
+def _difference(model: Generating) -> float:
     """The largest difference of a logit between cached and uncached generation, of the largest logit."""
     with _undisturbed():
         small, inputs = model.miniature()
@@ -72,7 +81,7 @@ def _difference(model: nn.Module) -> float:
     return difference.item()
 
 
-def _logits(small: nn.Module, inputs: dict[str, Tensor], use_cache: bool) -> Tensor:
+def _logits(small: Any, inputs: dict[str, Tensor], use_cache: bool) -> Tensor:
     """Logits [NEW_TOKENS,B,V] of a greedy answer."""
     config = GenerationConfig(
         do_sample=False,
@@ -103,7 +112,7 @@ def _versions() -> str:
     return f"transformers {transformers.__version__}, torch {torch.__version__}"
 
 
-def _key(model: nn.Module) -> str:
+def _key(model: Generating) -> str:
     return f"firebolt-vl {_own_version()}, {_versions()}, {model.kind()}"
 
 
@@ -117,7 +126,7 @@ def _own_version() -> str:
 
 
 def record() -> Path:
-    """The file that remembers what passed, a line each, in the folder `FIREBOLT_CACHE` (~/.cache/firebolt-vl)."""
+    """Return the file that keeps what passed, a line each, in the folder `FIREBOLT_CACHE` (~/.cache/firebolt-vl)."""
     return Path(os.environ.get("FIREBOLT_CACHE", "~/.cache/firebolt-vl")).expanduser() / "generation-checks"
 
 

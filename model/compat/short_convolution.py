@@ -44,7 +44,7 @@ def _without_advice(record: logging.LogRecord) -> bool:
 
 
 def step_by_products(decoder: nn.Module) -> None:
-    """Let the short convolutions of an Lfm2Model take their steps so; their parameters and names stay as they are."""
+    """Let the short convolutions of an Lfm2Model step by sums of products; parameters and names stay as they are."""
     if not torch.cuda.is_available():
         logging.getLogger("transformers.integrations.hub_kernels").addFilter(_without_advice)
     if not is_causal_conv1d_available():

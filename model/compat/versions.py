@@ -1,8 +1,7 @@
-"""Which versions of transformers this package was tested with, and whether a part of it is still what ours replaces."""
+"""Versions of transformers that this package was tested with, and checks of the parts that ours replace."""
 
 import inspect
 import logging
-from collections.abc import Callable
 
 import transformers
 from torch import nn
@@ -15,12 +14,16 @@ from ...cmm.classes import change_classes
 TESTED = ("5.23", "5.24")
 # What `forward` and `generate` call the cache: "past_key_values" up to 5.23, "cache" from 5.24 on.
 CACHE_NAMES = ("cache", "past_key_values")
+
+
+def parameters_of(owner: type, method: str) -> tuple[str, ...]:
+    """Return the names of a method's parameters; none where there is no such method."""
+    function = getattr(owner, method, None)
+    return tuple(inspect.signature(function).parameters) if function is not None else ()
+
+
 CACHE = next(
-    (
-        name
-        for name in CACHE_NAMES
-        if name in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
-    ),
+    (name for name in CACHE_NAMES if name in parameters_of(GenerationMixin, "prepare_inputs_for_generation")),
     CACHE_NAMES[0],
 )
 
@@ -30,19 +33,19 @@ _replaced: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 def is_tested() -> bool:
-    """Whether the installed transformers is one of the minor versions that the tests pass with."""
+    """Return whether the installed transformers is one of the minor versions that the tests pass with."""
     return ".".join(transformers.__version__.split(".")[:2]) in TESTED
 
 
 def given_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
-    """The cache of a call, by whichever of the two names it came. Raises ValueError where both came."""
+    """Return the cache of a call, by whichever of its two names. Raises ValueError where both are given."""
     if cache is not None and past_key_values is not None:
-        raise ValueError("cache, past_key_values: both came, and they are two names of one argument; one is wanted")
+        raise ValueError("cache and past_key_values are both given; expected one of these two names of one argument")
     return cache if cache is not None else past_key_values
 
 
 def can_replace(stock: type, method: str, parameters: tuple[str, ...]) -> bool:
-    """Whether `stock.method` takes these parameters, no others, in a version that was tested.
+    """Return whether `stock.method` takes these parameters, no others, in a version that was tested.
 
     Where it does not, `stock` itself is to run: one line in the log says so, once for each method.
     """
@@ -52,7 +55,7 @@ def can_replace(stock: type, method: str, parameters: tuple[str, ...]) -> bool:
             f"({', '.join(TESTED)}): modules of transformers run in the place of firebolt-vl's faster ones"
         )
         return False
-    found = _parameters(getattr(stock, method, None))
+    found = parameters_of(stock, method)
     if found != parameters:
         _tell(
             f"{stock.__name__}.{method} of transformers {transformers.__version__} takes ({', '.join(found)}), not "
@@ -77,10 +80,6 @@ def restore_stock(module: nn.Module) -> None:
     """Undo `replace_modules` in `module`, for all classes of ours."""
     for ours, stock in _replaced.items():
         change_classes(module, ours, stock)
-
-
-def _parameters(function: Callable | None) -> tuple[str, ...]:
-    return tuple(inspect.signature(function).parameters) if function is not None else ()
 
 
 def _tell(line: str) -> None:

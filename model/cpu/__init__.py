@@ -1,1 +1,1 @@
-"""What only makes CPUs fast: weights in other layouts and dtypes, and two modules of the backbones in fewer calls."""
+"""Parts that make CPUs fast: weights in other layouts and dtypes, two modules of the backbones in fewer calls."""

@@ -34,7 +34,8 @@ def release_file_pages(tensor: Tensor) -> int:
     if tensor.device.type != "cpu" or not tensor.is_contiguous() or not PAGEMAP.exists():
         return 0
     first, last = -(-tensor.data_ptr() // mmap.PAGESIZE), (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE
-    if last <= first or _madvise() is None:
+    madvise = _madvise()
+    if last <= first or madvise is None:
         return 0
     try:
         with PAGEMAP.open("rb") as file:
@@ -46,4 +47,4 @@ def release_file_pages(tensor: Tensor) -> int:
     if len(pages) < last - first or untouched.all() or not (untouched | (pages & OF_A_FILE != 0)).all():
         return 0
     length = (last - first) * mmap.PAGESIZE
-    return length if _madvise()(first * mmap.PAGESIZE, length, DONTNEED) == 0 else 0
+    return length if madvise(first * mmap.PAGESIZE, length, DONTNEED) == 0 else 0

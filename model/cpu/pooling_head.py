@@ -7,7 +7,9 @@ from ...kernels.linear import linear
 
 
 def attend_by_one_query(attention: nn.MultiheadAttention, query: Tensor, patches: Tensor) -> Tensor:
-    """z = W_o Attention(W_q p + b_q, X W_k^T + b_k, X W_v^T + b_v) + b_o [n,D] of p [1,1,D] and X [n,L,D].
+    """Attend with one query p [1,1,D] to patches X [n,L,D] of n images.
+
+        z = W_o Attention(W_q p + b_q, X W_k^T + b_k, X W_v^T + b_v) + b_o    [n,D]
 
     The query is projected once for all images, and patches row by row. `nn.MultiheadAttention.forward` turns patches
     into [L,n,D] and copies the weights of keys and values for each of the L rows: with four tiles of 64 patches that is

@@ -11,28 +11,30 @@ from .mapped_memory import release_file_pages
 
 
 class PrepackedLinear(Linear):
-    """y = x W^T + b with W in oneDNN's own layout (`kernels.linear.prepacked`), bfloat16 on a CPU.
+    """Linear layer y = x W^T + b with W in oneDNN's own layout (`kernels.linear.prepacked`), bfloat16 on a CPU.
 
     As many bytes as W, which `weight` makes anew at each call. A module of class `nn.Linear` is turned into one in
     place (`prepack_linear`); its bias stays as it is. W has no gradient, x has one. Where it is moved to another device
     or dtype it becomes an ordinary layer again.
     """
 
+    packed: Tensor
+
     @property
-    def weight(self) -> Tensor:
-        """W [N,K] bfloat16, a copy."""
+    def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]  # it stands for the parameter
+        """Return W [N,K] bfloat16, a copy."""
         return self.packed.to_dense()
 
     @property
     def packed_bytes(self) -> int:
         return self.in_features * self.out_features * self.packed.element_size()
 
-    def forward(self, x: Tensor) -> Tensor:
-        given = (x,) if self.bias is None else (x, self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        given = (input,) if self.bias is None else (input, self.bias)
         differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in given)
-        if differentiable or not x.numel() or torch.is_autocast_enabled("cpu") or x.dtype != torch.bfloat16:
-            return F.linear(x, self.weight, self.bias)
-        return linear_prepacked(x, self.packed, self.bias)
+        if differentiable or not input.numel() or torch.is_autocast_enabled("cpu") or input.dtype != torch.bfloat16:
+            return F.linear(input, self.weight, self.bias)
+        return linear_prepacked(input, self.packed, self.bias)
 
     def _apply(self, fn, recurse=True):
         self._become_plain(self.weight)
@@ -87,7 +89,7 @@ def prepack_weights(model: nn.Module) -> nn.Module:
     """
     model.requires_grad_(False)
     for module in model.modules():
-        if type(module) in PREPACKED and module.weight.numel() >= LEAST_WEIGHTS:
+        if isinstance(module, nn.Linear) and type(module) in PREPACKED and module.weight.numel() >= LEAST_WEIGHTS:
             prepack_linear(module)
     return model
 

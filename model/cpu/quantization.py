@@ -1,10 +1,12 @@
 """Weights in 8 bits for generation: the linear layers that every token passes, made so after loading."""
 
 import warnings
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ...cmm.classes import change_class
 from ...cmm.linear import Linear
@@ -15,15 +17,18 @@ CENTRE = 128  # what zero is among the unsigned 8-bit numbers that the kernels t
 ROWS = 256
 ENGINES = ("x86", "fbgemm")
 KERNEL = "linear_with_input_q_dq_qweight_dq_output_fp32"
+PER_CHANNEL = "_make_per_channel_quantized_tensor"
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def has_kernels() -> bool:
-    """Whether PyTorch's int8 kernels run here. Without VNNI they would add up 16-bit sums that may overflow.
+    """Return whether PyTorch's int8 kernels run here. Without VNNI they would add up 16-bit sums that may overflow.
 
     A later PyTorch may be without them: it says that they will move out of it.
     """
     there = not set(torch.backends.quantized.supported_engines).isdisjoint(ENGINES)
-    built_in = hasattr(torch, "_make_per_channel_quantized_tensor") and hasattr(torch.ops.quantized, KERNEL)
+    built_in = hasattr(torch, PER_CHANNEL) and hasattr(torch.ops.quantized, KERNEL)
     return there and built_in and torch.cpu._is_vnni_supported()
 
 
@@ -39,34 +44,38 @@ class Int8Linear(Linear):
     A module of class `nn.Linear` is turned into one in place (`quantize_linear`); its bias stays as it is.
     """
 
+    packed: torch.ScriptObject | None
+    int8_weight: Tensor  # a buffer that is None while `packed` holds the integers
+    int8_scale: Tensor
+
     @property
-    def weight(self) -> Tensor:
-        """The weights that the integers stand for, float32, made anew at each call."""
+    def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]  # it stands for the parameter
+        """Return the weights that the integers stand for, float32, made anew at each call."""
         integers, scale = self.integers()
         return integers.float() * scale[:, None]
 
     @property
     def packed_bytes(self) -> int:
-        """Of the integers where the kernels hold them, beside the buffers."""
+        """Return the bytes of the integers where the kernels hold them, beside the buffers."""
         return 0 if self.packed is None else self.in_features * self.out_features
 
     def integers(self) -> tuple[Tensor, Tensor]:
-        """The integers [N,K] int8 and the scales [N] float32."""
+        """Return the integers [N,K] int8 and the scales [N] float32."""
         if self.packed is None:
             return self.int8_weight, self.int8_scale
         weight, _ = torch.ops.quantized.linear_unpack(self.packed)
         return weight.int_repr(), weight.q_per_channel_scales().float()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if self.packed is None:
-            y = F.linear(x, self.int8_weight.to(x.dtype)) * self.int8_scale.to(x.dtype)
+            y = F.linear(input, self.int8_weight.to(input.dtype)) * self.int8_scale.to(input.dtype)
             return y if self.bias is None else y + self.bias
-        wide = x.float()
+        wide = input.float()
         largest = torch.linalg.vector_norm(wide, float("inf"), dim=-1, keepdim=True).clamp_min_(1e-30)
         y = _int8_product(wide / largest, self.packed).mul_(largest)
         if self.bias is not None:
             y = y.add_(self.bias)
-        return y.to(x.dtype)
+        return y.to(input.dtype)
 
     def _apply(self, fn, recurse=True):
         scale = self.int8_scale
@@ -104,18 +113,19 @@ def quantize_linear(linear: nn.Linear) -> None:
         zeros = torch.zeros(len(scale), dtype=torch.int64)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*quantized tensor creation functions", category=UserWarning)
-            channels = torch._make_per_channel_quantized_tensor(int8_weight, scale.double(), zeros, 0)
+            channels = getattr(torch, PER_CHANNEL)(int8_weight, scale.double(), zeros, 0)
         int8_weight = None  # before the kernels' own copy is made: the head's is the peak of loading
         packed = torch.ops.quantized.linear_prepack(channels, None)
     del linear._parameters["weight"]
     change_class(linear, Int8Linear)
+    assert isinstance(linear, Int8Linear)
     linear.packed = packed
     linear.register_buffer("int8_weight", int8_weight, persistent=False)
     linear.register_buffer("int8_scale", scale, persistent=False)
 
 
-def quantized_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """The layers of a Firebolt-VL that are quantised, by name: those that a generated token passes.
+def quantized_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """Return the layers of a Firebolt-VL that are quantised, by name: those that a generated token passes.
 
     The decoder's, its head, and the modulator's queries, feed-forward block and channel mixing. The rest stays: the
     vision tower and the grid side run once a prompt, the parameters of the state-space model need their bits, and the
@@ -127,11 +137,11 @@ def quantized_linears(model: nn.Module) -> dict[str, nn.Linear]:
     return {
         name: module
         for name, module in model.named_modules()
-        if type(module) in (nn.Linear, Linear) and name.startswith(tuple(inside))
+        if isinstance(module, nn.Linear) and type(module) in (nn.Linear, Linear) and name.startswith(tuple(inside))
     }
 
 
-def quantize_int8(model: nn.Module) -> nn.Module:
+def quantize_int8(model: Model) -> Model:
     """Put the weights that generation reads at every token into 8 bits, in place; returns the model.
 
     Layer by layer, so that no second copy of the weights is ever there. The model can generate and run forward, and is
@@ -141,7 +151,7 @@ def quantize_int8(model: nn.Module) -> nn.Module:
     Raises ValueError for a model that is quantised already.
     """
     if is_quantized(model):
-        raise ValueError("model: its weights are in 8 bits already")
+        raise ValueError("quantize_int8: model has its weights in 8 bits; expected one that is not quantised")
     model.requires_grad_(False)
     for linear in quantized_linears(model).values():
         quantize_linear(linear)
@@ -154,7 +164,7 @@ def is_quantized(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def logits_drift(model: nn.Module, quantized: nn.Module, **inputs: Tensor) -> dict[str, float]:
-    """How far the logits of `quantized` lie from those of `model` on the same inputs.
+    """Measure how far the logits of `quantized` lie from those of `model` on the same inputs.
 
     "relative": the root mean square of the difference over that of the centred logits; "same_token": the share of
     columns with the same most likely token. Padding is left out.

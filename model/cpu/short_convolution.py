@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 def convolve_window(window: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:
-    """y = sum over j of k_j w_j + b [B,D] of a window w [B,D,K] of inputs, with taps k [D,K] and b [D]; in float32.
+    """Compute y = sum over j of k_j w_j + b [B,D], float32, of a window w [B,D,K], taps k [D,K] and b [D].
 
     The general convolution that transformers starts for one token takes 180 us for these K D products on two cores, ten
     of them 2 % of a float32 token and 8 % of an int8 one; the sum takes 17.

@@ -9,10 +9,10 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple  # pyright: ignore[reportPrivateImportUsage]  # its documented place
 
 from ...cmm.linear import Linear
-from ..checkpoint_files import check_model
+from ..checkpoint_sizes import check_model
 from ..compat import (
     CACHE,
     CACHE_NAMES,
@@ -20,6 +20,7 @@ from ..compat import (
     find_layer,
     given_cache,
 )
+from ..configuration_checks import backbone
 from ..cpu.prepacking import is_prepacked
 from ..cpu.quantization import is_quantized
 from ..loading import load_backbone, open_checkpoint
@@ -27,7 +28,7 @@ from ..packing import check_prompts, kept_columns
 from .cache_firebolt import ConnectorCacheLayer
 from .configuration_firebolt import FireboltConfig
 from .fusion import summarize_prompt
-from .grids import GRID_ARGUMENTS, PIXEL_ARGUMENTS, Grids, given_grids
+from .grids import GRID_ARGUMENTS, PIXEL_ARGUMENTS, Grids, named_grids
 from .grounding import Grounding, ground
 from .miniature import miniature_of
 from .modeling_firebolt import FireboltModel, FireboltPreTrainedModel, check_same_images
@@ -54,7 +55,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
     def __init__(self, config: FireboltConfig):
         super().__init__(config)
         self.model = FireboltModel(config)
-        self.lm_head = Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        text = backbone(config.text_config)
+        self.lm_head = Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -66,8 +68,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        self.lm_head = value
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings
 
     def compile_step(self, **options) -> "FireboltForConditionalGeneration":
         """Compile the decoder's generation step; the first answer afterwards waits for it. Returns the model.
@@ -82,7 +84,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         return self
 
     def get_grids(self, pixel_values: Tensor, **images) -> Grids:
-        """See FireboltModel.get_grids."""
+        """Encode every image of the batch once; see FireboltModel.get_grids."""
         return self.model.get_grids(pixel_values, **images)
 
     @can_return_tuple
@@ -109,7 +111,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         cache: Cache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        r"""Logits of the next token at each text column, and the loss where there are labels.
+        r"""Compute the logits of the next token at each text column, and the loss where there are labels.
 
         input_ids [B,T] (or inputs_embeds [B,T,D]); attention_mask [B, past + T], True = keep, padded left or right;
         images as `FireboltProcessor` makes them (see `get_grids`), or grids [B,G,D_v] with grid_mask [B,G],
@@ -117,11 +119,15 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         need (default: the kept positions before the first answer token, or without labels all of them); labels [B,T],
         -100 where no loss is wanted. Logits are [B,T,V] for every connector and fusion.
 
-        Raises ValueError where a shape is not as above, a mask has holes, or both pixels and grids came.
+        Raises ValueError where a shape is not as above, a mask has holes, or both pixels and grids are given.
         """
         if labels is not None:
-            if labels.dim() != 2 or (input_ids if input_ids is not None else inputs_embeds).shape[:2] != labels.shape:
-                raise ValueError(f"labels: {tuple(labels.shape)} came, the shape of the text, [B,T], is wanted")
+            text = input_ids if input_ids is not None else inputs_embeds
+            if labels.dim() != 2 or (text is not None and text.shape[:2] != labels.shape):
+                raise ValueError(
+                    f"FireboltForConditionalGeneration: labels has shape {list(labels.shape)}; expected that of the "
+                    "text, [B,T]"
+                )
             if prompt_mask is None:
                 prompt_mask = (labels != -100).long().cumsum(-1) == 0
         outputs = self.model(
@@ -147,9 +153,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         logits = self.lm_head(kept_columns(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
-            )
+            vocab_size = backbone(self.config.text_config).vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -159,16 +164,16 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         )
 
     def save_pretrained(self, *args, **kwargs) -> None:
-        """As on any model of transformers. Raises ValueError for one whose weights are in 8 bits, or prepacked."""
+        """Save the model like any of transformers. Raises ValueError where the weights are in 8 bits, or prepacked."""
         if is_quantized(self):
-            raise ValueError("save_pretrained: the weights are in 8 bits; save the model, then load it and quantise it")
+            raise ValueError("save_pretrained: weights are in 8 bits; expected a model saved before it is quantised")
         if is_prepacked(self):
-            raise ValueError("save_pretrained: the weights are prepacked; save the model, then load it and prepack it")
+            raise ValueError("save_pretrained: weights are prepacked; expected a model saved before it is prepacked")
         super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As on any model of transformers, of safetensors alone; a checkpoint of the original is converted on the way.
+        """Load a model like any of transformers, of safetensors alone; one of the original is converted on the way.
 
         The original only names its backbones: their configurations are looked for as a local folder, then among the
         models that the hub gave before, then taken from `text_config=` / `vision_config=`. `kernel_taps=512` keeps its
@@ -183,7 +188,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
                 return super().from_pretrained(None, *args, config=found.config, state_dict=found.state, **kwargs)
         if given := sorted(name for name, value in backbones.items() if value is not None):
             raise ValueError(
-                f"{', '.join(given)}: only for checkpoints of the original Firebolt-VL, this is another one"
+                f"from_pretrained: {', '.join(given)} given; expected so only for a checkpoint of the original "
+                "Firebolt-VL"
             )
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
@@ -191,7 +197,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
     def from_backbones(
         cls, decoder: str, vision: str, *, dtype: torch.dtype | None = None, **config
     ) -> "FireboltForConditionalGeneration":
-        """A new Firebolt-VL around a trained LFM2 and a trained SigLIP, its connector freshly initialised.
+        """Build a new Firebolt-VL around a trained LFM2 and a trained SigLIP, its connector freshly initialised.
 
         decoder, vision: local folders or hub ids; of a SigLIP with two towers only the vision tower is loaded.
         `config` goes to FireboltConfig (cmm_config, connector, fusion).
@@ -199,7 +205,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         language_model = load_backbone(AutoModelForCausalLM, decoder, dtype)
         vision_tower = load_backbone(SiglipVisionModel, vision, dtype)
         model = cls(FireboltConfig(text_config=language_model.config, vision_config=vision_tower.config, **config))
-        model.to(language_model.dtype)
+        model.to(language_model.dtype)  # pyright: ignore[reportArgumentType]  # `wraps` around it forgets self
         model.model.language_model.load_state_dict(language_model.model.state_dict())
         model.lm_head.load_state_dict(language_model.lm_head.state_dict())
         model.model.vision_tower.load_state_dict(vision_tower.state_dict())
@@ -218,7 +224,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         image_sizes: Tensor | None = None,
         **images,
     ) -> Grounding:
-        """Where an answer comes from, grid by grid; see Grounding for what comes back.
+        """Measure where an answer comes from, grid by grid; see Grounding for what comes back.
 
         method "weights": what each text token weighed (connector "cmm" alone has such weights). "occlusion": the
         answer, `answer_ids` [B,N] or else generated greedily, is scored with every grid and with each one masked.
@@ -231,7 +237,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, *args, **kwargs):
-        """`GenerationMixin.generate`, with every image encoded once, before beams or samples repeat the inputs.
+        """Generate as in `GenerationMixin`, with every image encoded once, before beams or samples repeat the inputs.
 
         Raises ValueError for prompts that are padded on the right: what is generated would stand behind a hole.
         """
@@ -239,19 +245,19 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         kwargs = {name: value for name, value in kwargs.items() if value is not None or name not in PIXEL_ARGUMENTS}
         cache = given_cache(*(kwargs.get(name) for name in CACHE_NAMES))
         memory = find_layer(cache, ConnectorCacheLayer) if isinstance(cache, Cache) else None
-        started = memory is not None and memory.begun
+        memory = memory if memory is not None and memory.begun else None
         if "pixel_values" in kwargs:
             pixels = {name: kwargs.pop(name) for name in (*PIXEL_ARGUMENTS, "grid_boxes") if name in kwargs}
             if kwargs.get("grids") is not None:
-                raise ValueError("pixel_values, grids: both came, at most one of them is wanted")
-            if started:
+                raise ValueError("generate: pixel_values and grids are both given; expected at most one of them")
+            if memory is not None:
                 check_same_images(memory, pixels.get("image_mask"))
             else:
                 pixels = {name: value.to(self.device) for name, value in pixels.items() if value is not None}
                 kwargs.update(zip(GRID_ARGUMENTS, self.get_grids(**pixels)))
-        if not started and kwargs.get("prompt_mask") is None:
+        if memory is None and kwargs.get("prompt_mask") is None:
             kwargs["prompt_mask"] = self._whole_prompt(inputs, kwargs)
-        if not started and self.config.fusion == "pool" and kwargs.get("grids") is not None:
+        if memory is None and self.config.fusion == "pool" and kwargs.get("grids") is not None:
             kwargs["prompt_summary"] = self._prompt_summary(inputs, kwargs)
         if not any(kwargs.get(name) for name in GROWING) and cache is None and self.model.compiled_step is not None:
             kwargs.setdefault("cache_implementation", "static")
@@ -266,22 +272,23 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         return None
 
     def _prompt_summary(self, inputs, kwargs) -> Tensor | None:
-        """What fusion "pool" puts first; made here, since prefill in chunks needs it with the first chunk."""
+        """Make what fusion "pool" puts first; here, since prefill in chunks needs it with the first chunk."""
         if (text := kwargs.get("inputs_embeds")) is None:
             ids = inputs if inputs is not None else kwargs.get("input_ids")
             if ids is None:
                 return None
             text = self.get_input_embeddings()(ids.to(self.device))
-        seen = given_grids(*(kwargs.get(name) for name in GRID_ARGUMENTS), text)
+        seen = named_grids(kwargs, text)
         return summarize_prompt(self.model.connector, text, kwargs["prompt_mask"].to(self.device), seen)
 
     def kind(self) -> str:
-        cmm = self.config.cmm_config
-        chosen = (cmm["ssm"], cmm["top_k_mode"], *(name for name in ("kernel_taps", "grid_positions") if cmm[name]))
+        cmm = self.config.connector_config()
+        switched_on = (name for name in ("kernel_taps", "grid_positions") if getattr(cmm, name))
+        chosen = (cmm.ssm, cmm.top_k_mode, *switched_on)
         return " ".join(("firebolt", self.config.connector, self.config.fusion, *chosen))
 
     def miniature(self) -> tuple["FireboltForConditionalGeneration", dict[str, Tensor]]:
-        """A small model of this kind with random weights, and a padded batch for it, one row without an image."""
+        """Return a small model of this kind with random weights, and a padded batch, one row without an image."""
         config, inputs = miniature_of(self.config)
         return type(self)(config), inputs
 

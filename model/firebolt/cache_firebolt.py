@@ -1,4 +1,4 @@
-"""What generation remembers beside the decoder's own cache: the connector's state, as one more layer of that cache."""
+"""Memory of generation beside the decoder's own cache: the connector's state, as one more layer of that cache."""
 
 from torch import Tensor
 
@@ -7,7 +7,7 @@ from ..compat import ExtraLayer
 
 
 class ConnectorCacheLayer(ExtraLayer):
-    """The connector's side of a conversation, appended to the layers of the Cache that `generate` makes.
+    """Connector's side of a conversation, appended to the layers of the Cache that `generate` makes.
 
     state        the connector's DecodeState: SSM state, grid-side table, keys and grid mask; None where no row has an
                  image, or where the fusion never reads the connector again
@@ -32,7 +32,7 @@ class ConnectorCacheLayer(ExtraLayer):
         self.prompt: list[tuple[Tensor, Tensor]] = []
 
     def activate_past_recording(self) -> None:
-        """From now on each call leaves the states that `crop` needs to forget any of its columns."""
+        """Let each call leave the states that `crop` needs to forget any of its columns."""
         self.record_past = True
 
     @property
@@ -42,9 +42,10 @@ class ConnectorCacheLayer(ExtraLayer):
     def _forget(self, columns: int) -> None:
         if self.state is not None:
             self.state = self.state.rollback(columns)
+        gone = columns
         if self.mask is not None:
-            self.kept = self.kept - self.mask[:, -columns:].sum(-1)
+            gone = self.mask[:, -columns:].sum(-1)
             self.mask = self.mask[:, :-columns]
-        else:
-            self.kept = self.kept - columns
+        if self.kept is not None:
+            self.kept = self.kept - gone
         self.width = max(self.width - columns, 0)

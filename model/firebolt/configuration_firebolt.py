@@ -8,7 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from ...cmm import CMMConfig
-from ..configuration_checks import check_keys, check_sizes
+from ..configuration_checks import backbone, check_keys, check_sizes, named_part
 
 CONNECTORS = ("cmm", "prepend", "cross_attend")
 FUSIONS = ("replace", "concat", "pool")
@@ -48,35 +48,51 @@ class FireboltConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         check_keys(kwargs, FireboltConfig)
-        super().__post_init__(**kwargs)
+        with named_part(self):
+            super().__post_init__(**kwargs)
         if self.connector not in CONNECTORS:
-            raise ValueError(f"connector: {self.connector!r} came, one of {', '.join(CONNECTORS)} is wanted")
+            choices = ", ".join(CONNECTORS)
+            raise ValueError(f"FireboltConfig: connector is {self.connector!r}; expected one of {choices}")
         if self.fusion not in FUSIONS:
-            raise ValueError(f"fusion: {self.fusion!r} came, one of {', '.join(FUSIONS)} is wanted")
+            raise ValueError(f"FireboltConfig: fusion is {self.fusion!r}; expected one of {', '.join(FUSIONS)}")
         if self.fusion != "replace" and self.connector != "cmm":
-            raise ValueError(f"fusion: {self.fusion!r} goes with connector 'cmm' alone, {self.connector!r} came")
-        check_sizes("text_config", self.text_config)
-        check_sizes("vision_config", self.vision_config)
-        if not getattr(self.vision_config, "vision_use_head", True):
-            raise ValueError("vision_config: vision_use_head=False came; a grid is the output of the pooling head")
-        self.tie_word_embeddings = self.text_config.tie_word_embeddings
-        self.cmm_config = self._resolved_cmm_config(self.cmm_config)
+            raise ValueError(
+                f"FireboltConfig: fusion is {self.fusion!r} with connector {self.connector!r}; expected fusion "
+                "'replace', or connector 'cmm'"
+            )
+        text, vision = backbone(self.text_config), backbone(self.vision_config)
+        check_sizes("FireboltConfig: text_config", text)
+        check_sizes("FireboltConfig: vision_config", vision)
+        if not getattr(vision, "vision_use_head", True):
+            raise ValueError(
+                "FireboltConfig: vision_config.vision_use_head is False; expected True, since a grid is the output of "
+                "the pooling head"
+            )
+        self.tie_word_embeddings = text.tie_word_embeddings
+        widths = {"text_width": text.hidden_size, "grid_width": vision.hidden_size}
+        self.cmm_config = self._resolved_cmm_config(self.cmm_config, widths)
 
-    def _resolved_cmm_config(self, given: dict | CMMConfig | None) -> dict:
+    @staticmethod
+    def _resolved_cmm_config(given: dict | CMMConfig | None, widths: dict[str, int]) -> dict:
         given = given.to_dict() if isinstance(given, CMMConfig) else dict(given or {})
         known = {field.name for field in fields(CMMConfig)}
         if unknown := sorted(set(given) - known):
             near = difflib.get_close_matches(unknown[0], known, n=1)
-            meant = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(f"cmm_config: unknown {', '.join(unknown)}; {meant}known are {', '.join(sorted(known))}")
-        widths = {"text_width": self.text_config.hidden_size, "grid_width": self.vision_config.hidden_size}
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(
+                f"FireboltConfig: cmm_config has the unknown keys {', '.join(unknown)}; expected some of "
+                f"{', '.join(sorted(known))}{meant}"
+            )
         for name, width in widths.items():
             if given.get(name, width) != width:
-                raise ValueError(f"cmm_config: {name} {given[name]} came, the backbone's hidden size is {width}")
+                raise ValueError(
+                    f"FireboltConfig: cmm_config.{name} is {given[name]}; expected {width}, the backbone's hidden size"
+                )
         return CMMConfig(**{**given, **widths}).to_dict()
 
     def connector_config(self) -> CMMConfig:
-        """The connector's own configuration, as an object."""
+        """Return the connector's own configuration, as an object."""
+        assert isinstance(self.cmm_config, dict)  # since `__post_init__`
         return CMMConfig.from_dict(self.cmm_config)
 
 

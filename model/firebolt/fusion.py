@@ -1,17 +1,18 @@
-"""What the decoder reads: the connector's output laid out with the text (docs/mathematics.md, section 3)."""
+"""Inputs of the decoder: the connector's output laid out with the text (docs/mathematics.md, section 3)."""
 
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ...cmm.connector import Connector
 from ..packing import has_hole, pack
 from .cache_firebolt import ConnectorCacheLayer
 from .grids import Grids
 
 
 class Text(NamedTuple):
-    """The columns of one call: `embeddings` [B,T,D], and `mask` [B,T] bool or None where all are kept."""
+    """Columns of one call: `embeddings` [B,T,D], and `mask` [B,T] bool or None where all are kept."""
 
     embeddings: Tensor
     mask: Tensor | None
@@ -28,14 +29,14 @@ class Text(NamedTuple):
 
     @property
     def lengths(self) -> Tensor:
-        """Kept columns of each row, [B]."""
+        """Count the kept columns of each row, [B]."""
         if self.mask is not None:
             return self.mask.sum(-1)
         return torch.full(self.shape[:1], self.shape[1], dtype=torch.long, device=self.embeddings.device)
 
 
 class DecoderInputs(NamedTuple):
-    """What the decoder is called with; `places` [B,T] says where text columns stand, None where they stand in order."""
+    """Arguments of the decoder; `places` [B,T] says where text columns stand, None where they stand in order."""
 
     embeddings: Tensor
     attention_mask: Tensor | None
@@ -44,16 +45,18 @@ class DecoderInputs(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Candidate columns for the decoder, before packing: parts and their masks side by side, and `places` [B,T], where
-    each text column stands among them (None: the one part is the text itself)."""
+    """Candidate columns for the decoder, before packing: parts and their masks side by side.
+
+    places [B,T]    where each text column stands among them; None: the one part is the text itself
+    """
 
     parts: list[Tensor]
     masks: list[Tensor]
     places: Tensor | None
 
 
-def summarize_prompt(connector: nn.Module, text: Tensor, prompt: Tensor, seen: Grids) -> Tensor:
-    """z [B,D]: the mean over the prompt's kept positions [B,T] of the modulated text [B,T,D]; the paper's Eq. 14."""
+def summarize_prompt(connector: Connector, text: Tensor, prompt: Tensor, seen: Grids) -> Tensor:
+    """Compute z [B,D], the mean of the modulated text [B,T,D] over the prompt's positions [B,T]; the paper's Eq. 14."""
     modulated = connector(text, seen.features, prompt, seen.mask, seen.boxes, grid_images=seen.images)
     count = prompt.sum(-1, keepdim=True).clamp(min=1).to(modulated.dtype)
     return ((modulated * prompt[..., None]).sum(1) / count).to(text.dtype)
@@ -65,7 +68,7 @@ class Fusion:
     `memory` is the connector's cache layer, or None without a cache.
     """
 
-    def __init__(self, connector: nn.Module, fusion: str, memory: ConnectorCacheLayer | None):
+    def __init__(self, connector: Connector, fusion: str, memory: ConnectorCacheLayer | None):
         self.connector = connector
         self.fusion = fusion
         self.memory = memory
@@ -80,24 +83,30 @@ class Fusion:
         prompt_mask: Tensor | None,
         prompt_summary: Tensor | None,
     ) -> DecoderInputs:
-        """attention_mask [B, past + T] and position_ids are the caller's; prompt_mask [B,W] counts from column 0."""
+        """Lay out what the decoder reads in this call.
+
+        attention_mask [B, past + T] and position_ids are the caller's; prompt_mask [B,W] counts from column 0.
+        """
         if seen is not None and not bool(seen.rows.any()):
             seen = None
-        if self.memory is not None and not self.started:
-            self._begin(text, seen)
+        memory = self.memory
+        if memory is not None and not self.started:
+            self._begin(memory, text, seen)
         if not self.connector.inserts_grids and self.fusion == "replace":
             decoder = self._replaced(text, seen, attention_mask, position_ids, prompt_mask)
         else:
             decoder = self._packed(text, self._layout(text, seen, prompt_mask, prompt_summary))
-        if self.memory is not None:
-            self.memory.columns += text.shape[1]
-            self.memory.kept = self.memory.kept + text.lengths
+        if memory is not None:
+            assert memory.kept is not None  # since `_begin`
+            memory.columns += text.shape[1]
+            memory.kept = memory.kept + text.lengths
         return decoder
 
-    def _begin(self, text: Text, seen: Grids | None) -> None:
-        self.memory.image_rows = seen.rows if seen is not None else None
-        self.memory.kept = torch.zeros_like(text.lengths)
-        self.memory.inserted = torch.zeros_like(text.lengths)
+    @staticmethod
+    def _begin(memory: ConnectorCacheLayer, text: Text, seen: Grids | None) -> None:
+        memory.image_rows = seen.rows if seen is not None else None
+        memory.kept = torch.zeros_like(text.lengths)
+        memory.inserted = torch.zeros_like(text.lengths)
 
     def _image_rows(self, seen: Grids | None) -> Tensor | None:
         if seen is not None:
@@ -106,21 +115,28 @@ class Fusion:
 
     def _connect(self, text: Tensor, mask: Tensor | None, seen: Grids | None, history: int = 0) -> Tensor:
         """The connector's output, leaving its state in the memory where there is one."""
-        if self.memory is None:
-            return self.connector(text, seen.features, mask, seen.mask, seen.boxes, grid_images=seen.images)
-        state = self.memory.state
-        if state is None:
-            output, state = self.connector.prefill(
-                text, seen.features, mask, seen.mask, seen.boxes, grid_images=seen.images, history=history
-            )
-        elif text.shape[1] == 1 and not history and mask is None:
-            output, state = self.connector.step(text, state)
-        else:
-            output, state = self.connector.prefill(text, text_mask=mask, state=state, history=history)
-        self.memory.state = state
+        memory = self.memory
+        if memory is not None and (state := memory.state) is not None:
+            if text.shape[1] == 1 and not history and mask is None:
+                output, memory.state = self.connector.step(text, state)
+            else:
+                output, memory.state = self.connector.prefill(text, text_mask=mask, state=state, history=history)
+            return output
+        assert seen is not None  # what there is no state of comes with this call
+        grids = (seen.features, mask, seen.mask, seen.boxes)
+        if memory is None:
+            return self.connector(text, *grids, grid_images=seen.images)
+        output, memory.state = self.connector.prefill(text, *grids, grid_images=seen.images, history=history)
         return output
 
-    def _replaced(self, text: Text, seen, attention_mask, position_ids, prompt_mask) -> DecoderInputs:
+    def _replaced(
+        self,
+        text: Text,
+        seen: Grids | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        prompt_mask: Tensor | None,
+    ) -> DecoderInputs:
         """T positions: the connector's output in the rows with an image, the text embeddings in the others."""
         embeddings = text.embeddings
         if (rows := self._image_rows(seen)) is not None:
@@ -129,11 +145,12 @@ class Fusion:
         if position_ids is None:
             position_ids = self._positions(text.shape, text.mask, embeddings.device)
             if self.memory is not None:
+                assert self.memory.kept is not None
                 position_ids = position_ids + self.memory.kept[:, None]
         return DecoderInputs(embeddings, attention_mask, position_ids)
 
     def _history(self, text: Text, prompt_mask: Tensor | None) -> int:
-        """How many of this call's columns a crop may have to forget: guesses of an assistant, never the prompt."""
+        """Count this call's columns that a crop may have to forget: guesses of an assistant, never the prompt."""
         if self.memory is None or not self.memory.record_past:
             return 0
         prompt = prompt_mask.shape[1] if prompt_mask is not None and not self.started else 0
@@ -141,16 +158,18 @@ class Fusion:
 
     @staticmethod
     def _positions(shape: torch.Size, mask: Tensor | None, device: torch.device) -> Tensor:
-        """How many kept columns stand before each one [B,T]; 0 for padding on the left."""
+        """Count the kept columns before each one [B,T]; 0 for padding on the left."""
         if mask is None:
             return torch.arange(shape[1], device=device).expand(shape)
         return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
-    def _layout(self, text: Text, seen, prompt_mask, prompt_summary) -> Layout:
+    def _layout(
+        self, text: Text, seen: Grids | None, prompt_mask: Tensor | None, prompt_summary: Tensor | None
+    ) -> Layout:
         plain = Layout([text.embeddings], [text.kept], None)
-        if self.started and not self.memory.prompt:
+        if self.memory is not None and self.started and not self.memory.prompt:
             return plain  # what is inserted stands before this call
-        if self._image_rows(seen) is None:
+        if (rows := self._image_rows(seen)) is None:
             return plain
         if self.connector.inserts_grids:
             return self._prepended(text, seen)
@@ -158,9 +177,9 @@ class Fusion:
         if self.fusion == "pool":
             return self._pooled(text, seen, prompt, unfinished, prompt_summary)
         if bool(unfinished.any()):
-            self._remember_prompt(text, seen, prompt, unfinished)
+            self._remember_prompt(text, seen, rows, prompt, unfinished)
             return plain
-        return self._concatenated(text, seen, prompt)
+        return self._concatenated(text, seen, rows, prompt)
 
     def _prompt(self, text: Text, prompt_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """This call's share of the prompt [B,T] bool, and the rows [B] whose prompt goes on after this call."""
@@ -176,37 +195,43 @@ class Fusion:
     def _columns(self, text: Text, offset: int) -> Tensor:
         return offset + torch.arange(text.shape[1], device=text.embeddings.device).expand(text.shape)
 
-    def _prepended(self, text: Text, seen: Grids) -> Layout:
+    def _prepended(self, text: Text, seen: Grids | None) -> Layout:
         """`[projected grids ; text]`."""
+        assert seen is not None  # in the first call, the only one that comes here
         count = seen.features.shape[1]
         both = self.connector(text.embeddings, seen.features, text.mask, seen.mask, seen.boxes, grid_images=seen.images)
         projected = both[:, :count].to(text.embeddings.dtype)
         return Layout([projected, text.embeddings], [seen.mask, text.kept], self._columns(text, count))
 
-    def _pooled(self, text: Text, seen: Grids, prompt, unfinished, summary) -> Layout:
+    def _pooled(
+        self, text: Text, seen: Grids | None, prompt: Tensor, unfinished: Tensor, summary: Tensor | None
+    ) -> Layout:
         """`[z ; text]`."""
+        assert seen is not None  # as in `_prepended`
         if summary is None:
             if bool((unfinished & seen.rows).any()):
                 raise ValueError(
-                    "prompt_mask: the prompt goes on after this call, but fusion 'pool' puts its mean first; "
-                    "pass the whole prompt in the first call, or its mean as prompt_summary"
+                    "FireboltModel: prompt_mask goes on after this call; expected the whole prompt in the first call, "
+                    "or its mean as prompt_summary, which fusion 'pool' puts first"
                 )
             summary = summarize_prompt(self.connector, text.embeddings, prompt, seen)
         parts, masks = [summary[:, None], text.embeddings], [seen.rows[:, None], text.kept]
         return Layout(parts, masks, self._columns(text, 1))
 
-    def _remember_prompt(self, text: Text, seen: Grids | None, prompt, unfinished) -> None:
+    def _remember_prompt(
+        self, text: Text, seen: Grids | None, rows: Tensor, prompt: Tensor, unfinished: Tensor
+    ) -> None:
         """Part of a prompt that takes several calls: keep what the connector makes of it until the prompt is whole."""
-        if self.memory is None or not bool(unfinished.all() & self._image_rows(seen).all()):
+        if self.memory is None or not bool(unfinished.all() & rows.all()):
             raise ValueError(
-                "prompt_mask: with fusion 'concat' the prompts of all rows must end in the same call, and where a "
-                "prompt takes several calls every row needs an image; pass the prompt in one call"
+                "FireboltModel: prompt_mask ends in different calls, or a row has no image; expected prompts of one "
+                "call with fusion 'concat', or prompts of all rows that end in the same call, each with an image"
             )
         self.memory.prompt.append((self._connect(text.embeddings, prompt, seen), prompt))
 
-    def _concatenated(self, text: Text, seen: Grids | None, prompt) -> Layout:
+    def _concatenated(self, text: Text, seen: Grids | None, rows: Tensor, prompt: Tensor) -> Layout:
         """`[text of the prompt ; modulated prompt ; text of the answer]`."""
-        rows = self._image_rows(seen)[:, None]
+        rows = rows[:, None]
         earlier = self.memory.prompt if self.memory is not None else []
         modulated = self._connect(text.embeddings, prompt, seen)
         if self.memory is not None:
@@ -231,17 +256,20 @@ class Fusion:
             mask = None if bool(packed.mask.all()) else packed.mask
         batch_size, width = embeddings.shape[:2]
         positions = self._positions(embeddings.shape[:2], mask, embeddings.device)
-        if self.memory is None:
+        memory = self.memory
+        if memory is None:
             return DecoderInputs(embeddings, mask, positions, places)
-        whole = self.memory.extended(mask, batch_size, width, embeddings.device)
-        if mask is not None and bool(has_hole(whole).any()):
+        whole = memory.extended(mask, batch_size, width, embeddings.device)
+        if mask is not None and whole is not None and bool(has_hole(whole).any()):
             raise ValueError(
-                "attention_mask: a row's padding reaches into a later call than its first tokens or inserted "
-                "positions, and LFM2's short convolution is wrong over the gap; pass the prompt in one call"
+                "FireboltModel: attention_mask pads a row in a later call than its first tokens or inserted positions; "
+                "expected the prompt in one call (LFM2's short convolution is wrong over the gap)"
             )
-        positions = positions + (self.memory.kept + self.memory.inserted)[:, None]
+        assert memory.kept is not None  # since `_begin`, as `inserted`
+        assert memory.inserted is not None
+        positions = positions + (memory.kept + memory.inserted)[:, None]
         kept = torch.full_like(text.lengths, width) if mask is None else mask.sum(-1)
-        self.memory.inserted = self.memory.inserted + kept - text.lengths
-        self.memory.mask = whole
-        self.memory.width += width
+        memory.inserted = memory.inserted + kept - text.lengths
+        memory.mask = whole
+        memory.width += width
         return DecoderInputs(embeddings, whole, positions, places)

@@ -1,6 +1,6 @@
 """The grids of a batch: made of the views of its images, or given as they are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ GRID_ARGUMENTS = ("grids", "grid_mask", "grid_boxes", "grid_images")
 
 
 class Grids(NamedTuple):
-    """A batch's grids: `features` [B,G,D_v], `mask` [B,G] bool, `boxes` [B,G,4] or None, `images` [B,G] or None."""
+    """Grids of a batch: `features` [B,G,D_v], `mask` [B,G] bool, `boxes` [B,G,4] or None, `images` [B,G] or None."""
 
     features: Tensor
     mask: Tensor
@@ -20,12 +20,12 @@ class Grids(NamedTuple):
 
     @property
     def rows(self) -> Tensor:
-        """[B] bool: the rows with at least one grid."""
+        """Return the rows with at least one grid, [B] bool."""
         return self.mask.any(-1)
 
 
 class Views(NamedTuple):
-    """I images in each row, a global view and M tiles of each, and which of them are there.
+    """Views of I images in each row, a global view and M tiles of each, and which of them are there.
 
     images [B,I,3,S,S]; tiles [B,I,M,3,t,t] or None; image_mask [B,I] and tile_mask [B,I,M] bool; boxes [B,I,1+M,4]
     or None
@@ -41,12 +41,21 @@ class Views(NamedTuple):
 def given_grids(
     grids: Tensor, grid_mask: Tensor | None, grid_boxes: Tensor | None, grid_images: Tensor | None, text: Tensor
 ) -> Grids:
-    """The grids that a caller has, for text [B,T,D]. Raises ValueError where they are not of its rows."""
+    """Return the grids that a caller has, for text [B,T,D]. Raises ValueError where they are not of its rows."""
     if grids.dim() != 3 or grids.shape[0] != text.shape[0]:
-        raise ValueError(f"grids: {tuple(grids.shape)} came, [{text.shape[0]}, G, D_v] is wanted")
+        raise ValueError(f"FireboltModel: grids has shape {list(grids.shape)}; expected [{text.shape[0]}, G, D_v]")
     if grid_mask is None:
         grid_mask = torch.ones(grids.shape[:2], dtype=torch.bool, device=grids.device)
     return Grids(grids.to(text.dtype), grid_mask.bool(), grid_boxes, grid_images)
+
+
+def named_grids(arguments: Mapping[str, Tensor | None], text: Tensor) -> Grids:
+    """Return the grids among a caller's keyword arguments, as `given_grids` does."""
+    grids = arguments["grids"]
+    assert grids is not None
+    return given_grids(
+        grids, arguments.get("grid_mask"), arguments.get("grid_boxes"), arguments.get("grid_images"), text
+    )
 
 
 def views_of(
@@ -56,7 +65,7 @@ def views_of(
     image_mask: Tensor | None,
     grid_boxes: Tensor | None,
 ) -> Views:
-    """The views of a batch, whose arguments are those of `FireboltModel.get_grids`. Raises ValueError for others."""
+    """Return the views of a batch, given as in `FireboltModel.get_grids`. Raises ValueError for other shapes."""
     if pixel_values.dim() == 4:
         pixel_values = pixel_values.unsqueeze(1)
         pixel_tiles, tile_mask, image_mask, grid_boxes = (
@@ -64,7 +73,9 @@ def views_of(
             for tensor in (pixel_tiles, tile_mask, image_mask, grid_boxes)
         )
     if pixel_values.dim() != 5:
-        raise ValueError(f"pixel_values: {tuple(pixel_values.shape)} came, [B,3,S,S] or [B,I,3,S,S] is wanted")
+        raise ValueError(
+            f"FireboltModel: pixel_values has shape {list(pixel_values.shape)}; expected [B,3,S,S] or [B,I,3,S,S]"
+        )
     batch_size, images = pixel_values.shape[:2]
     tiles = pixel_tiles.shape[2] if pixel_tiles is not None else 0
     if image_mask is None:
@@ -79,15 +90,17 @@ def views_of(
     }
     for name, (tensor, shape) in wanted.items():
         if tensor is not None and tuple(tensor.shape[: len(shape)]) != shape:
-            raise ValueError(f"{name}: {tuple(tensor.shape)} came, {list(shape)} is wanted beside pixel_values")
+            raise ValueError(
+                f"FireboltModel: {name} has shape {list(tensor.shape)}; expected {list(shape)}, to go with pixel_values"
+            )
     image_mask = image_mask.bool()
     return Views(pixel_values, pixel_tiles, image_mask, tile_mask.bool() & image_mask[..., None], grid_boxes)
 
 
 def encode_views(views: Views, pool: Callable[[Tensor], Tensor], width: int, dtype: torch.dtype) -> Grids:
-    """One grid [D_v = width] of each view, zero where there is none; `pool` [n,3,S,S] -> [n,D_v] sees each size once.
+    """Make one grid [D_v = width] of each view, zero where there is none.
 
-    G = I (1 + M), image by image, the global view first.
+    `pool` [n,3,S,S] -> [n,D_v] sees each size once. G = I (1 + M), image by image, the global view first.
     """
     batch_size, images, tiles = views.tile_mask.shape
     features = views.images.new_zeros(batch_size, images, 1 + tiles, width, dtype=dtype)

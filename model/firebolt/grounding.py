@@ -1,4 +1,4 @@
-"""Where an answer comes from: what each word weighed, and what the answer rests on.
+"""Grounding of an answer: what each word weighed, and what the answer rests on.
 
 The two are different questions. The weights of the modulator say where a token looked; a model can answer right while
 they point elsewhere. Occlusion masks one grid at a time and measures what that does to the answer's log-probability.
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ...cmm.positions import default_boxes
-from .grids import GRID_ARGUMENTS, given_grids
+from .grids import GRID_ARGUMENTS, Grids, named_grids
 
 
 @dataclass
 class Grounding:
-    """What `FireboltForConditionalGeneration.ground` returns; G grids a row, masked ones zero.
+    """Result of `FireboltForConditionalGeneration.ground`; G grids a row, masked ones zero.
 
     method       "weights" or "occlusion"
     boxes        [B,G,4] (y0, x0, y1, x1): pixels of the image where `image_sizes` was given, else 0..1 of the image
@@ -35,15 +35,17 @@ class Grounding:
     answer_mask: Tensor | None = None
 
     def phrase(self, row: int, start: int, end: int) -> Tensor:
-        """The grounding of a phrase [G]: the mean weight over its tokens, columns start..end-1 of `input_ids`.
+        """Return the grounding of a phrase [G]: the mean weight over its tokens, columns start..end-1 of `input_ids`.
 
         A token's weights depend on that token and the image alone, not on its neighbours, so one token of
         "top left" does not say where the phrase points.
         """
         if self.weights is None:
-            raise ValueError(f"phrase: weights are wanted, method={self.method!r} has effects; ground by 'weights'")
+            raise ValueError(f"Grounding: method is {self.method!r}; expected 'weights', which a phrase is read from")
         if not 0 <= start < end <= self.weights.shape[1]:
-            raise ValueError(f"start, end: {start}, {end} came, 0 <= start < end <= {self.weights.shape[1]} is wanted")
+            raise ValueError(
+                f"Grounding: start and end are {start} and {end}; expected 0 <= start < end <= {self.weights.shape[1]}"
+            )
         return self.weights[row, start:end].mean(dim=0)
 
 
@@ -57,11 +59,13 @@ def ground(
     image_sizes: Tensor | None,
     images: dict[str, Tensor | None],
 ) -> Grounding:
-    """See `FireboltForConditionalGeneration.ground`."""
+    """Ground an answer; see `FireboltForConditionalGeneration.ground`."""
     if method not in ("weights", "occlusion"):
-        raise ValueError(f"method: {method!r} came, 'weights' or 'occlusion' is wanted")
+        raise ValueError(f"ground: method is {method!r}; expected 'weights' or 'occlusion'")
     if method == "weights" and model.config.connector != "cmm":
-        raise ValueError(f"method: 'weights' came, but connector {model.config.connector!r} has none; use 'occlusion'")
+        raise ValueError(
+            f"ground: method is 'weights'; expected 'occlusion', as connector {model.config.connector!r} has no weights"
+        )
     input_ids = input_ids.to(model.device)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(model.device)
     mask = mask.bool()
@@ -69,9 +73,9 @@ def ground(
     if "pixel_values" in given:
         seen = model.get_grids(**given)
     elif "grids" in given:
-        seen = given_grids(*(given.get(name) for name in GRID_ARGUMENTS), given["grids"].to(model.dtype))
+        seen = named_grids(given, given["grids"].to(model.dtype))
     else:
-        raise ValueError("pixel_values, grids: neither came; grounding needs an image")
+        raise ValueError("ground: pixel_values and grids are not given; expected one, as grounding needs an image")
     boxes = to_pixels(unit_boxes(seen.mask, seen.boxes), image_sizes, seen.images)
     if method == "weights":
         text = model.get_input_embeddings()(input_ids)
@@ -84,7 +88,7 @@ def ground(
     stops = [stops] if isinstance(stops, int) else list(stops or [])
     if answer_ids is None:
         grid_arguments = dict(zip(GRID_ARGUMENTS, seen))
-        sequences = model.generate(
+        sequences: Tensor = model.generate(
             input_ids=input_ids,
             attention_mask=mask.long(),
             max_new_tokens=max_new_tokens,
@@ -93,7 +97,7 @@ def ground(
         )
         answer_ids = sequences[:, input_ids.shape[1] :]
     elif answer_ids.dim() != 2 or answer_ids.shape[0] != input_ids.shape[0]:
-        raise ValueError(f"answer_ids: {tuple(answer_ids.shape)} came, [{input_ids.shape[0]}, N] is wanted")
+        raise ValueError(f"ground: answer_ids has shape {list(answer_ids.shape)}; expected [{input_ids.shape[0]}, N]")
     answer_ids = answer_ids.to(model.device)
     scored = answer_mask(answer_ids, stops, model.generation_config.pad_token_id)
     effects = occlusion_effects(model, input_ids, mask, answer_ids, scored, seen)
@@ -101,21 +105,23 @@ def ground(
 
 
 def unit_boxes(grid_mask: Tensor, grid_boxes: Tensor | None) -> Tensor:
-    """Boxes [B,G,4] in 0..1: those given, or the global view and n x n tiles."""
+    """Return boxes [B,G,4] in 0..1: those given, or the global view and n x n tiles."""
     if grid_boxes is not None:
         return grid_boxes
     return default_boxes(grid_mask.shape[1], device=grid_mask.device).expand(*grid_mask.shape, 4)
 
 
 def to_pixels(boxes: Tensor, image_sizes: Tensor | None, images: Tensor | None) -> Tensor:
-    """Boxes [B,G,4] scaled by (height, width): image_sizes [B,2], or [B,I,2] and the image index [B,G] of each grid."""
+    """Scale boxes [B,G,4] by (height, width): image_sizes [B,2], or [B,I,2] and the image index [B,G] of each grid."""
     if image_sizes is None:
         return boxes
     sizes = torch.as_tensor(image_sizes, dtype=boxes.dtype, device=boxes.device)
     if sizes.dim() == 2:
         sizes = sizes[:, None]
     if sizes.dim() != 3 or sizes.shape[0] != boxes.shape[0] or sizes.shape[-1] != 2:
-        raise ValueError(f"image_sizes: {tuple(sizes.shape)} came, [{boxes.shape[0]}, 2] or [B, I, 2] is wanted")
+        raise ValueError(
+            f"ground: image_sizes has shape {list(sizes.shape)}; expected [{boxes.shape[0]}, 2] or [B, I, 2]"
+        )
     if images is None:
         sizes = sizes[:, :1].expand(-1, boxes.shape[1], -1)
     else:
@@ -124,7 +130,7 @@ def to_pixels(boxes: Tensor, image_sizes: Tensor | None, images: Tensor | None) 
 
 
 def answer_mask(answer_ids: Tensor, eos_token_ids: list[int], pad_token_id: int | None) -> Tensor:
-    """[B,N] bool: the tokens up to and with the first end token; without one, up to the padding."""
+    """Return the tokens up to and with the first end token, [B,N] bool; without one, up to the padding."""
     ended = torch.isin(answer_ids, torch.tensor(eos_token_ids, device=answer_ids.device))
     after = ended.long().cumsum(-1) - ended.long() > 0
     mask = ~after
@@ -134,8 +140,10 @@ def answer_mask(answer_ids: Tensor, eos_token_ids: list[int], pad_token_id: int 
 
 
 @torch.no_grad()
-def occlusion_effects(model, input_ids, attention_mask, answer_ids, scored, seen) -> Tensor:
-    """Drop of log p(answer) [B,G] in nats when one grid is masked; G + 1 rows in one batch for each row."""
+def occlusion_effects(
+    model, input_ids: Tensor, attention_mask: Tensor, answer_ids: Tensor, scored: Tensor, seen: Grids
+) -> Tensor:
+    """Measure the drop of log p(answer) [B,G] in nats when one grid is masked; G + 1 rows in one batch for each row."""
     effects = torch.zeros(seen.mask.shape, dtype=torch.float32, device=input_ids.device)
     for row in range(input_ids.shape[0]):
         there = seen.mask[row].nonzero().flatten()
@@ -146,22 +154,20 @@ def occlusion_effects(model, input_ids, attention_mask, answer_ids, scored, seen
         masks[torch.arange(len(there)) + 1, there] = False
         copies = len(masks)
 
-        def repeated(tensor: Tensor | None, row: int = row, copies: int = copies) -> Tensor | None:
-            return None if tensor is None else tensor[row : row + 1].expand(copies, *tensor.shape[1:])
-
         length = int(scored[row].sum())
         if length == 0:
             continue
-        ids = torch.cat([repeated(input_ids), repeated(answer_ids)[:, :length]], dim=1)
-        mask = torch.cat([repeated(attention_mask), repeated(scored)[:, :length]], dim=1)
+        prompt_mask = _repeated(attention_mask, row, copies)
+        ids = torch.cat([_repeated(input_ids, row, copies), _repeated(answer_ids, row, copies)[:, :length]], dim=1)
+        mask = torch.cat([prompt_mask, _repeated(scored, row, copies)[:, :length]], dim=1)
         logits = model(
             input_ids=ids,
             attention_mask=mask,
-            grids=repeated(seen.features),
+            grids=_repeated(seen.features, row, copies),
             grid_mask=masks,
-            grid_boxes=repeated(seen.boxes),
-            grid_images=repeated(seen.images),
-            prompt_mask=repeated(attention_mask),
+            grid_boxes=_repeated(seen.boxes, row, copies) if seen.boxes is not None else None,
+            grid_images=_repeated(seen.images, row, copies) if seen.images is not None else None,
+            prompt_mask=prompt_mask,
             use_cache=False,
             logits_to_keep=length + 1,
         ).logits
@@ -169,3 +175,8 @@ def occlusion_effects(model, input_ids, attention_mask, answer_ids, scored, seen
         scores = chances[..., 0].sum(-1)
         effects[row, there] = scores[0] - scores[1:]
     return effects
+
+
+def _repeated(tensor: Tensor, row: int, copies: int) -> Tensor:
+    """One row of a tensor, as often as there are copies."""
+    return tensor[row : row + 1].expand(copies, *tensor.shape[1:])

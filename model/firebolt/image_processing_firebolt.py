@@ -1,17 +1,15 @@
 """FireboltImageProcessor: images of any kind and size -> global views, tiles, masks and boxes of one batch."""
 
-from typing import Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers.image_processing_backends import PilBackend
-from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict, is_valid_image
-from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.image_utils import ImageInput, PILImageResampling, SizeDict, is_valid_image
+from transformers.processing_utils import ImagesKwargs
 
 from .. import images as pictures
-from ..loading import open_image_processor
+from ..image_processing import BatchFeature, ImageProcessor
 from ..pixels import as_rgb, check_pixels, levels_of, normalise
 from . import tiling as tilings
 
@@ -23,8 +21,10 @@ class FireboltImagesKwargs(ImagesKwargs, total=False):
     max_tiles: int | None
 
 
-class FireboltImageProcessor(PilBackend):
-    r"""Cuts each image into one global view and its tiles, by Pillow and NumPy alone: the same pixels on every machine.
+class FireboltImageProcessor(ImageProcessor):
+    r"""Image processor that cuts each image into one global view and its tiles.
+
+    By Pillow and NumPy alone: the same pixels on every machine.
 
     Args:
         tiling: `"native"` keeps the aspect ratio: the image is resized to the nearest multiple of the tile within
@@ -46,13 +46,9 @@ class FireboltImageProcessor(PilBackend):
     valid_kwargs = FireboltImagesKwargs
     model_input_names = ["pixel_values", "pixel_tiles", "tile_mask", "image_mask", "grid_boxes"]
 
-    resample = PILImageResampling.BILINEAR
     image_mean = (0.5, 0.5, 0.5)
     image_std = (0.5, 0.5, 0.5)
     size = {"height": 256, "width": 256}
-    do_resize = True
-    do_rescale = True
-    do_normalize = True
     tiling = "native"
     tile_size = 128
     tile_overlap = 2
@@ -60,15 +56,12 @@ class FireboltImageProcessor(PilBackend):
 
     def __init__(self, **kwargs: Unpack[FireboltImagesKwargs]):
         super().__init__(**kwargs)
-        _check_tiling(self.tiling, self.size, self.tile_size, self.tile_overlap, self.max_tiles)
+        self._check(vars(self))
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As on any image processor of transformers; no code in the folder is run, and no pipe or device opened."""
-        return super().from_pretrained(open_image_processor(pretrained_model_name_or_path, kwargs), **kwargs)
-
-    def preprocess(self, images: ImageInput, **kwargs: Unpack[FireboltImagesKwargs]) -> BatchFeature:
-        """The five image inputs of the model for a batch of rows.
+    def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]  # more keywords, which pyright does not unpack
+        self, images: ImageInput, **kwargs: Unpack[FireboltImagesKwargs]
+    ) -> BatchFeature:
+        """Make the five image inputs of the model for a batch of rows.
 
         Args:
             images: one image; or a list with, for each row, an image, None (no image), or a list of images and Nones.
@@ -86,35 +79,30 @@ class FireboltImageProcessor(PilBackend):
         """
         return super().preprocess(images, **kwargs)
 
-    def fetch_images(self, images):
-        """Open what is named by a path, an address or base64 text; everything else is left as it is."""
-        if images is None or is_valid_image(images):
-            return images
-        if isinstance(images, list | tuple):
-            return [self.fetch_images(image) for image in images]
-        if isinstance(images, str) or hasattr(images, "__fspath__"):
-            return pictures.load_image(images)
-        raise TypeError(
-            f"images: a {type(images).__name__} came; a Pillow image, an array, a tensor, a path, None or lists of "
-            "them are wanted"
-        )
+    def _check(self, settings: dict[str, Any]) -> None:
+        owner, tiling, tile = type(self).__name__, settings["tiling"], settings["tile_size"]
+        overlap, max_tiles = settings["tile_overlap"], settings["max_tiles"]
+        if tiling not in tilings.TILINGS:
+            raise ValueError(f"{owner}: tiling is {tiling!r}; expected one of {', '.join(tilings.TILINGS)}")
+        side = self._side_of(settings["size"])
+        if tile < 1:
+            raise ValueError(f"{owner}: tile_size is {tile}; expected at least 1")
+        if not 0 <= overlap < tile:
+            raise ValueError(f"{owner}: tile_overlap is {overlap}; expected 0 to tile_size - 1 = {tile - 1}")
+        if max_tiles < 1:
+            raise ValueError(f"{owner}: max_tiles is {max_tiles}; expected at least 1")
+        count = max_tiles
+        if tiling == "compatible":
+            count = tilings.count_compatible(side, side, tile, overlap)
+        check_pixels(side**2 + count * tile**2, count)
 
-    def _validate_preprocess_kwargs(self, tiling, size, tile_size, tile_overlap, max_tiles, **kwargs):
-        _check_tiling(tiling, size, tile_size, tile_overlap, max_tiles)
-        super()._validate_preprocess_kwargs(size=size, **kwargs)
-
-    def _preprocess_image_like_inputs(self, images: ImageInput, **kwargs) -> BatchFeature:
+    def _batch(self, images: Any, channels_first: bool | None, **settings) -> dict[str, Any]:
         # Before Pillow sees it, an image is RGB and upright, so that a file and its pixels give the same views.
-        layout = kwargs.get("input_data_format")
-        channels_first = None if layout is None else ChannelDimension(layout) == ChannelDimension.FIRST
-        rows = [[as_rgb(image, channels_first) for image in row] for row in image_rows(self.fetch_images(images))]
-        return self._preprocess(rows, **kwargs)
-
-    def _preprocess(self, rows: list[list[Image.Image]], return_tensors=None, **kwargs) -> BatchFeature:
-        views = [[self._views(image, **kwargs) for image in row] for row in rows]
+        rows = [[as_rgb(image, channels_first) for image in row] for row in image_rows(images)]
+        views = [[self._views(image, **settings) for image in row] for row in rows]
         if not any(views):
-            return BatchFeature({}, tensor_type=return_tensors)
-        size, tile_size = kwargs["size"].height, kwargs["tile_size"]
+            return {}
+        size, tile_size = self._side_of(settings["size"]), settings["tile_size"]
         most_images = max(len(row) for row in views)
         most_tiles = max(len(tiles) for row in views for _, tiles, _ in row)
         lead = (len(views), most_images)
@@ -134,7 +122,7 @@ class FireboltImageProcessor(PilBackend):
         batch = dict(zip(self.model_input_names, (pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes)))
         if most_images == 1:
             batch = {name: array[:, 0] for name, array in batch.items()}
-        return BatchFeature(batch, tensor_type=return_tensors)
+        return batch
 
     def _views(
         self,
@@ -149,25 +137,26 @@ class FireboltImageProcessor(PilBackend):
         **pixel_rule,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Normalised global view [3,S,S] and tiles [N,3,t,t], and the boxes [1+N,4] of all."""
-        view = (size.width, size.height)
+        side = self._side_of(size)
         if tiling == "native":
             rows, columns = tilings.native_grid(image.height, image.width, tile_size, max_tiles)
             tiled = levels_of(image.resize((columns * tile_size, rows * tile_size), resample))
             boxes = tilings.native_boxes(rows, columns, tile_size)
-            whole = levels_of(image.resize(view, resample))
+            whole = levels_of(image.resize((side, side), resample))
         else:
-            tiled = levels_of(image.resize(view, resample) if do_resize else image)
-            count = tilings.count_compatible(*tiled.shape[1:], tile_size, tile_overlap)
+            tiled = levels_of(image.resize((side, side), resample) if do_resize else image)
+            _, height, width = tiled.shape
+            count = tilings.count_compatible(height, width, tile_size, tile_overlap)
             check_pixels(count * tile_size**2, count)
-            boxes = tilings.compatible_boxes(*tiled.shape[1:], tile_size, tile_overlap)
-            whole = tilings.resize_bilinear(tiled, size.height, size.width)
+            boxes = tilings.compatible_boxes(height, width, tile_size, tile_overlap)
+            whole = tilings.resize_bilinear(tiled, side, side)
         tiles = tilings.cut(tiled, boxes, tile_size)
         relative = tilings.relative_boxes(boxes, *tiled.shape[1:])
         return normalise(whole, **pixel_rule), normalise(tiles, **pixel_rule), relative
 
 
 def image_rows(images) -> list[list]:
-    """One list of images per row, of what `FireboltImageProcessor.preprocess` takes: missing images are left out.
+    """Return a list of images for each row, of what `FireboltImageProcessor.preprocess` takes, without missing ones.
 
     A single image is one row; an array or tensor of four axes is a row for each image.
     """
@@ -177,7 +166,7 @@ def image_rows(images) -> list[list]:
     for row in rows:
         for image in row:
             if image is not None and not is_valid_image(image):
-                raise TypeError(f"images: a {type(image).__name__} came inside a row; an image or None is wanted")
+                raise TypeError(f"images has a {type(image).__name__} in a row; expected an image or None")
     return [[image for image in row if image is not None] for row in rows]
 
 
@@ -187,23 +176,6 @@ def _is_stack(images) -> bool:
 
 def _unstacked(images) -> list:
     return list(pictures.of_one_scale([images])[0])
-
-
-def _check_tiling(tiling: str, size: SizeDict, tile_size: int, tile_overlap: int, max_tiles: int) -> None:
-    if tiling not in tilings.TILINGS:
-        raise ValueError(f"tiling: {tiling!r} came, one of {', '.join(tilings.TILINGS)} is wanted")
-    if not size.height or size.height != size.width:
-        raise ValueError(f"size: {dict(size)} came, an equal height and width are wanted")
-    if tile_size < 1:
-        raise ValueError(f"tile_size: {tile_size} came, at least 1 is wanted")
-    if not 0 <= tile_overlap < tile_size:
-        raise ValueError(f"tile_overlap: {tile_overlap} came, 0 to tile_size - 1 = {tile_size - 1} is wanted")
-    if max_tiles < 1:
-        raise ValueError(f"max_tiles: {max_tiles} came, at least 1 is wanted")
-    count = max_tiles
-    if tiling == "compatible":
-        count = tilings.count_compatible(size.height, size.width, tile_size, tile_overlap)
-    check_pixels(size.height**2 + count * tile_size**2, count)
 
 
 __all__ = ["FireboltImageProcessor"]

@@ -7,7 +7,7 @@ from .configuration_firebolt import FireboltConfig
 
 
 def miniature_of(config: FireboltConfig) -> tuple[FireboltConfig, dict[str, Tensor]]:
-    """A small configuration of the kind of `config`, and a padded batch for its model, one row without an image."""
+    """Return a small configuration of the kind of `config`, and a padded batch, one row without an image."""
     text = {
         "vocab_size": 61,
         "hidden_size": 32,
@@ -28,11 +28,12 @@ def miniature_of(config: FireboltConfig) -> tuple[FireboltConfig, dict[str, Tens
         "patch_size": 8,
     }
     small = {"text_width": 32, "grid_width": 24, "heads": 2, "head_dim": 8, "top_k": 2, "state_size": 4}
-    taps = config.cmm_config["kernel_taps"] and 4
+    connector = config.connector_config()
+    taps = connector.kernel_taps and 4
     small_config = FireboltConfig(
         text_config=text,
         vision_config=vision,
-        cmm_config={**config.cmm_config, **small, "kernel_taps": taps},
+        cmm_config={**connector.to_dict(), **small, "kernel_taps": taps},
         connector=config.connector,
         fusion=config.fusion,
     )

@@ -1,5 +1,8 @@
 """Firebolt-VL without its head: SigLIP grids, a connector, through which each token sees them, and the LFM2 decoder."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -10,9 +13,10 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple  # pyright: ignore[reportPrivateImportUsage]  # its documented place
 
 from ...cmm import CrossAttend, CrossModalModulator, Prepend
+from ...cmm.connector import Connector
 from ...cmm.linear import compute_fast
 from ..compat import (
     CACHE,
@@ -23,6 +27,7 @@ from ..compat import (
     pool_by_one_query,
     step_by_products,
 )
+from ..configuration_checks import backbone
 from ..loading import load_checked
 from ..packing import has_hole
 from .cache_firebolt import ConnectorCacheLayer
@@ -30,7 +35,11 @@ from .configuration_firebolt import FireboltConfig
 from .fusion import DecoderInputs, Fusion, Text
 from .grids import Grids, encode_views, given_grids, views_of
 
-CONNECTOR_CLASSES = {"cmm": CrossModalModulator, "prepend": Prepend, "cross_attend": CrossAttend}
+CONNECTOR_CLASSES: dict[str, type[Connector]] = {
+    "cmm": CrossModalModulator,
+    "prepend": Prepend,
+    "cross_attend": CrossAttend,
+}
 
 
 class FireboltPreTrainedModel(PreTrainedModel):
@@ -38,7 +47,7 @@ class FireboltPreTrainedModel(PreTrainedModel):
     config_class = FireboltConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["Lfm2DecoderLayer", "SiglipEncoderLayer", "CrossModalModulator", "Prepend", "CrossAttend"]
     _skip_keys_device_placement = list(CACHE_NAMES)
@@ -51,12 +60,12 @@ class FireboltPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As on any model of transformers, of safetensors alone, once the weights are known to fill the model."""
+        """Load a model like any of transformers, of safetensors alone, once the weights are known to fill it."""
         return load_checked(cls, super().from_pretrained, pretrained_model_name_or_path, args, kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if not isinstance(module, tuple(CONNECTOR_CLASSES.values())):
+        if not isinstance(module, Connector):
             super()._init_weights(module)
             return
         # A connector sets all its parameters in one go; those that a checkpoint has filled keep what they hold.
@@ -78,7 +87,7 @@ class FireboltModel(FireboltPreTrainedModel):
         step_by_products(self.language_model)
         pool_by_one_query(self.vision_tower)
         compute_fast(self)
-        self.compiled_step = None
+        self.compiled_step: Callable[..., Any] | None = None
         self.post_init()
 
     def __getstate__(self):
@@ -106,11 +115,11 @@ class FireboltModel(FireboltPreTrainedModel):
         are zero. G = I (1 + M), image by image, the global view first.
         """
         views = views_of(pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes)
-        return encode_views(views, self._pool_views, self.config.vision_config.hidden_size, self.dtype)
+        return encode_views(views, self._pool_views, backbone(self.config.vision_config).hidden_size, self.dtype)
 
     def _pool_views(self, pixels: Tensor) -> Tensor:
         """Pooled vectors [n,D_v] of n views of one size, position embeddings interpolated for sizes not trained on."""
-        native = pixels.shape[-1] == pixels.shape[-2] == self.config.vision_config.image_size
+        native = pixels.shape[-1] == pixels.shape[-2] == backbone(self.config.vision_config).image_size
         views = self.vision_tower(pixels.to(self.vision_tower.dtype), interpolate_pos_encoding=not native)
         return views.pooler_output.to(self.dtype)
 
@@ -137,15 +146,16 @@ class FireboltModel(FireboltPreTrainedModel):
         **kwargs,
     ) -> BaseModelOutputWithPast:
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("input_ids, inputs_embeds: exactly one of them is wanted")
+            given = "are both given" if input_ids is not None else "are not given"
+            raise ValueError(f"FireboltModel: input_ids and inputs_embeds {given}; expected one of them")
         if pixel_values is not None and grids is not None:
-            raise ValueError("pixel_values, grids: both came, at most one of them is wanted")
+            raise ValueError("FireboltModel: pixel_values and grids are both given; expected at most one of them")
         text = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache is None:
-            use_cache = self.config.text_config.use_cache and not self.training
+            use_cache = backbone(self.config.text_config).use_cache and not self.training
         cache = given_cache(cache, past_key_values)
         if use_cache and cache is None:
-            cache = DynamicCache(config=self.config.text_config)
+            cache = DynamicCache(config=backbone(self.config.text_config))
         memory = extend(cache, ConnectorCacheLayer) if cache is not None else None
         text_mask = self._text_mask(attention_mask, text, memory, prompt_mask)
 
@@ -155,18 +165,21 @@ class FireboltModel(FireboltPreTrainedModel):
                 check_same_images(memory, image_mask if pixel_values is not None else None)
             elif pixel_values is not None:
                 seen = self.get_grids(pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes)
-            else:
+            elif grids is not None:
                 seen = given_grids(grids, grid_mask, grid_boxes, grid_images, text)
         if prompt_mask is not None and (prompt_mask.dim() != 2 or prompt_mask.shape[0] != text.shape[0]):
-            raise ValueError(f"prompt_mask: {tuple(prompt_mask.shape)} came, [{text.shape[0]}, T] is wanted")
+            raise ValueError(
+                f"FireboltModel: prompt_mask has shape {list(prompt_mask.shape)}; expected [{text.shape[0]}, T]"
+            )
         decoder = Fusion(self.connector, self.config.fusion, memory).decoder_inputs(
             Text(text, text_mask), seen, attention_mask, position_ids, prompt_mask, prompt_summary
         )
-        steps = self.compiled_step is not None and decoder.embeddings.shape[1] == 1
-        steps = steps and isinstance(cache, StaticCache) and not self.training
-        outputs = (self.compiled_step if steps else self.language_model)(
+        compiled = self.compiled_step
+        if decoder.embeddings.shape[1] != 1 or not isinstance(cache, StaticCache) or self.training:
+            compiled = None
+        outputs = (self.language_model if compiled is None else compiled)(
             inputs_embeds=decoder.embeddings,
-            attention_mask=self._decoder_masks(decoder, text_mask, cache, make=steps),
+            attention_mask=self._decoder_masks(decoder, text_mask, cache, make=compiled is not None),
             position_ids=decoder.position_ids,
             use_cache=use_cache,
             **{CACHE: cache},
@@ -195,9 +208,10 @@ class FireboltModel(FireboltPreTrainedModel):
         past = memory.columns if memory is not None else 0
         batch_size, columns = text.shape[:2]
         if not isinstance(attention_mask, Tensor) or attention_mask.shape != (batch_size, past + columns):
-            came = tuple(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
+            tensor = isinstance(attention_mask, Tensor)
+            found = f"has shape {list(attention_mask.shape)}" if tensor else f"is a {type(attention_mask).__name__}"
             raise ValueError(
-                f"attention_mask: {came} came, [{batch_size}, {past + columns}] is wanted"
+                f"FireboltModel: attention_mask {found}; expected [{batch_size}, {past + columns}]"
                 + (f" ({past} columns in the cache and {columns} new ones)" if past else "")
             )
         if columns == 1 and prompt_mask is not None and past >= prompt_mask.shape[1]:
@@ -205,8 +219,8 @@ class FireboltModel(FireboltPreTrainedModel):
         mask = attention_mask.bool()
         if has_hole(mask).any():
             raise ValueError(
-                "attention_mask: a row drops a position between two kept ones; padding on the left or right is wanted "
-                "(LFM2's short convolution is wrong over holes)"
+                "FireboltModel: attention_mask drops a position between two kept ones; expected padding on the left "
+                "or right alone (LFM2's short convolution is wrong over holes)"
             )
         if columns == 1 and bool(mask[:, -1].all()):
             return None
@@ -220,22 +234,25 @@ class FireboltModel(FireboltPreTrainedModel):
         """
         if not make and (text_mask is None or decoder.embeddings.shape[1] > 1):
             return decoder.attention_mask
-        kept = None if text_mask is None else decoder.attention_mask[:, -1:].bool()
-        return layer_masks(
-            self.config.text_config, decoder.embeddings, decoder.attention_mask, kept, decoder.position_ids, cache
-        )
+        mask = decoder.attention_mask
+        kept = None if text_mask is None or mask is None else mask[:, -1:].bool()
+        config = backbone(self.config.text_config)
+        return layer_masks(config, decoder.embeddings, mask, kept, decoder.position_ids, cache)
 
 
 def check_same_images(memory: ConnectorCacheLayer, image_mask: Tensor | None) -> None:
-    """Images that come with a cache must be those that its first turn came with: they are not encoded again."""
+    """Raise ValueError for images other than those of a cache's first turn: they are not encoded again."""
     if memory.image_rows is None:
         raise ValueError(
-            "pixel_values: images came with a cache whose first turn had none; an image belongs to the first turn"
+            "FireboltModel: pixel_values is given with a cache whose first turn had no image; expected images in the "
+            "first turn alone"
         )
     if image_mask is not None:
         rows = image_mask.bool().flatten(1).any(-1) if image_mask.dim() > 1 else image_mask.bool()
         if rows.shape != memory.image_rows.shape or bool((rows != memory.image_rows).any()):
-            raise ValueError("image_mask: other rows have an image than in the first turn of this cache")
+            raise ValueError(
+                "FireboltModel: image_mask has other rows with an image; expected those of this cache's first turn"
+            )
 
 
 __all__ = ["FireboltModel", "FireboltPreTrainedModel", "check_same_images"]

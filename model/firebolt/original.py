@@ -3,13 +3,14 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
 from ...cmm import CrossModalModulator
-from ..checkpoint_files import CONFIG, Shapes, check_config, read_json
+from ..checkpoint_files import CONFIG, Shapes, read_json
+from ..checkpoint_sizes import check_config
 from ..loading import Opened, read_weights
 from ..places import HUB, PlaceError, could_be_hub_id, find
 from .configuration_firebolt import FireboltConfig
@@ -68,7 +69,7 @@ def is_original(config: dict) -> bool:
 
 
 def convert_state_dict(state: dict[str, Tensor], config: FireboltConfig) -> tuple[dict[str, Tensor], list[str]]:
-    """Our state dict from the original's, and the keys that have no influence there and are left out.
+    """Convert the original's state dict to ours, and list the keys that have no influence there and are left out.
 
     Raises ValueError where a key is unknown: nothing of a checkpoint is dropped in silence.
     """
@@ -89,7 +90,7 @@ def convert_state_dict(state: dict[str, Tensor], config: FireboltConfig) -> tupl
         else:
             unknown.append(key)
     if unknown:
-        raise ValueError(f"state_dict: unknown keys {', '.join(sorted(unknown)[:5])} ({len(unknown)} in all)")
+        raise ValueError(f"state_dict has the unknown keys {', '.join(sorted(unknown)[:5])} ({len(unknown)} in all)")
     cmm = config.connector_config()
     connector = CrossModalModulator.from_original(
         fuser,
@@ -111,19 +112,22 @@ def convert_config(
     vision_config: PreTrainedConfig | dict | None = None,
     kernel_taps: int | None = None,
 ) -> FireboltConfig:
-    """Our configuration of an original checkpoint, whose `state` has tensors or shapes: names tell its fuser's SSM.
+    """Make our configuration of an original checkpoint.
 
-    The backbones' configurations are resolved as a local folder (below the checkpoint's `folder`, or as named), then as
-    a model that the hub gave before, then as `text_config` / `vision_config`: a file that names a model of the hub gets
-    nothing fetched from there. Raises ValueError where none of them is there, or for a fusion strategy other than the
-    modulator; CheckpointError where a configuration does not fit the weights.
+    `state` has its tensors or their shapes, whose names tell the fuser's SSM. The backbones' configurations are
+    resolved as a local folder (below the checkpoint's `folder`, or as named), then as a model that the hub gave before,
+    then as `text_config` / `vision_config`: a file that names a model of the hub gets nothing fetched from there.
+
+    Raises ValueError where none of them is there, or for a fusion strategy other than the modulator; CheckpointError
+    where a configuration does not fit the weights.
     """
     if original.get("fuse_strategy", "cossm") != "cossm":
-        raise ValueError(f"fuse_strategy: {original['fuse_strategy']!r} came, only 'cossm' can be converted")
-    shapes = {name: tuple(getattr(tensor, "shape", tensor)) for name, tensor in state.items()}
+        raise ValueError(f"fuse_strategy is {original['fuse_strategy']!r}; expected 'cossm'")
+    shapes = {name: tuple(found.shape if isinstance(found, Tensor) else found) for name, found in state.items()}
     text = _backbone("lm_name_or_path", "text_config", original, shapes, folder, text_config)
     vision = _backbone("vision_ckpt_path", "vision_config", original, shapes, folder, vision_config)
     ssm = "s4" if any(key.startswith(FUSER + "s4.layer.") for key in shapes) else "s4d"
+    tokens: dict[str, Any] = {name: original.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return FireboltConfig(
         text_config=text,
         vision_config=getattr(vision, "vision_config", vision),  # the vision tower's part of a SigLIP
@@ -137,9 +141,7 @@ def convert_config(
             "dropout": DROPOUT,
             "grid_positions": False,
         },
-        bos_token_id=original.get("bos_token_id"),
-        eos_token_id=original.get("eos_token_id"),
-        pad_token_id=original.get("pad_token_id"),
+        **tokens,
     )
 
 
@@ -152,10 +154,10 @@ def _backbone(key: str, argument: str, original: dict, shapes: Shapes, folder, g
     if given is not None:
         return given
     if not named:
-        raise ValueError(f"{key}: the checkpoint names no backbone; pass {argument}=")
+        raise ValueError(f"{key} is not given; expected the name of a backbone; pass {argument}=")
     option = "--decoder" if argument == "text_config" else "--vision"
     raise ValueError(
-        f"{key}: {named!r} is neither a local folder nor a model that the hub gave before; pass {argument}= (in "
+        f"{key} is {named!r}; expected a local folder or a model that the hub gave before; pass {argument}= (in "
         f"firebolt convert {option}, which may name {HUB}ORG/NAME)"
     )
 
@@ -174,7 +176,7 @@ def _backbone_folder(named: str, folder: str | os.PathLike | None) -> Path | Non
 
 
 def read_backbone(folder: Path, shapes: Shapes | None = None) -> PreTrainedConfig:
-    """The configuration in a folder, as transformers' own class of its model_type; no code in the folder is looked at.
+    """Read the configuration in a folder as transformers' own class of its model_type, and no code in the folder.
 
     Raises CheckpointError, also where it does not fit the weights' `shapes`; ValueError for an unknown model_type.
     """
@@ -183,7 +185,7 @@ def read_backbone(folder: Path, shapes: Shapes | None = None) -> PreTrainedConfi
         check_config(described, shapes, folder / CONFIG)
     kind = described.pop("model_type", None)
     if not isinstance(kind, str):
-        raise ValueError(f"{folder / CONFIG} names no model_type; that of a model of transformers is wanted")
+        raise ValueError(f"{folder / CONFIG} names no model_type; expected that of a model of transformers")
     return AutoConfig.for_model(kind, **described)
 
 
@@ -200,6 +202,8 @@ def load_original(
 
 
 def original_chat_template(template: str | None) -> str:
-    """A chat template for images and text that words a prompt as the original does: `<image>` in front of the question,
-    in the tokenizer's own `template`, or as it stands where it has none."""
+    """Return a chat template that words a prompt as the original does: `<image>` in front of the question.
+
+    It is the tokenizer's own `template` around that, or that alone where it has none.
+    """
     return FLAT_MESSAGES + (template if template is not None else PLAIN_TEMPLATE)

@@ -1,6 +1,6 @@
 """FireboltProcessor: questions and images -> the inputs of the model."""
 
-from collections.abc import Sequence
+from typing import Any
 
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
@@ -30,7 +30,7 @@ CHAT_TEMPLATE = """\
 
 
 class FireboltProcessorKwargs(ProcessingKwargs, total=False):
-    images_kwargs: FireboltImagesKwargs
+    images_kwargs: FireboltImagesKwargs  # pyright: ignore[reportIncompatibleVariableOverride]  # as in transformers
 
 
 class FireboltProcessor(ProcessorMixin):
@@ -49,6 +49,8 @@ class FireboltProcessor(ProcessorMixin):
     """
 
     valid_processor_kwargs = FireboltProcessorKwargs
+    visual_arguments = "images"
+    """What a row's pictures are given as."""
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
         # What the tokenizer says is what happens: the side is set on it, and kept with it when it is saved.
@@ -61,15 +63,17 @@ class FireboltProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As on any processor of transformers; no code in the folder is run."""
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):  # pyright: ignore[reportIncompatibleMethodOverride]  # by name alone
+        """Load a processor like any of transformers; no code in the folder is run."""
         folder = open_folder(pretrained_model_name_or_path, kwargs)
         check_parts(folder, ("tokenizer", TOKENIZERS), ("processor", PROCESSORS))
         with tokenizer_named(folder):
             return super().from_pretrained(folder, **kwargs)
 
-    def apply_chat_template(self, conversation, chat_template=None, **kwargs):
-        """As on any processor of transformers. Raises ChatTemplateError for a template without end."""
+    def apply_chat_template(  # pyright: ignore[reportIncompatibleMethodOverride]  # by name, so that all is checked
+        self, conversation, chat_template=None, **kwargs
+    ):
+        """Render a conversation like any of transformers. Raises ChatTemplateError for a template without end."""
         templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
         template = templates.get(chat_template or "default", chat_template)
         if isinstance(template, str):
@@ -79,7 +83,7 @@ class FireboltProcessor(ProcessorMixin):
                 check_template(template, messages, variables)
         return super().apply_chat_template(conversation, chat_template, **kwargs)
 
-    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
+    def prepare_inputs_layout(self, images: Any = None, text: Any = None, videos=None, audio=None, **kwargs) -> Any:
         if isinstance(text, str):
             text = [text]
         if images is not None:
@@ -87,22 +91,23 @@ class FireboltProcessor(ProcessorMixin):
             images = image_rows([images] if all_of_one_row(images, text) else images)
         return images or None, text, videos, audio
 
-    def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
+    def validate_inputs(self, images: Any = None, text: Any = None, videos=None, audio=None, **kwargs):
         super().validate_inputs(images=images, text=text, videos=videos, audio=audio, **kwargs)
+        owner = type(self).__name__
         for name, given in (("videos", videos), ("audio", audio)):
             if given is not None:
-                raise ValueError(f"{name}: {type(given).__name__} came; this model takes images and text alone")
+                raise ValueError(f"{owner}: {name} is of type {type(given).__name__}; expected images and text alone")
         if text is None:
             return
         if not text:
-            raise ValueError("text: an empty list came, one text for each row is wanted")
+            raise ValueError(f"{owner}: text is an empty list; expected one text for each row")
         if images is not None and len(images) != len(text):
             raise ValueError(
-                f"images: {len(images)} rows came for {len(text)} texts; for each text an image, a list of images or "
-                "None is wanted"
+                f"{owner}: {self.visual_arguments} has {len(images)} rows; expected {len(text)}, for each text an "
+                "image, a list of images or None"
             )
         if "" in text and not self.tokenizer("").input_ids:
-            raise ValueError(f"text: row {text.index('')} is empty; at least one token is wanted in each")
+            raise ValueError(f"{owner}: text is empty in row {text.index('')}; expected at least one token in each")
 
     @property
     def unused_input_names(self) -> list[str]:
@@ -110,7 +115,7 @@ class FireboltProcessor(ProcessorMixin):
 
 
 def control_tokens(tokenizer) -> list[str]:
-    """The tokens that no text may hold, since a text that spells one is tokenised as it: those that are special."""
+    """Return the special tokens, which no text may hold, since a text that spells one is tokenised as it."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     special = [*tokenizer.all_special_tokens, *(token.content for token in added if token.special)]
     return list(dict.fromkeys(token for token in map(str, special) if token))
@@ -121,8 +126,8 @@ def _conversations(given) -> list:
     return list(given) if given and isinstance(given[0], list | tuple) else [given]
 
 
-def all_of_one_row(images, text: Sequence[str] | None) -> bool:
-    """Several images in a flat list beside a single text are that text's images."""
+def all_of_one_row(images, text: list[str] | None) -> bool:
+    """Return whether a flat list of images belongs to a single text, whose images they all are."""
     flat = isinstance(images, list | tuple) and not any(isinstance(image, list | tuple) for image in images)
     return flat and text is not None and len(text) == 1
 

@@ -1,4 +1,4 @@
-"""Where an image's tiles lie: the original's rule to the pixel, and one that keeps the aspect ratio.
+"""Tiles of an image: the original's rule to the pixel, and one that keeps the aspect ratio.
 
 Boxes are (y0, x0, y1, x1), the end excluded, in row-major order of their tiles.
 """
@@ -11,7 +11,7 @@ TILINGS = ("native", "compatible")
 
 
 def compatible_boxes(height: int, width: int, tile: int, overlap: int = 0) -> np.ndarray:
-    """Tiles of the original: origins 0, s, 2s, ... <= max(length - tile, 0) on each axis, s = tile - overlap.
+    """Cut tiles as the original does: origins 0, s, 2s, ... <= max(length - tile, 0) on each axis, s = tile - overlap.
 
     What remains beyond the last full tile is dropped, so 256 x 256 with tiles of 128 and overlap 2 is covered up to
     254 x 254 by 2 x 2 tiles. Only an axis shorter than a tile gets a tile that reaches beyond the image: its box ends
@@ -26,7 +26,7 @@ def compatible_boxes(height: int, width: int, tile: int, overlap: int = 0) -> np
 
 
 def count_compatible(height: int, width: int, tile: int, overlap: int = 0) -> int:
-    """How many boxes `compatible_boxes` gives."""
+    """Count the boxes that `compatible_boxes` gives."""
     return len(_origins(height, tile, overlap)) * len(_origins(width, tile, overlap))
 
 
@@ -35,7 +35,7 @@ def _origins(length: int, tile: int, overlap: int) -> range:
 
 
 def native_grid(height: int, width: int, tile: int, max_tiles: int) -> tuple[int, int]:
-    """(rows, columns) of tiles whose rectangle is nearest to the image, at most `max_tiles` of them.
+    """Choose (rows, columns) of tiles whose rectangle is nearest to the image, at most `max_tiles` of them.
 
     That is the nearest multiple of the tile on each axis where the budget allows it. Where it does not, the image is
     scaled down to the budget's area (a rectangle of r x c tiles, real numbers with r c = max_tiles and r / c = H / W),
@@ -57,19 +57,19 @@ def native_grid(height: int, width: int, tile: int, max_tiles: int) -> tuple[int
 
 
 def native_boxes(rows: int, columns: int, tile: int) -> np.ndarray:
-    """[rows * columns, 4] int64 boxes, in pixels of the image resized to (rows * tile, columns * tile)."""
+    """Return [rows * columns, 4] int64 boxes, in pixels of the image resized to (rows * tile, columns * tile)."""
     boxes = [(y * tile, x * tile, (y + 1) * tile, (x + 1) * tile) for y in range(rows) for x in range(columns)]
     return np.array(boxes, dtype=np.int64)
 
 
 def relative_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """[1+N,4] float32: the whole image (the global view) first, then `boxes`, all in 0..1 of the image."""
+    """Return [1+N,4] float32, in 0..1 of the image: the whole image (the global view) first, then `boxes`."""
     relative = boxes / np.array([height, width, height, width], dtype=np.float64)
     return np.concatenate([[[0.0, 0.0, 1.0, 1.0]], relative]).astype(np.float32)
 
 
 def cut(image: np.ndarray, boxes: np.ndarray, tile: int) -> np.ndarray:
-    """[N,C,tile,tile]: the boxes of `image` [C,H,W]; one smaller than a tile repeats its last row and column."""
+    """Cut boxes out of `image` [C,H,W]: [N,C,tile,tile]; one smaller than a tile repeats its last row and column."""
     tiles = np.empty((len(boxes), image.shape[0], tile, tile), dtype=image.dtype)
     for found, (y0, x0, y1, x1) in zip(tiles, boxes):
         missing = ((0, 0), (0, tile - (y1 - y0)), (0, tile - (x1 - x0)))
@@ -78,10 +78,10 @@ def cut(image: np.ndarray, boxes: np.ndarray, tile: int) -> np.ndarray:
 
 
 def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The original's global view of `image` [C,H,W]: bilinear, half-pixel centres, no antialiasing; [C,height,width].
+    """Resize `image` [C,H,W] to [C,height,width] as the original's global view is.
 
-    Output pixel i samples at (i + 1/2) H / height - 1/2, clamped to the image, between its two neighbours. Computed in
-    float64, returned as float32.
+    Bilinear, half-pixel centres, no antialiasing. Output pixel i samples at (i + 1/2) H / height - 1/2, clamped to the
+    image, between its two neighbours. Computed in float64, returned as float32.
     """
     above, below, down = _neighbours(image.shape[1], height)
     left, right, across = _neighbours(image.shape[2], width)
@@ -94,7 +94,7 @@ def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _neighbours(length: int, samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each sample: the pixel before it, the pixel after it, and the weight of the latter."""
+    """Find the pixel before each sample, the pixel after it, and the weight of the latter."""
     position = np.clip((np.arange(samples) + 0.5) * (length / samples) - 0.5, 0, length - 1)
     before = np.floor(position).astype(np.int64)
     return before, np.minimum(before + 1, length - 1), position - before

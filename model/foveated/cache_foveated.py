@@ -1,4 +1,4 @@
-"""What watching and generating remember beside the decoder's own cache, as one more layer of that cache."""
+"""Memory of watching and generating beside the decoder's own cache, as one more layer of that cache."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from ..compat import ExtraLayer
 
 
 class VisualCacheLayer(ExtraLayer):
-    """The frames' side of a cache: they fill the decoder's first positions, but are no part of `input_ids`.
+    """Frames' side of a cache: they fill the decoder's first positions, but are no part of `input_ids`.
 
     columns   text columns seen so far, padding included
     width     visual tokens seen so far, masked ones included

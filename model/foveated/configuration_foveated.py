@@ -4,7 +4,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from ..configuration_checks import check_keys, check_sizes
+from ..configuration_checks import backbone, check_keys, check_sizes, named_part
 
 MODES = ("coarse_only", "coarse_fine", "autoregressive")
 # Its position table is that of 518 x 518, resized for the frames' 224 x 224 at run time.
@@ -76,21 +76,24 @@ class FoveatedVLMConfig(PreTrainedConfig):
         check_keys(kwargs, FoveatedVLMConfig)
         self.vision_config = DINOV2_SMALL if self.vision_config is None else self.vision_config
         self.text_config = SMOLLM2_135M if self.text_config is None else self.text_config
-        super().__post_init__(**kwargs)
-        check_mode(self.mode)
-        for name, wanted in (("vision_config", "dinov2"), ("text_config", "llama")):
-            if (came := getattr(self, name).model_type) != wanted:
-                raise ValueError(f"{name}: a {came!r} model came, a {wanted!r} one is wanted")
-            check_sizes(name, getattr(self, name))
+        with named_part(self):
+            super().__post_init__(**kwargs)
+        check_mode("FoveatedVLMConfig", self.mode)
+        vision, text = backbone(self.vision_config), backbone(self.text_config)
+        for name, config, wanted in (("vision_config", vision, "dinov2"), ("text_config", text, "llama")):
+            if (kind := config.model_type) != wanted:
+                raise ValueError(f"FoveatedVLMConfig: {name} is of a {kind!r} model; expected a {wanted!r} model")
+            check_sizes(f"FoveatedVLMConfig: {name}", config)
         for name in ("query_dim", "frame_block"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} came, at least 1 is wanted")
-        self.tie_word_embeddings = self.text_config.tie_word_embeddings
+                raise ValueError(f"FoveatedVLMConfig: {name} is {getattr(self, name)}; expected at least 1")
+        self.tie_word_embeddings = text.tie_word_embeddings
 
 
-def check_mode(mode: str) -> None:
+def check_mode(owner: str, mode: str) -> None:
+    """Raise ValueError for an unknown mode, in the name of `owner`."""
     if mode not in MODES:
-        raise ValueError(f"mode: {mode!r} came, one of {', '.join(MODES)} is wanted")
+        raise ValueError(f"{owner}: mode is {mode!r}; expected one of {', '.join(MODES)}")
 
 
 __all__ = ["FoveatedVLMConfig"]

@@ -9,12 +9,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel
 
 from ..compat.dinov2 import Dinov2Attention, Dinov2Layer, attend, check_layers, heads, layers_of
+from ..configuration_checks import backbone
 from .configuration_foveated import FoveatedVLMConfig
 
 
 @dataclass
 class PatchMemory:
-    """What the patch pass leaves of F frames, N = 1 + patches rows each, the class token first, patches row by row.
+    """Result of the patch pass over F frames, N = 1 + patches rows each, the class token first, patches row by row.
 
     keys, values    for each layer that a query attends to, [F,H,N,D_h]: all layers, or the last one for a shallow query
     features        [F,N,D], the vision tower's output; None unless asked for
@@ -25,11 +26,11 @@ class PatchMemory:
     features: Tensor | None = None
 
     def select(self, frames: Tensor) -> "PatchMemory":
-        """The frames with these indices [n]."""
+        """Return the frames with these indices [n]."""
         return PatchMemory([keys[frames] for keys in self.keys], [values[frames] for values in self.values])
 
     def nothing(self, frames: int) -> "PatchMemory":
-        """As many frames whose keys and values are all 0."""
+        """Return so many frames whose keys and values are all 0."""
         return PatchMemory(
             [keys.new_zeros(frames, *keys.shape[1:]) for keys in self.keys],
             [values.new_zeros(frames, *values.shape[1:]) for values in self.values],
@@ -39,10 +40,11 @@ class PatchMemory:
     def join(cls, parts: list["PatchMemory"]) -> "PatchMemory":
         if len(parts) == 1:
             return parts[0]
+        features = [part.features for part in parts if part.features is not None]
         return cls(
             [torch.cat(layer) for layer in zip(*(part.keys for part in parts))],
             [torch.cat(layer) for layer in zip(*(part.values for part in parts))],
-            torch.cat([part.features for part in parts]) if parts[0].features is not None else None,
+            torch.cat(features) if features else None,
         )
 
 
@@ -64,7 +66,7 @@ class FoveatedEncoder(nn.Module):
         super().__init__()
         self.dino = AutoModel.from_config(config.vision_config)
         check_layers(self.layers)
-        width = config.vision_config.hidden_size
+        width = backbone(config.vision_config).hidden_size
         self.query_input_proj = nn.Linear(config.query_dim, width, bias=False)
         self.output_proj = nn.Linear(width, width)
         self.frame_block = config.frame_block
@@ -75,7 +77,7 @@ class FoveatedEncoder(nn.Module):
         return layers_of(self.dino)
 
     def remember(self, frames: Tensor, deep: bool = True, return_features: bool = False) -> PatchMemory:
-        """The patch pass over frames [F,3,H,W], `frame_block` of them at a time; F may be 0."""
+        """Run the patch pass over frames [F,3,H,W], `frame_block` of them at a time; F may be 0."""
         if not len(frames):
             return self._nothing(frames, deep)
         parts = []
@@ -118,7 +120,7 @@ class FoveatedEncoder(nn.Module):
     def look(
         self, memory: PatchMemory, queries: Tensor, deep: bool = True, return_attention: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """One query [F,Q] at each frame of `memory`: z [F,D], and the weights [F,L,H,N] if asked for (else None)."""
+        """Look at each frame of `memory` with a query [F,Q]: z [F,D], and the weights [F,L,H,N] if asked for."""
         h = self.query_input_proj(queries)[:, None]  # [F,1,D]
         weights = []
         if not deep:

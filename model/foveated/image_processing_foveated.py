@@ -1,29 +1,29 @@
 """FoveatedImageProcessor: images, and frames of videos, of any kind and size -> the frames of one batch."""
 
 from collections.abc import Sequence
+from typing import Any, Unpack
 
 import numpy as np
-from PIL import Image
-from transformers.image_processing_backends import PilBackend
-from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, is_valid_image
-from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.image_utils import ImageInput, SizeDict, is_valid_image
+from transformers.processing_utils import ImagesKwargs
 
 from .. import images as pictures
-from ..loading import open_image_processor
+from ..image_processing import BatchFeature, ImageProcessor
 from ..pixels import MOST_PIXELS, as_rgb, levels_of, normalise
 
 
 class Clip(list):
-    """The frames of a video: where a list of one image stands for that image, a clip of one frame is one frame."""
+    """Frames of a video: where a list of one image stands for that image, a clip of one frame is one frame."""
 
 
 class FoveatedImagesKwargs(ImagesKwargs, total=False):
     image_frames: int | None
 
 
-class FoveatedImageProcessor(PilBackend):
-    r"""Resizes frames to a square and normalises them, by Pillow and NumPy alone: the same pixels on every machine.
+class FoveatedImageProcessor(ImageProcessor):
+    r"""Image processor that resizes frames to a square and normalises them.
+
+    By Pillow and NumPy alone: the same pixels on every machine.
 
     Args:
         size: height and width (equal) of a frame, 224. The whole frame is kept, whatever its aspect ratio.
@@ -35,26 +35,19 @@ class FoveatedImageProcessor(PilBackend):
     valid_kwargs = FoveatedImagesKwargs
     model_input_names = ["frames", "frame_mask"]
 
-    resample = PILImageResampling.BILINEAR
     image_mean = (0.485, 0.456, 0.406)
     image_std = (0.229, 0.224, 0.225)
     size = {"height": 224, "width": 224}
-    do_resize = True
-    do_rescale = True
-    do_normalize = True
     image_frames = 8
 
     def __init__(self, **kwargs: Unpack[FoveatedImagesKwargs]):
         super().__init__(**kwargs)
-        _check(self.size, self.image_frames)
+        self._check(vars(self))
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As on any image processor of transformers; no code in the folder is run, and no pipe or device opened."""
-        return super().from_pretrained(open_image_processor(pretrained_model_name_or_path, kwargs), **kwargs)
-
-    def preprocess(self, images: ImageInput, **kwargs: Unpack[FoveatedImagesKwargs]) -> BatchFeature:
-        """The frames of the model for a batch of rows.
+    def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]  # more keywords, which pyright does not unpack
+        self, images: ImageInput, **kwargs: Unpack[FoveatedImagesKwargs]
+    ) -> BatchFeature:
+        """Make the frames of the model for a batch of rows.
 
         Args:
             images: one image; or a list with, for each row, an image or a list of one (shown as `image_frames` equal
@@ -70,63 +63,51 @@ class FoveatedImageProcessor(PilBackend):
         """
         return super().preprocess(images, **kwargs)
 
-    def fetch_images(self, images):
-        """Open what is named by a path, an address or base64 text; everything else is left as it is."""
-        if images is None or is_valid_image(images):
-            return images
-        if isinstance(images, list | tuple):
-            return (Clip if isinstance(images, Clip) else list)(self.fetch_images(image) for image in images)
-        if isinstance(images, str) or hasattr(images, "__fspath__"):
-            return pictures.load_image(images)
-        raise TypeError(
-            f"images: a {type(images).__name__} came; a Pillow image, an array, a tensor, a path, None or lists of "
-            "them are wanted"
-        )
+    def _check(self, settings: dict[str, Any]) -> None:
+        owner, side, frames = type(self).__name__, self._side_of(settings["size"]), settings["image_frames"]
+        if frames < 1:
+            raise ValueError(f"{owner}: image_frames is {frames}; expected at least 1")
+        if frames * side**2 > MOST_PIXELS:
+            raise ValueError(
+                f"{owner}: size and image_frames make {frames:,} frames of {side:,} x {side:,} pixels; expected at "
+                f"most {MOST_PIXELS:,} pixels in all"
+            )
 
-    def _validate_preprocess_kwargs(self, size, image_frames, **kwargs):
-        _check(size, image_frames)
-        super()._validate_preprocess_kwargs(size=size, **kwargs)
-
-    def _preprocess_image_like_inputs(self, images: ImageInput, **kwargs) -> BatchFeature:
-        layout = kwargs.get("input_data_format")
-        first = None if layout is None else ChannelDimension(layout) == ChannelDimension.FIRST
-        rows = frame_rows(self.fetch_images(images))
-        return self._preprocess([(row, first) for row in rows], **kwargs)
-
-    def _preprocess(self, rows, return_tensors=None, **kwargs) -> BatchFeature:
-        size, repeats = kwargs["size"].height, kwargs["image_frames"]
+    def _batch(self, images: Any, channels_first: bool | None, **settings) -> dict[str, Any]:
+        rows, size, repeats = frame_rows(images), self._side_of(settings["size"]), settings["image_frames"]
         made = [
-            np.stack([self._frame(image, first, **kwargs) for image in row]) if row else None for row, first in rows
+            np.stack([self._frame(image, channels_first, **settings) for image in row]) if row else None for row in rows
         ]
         counts = [
             0 if frames is None else repeats if len(frames) == 1 and not isinstance(row, Clip) else len(frames)
-            for frames, (row, _) in zip(made, rows)
+            for frames, row in zip(made, rows)
         ]
         if not any(counts):
-            return BatchFeature({}, tensor_type=return_tensors)
+            return {}
         batch = np.zeros((len(rows), max(counts), 3, size, size), dtype=np.float32)
         for b, (frames, count) in enumerate(zip(made, counts)):
             if count:
                 batch[b, :count] = frames
         mask = np.arange(max(counts)) < np.array(counts)[:, None]
-        return BatchFeature({"frames": batch, "frame_mask": mask}, tensor_type=return_tensors)
+        return {"frames": batch, "frame_mask": mask}
 
-    def _frame(self, image, first: bool | None, size, do_resize: bool, resample, **pixel_rule) -> np.ndarray:
+    def _frame(
+        self, image: Any, channels_first: bool | None, size: SizeDict, do_resize: bool, resample, **pixel_rule
+    ) -> np.ndarray:
         """A normalised frame [3,S,S]."""
-        picture: Image.Image = as_rgb(image, first)
-        wanted = (size.width, size.height)
+        picture, side = as_rgb(image, channels_first), self._side_of(size)
         if do_resize:
-            picture = picture.resize(wanted, resample)
-        elif picture.size != wanted:
+            picture = picture.resize((side, side), resample)
+        elif picture.size != (side, side):
             raise ValueError(
-                f"do_resize: False came with an image of {picture.width} x {picture.height}, "
-                f"{size.width} x {size.height} is wanted"
+                f"FoveatedImageProcessor: do_resize is False for an image of {picture.width} x {picture.height}; "
+                f"expected {side} x {side}"
             )
         return normalise(levels_of(picture), **pixel_rule)
 
 
 def frame_rows(images) -> list[Sequence]:
-    """A list of frames for each row; an array or tensor of four axes is a clip, one of five a row for each clip.
+    """Return a list of frames for each row; an array or tensor of four axes is a clip, one of five a row for each clip.
 
     Frames of one row, and of one array, have one scale of levels.
     """
@@ -142,7 +123,7 @@ def frame_rows(images) -> list[Sequence]:
             row = [row]
         for image in row:
             if image is not None and not is_valid_image(image):
-                raise TypeError(f"images: a {type(image).__name__} came inside a row; an image or None is wanted")
+                raise TypeError(f"images has a {type(image).__name__} in a row; expected an image or None")
         frames = pictures.of_one_scale([image for image in row if image is not None])
         rows.append(Clip(frames) if isinstance(row, Clip) else frames)
     return rows
@@ -150,18 +131,6 @@ def frame_rows(images) -> list[Sequence]:
 
 def _axes(images) -> int:
     return getattr(images, "ndim", 0)
-
-
-def _check(size, image_frames: int) -> None:
-    if not size.height or size.height != size.width:
-        raise ValueError(f"size: {dict(size)} came, an equal height and width are wanted")
-    if image_frames < 1:
-        raise ValueError(f"image_frames: {image_frames} came, at least 1 is wanted")
-    if image_frames * size.height**2 > MOST_PIXELS:
-        raise ValueError(
-            f"size, image_frames: {image_frames:,} frames of {size.height:,} x {size.height:,} came, at most "
-            f"{MOST_PIXELS:,} pixels in all are wanted"
-        )
 
 
 __all__ = ["Clip", "FoveatedImageProcessor"]

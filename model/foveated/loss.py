@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 
 def previous_kept(kept: Tensor) -> Tensor:
-    """For each column of kept [B,N] bool the nearest kept column before it, [B,N]; -1 where there is none."""
+    """Find the nearest kept column before each column of kept [B,N] bool: [B,N]; -1 where there is none."""
     columns = torch.arange(kept.shape[1], device=kept.device)
     last = torch.where(kept, columns, -1).cummax(dim=1).values
     return F.pad(last[:, :-1], (1, 0), value=-1)
@@ -15,7 +15,7 @@ def previous_kept(kept: Tensor) -> Tensor:
 def next_token_loss(
     logits: Tensor, labels: Tensor, counted: Tensor | None = None, kept: Tensor | None = None
 ) -> tuple[Tensor, int]:
-    """Sum of the cross-entropies of the counted labels, each predicted at the nearest kept column before it.
+    """Sum the cross-entropies of the counted labels, each predicted at the nearest kept column before it.
 
     logits [B,N,V]; labels [B,N]; counted [B,N], not 0 where a label counts (default: everywhere); kept [B,N] bool, the
     columns that are there (default: all): what is not kept neither predicts nor counts. The first column of a row has
@@ -33,7 +33,7 @@ def next_token_loss(
 
 
 def sequence_log_probabilities(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """log p of a text, [B]: sum over columns i >= 1 of mask_i log softmax(logits_{i-1})[ids_i].
+    """Compute log p of a text, [B]: sum over columns i >= 1 of mask_i log softmax(logits_{i-1})[ids_i].
 
     logits [B,S,V]; ids [B,S]; mask [B,S], a weight on each label. The first token is never a label.
     """
@@ -49,9 +49,10 @@ def preference_loss(
     beta: float = 0.1,
     reduce: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Direct preference optimisation (arXiv 2305.18290, equation 7) from log-probabilities [B] of whole answers.
+    """Compute the loss of direct preference optimisation (arXiv 2305.18290, equation 7).
 
-    r = beta (policy - reference) for the chosen and the rejected answer; loss = mean of -log sigmoid(r_c - r_r).
+    r = beta (policy - reference) for the chosen and the rejected answer, of log-probabilities [B] of whole answers;
+    loss = mean of -log sigmoid(r_c - r_r).
     Returns the loss (without `reduce` that of each pair, [B]) and both rewards r [B].
     """
     chosen = beta * (policy_chosen - reference_chosen)

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint_files import CONFIG, Shapes, check_config, read_json, read_shapes
+from ..checkpoint_files import CONFIG, Shapes, read_json, read_shapes
+from ..checkpoint_sizes import check_config
 from .configuration_foveated import FoveatedVLMConfig
 
 # What from_original and from_pretrained take for a checkpoint that says nothing of them.
@@ -32,7 +33,7 @@ MASK_TOKEN = "encoder.dino.embeddings.mask_token"
 
 
 def convert_key(key: str) -> str:
-    """Our name of a parameter of the original."""
+    """Return our name of a parameter of the original."""
     key = key.replace("._orig_mod", "")  # saved from a compiled model
     if key.startswith("encoder.dino."):
         for old, new in RENAMED.items():
@@ -41,7 +42,7 @@ def convert_key(key: str) -> str:
 
 
 def convert_state_dict(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict from the original's, in float32; `wanted` is a model's, for names and shapes.
+    """Convert the original's state dict to ours, in float32; `wanted` is a model's, for names and shapes.
 
     The original's decoder is in bfloat16. A mask token, which nothing uses, may be missing or left over, and so may the
     decoder's head, which is its embeddings. Raises ValueError for anything else that does not fit.
@@ -55,31 +56,31 @@ def convert_state_dict(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> d
         converted.setdefault("llm.lm_head.weight", converted["llm.model.embed_tokens.weight"])
     for what, names in (("unknown", converted.keys() - wanted.keys()), ("missing", wanted.keys() - converted.keys())):
         if names:
-            raise ValueError(f"state_dict: {what} keys {', '.join(sorted(names)[:5])} ({len(names)} in all)")
+            raise ValueError(f"state_dict has the {what} keys {', '.join(sorted(names)[:5])} ({len(names)} in all)")
     for name, tensor in converted.items():
         if tensor.shape != wanted[name].shape:
             raise ValueError(
-                f"state_dict: {name} is {list(tensor.shape)}, the configurations make it {list(wanted[name].shape)}; "
-                "pass those of the backbones it was trained with (vision_config=, text_config=)"
+                f"state_dict: {name} has shape {list(tensor.shape)}; expected {list(wanted[name].shape)}; pass the "
+                "configurations of the backbones it was trained with (vision_config=, text_config=)"
             )
     return converted
 
 
 def original_config(state: Mapping[str, Tensor | tuple[int, ...]], **given) -> FoveatedVLMConfig:
-    """The configuration of an original checkpoint: what is given, the width of its query, defaults for the rest.
+    """Make the configuration of an original checkpoint: what is given, the width of its query, defaults for the rest.
 
     `state`: its tensors, or their shapes.
     """
     if given.get("query_dim") is None:
         if "q_static" not in state:
-            raise ValueError("state_dict: there is no q_static in it; a state dict of the original is wanted")
+            raise ValueError("state_dict has no q_static; expected a state dict of the original")
         query = state["q_static"]
         given["query_dim"] = tuple(getattr(query, "shape", query))[-1]
     return FoveatedVLMConfig(**given)
 
 
 def open_original(folder: Path) -> tuple[dict, Shapes] | None:
-    """What a configuration beside the original's weights says of CONFIG_FIELDS, and the weights' shapes.
+    """Read what a configuration beside the original's weights says of CONFIG_FIELDS, and the weights' shapes.
 
     None where the weights are not the original's: the configuration is of another model, or the parameters have our
     names. Raises CheckpointError, where the weights are in a pickle too: the original is distributed in one.
@@ -96,7 +97,7 @@ def open_original(folder: Path) -> tuple[dict, Shapes] | None:
 
 
 def is_ours(described: dict, names: Iterable[str]) -> bool:
-    """Whether a configuration of ours and the names of tensors beside it are what `save_pretrained` writes.
+    """Return whether a configuration of ours and the names of tensors beside it are what `save_pretrained` writes.
 
     The names alone do not tell: transformers writes DINOv2's attention under the old ones, and reads them back. Only a
     saved model says its class, and none has the original's names of a compiled module.

@@ -1,5 +1,8 @@
 """FoveatedProcessor: questions, images and videos -> the inputs of the foveated model."""
 
+from os import PathLike
+from typing import Any
+
 from transformers.image_utils import is_valid_image
 from transformers.processing_utils import ProcessingKwargs
 
@@ -9,7 +12,7 @@ from .video import Video, read_video
 
 
 class FoveatedProcessorKwargs(ProcessingKwargs, total=False):
-    images_kwargs: FoveatedImagesKwargs
+    images_kwargs: FoveatedImagesKwargs  # pyright: ignore[reportIncompatibleVariableOverride]  # as in transformers
 
 
 class FoveatedProcessor(FireboltProcessor):
@@ -27,8 +30,11 @@ class FoveatedProcessor(FireboltProcessor):
     """
 
     valid_processor_kwargs = FoveatedProcessorKwargs
+    visual_arguments = "images or videos"
 
-    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
+    def prepare_inputs_layout(
+        self, images: Any = None, text: Any = None, videos: Any = None, audio=None, **kwargs
+    ) -> Any:
         if isinstance(text, str):
             text = [text]
         if images is not None:
@@ -48,11 +54,11 @@ class FoveatedProcessor(FireboltProcessor):
         if isinstance(video, list | tuple) and not _is_clip(video):  # nested, as chat templates have it
             given = [one for one in video if one is not None]
             if len(given) > 1:
-                raise ValueError(f"videos: {len(given)} came for one text, at most one is wanted")
+                raise ValueError(f"FoveatedProcessor: videos has {len(given)} for one text; expected at most one")
             video = given[0] if given else None
         if video is None:
             return Clip()
-        if isinstance(video, str) or hasattr(video, "__fspath__"):
+        if isinstance(video, str | PathLike):
             names = {"num_frames": "frames", "fps": "per_second"}
             given = {ours: options[theirs] for theirs, ours in names.items() if options.get(theirs) is not None}
             video = read_video(video, **given)
@@ -60,14 +66,11 @@ class FoveatedProcessor(FireboltProcessor):
             return Clip(video.frames)
         clip = Clip(self.image_processor.fetch_images(list(video)))
         if not clip:
-            raise ValueError("videos: an empty list of frames came, at least one frame is wanted")
+            raise ValueError("FoveatedProcessor: videos has an empty list of frames; expected at least one frame")
         return clip
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
-        try:
-            super().validate_inputs(images=images, text=text, audio=audio, **kwargs)
-        except ValueError as error:
-            raise ValueError(str(error).replace("images: ", "images, videos: ", 1)) from None
+        super().validate_inputs(images=images, text=text, audio=audio, **kwargs)
 
 
 def _is_clip(video) -> bool:
@@ -80,10 +83,12 @@ def _is_clip(video) -> bool:
 def _either(images: list, clips: list) -> list:
     """Row by row the one that has frames. Raises ValueError where both do."""
     if len(images) != len(clips):
-        raise ValueError(f"images, videos: {len(images)} and {len(clips)} rows came, as many of both are wanted")
+        raise ValueError(
+            f"FoveatedProcessor: images has {len(images)} rows and videos {len(clips)}; expected as many of both"
+        )
     for row, (image, clip) in enumerate(zip(images, clips)):
         if image and clip:
-            raise ValueError(f"images, videos: row {row} has both, one of them is wanted")
+            raise ValueError(f"FoveatedProcessor: images and videos are both given in row {row}; expected one of them")
     return [clip or image for image, clip in zip(images, clips)]
 
 

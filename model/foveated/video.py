@@ -1,4 +1,4 @@
-"""Frames of a video file at chosen times, by PyAV, and plain words where there are none to be had.
+"""Frames of a video file at chosen times, by PyAV.
 
 Files are opened with care: nothing runs another program, no other file or address that a playlist may name is opened,
 and what is missing, damaged, cut off or without pictures raises an error of one line that says what to do.
@@ -11,8 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video import VideoFrame, VideoStream
 
 PER_SECOND = 1.0
 MOST_FRAMES = 64
@@ -26,7 +31,7 @@ SEEK_SECONDS = 2.0
 
 
 class VideoError(ValueError):
-    """Something that should be a video cannot be read as one."""
+    """Something that should be a video and cannot be read as one."""
 
 
 @dataclass
@@ -42,7 +47,7 @@ class Video:
 
 @dataclass
 class _Timeline:
-    """When a video stream's packets come, from their headers alone: presentation times in seconds, in order."""
+    """Times of a video stream's packets, from their headers alone: presentation times in seconds, in order."""
 
     times: list[float]
     keyframes: list[float]
@@ -54,7 +59,7 @@ class _Timeline:
 def read_video(
     path: str | PathLike, frames: int | None = None, per_second: float = PER_SECOND, most: int = MOST_FRAMES
 ) -> Video:
-    """The frames of the video file at `path` that a model gets.
+    """Read the frames of the video file at `path` that a model gets.
 
     `per_second` frames a second from the start; where that is more than `most`, as many spread over the whole video.
     With `frames`, that many spread over the whole: one in the middle of each of as many equal parts.
@@ -66,7 +71,7 @@ def read_video(
     """
     for name, number in (("frames", frames), ("per_second", per_second), ("most", most)):
         if number is not None and not number > 0:
-            raise ValueError(f"{name}: {number} came, a number above 0 is wanted")
+            raise ValueError(f"read_video: {name} is {number}; expected a number above 0")
     path = Path(path)
     _check_file(path)
     with _opened(path) as (container, stream):
@@ -81,7 +86,7 @@ def read_video(
 
 
 def sample_times(duration: float, frames: int | None, per_second: float, most: int) -> list[float]:
-    """When to look at a video of `duration` seconds: see `read_video`."""
+    """Choose the times to look at a video of `duration` seconds; see `read_video`."""
     if frames is None:
         frames = max(1, int(duration * per_second + 1 - 1e-6))
         if frames <= most:
@@ -104,9 +109,9 @@ def _check_file(path: Path) -> None:
         if stat.S_ISREG(about.st_mode):
             path.open("rb").close()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: there is no such file; check the path of the video") from None
+        raise FileNotFoundError(f"{path} does not exist; check the path of the video") from None
     except NotADirectoryError:
-        raise FileNotFoundError(f"{path}: there is no such file; a part of the path is a file itself") from None
+        raise FileNotFoundError(f"{path} does not exist, since a part of the path is a file; check it") from None
     except PermissionError:
         raise PermissionError(f"{path} may not be read; give yourself permission (chmod u+r)") from None
     except OSError as error:
@@ -122,6 +127,9 @@ def _check_file(path: Path) -> None:
 def _pyav():
     try:
         import av
+        import av.error
+        import av.logging
+        import av.stream
     except ModuleNotFoundError:
         raise VideoError("reading videos needs PyAV; pip install 'firebolt-vl[video]'") from None
     av.logging.set_level(None)  # FFmpeg would write to the terminal
@@ -129,7 +137,7 @@ def _pyav():
 
 
 @contextmanager
-def _opened(path: Path):
+def _opened(path: Path) -> Iterator[tuple["InputContainer", "VideoStream"]]:
     """The file's container and its video stream; FFmpeg's errors become VideoErrors."""
     av = _pyav()
 
@@ -137,7 +145,7 @@ def _opened(path: Path):
         raise _Elsewhere(url)
 
     try:
-        with path.open("rb") as file, av.open(file, io_open=refuse) as container:
+        with path.open("rb") as file, av.open(file, "r", io_open=refuse) as container:
             yield container, _video_stream(container, path)
     except _Elsewhere as error:
         raise VideoError(f"{path} is a list of other files ({error}); name the video itself") from None
@@ -148,7 +156,7 @@ def _opened(path: Path):
         ) from None
 
 
-def _video_stream(container, path: Path):
+def _video_stream(container: "InputContainer", path: Path) -> "VideoStream":
     av = _pyav()
     shown = [
         stream for stream in container.streams.video if not stream.disposition & av.stream.Disposition.attached_pic
@@ -166,18 +174,20 @@ def _video_stream(container, path: Path):
     return stream
 
 
-def _timeline(container, stream, path: Path) -> _Timeline:
-    """When each frame comes, from the packets' headers: nothing is decoded."""
+def _timeline(container: "InputContainer", stream: "VideoStream", path: Path) -> _Timeline:
+    """Read when each frame comes, from the packets' headers: nothing is decoded."""
     rate = float(stream.average_rate or stream.guessed_rate or 25)
     times, keyframes, known, length = [], [], True, 1 / rate
     for packet in container.demux(stream):
         if packet.size == 0:
             continue  # the end
-        moment = packet.pts if packet.pts is not None else packet.dts
-        known = known and moment is not None
-        time = float(moment * packet.time_base) if known else len(times) / rate
-        if packet.duration:
-            length = float(packet.duration * packet.time_base)
+        moment, unit = packet.pts if packet.pts is not None else packet.dts, packet.time_base
+        if known and moment is not None and unit is not None:
+            time = float(moment * unit)
+        else:
+            known, time = False, len(times) / rate
+        if packet.duration and unit is not None:
+            length = float(packet.duration * unit)
         times.append(time)
         if packet.is_keyframe:
             keyframes.append(time)
@@ -185,7 +195,7 @@ def _timeline(container, stream, path: Path) -> _Timeline:
         raise VideoError(f"{path} has no frame in it; copy or download the video again")
     times.sort()
     start, end = times[0], times[-1] + length
-    said = float(stream.duration * stream.time_base) if stream.duration else None
+    said = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else None
     if said is None and container.duration and len(container.streams) == 1:
         said = container.duration / 1_000_000
     if said is not None and any(name in container.format.name for name in COUNTED_FROM_ZERO):
@@ -202,15 +212,16 @@ def _timeline(container, stream, path: Path) -> _Timeline:
 def _pictures(path: Path, timeline: _Timeline, times: Sequence[float], seek: bool) -> list[Image.Image]:
     """The frame on screen at each of the rising `times`: the last one that does not come later."""
     pictures: list[Image.Image] = []
-    seek = seek and timeline.known
+    seek = seek and timeline.known and bool(timeline.keyframes)
     with _opened(path) as (container, stream):
         decoded = _decoded(container, stream, timeline)
         shown = ahead = None  # (time, frame) on screen, and the one after it
+        moment = timeline.start
         for wanted in times:
             moment = timeline.times[max(0, bisect_right(timeline.times, timeline.start + wanted + 1e-6) - 1)]
-            keyframe = timeline.keyframes[max(0, bisect_right(timeline.keyframes, moment) - 1)] if seek else None
             position = ahead[0] if ahead is not None else timeline.start
-            if seek and timeline.keyframes and keyframe > position + SEEK_SECONDS:
+            keyframe = timeline.keyframes[max(0, bisect_right(timeline.keyframes, moment) - 1)] if seek else position
+            if stream.time_base and keyframe > position + SEEK_SECONDS:
                 container.seek(round(keyframe / stream.time_base), stream=stream)
                 decoded = _decoded(container, stream, timeline)
                 shown, ahead = None, next(decoded, None)
@@ -223,23 +234,29 @@ def _pictures(path: Path, timeline: _Timeline, times: Sequence[float], seek: boo
             if shown is None:
                 raise VideoError(f"{path} has no frame that can be decoded; save it again, as MP4 or WebM")
             pictures.append(_upright(shown[1]))
-        if abs(shown[0] - moment) > max(MISSING_SECONDS, MISSING_SHARE * (timeline.end - timeline.start)):
+        if shown is not None and abs(shown[0] - moment) > max(
+            MISSING_SECONDS, MISSING_SHARE * (timeline.end - timeline.start)
+        ):
             raise VideoError(
                 f"{path} is damaged: what comes after {shown[0]:.1f} s cannot be decoded; download it again"
             )
     return pictures
 
 
-def _decoded(container, stream, timeline: _Timeline) -> Iterator:
+def _decoded(
+    container: "InputContainer", stream: "VideoStream", timeline: _Timeline
+) -> Iterator[tuple[float, "VideoFrame"]]:
     """(time in seconds, frame) from where the container stands."""
     for number, frame in enumerate(container.decode(stream)):
-        if timeline.known:
-            yield (float(frame.pts * frame.time_base) if frame.pts is not None else timeline.start), frame
-        else:
+        if not timeline.known:
             yield timeline.times[min(number, len(timeline.times) - 1)], frame
+        elif frame.pts is not None and frame.time_base is not None:
+            yield float(frame.pts * frame.time_base), frame
+        else:
+            yield timeline.start, frame
 
 
-def _upright(frame) -> Image.Image:
+def _upright(frame: "VideoFrame") -> Image.Image:
     image = frame.to_image()
     return image.rotate(frame.rotation, expand=True) if frame.rotation else image
 

@@ -93,10 +93,10 @@ def test_the_table_is_shown_with_what_it_does_not_say(small, capsys, tmp_path):
 
 def test_what_cannot_be_measured_is_refused(capsys, tmp_path):
     for arguments, words in (
-        (["--only", "theirs"], "--only theirs: there is no such"),
-        (["--dtype", "int3"], "--dtype int3"),
+        (["--only", "theirs"], "--only is theirs; expected one of ours"),
+        (["--dtype", "int3"], "--dtype is int3; expected one of"),
         (["--new-tokens", "1"], "--new-tokens"),
-        (["--out", str(tmp_path / "f")], "it is a file"),
+        (["--out", str(tmp_path / "f")], ", a file; expected a folder"),
     ):
         (tmp_path / "f").write_text("")
         code, out, err = run(capsys, *arguments)

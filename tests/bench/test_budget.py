@@ -105,9 +105,9 @@ def test_what_is_not_finite_is_refused_even_where_the_definition_is_not(wrong):
 
 def test_shapes_and_dtypes_have_to_be_the_definitions():
     x = torch.ones(3)
-    with pytest.raises(AssertionError, match=r"shape \(2,\) came, \(3,\) is wanted"):
+    with pytest.raises(AssertionError, match=r"shape is \(2,\); expected \(3,\)"):
         over_budget([x[:2]], lambda tensors: tensors, [x])
-    with pytest.raises(AssertionError, match=r"y: torch.float16 came, torch.float32 is wanted"):
+    with pytest.raises(AssertionError, match=r"y is torch\.float16; expected torch\.float32"):
         over_budget([x.half()], lambda tensors: tensors, [x], names=["y"])
 
 

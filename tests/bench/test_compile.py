@@ -147,12 +147,15 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            (["--op", "fft"], "--op fft: there is no such; choose from correlation_context, grounded_film"),
-            (["--target", "sm_75"], "--target sm_75: there is no such; choose from sm_80, sm_90, sm_100, gfx942"),
-            (["--dtype", "float64"], "--dtype float64: there is no such"),
-            (["--quick", "--dtype", "float16"], "choose from float32, bfloat16"),
-            (["--out", "report.txt"], "--out report.txt: the name has to end in .md or .json"),
-            (["--out", "nowhere/report.md"], "--out nowhere/report.md: there is no folder nowhere"),
+            (["--op", "fft"], "--op is fft; expected one of correlation_context, grounded_film"),
+            (["--target", "sm_75"], "--target is sm_75; expected one of sm_80, sm_90, sm_100, gfx942"),
+            (["--dtype", "float64"], "--dtype is float64; expected one of float32"),
+            (["--quick", "--dtype", "float16"], "--dtype is float16; expected one of float32, bfloat16"),
+            (["--out", "report.txt"], "--out is report.txt; expected a file that ends in .md or .json"),
+            (
+                ["--out", "nowhere/report.md"],
+                "--out is nowhere/report.md, but the folder nowhere does not exist; make it first",
+            ),
             (["--processes", "0"], "see firebolt bench compile --help"),
         ],
     )

@@ -129,10 +129,10 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            (["--op", "fft"], "--op fft: there is no such; choose from correlation_context, grounded_film"),
-            (["--target", "gfx942"], "--target gfx942: there is no such; choose from sm_80, sm_90, sm_100"),
-            (["--quick", "--dtype", "float16"], "choose from float32, bfloat16"),
-            (["--out", "report.txt"], "--out report.txt: the name has to end in .md or .json"),
+            (["--op", "fft"], "--op is fft; expected one of correlation_context, grounded_film"),
+            (["--target", "gfx942"], "--target is gfx942; expected one of sm_80, sm_90, sm_100"),
+            (["--quick", "--dtype", "float16"], "--dtype is float16; expected one of float32, bfloat16"),
+            (["--out", "report.txt"], "--out is report.txt; expected a file that ends in .md or .json"),
         ],
     )
     def test_arguments_that_cannot_be(self, bench, arguments, words):

@@ -25,22 +25,22 @@ def test_a_dictionary_round_trip_through_json_is_the_same_config():
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"text_width": 0}, ValueError, "text_width is 0; at least 1 is wanted"),
-        ({"grid_width": "768"}, TypeError, "grid_width is '768'; an integer is wanted"),
+        ({"text_width": 0}, ValueError, "text_width is 0; expected at least 1"),
+        ({"grid_width": "768"}, TypeError, "grid_width is '768'; expected an integer"),
         ({"heads": 0}, ValueError, "heads is 0"),
-        ({"head_dim": 1.5}, TypeError, "head_dim is 1.5; an integer"),
-        ({"top_k": -1}, ValueError, "top_k is -1; at least 0"),
-        ({"top_k": True}, TypeError, "top_k is True; an integer"),
-        ({"top_k_mode": "hard"}, ValueError, "top_k_mode is 'hard'; wanted one of renormalize, truncate"),
-        ({"ssm": "liquid"}, ValueError, "ssm is 'liquid'; wanted one of s4, s4d, mamba"),
+        ({"head_dim": 1.5}, TypeError, "head_dim is 1.5; expected an integer"),
+        ({"top_k": -1}, ValueError, "top_k is -1; expected at least 0"),
+        ({"top_k": True}, TypeError, "top_k is True; expected an integer"),
+        ({"top_k_mode": "hard"}, ValueError, "top_k_mode is 'hard'; expected one of renormalize, truncate"),
+        ({"ssm": "liquid"}, ValueError, "ssm is 'liquid'; expected one of s4, s4d, mamba"),
         ({"state_size": 0}, ValueError, "state_size is 0"),
-        ({"state_size": 7}, ValueError, "state_size is 7; s4 wants an even number"),
-        ({"kernel_taps": 512, "ssm": "s4d"}, ValueError, 'kernel_taps is 512; with ssm="s4d" only None'),
-        ({"dropout": 1.0}, ValueError, "dropout is 1.0; wanted 0 <= dropout < 1"),
-        ({"dropout": None}, TypeError, "dropout is None; a number"),
-        ({"grid_positions": 1}, TypeError, "grid_positions is 1; True or False"),
+        ({"state_size": 7}, ValueError, "state_size is 7; expected an even number, as s4"),
+        ({"kernel_taps": 512, "ssm": "s4d"}, ValueError, "kernel_taps is 512; expected None where ssm is .s4d."),
+        ({"dropout": 1.0}, ValueError, "dropout is 1.0; expected 0 <= dropout < 1"),
+        ({"dropout": None}, TypeError, "dropout is None; expected a number"),
+        ({"grid_positions": 1}, TypeError, "grid_positions is 1; expected True or False"),
         ({"ffn_multiplier": 0}, ValueError, "ffn_multiplier is 0"),
-        ({"layer_norm_eps": 0.0}, ValueError, "layer_norm_eps is 0.0; a positive number"),
+        ({"layer_norm_eps": 0.0}, ValueError, "layer_norm_eps is 0.0; expected a positive number"),
     ],
 )
 def test_errors_name_the_field(change, error, words):
@@ -49,7 +49,7 @@ def test_errors_name_the_field(change, error, words):
 
 
 def test_unknown_and_missing_fields_of_a_dictionary_are_named():
-    with pytest.raises(ValueError, match="hidden, topk: no such field; CMMConfig has text_width, grid_width, heads"):
+    with pytest.raises(ValueError, match="CMMConfig: hidden is unknown; expected one of text_width, grid_width, heads"):
         CMMConfig.from_dict(SIZES | {"topk": 3, "hidden": 1})
-    with pytest.raises(ValueError, match="grid_width missing"):
+    with pytest.raises(ValueError, match="grid_width is missing; expected a value"):
         CMMConfig.from_dict({"text_width": 3})

@@ -194,7 +194,7 @@ def test_rolled_back_tokens_leave_no_trace(name, n):
     token = torch.randn(3, TEXT_WIDTH, dtype=torch.float64)
     assert_same_embeddings(connector.step(token, back)[0], connector.step(token, kept)[0])
     assert back.history_length == 3 - n
-    with pytest.raises(ValueError, match="cannot forget 4 positions"):
+    with pytest.raises(ValueError, match="n is 4; expected at most 3"):
         ahead.rollback(4)
 
 
@@ -332,29 +332,33 @@ def test_without_positions_boxes_have_no_effect_and_any_number_of_grids_is_taken
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"text": torch.randn(2, 3, 9)}, ValueError, r"text has shape \[2, 3, 9\]; wanted \[B T 8\]"),
-        ({"text": torch.randn(3, 8)}, ValueError, r"text has shape \[3, 8\]; wanted \[B T 8\]"),
-        ({"text": None}, TypeError, "text is a NoneType; a tensor is wanted"),
-        ({"text": torch.randn(2, 3, 8).double()}, TypeError, r"text is torch.float64; wanted torch.float32"),
-        ({"text": torch.ones(2, 3, 8, dtype=torch.int64)}, TypeError, r"text is torch.int64; wanted torch.float32"),
-        ({"grids": torch.randn(2, 5, 7)}, ValueError, r"grids has shape \[2, 5, 7\]; wanted \[2 G 6\]"),
-        ({"grids": torch.randn(3, 5, 6)}, ValueError, r"grids has shape \[3, 5, 6\]; wanted \[2 G 6\]"),
-        ({"grids": None}, TypeError, "grids is a NoneType; a tensor is wanted"),
-        ({"grids": torch.randn(2, 4, 6)}, ValueError, r"grid_boxes is None with 4 grids; boxes \[B, 4, 4\] are wanted"),
+        ({"text": torch.randn(2, 3, 9)}, ValueError, r"text has shape \[2, 3, 9\]; expected \[B T 8\]"),
+        ({"text": torch.randn(3, 8)}, ValueError, r"text has shape \[3, 8\]; expected \[B T 8\]"),
+        ({"text": None}, TypeError, "text is of type NoneType; expected a tensor"),
+        ({"text": torch.randn(2, 3, 8).double()}, TypeError, r"text is torch.float64; expected torch.float32"),
+        ({"text": torch.ones(2, 3, 8, dtype=torch.int64)}, TypeError, r"text is torch.int64; expected torch.float32"),
+        ({"grids": torch.randn(2, 5, 7)}, ValueError, r"grids has shape \[2, 5, 7\]; expected \[B G 6\] with B = 2"),
+        ({"grids": torch.randn(3, 5, 6)}, ValueError, r"grids has shape \[3, 5, 6\]; expected \[B G 6\] with B = 2"),
+        ({"grids": None}, TypeError, "grids is of type NoneType; expected a tensor"),
+        ({"grids": torch.randn(2, 4, 6)}, ValueError, r"grid_boxes is None with 4 grids; expected boxes \[B, 4, 4\]"),
         (
             {"text_mask": torch.ones(2, 4, dtype=torch.bool)},
             ValueError,
-            r"text_mask has shape \[2, 4\]; wanted \[B T\]",
+            r"text_mask has shape \[2, 4\]; expected \[B T\]",
         ),
-        ({"text_mask": torch.ones(2, 3)}, TypeError, "text_mask is float32; wanted one of bool"),
+        ({"text_mask": torch.ones(2, 3)}, TypeError, "text_mask is float32; expected one of bool"),
         ({"grid_mask": torch.ones(2, 4, dtype=torch.bool)}, ValueError, r"grid_mask has shape \[2, 4\]"),
-        ({"grid_mask": torch.ones(2, 5, dtype=torch.int64)}, TypeError, "grid_mask is int64; wanted one of bool"),
-        ({"grid_boxes": torch.randn(2, 5, 3)}, ValueError, r"grid_boxes has shape \[2, 5, 3\]; wanted \[2 G 4\]"),
+        ({"grid_mask": torch.ones(2, 5, dtype=torch.int64)}, TypeError, "grid_mask is int64; expected one of bool"),
+        (
+            {"grid_boxes": torch.randn(2, 5, 3)},
+            ValueError,
+            r"grid_boxes has shape \[2, 5, 3\]; expected \[B G 4\] with B = 2",
+        ),
         ({"grid_images": torch.zeros(2, 5)}, TypeError, "grid_images is float32"),
         (
             {"grid_images": torch.zeros(2, 5, dtype=torch.int64)},
             ValueError,
-            "grid_boxes is None with grid_images given",
+            r"grid_boxes is None; expected boxes \[B, G, 4\] where grid_images is given",
         ),
     ],
 )
@@ -370,21 +374,21 @@ def test_argument_errors_of_prefill_and_step_name_the_argument(name):
     connector = make_connector(name)
     text, grids = some_inputs()
     _, state = connector.prefill(text, grids)
-    with pytest.raises(ValueError, match="grids or state is wanted, both are None"):
+    with pytest.raises(ValueError, match="grids and state are both None; expected one of them"):
         connector.prefill(text)
-    with pytest.raises(ValueError, match="grids or state is wanted, both are given"):
+    with pytest.raises(ValueError, match="grids and state are both given; expected one of them"):
         connector.prefill(text, grids, state=state)
-    with pytest.raises(ValueError, match=r"grids has shape \[2, 5, 6\]; wanted 3 rows"):
+    with pytest.raises(ValueError, match=r"grids has shape \[2, 5, 6\]; expected 3 rows"):
         connector.prefill(text, grids[:2])
-    with pytest.raises(ValueError, match="state has 3 rows; wanted 2"):
+    with pytest.raises(ValueError, match="state has 3 rows; expected 2"):
         connector.prefill(text[:2], state=state)
-    with pytest.raises(ValueError, match="history: a count of positions >= 0 wanted, -1 found"):
+    with pytest.raises(ValueError, match="history is -1; expected at least 0"):
         connector.prefill(text, grids, history=-1)
-    with pytest.raises(ValueError, match=r"token has shape \[3, 9, 8\]; wanted \[B, 8\] or \[B, 1, 8\]"):
+    with pytest.raises(ValueError, match=r"token has shape \[3, 9, 8\]; expected \[B, 8\] or \[B, 1, 8\]"):
         connector.step(text, state)
-    with pytest.raises(ValueError, match="state has 3 rows; wanted 2"):
+    with pytest.raises(ValueError, match="state has 3 rows; expected 2"):
         connector.step(text[:2, 0], state)
-    with pytest.raises(TypeError, match=r"token is torch.float32; wanted torch.float64"):
+    with pytest.raises(TypeError, match=r"token is torch.float32; expected torch.float64"):
         connector.step(text[:, 0].float(), state)
 
 
@@ -399,7 +403,7 @@ def test_prepend_puts_the_projected_grids_before_the_text_once():
     second, state = connector.prefill(text[:, 2:5], state=state)
     assert (first.shape[1], second.shape[1]) == (7, 3)
     assert torch.equal(connector.step(text[:, 5], state)[0], text[:, 5])
-    with pytest.raises(ValueError, match="grids that wait for the text"):
+    with pytest.raises(ValueError, match="grids that are not inserted yet; expected the state that prefill returns"):
         connector.step(text[:, 0], connector.encode_grids(grids))
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from numerics import assert_module_within_budget
+from torch._dynamo.testing import CompileCounter
 from triton_kernels import DEVICE, MARKS
 
 from firebolt_vl.cmm import CMMConfig, CrossModalModulator
@@ -64,3 +65,22 @@ def test_the_pytorch_forms_compile_into_one_graph(ssm):
         gradients = (torch.autograd.grad(y, leaves, cotangent, allow_unused=True) for y in (found, wanted))
         for ours, theirs in zip(*gradients):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "ssm"),
+    [("pytorch", "s4d"), *(pytest.param("triton", ssm, marks=MARKS) for ssm in ("s4", "s4d", "mamba"))],
+)
+def test_a_compiled_layer_takes_other_batches_and_lengths(implementation, ssm):
+    """By one graph where kernels run; the PyTorch forms choose loops and transforms by size: a graph for each."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    config = CMMConfig(text_width=8, grid_width=4, heads=1, head_dim=4, top_k=3, ssm=ssm, state_size=4, dropout=0.0)
+    layer = CrossModalModulator(config).to(DEVICE)
+    graphs = CompileCounter()
+    compiled = torch.compile(layer, fullgraph=True, backend=graphs, dynamic=True)
+    with use_implementation(implementation):
+        for B, T in ((2, 10), (3, 10), (6, 13)):
+            text, grids = torch.randn(B, T, 8, device=DEVICE), torch.randn(B, 5, 4, device=DEVICE)
+            torch.testing.assert_close(compiled(text, grids), layer(text, grids))
+    assert graphs.frame_count == 1 or implementation == "pytorch"

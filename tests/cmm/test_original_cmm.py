@@ -157,15 +157,15 @@ def test_kernel_taps_reach_the_layer():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"film_in.bias": None}, "missing film_in.bias for"),
+        ({"film_in.bias": None}, "missing film_in.bias; expected the keys"),
         ({"mod_gate": None}, "missing mod_gate"),
         ({"s4.{D}": None}, r"missing s4\.(layer\.)?D"),
         ({"s4.surplus": torch.zeros(1)}, r"unknown s4\.surplus"),
         ({"importance.weight": torch.zeros(1)}, r"unknown importance\.weight"),
-        ({"mod_gate": torch.zeros(2)}, r"mod_gate has shape \[2\]; wanted one element"),
-        ({"film_out.weight": torch.zeros(64, 31)}, r"film_out\.weight has shape \[64, 31\]; wanted \[64 32\]"),
-        ({"k_proj.weight": torch.zeros(32, 23)}, r"v_proj\.weight has shape \[32, 24\]; wanted .*V = 23"),
-        ({"ffn.4.weight": torch.zeros(32, 96)}, r"ffn\.4\.weight has shape \[32, 96\]; wanted .*F = 128"),
+        ({"mod_gate": torch.zeros(2)}, r"mod_gate has shape \[2\]; expected one element"),
+        ({"film_out.weight": torch.zeros(64, 31)}, r"film_out\.weight has shape \[64, 31\]; expected \[64 32\]"),
+        ({"k_proj.weight": torch.zeros(32, 23)}, r"v_proj\.weight has shape \[32, 24\]; expected .*V = 23"),
+        ({"ffn.4.weight": torch.zeros(32, 96)}, r"ffn\.4\.weight has shape \[32, 96\]; expected .*F = 128"),
         ({"s4.output_linear.0.weight": torch.zeros(64, 32)}, r"output_linear\.0\.weight has shape \[64, 32\]"),
     ],
 )
@@ -185,10 +185,10 @@ def test_a_state_dict_that_does_not_fit_is_refused_by_key(name, change, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"ssm": "mamba"}, "ssm is 'mamba'; wanted one of s4, s4d"),
-        ({"heads": 8}, r"q_proj\.weight has 32 rows; wanted heads x head_dim = 8 x 8"),
-        ({"kernel_taps": 0}, "kernel_taps is 0; at least 1"),
-        ({"top_k": -2}, "top_k is -2; at least 0"),
+        ({"ssm": "mamba"}, "ssm is 'mamba'; expected one of s4, s4d"),
+        ({"heads": 8}, r"q_proj\.weight has 32 rows; expected heads x head_dim = 8 x 8"),
+        ({"kernel_taps": 0}, "kernel_taps is 0; expected at least 1"),
+        ({"top_k": -2}, "top_k is -2; expected at least 0"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(change, words):

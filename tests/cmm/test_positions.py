@@ -27,7 +27,7 @@ def test_default_tiles_cover_the_image_once(n):
 
 @pytest.mark.parametrize("grids", [0, 3, 4, 6, 14, 1024])
 def test_other_counts_ask_for_boxes(grids):
-    with pytest.raises(ValueError, match=rf"with {grids} grids; boxes \[B, {grids}, 4\] are wanted"):
+    with pytest.raises(ValueError, match=rf"with {grids} grids; expected boxes \[B, {grids}, 4\]"):
         default_boxes(grids)
 
 

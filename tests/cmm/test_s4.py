@@ -178,7 +178,7 @@ def test_original_parameters_keep_their_dtype_and_name_what_is_missing():
     single = {name: t.float() if t.is_floating_point() else t for name, t in original.items()}
     assert {tensor.dtype for tensor in S4.original_parameters(single).values()} == {torch.float32}
     del original["layer.kernel.l_kernel"]
-    with pytest.raises(ValueError, match=r"layer\.kernel\.l_kernel missing"):
+    with pytest.raises(ValueError, match=r"layer\.kernel\.l_kernel is missing"):
         S4.original_parameters(original)
 
 

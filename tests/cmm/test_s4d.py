@@ -63,7 +63,7 @@ def test_block_with_the_original_s_parameters_gives_its_output_and_gradients(cas
 def test_original_parameters_name_what_is_missing():
     original = load("ssm_blocks").under("s4d_T10.param")
     del original["kernel.A_imag"]
-    with pytest.raises(ValueError, match=r"kernel\.A_imag missing"):
+    with pytest.raises(ValueError, match=r"kernel\.A_imag is missing"):
         S4D.original_parameters(original)
 
 

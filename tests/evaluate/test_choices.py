@@ -83,13 +83,15 @@ def test_the_chosen_option_is_the_one_the_model_would_rather_say():
 
 def test_what_cannot_be_scored_is_named():
     prompt, option = random_ids(3, 2)
-    with pytest.raises(ValueError, match="options: at least one is wanted"):
+    with pytest.raises(ValueError, match="options has no option; expected at least one"):
         option_losses(MODEL, prompt, [])
-    with pytest.raises(ValueError, match="at least one token in each"):
+    with pytest.raises(
+        ValueError, match="options has an empty option; expected at least one, and at least one token in each"
+    ):
         option_losses(MODEL, prompt, [option, option[:0]])
-    with pytest.raises(ValueError, match="prompt: no token came"):
+    with pytest.raises(ValueError, match="prompt is empty; expected at least one token"):
         option_losses(MODEL, prompt[:0], [option])
-    with pytest.raises(ValueError, match="options: 27 came, 1 to 26 are wanted"):
+    with pytest.raises(ValueError, match="options has 27; expected 1 to 26"):
         choose(MODEL, None, "?", ["x"] * 27)
 
 

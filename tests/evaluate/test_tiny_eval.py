@@ -177,7 +177,7 @@ def test_results_of_other_runs_are_put_beside(capsys, tmp_path):
 
 
 def test_too_few_scenes_are_refused():
-    with pytest.raises(ValueError, match="scenes: 3 came, at least 4"):
+    with pytest.raises(ValueError, match="scenes is 3; expected at least 4"):
         evaluate_tiny(firebolt_vl.embedded_checkpoint(), scenes=3)
 
 

@@ -42,8 +42,8 @@ def test_an_empty_file_has_no_lines(tmp_path):
     [
         (b"[" * 100_000, "nested too deeply"),
         (b'{"a":' * 100_000, "nested too deeply"),
-        (b"\xff{}", "byte 1 is 0xff, which is no UTF-8"),
-        (b"\xff\xfe{", "which is no UTF-16"),
+        (b"\xff{}", "byte 1 is 0xff, which is not UTF-8"),
+        (b"\xff\xfe{", "which is not UTF-16"),
         (b"{", "column 2"),
         (b"1" * 5000, "4300 digits"),
     ],

@@ -138,7 +138,7 @@ class TestAnswers:
         )
         assert reply["prompt_tokens"] > 20_000
         result = ask(question="x" * 100_000)
-        assert_refused(result, 1, "tokens long", "at most 2,048", "shorten it")
+        assert_refused(result, 1, "the question is ", " tokens long; expected fewer than 2,048", "shorten it")
 
     def test_an_answer_stops_where_the_positions_end(self, ask):
         reply = json.loads(ask("--json", "--max-new-tokens", 500, question="x" * 2000).out)
@@ -226,7 +226,7 @@ class TestGrounding:
         out = tmp_path / "out.png"
         Image.new("RGB", (8, 8)).save(out)
         before = out.read_bytes()
-        assert_refused(ask("--grounding", out), 2, "is there already", "--overwrite")
+        assert_refused(ask("--grounding", out), 2, "which exists already", "--overwrite")
         assert out.read_bytes() == before
         assert ask("--grounding", out, "--overwrite").code == 0
         ours = out.read_bytes()
@@ -270,36 +270,40 @@ class TestUsage:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            (["ask"], ["Missing argument 'IMAGE'", "firebolt ask --help"]),
-            (["ask", "a.png"], ["Missing argument 'QUESTION'"]),
-            (["ask", "a.png", "b", "c"], ["unexpected extra argument"]),
-            (["ask", "a.png", "b", "--device", "tpu"], ["--device", "'tpu'", "'cpu'"]),
-            (["ask", "a.png", "b", "--seed", "x"], ["--seed"]),
-            (["ask", "a.png", "b", "--loud"], ["--loud"]),
-            (["eval"], ["Missing command"]),
-            (["shout"], ["No such command 'shout'"]),
+            (["ask"], ["IMAGE is missing", "firebolt ask --help"]),
+            (["ask", "a.png"], ["QUESTION is missing"]),
+            (["ask", "a.png", "b", "c"], ["c is one argument too many"]),
+            (["ask", "a.png", "b", "--device", "tpu"], ["--device is tpu; expected one of auto, cpu, cuda"]),
+            (["ask", "a.png", "b", "--seed", "x"], ["--seed is x; expected a valid integer"]),
+            (["ask", "a.png", "b", "--seed=x"], ["--seed is x; expected a valid integer"]),
+            (["ask", "a.png", "b", "--batch-size", "0"], ["--batch-size is 0; expected greater than or equal to 1"]),
+            (["ask", "a.png", "b", "--out"], ["--out has no value; expected one"]),
+            (["ask", "a.png", "b", "--json=x"], ["--json has a value; expected none"]),
+            (["ask", "a.png", "b", "--loud"], ["--loud is not an option; did you mean --out?"]),
+            (["eval"], ["the command is missing; see firebolt eval --help"]),
+            (["shout"], ["shout is not a command"]),
+            (["eval", "tin"], ["tin is not a command; did you mean tiny?"]),
         ],
     )
     def test_arguments_that_cannot_be(self, firebolt, arguments, words):
         result = firebolt(*arguments)
-        result.err = result.err.replace("unexpected extra", "extra")
-        assert_refused(result, 2, *[word.replace("unexpected extra", "extra") for word in words])
+        assert_refused(result, 2, *words)
 
     @pytest.mark.parametrize("question", ["", "  ", "\n\t"])
     def test_a_blank_question(self, ask, question):
-        assert_refused(ask(question=question), 2, "the question is empty; ask something")
+        assert_refused(ask(question=question), 2, "QUESTION is empty; expected one")
 
     def test_a_token_budget_of_nothing(self, ask):
-        assert_refused(ask("--max-new-tokens", 0), 2, "--max-new-tokens is 0; at least 1")
+        assert_refused(ask("--max-new-tokens", 0), 2, "--max-new-tokens is 0; expected at least 1")
 
     def test_a_missing_image(self, ask, tmp_path):
-        assert_refused(ask(image=tmp_path / "no.png"), 2, "no.png", "there is no such file; check the path")
+        assert_refused(ask(image=tmp_path / "no.png"), 2, "no.png", "no.png does not exist; check the path")
 
     def test_an_image_path_that_cannot_be(self, ask):
         assert_refused(ask(image="x" * 300), 2, "cannot be opened", "check the path")
 
     def test_a_directory_for_an_image(self, ask, tmp_path):
-        assert_refused(ask(image=tmp_path), 2, "is a directory; name one image file")
+        assert_refused(ask(image=tmp_path), 2, "is a folder; expected one image file")
 
     def test_an_image_that_may_not_be_read(self, ask, image, monkeypatch):
         def forbidden(*_, **__):
@@ -312,23 +316,23 @@ class TestUsage:
         ("path", "words"),
         [
             ("out.jpg", "ends in .png"),
-            ("no/such/out.png", "there is no directory no/such; make it first"),
-            ("folder.png", "is not a file"),
-            ("image.png", "is the image itself"),
-            ("image.png/out.png", "there is no directory"),
+            ("no/such/out.png", "but the folder no/such does not exist; make it first"),
+            ("folder.png", ", a folder or a device; expected a file"),
+            ("image.png", ", the image itself"),
+            ("image.png/out.png", "the folder image.png does not exist"),
             ("x" * 300 + ".png", "cannot be written"),
         ],
     )
     def test_a_picture_that_cannot_be_written(self, ask, tmp_path, path, words, image):
         (tmp_path / "folder.png").mkdir()
         before = image.read_bytes()
-        assert_refused(ask("--grounding", path), 2, f"--grounding {path}", words)
+        assert_refused(ask("--grounding", path), 2, f"--grounding is {path}", words)
         assert image.read_bytes() == before
         assert sorted(found.name for found in tmp_path.iterdir()) == ["folder.png", "image.png"]
 
     @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a place where even the superuser makes no file")
     def test_a_place_where_no_file_can_be_made(self, ask):
-        assert_refused(ask("--grounding", "/proc/self/out.png"), 2, "cannot be written", "name a place that can")
+        assert_refused(ask("--grounding", "/proc/self/out.png"), 2, "cannot be written", "name another place")
 
 
 class TestImageFailures:
@@ -480,11 +484,11 @@ class TestCheckpointFailures:
 
     def test_another_models_checkpoint(self, ask, spoiled):
         spoil_config(spoiled, model_type="llava")
-        self.refused(ask, spoiled, "is of a 'llava' model; a Firebolt-VL is wanted")
+        self.refused(ask, spoiled, "is of a 'llava' model; expected a Firebolt-VL")
 
     def test_a_configuration_that_cannot_be(self, ask, spoiled):
         spoil_config(spoiled, connector="glue")
-        self.refused(ask, spoiled, "cannot be loaded", "connector: 'glue' came")
+        self.refused(ask, spoiled, "cannot be loaded", "connector", "'glue'", "one of cmm, prepend, cross_attend")
 
     def test_code_that_comes_with_a_checkpoint_is_not_run(self, ask, spoiled, tmp_path):
         (spoiled / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
@@ -500,10 +504,16 @@ class TestCheckpointFailures:
         assert_refused(ask(checkpoint=checkpoint / "config.json"), 1, "is a file; name the folder")
 
     def test_a_folder_that_is_not_there(self, ask):
-        assert_refused(ask(checkpoint="/no/such/folder"), 1, "/no/such/folder: there is no such folder; check the path")
+        assert_refused(ask(checkpoint="/no/such/folder"), 1, "checkpoint /no/such/folder", "check the path")
 
     def test_an_unknown_id_without_a_network(self, ask):
-        assert_refused(ask(checkpoint="nobody/nothing"), 1, "nobody/nothing: no such folder, and the hub gives no")
+        assert_refused(
+            ask(checkpoint="nobody/nothing"),
+            1,
+            "checkpoint nobody/nothing",
+            "the hub",
+            "check the name and the connection",
+        )
 
     def test_the_embedded_checkpoint_missing_from_this_copy(self, firebolt, image, monkeypatch):
         def missing():
@@ -540,7 +550,7 @@ class TestStopped:
 class TestOtherFailures:
     @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
     def test_a_device_that_is_not_there(self, ask):
-        assert_refused(ask("--device", "cuda"), 1, "--device cuda", "use --device cpu, or auto")
+        assert_refused(ask("--device", "cuda"), 1, "--device is cuda, but this PyTorch", "use --device cpu, or auto")
 
     def test_out_of_memory_is_said_in_one_line(self, ask, monkeypatch):
         from firebolt_vl.model import FireboltForConditionalGeneration
@@ -624,4 +634,4 @@ class TestProcess:
         result = self.run(*asked, **plain)
         assert (result.code, result.err) == (0, "")
         result = self.run(*asked[:1], "naïve.png", *asked[2:], **plain)
-        assert_refused(result, 2, "there is no such file")
+        assert_refused(result, 2, "ve.png does not exist")

@@ -89,8 +89,8 @@ def test_a_pickle_is_refused_and_named(firebolt, original, tmp_path):
 
 def test_what_cannot_be_converted_is_said(firebolt, original, checkpoint, tmp_path):
     assert_refused(firebolt("convert", checkpoint, tmp_path / "ours"), 1, "nothing to convert")
-    assert_refused(firebolt("convert", original, original), 2, "is there already")
-    assert_refused(firebolt("convert", original, tmp_path / "no" / "ours"), 2, "there is no directory")
+    assert_refused(firebolt("convert", original, original), 2, "which exists already; name a new folder")
+    assert_refused(firebolt("convert", original, tmp_path / "no" / "ours"), 2, "no does not exist; make it first")
     assert_refused(firebolt("convert", original, tmp_path / "ours", "--kernel-taps", 0), 2, "at least 1")
     described = json.loads((original / "config.json").read_text())
     (original / "config.json").write_text(json.dumps({**described, "lm_name_or_path": "nobody/nothing"}))

@@ -387,7 +387,7 @@ class TestBombs:
 class TestPlaces:
     @pytest.mark.parametrize("name", ["nothing", "./a/b", "../a/b", "~/a/b", "/a/b", "stranger/b", "a/b/c", "a/b.json"])
     def test_a_mistyped_path_is_not_asked_of_the_hub(self, firebolt, folder, image, name):
-        assert_refused(firebolt("ask", image, "what?", "--checkpoint", name), 1, name, "there is no such folder")
+        assert_refused(firebolt("ask", image, "what?", "--checkpoint", name), 1, name, "check the path")
 
     def test_what_was_meant_is_named(self, firebolt, folder, image):
         result = firebolt("ask", image, "what?", "--checkpoint", "strangre")

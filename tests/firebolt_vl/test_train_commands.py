@@ -42,20 +42,23 @@ def test_data_check_of_good_rows(firebolt, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["data", "check", "none.jsonl"], "none.jsonl: there is no such file"),
-        (["data", "check", "a", "--max-length", 4], "--max-length 4: tokens are a tokenizer's"),
-        (["data", "convert", "coco", "a", "b"], "coco: no such format; choose from cc3m, llava-cot, mmpr"),
-        (["data", "convert", "mmpr", "none.json", "b"], "none.json: there is no such file"),
-        (["data", "convert", "mmpr", "a", "b", "--pattern", "x"], "only the images of cc3m are named by one"),
+        (["data", "check", "none.jsonl"], "firebolt: none.jsonl does not exist; check the path"),
+        (
+            ["data", "check", "a", "--max-length", 4],
+            "--max-length is 4, but only a tokenizer can count tokens; name one with --checkpoint",
+        ),
+        (["data", "convert", "coco", "a", "b"], "FORMAT is coco; expected one of cc3m, llava-cot, mmpr"),
+        (["data", "convert", "mmpr", "none.json", "b"], "none.json does not exist; check the path"),
+        (["data", "convert", "mmpr", "a", "b", "--pattern", "x"], "--pattern is x; expected with cc3m alone"),
         (
             ["train", "stage7"],
-            "stage7: no such configuration ships; choose from foveated-stage1, ",
+            "stage7 is no configuration that ships; expected one of foveated-stage1, ",
         ),
-        (["train", "stage1", "lrr=1"], "lrr: there is no such key; did you mean lr?"),
-        (["train", "stage1"], "data: data/cc3m.jsonl: there is no such file; name the rows to train on (data=FILE)"),
+        (["train", "stage1", "lrr=1"], "lrr is not a known key; did you mean lr?"),
+        (["train", "stage1"], "data: data/cc3m.jsonl does not exist; name the rows to train on (data=FILE)"),
         (
             ["train", "stage1", "decoder=null", "vision=null", "model=none", f"data={__file__}"],
-            "model: none: there is no such folder",
+            "firebolt: model: none",
         ),
     ],
 )
@@ -101,7 +104,7 @@ def test_train_writes_the_model_says_where_and_goes_on(firebolt, tmp_path):
     assert list((tmp_path / "run" / "logs").rglob("events.out.tfevents.*"))
     again = firebolt("train", "run.yaml", "--out", "run")
     assert again.code == 2
-    assert "run holds a run; --resume goes on with it, another --out starts anew" in again.err
+    assert "out is run, which holds a run; --resume goes on with it, another --out starts anew" in again.err
     on = firebolt("train", "run.yaml", "--out", "run", "--resume")
     assert on.code == 0
     assert "max_steps was 2 when this run began and is 4 now: it is another run from here on" in on.err
@@ -116,7 +119,7 @@ def test_train_stops_with_a_summary_where_too_many_rows_are_bad(firebolt, tmp_pa
     (tmp_path / "run.yaml").write_text(SETTINGS)
     found = firebolt("train", "run.yaml", "--out", "run")
     assert found.code == 1
-    assert "data/rows.jsonl:6: empty answer: turn 2 holds no words" in found.err
+    assert "data/rows.jsonl:6: empty answer: turn 2 has no words" in found.err
     assert "2 of 7 rows cannot be used: 1 empty answer, 1 broken JSON; max_bad_share=0.01 allows 0" in found.err
 
 
@@ -130,12 +133,15 @@ def test_a_conversion_takes_the_place_of_a_file_only_where_that_is_asked_for(fir
     whole = (tmp_path / "out.jsonl").read_bytes()
     (tmp_path / "out.jsonl").write_text("notes\n")
     for out in ("out.jsonl", "link.jsonl", "./out.jsonl"):
-        assert_refused(firebolt(*convert, out), 2, "is there already", "--overwrite")
+        assert_refused(firebolt(*convert, out), 2, "which exists already", "--overwrite")
     failed = firebolt("data", "convert", "mmpr", "in.jsonl", "out.jsonl", "--overwrite")
-    assert (failed.code, "none of its 1 rows could be converted; out.jsonl is left as it is" in failed.err) == (1, True)
+    assert (
+        failed.code,
+        "in.jsonl has 1 rows, none of which could be converted; out.jsonl is left as it is" in failed.err,
+    ) == (1, True)
     assert (tmp_path / "out.jsonl").read_text() == "notes\n"
     for out in ("in.jsonl", f"../{tmp_path.name}/in.jsonl"):
-        assert_refused(firebolt(*convert, out, "--overwrite"), 2, "is the file that is converted itself")
+        assert_refused(firebolt(*convert, out, "--overwrite"), 2, ", the file that is converted itself")
     assert firebolt(*convert, "link.jsonl", "--overwrite").code == 0
     assert (tmp_path / "out.jsonl").read_bytes() == whole
     assert (tmp_path / "link.jsonl").is_symlink()
@@ -169,7 +175,7 @@ def test_a_full_disk_is_a_message(firebolt, tmp_path):
 )
 def test_no_result_takes_the_place_of_a_file_of_the_users(firebolt, tmp_path, arguments, name):
     (tmp_path / name).write_text("mine\n")
-    assert_refused(firebolt(*arguments), 2, name, "is there already")
+    assert_refused(firebolt(*arguments), 2, name, "which exists already")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine\n")]
 
 
@@ -182,7 +188,7 @@ def test_a_checkpoint_is_no_place_for_a_run(firebolt, tmp_path, resume):
     keys = ["decoder=null", "vision=null", "model=checkpoint", "data=rows.jsonl", "max_steps=1"]
     found = firebolt("train", "stage1", *keys, "--out", "checkpoint", *resume)
     assert found.code == 2
-    assert "out: checkpoint holds " in found.err
+    assert "out is checkpoint, which holds " in found.err
     assert "config.json" in found.err
-    assert "which no run has written; name a new or an empty folder" in found.err
+    assert "of no run; name a new or an empty folder" in found.err
     assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()} == before

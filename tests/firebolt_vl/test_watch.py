@@ -138,7 +138,7 @@ class TestPictures:
             assert watch("--attention", name)[0] == 0
             Image.new("RGB", (8, 8)).save(tmp_path / name)
             before = (tmp_path / name).read_bytes()
-            assert_refused(watch("--attention", name), 2, "is there already", "--overwrite")
+            assert_refused(watch("--attention", name), 2, "which exists already", "--overwrite")
             assert (tmp_path / name).read_bytes() == before
             assert watch("--attention", name, "--overwrite")[0] == 0
 
@@ -163,8 +163,8 @@ class TestPictures:
 
 class TestRefusals:
     def test_videos(self, watch, tmp_path):
-        assert_refused(watch(video="no.mp4"), 2, "no.mp4: there is no such file")
-        assert_refused(watch(video=tmp_path), 2, "is a directory")
+        assert_refused(watch(video="no.mp4"), 2, "no.mp4 does not exist; check the path of the video")
+        assert_refused(watch(video=tmp_path), 2, "is a folder; expected one video file")
         (tmp_path / "empty.mp4").touch()
         assert_refused(watch(video="empty.mp4"), 1, "is empty")
         (tmp_path / "text.mp4").write_text("text " * 100)
@@ -172,7 +172,7 @@ class TestRefusals:
         write_video(tmp_path / "sound.mp4", 0, sound=True)
         assert_refused(watch(video="sound.mp4"), 1, "has only sound in it")
         Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
-        assert_refused(watch("--frames", 3, video="a.png"), 2, "--frames: a.png is an image")
+        assert_refused(watch("--frames", 3, video="a.png"), 2, "--frames is 3, but a.png is an image")
 
     def test_without_pyav_an_image_still_works_and_a_video_says_what_is_missing(self, watch, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "av", None)
@@ -181,22 +181,26 @@ class TestRefusals:
         assert watch(video="a.png")[0] == 0
 
     def test_arguments(self, watch, video, tmp_path):
-        assert_refused(watch(question=" "), 2, "the question is empty")
-        assert_refused(watch("--frames", 0), 2, "--frames is 0; at least 1 is wanted")
-        assert_refused(watch("--mode", "fine"), 2, "'coarse_only', 'coarse_fine', 'autoregressive'")
-        assert_refused(watch("--attention", "a.jpg"), 2, "a file that ends in .png or .gif is wanted")
-        assert_refused(watch("--attention", "no/a.png"), 2, "there is no directory no")
+        assert_refused(watch(question=" "), 2, "QUESTION is empty; expected one")
+        assert_refused(watch("--frames", 0), 2, "--frames is 0; expected at least 1")
+        assert_refused(
+            watch("--mode", "fine"), 2, "--mode is fine; expected one of coarse_only, coarse_fine, autoregressive"
+        )
+        assert_refused(
+            watch("--attention", "a.jpg"), 2, "--attention is a.jpg; expected a file that ends in .png or .gif"
+        )
+        assert_refused(watch("--attention", "no/a.png"), 2, "but the folder no does not exist; make it first")
         (tmp_path / "b.gif").mkdir()
-        assert_refused(watch("--attention", "b.gif"), 2, "is not a file")
+        assert_refused(watch("--attention", "b.gif"), 2, "b.gif, a folder or a device; expected a file")
         os.link(video, tmp_path / "same.gif")
-        assert_refused(watch("--attention", "same.gif"), 2, "is the video itself")
-        assert_refused(watch(question="long " * 200), 1, "tokens long, and this model reads at most 256")
+        assert_refused(watch("--attention", "same.gif"), 2, "same.gif, the video itself")
+        assert_refused(watch(question="long " * 200), 1, "tokens long; expected fewer than 256")
 
     def test_models(self, watch, run, video, checkpoint, tmp_path):
         assert_refused(run("watch", video, QUESTION), 2, "--model")
-        assert_refused(watch(model="no/such/folder"), 1, "there is no such folder")
+        assert_refused(watch(model="no/such/folder"), 1, "checkpoint no/such/folder", "check the path")
         write_checkpoint(tmp_path / "firebolt")
-        assert_refused(watch(model="firebolt"), 1, "is of a 'firebolt_vl' model; a foveated model is wanted")
+        assert_refused(watch(model="firebolt"), 1, "is of a 'firebolt_vl' model; expected a foveated model")
         (tmp_path / "bare").mkdir()
         make_foveated().save_pretrained(tmp_path / "bare")
         assert_refused(watch(model="bare"), 1, "has no tokenizer")

@@ -91,10 +91,10 @@ def test_no_block_of_all_modes_and_nodes_is_made():
     [
         ({"v": torch.randn(2, 3)}, TypeError, "v is float32"),
         ({"z": torch.randn(4)}, TypeError, "z is float32"),
-        ({"z": torch.randn(2, 4, dtype=torch.cdouble)}, ValueError, r"z has shape \[2, 4\]; wanted \[Lz\]"),
-        ({"w": torch.randn(2, 5, dtype=torch.cdouble)}, ValueError, r"w has shape \[2, 5\]; wanted .* with N = 3"),
-        ({"w": torch.randn(5, 3, dtype=torch.cdouble)}, ValueError, r"\[2\] of v do not broadcast with \[5\] of w"),
-        ({"z": torch.randn(0, dtype=torch.cdouble)}, ValueError, "z has shape .* may be empty"),
+        ({"z": torch.randn(2, 4, dtype=torch.cdouble)}, ValueError, r"z has shape \[2, 4\]; expected \[Lz\]"),
+        ({"w": torch.randn(2, 5, dtype=torch.cdouble)}, ValueError, r"w has shape \[2, 5\]; expected .* with N = 3"),
+        ({"w": torch.randn(5, 3, dtype=torch.cdouble)}, ValueError, r"axes \[2\]; expected .* \[5\] of w"),
+        ({"z": torch.randn(0, dtype=torch.cdouble)}, ValueError, "z has shape .*; expected no axis of size 0"),
         ({"w": None}, TypeError, "w is None"),
     ],
 )

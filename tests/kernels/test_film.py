@@ -208,14 +208,14 @@ def test_autocast_gives_its_dtype_and_keeps_the_residual_stream():
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"x": torch.randn(2, 3, 7)}, ValueError, r"x has shape \[2, 3, 7\]; wanted \[B T D\] with B = 2, T = 4"),
-        ({"table": torch.randn(2, 6, 7)}, ValueError, r"table has shape \[2, 6, 7\]; wanted \[B G 14\]"),
+        ({"x": torch.randn(2, 3, 7)}, ValueError, r"x has shape \[2, 3, 7\]; expected \[B T D\] with B = 2, T = 4"),
+        ({"table": torch.randn(2, 6, 7)}, ValueError, r"table has shape \[2, 6, 7\]; expected \[B G 14\]"),
         ({"table": torch.randn(2, 5, 14)}, ValueError, r"table has shape \[2, 5, 14\]"),
-        ({"bias": torch.randn(7)}, ValueError, r"bias has shape \[7\]; wanted \[14\]"),
-        ({"gate": torch.randn(7)}, ValueError, r"gate has shape \[7\]; wanted one element"),
-        ({"ln_weight": torch.randn(14)}, ValueError, r"ln_weight has shape \[14\]; wanted \[7\]"),
-        ({"table": None}, TypeError, "table is None; a tensor is wanted"),
-        ({"x": torch.ones(2, 4, 7, dtype=torch.int32)}, TypeError, "x is int32; wanted one of float32"),
+        ({"bias": torch.randn(7)}, ValueError, r"bias has shape \[7\]; expected \[14\]"),
+        ({"gate": torch.randn(7)}, ValueError, r"gate has shape \[7\]; expected one element"),
+        ({"ln_weight": torch.randn(14)}, ValueError, r"ln_weight has shape \[14\]; expected \[7\]"),
+        ({"table": None}, TypeError, "table is None; expected a tensor"),
+        ({"x": torch.ones(2, 4, 7, dtype=torch.int32)}, TypeError, "x is int32; expected one of float32"),
     ],
 )
 def test_argument_errors_of_grounded_film_name_the_argument(change, error, words):
@@ -227,10 +227,10 @@ def test_argument_errors_of_grounded_film_name_the_argument(change, error, words
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"y": torch.randn(2, 3, 7)}, ValueError, r"x has shape \[2, 4, 7\]; wanted \[B T D\] with B = 2, T = 3"),
-        ({"w": torch.randn(2, 4, 5)}, ValueError, r"table has shape \[2, 6, 14\]; wanted \[B G two_D\] with .*G = 5"),
-        ({"w": None}, TypeError, "w is None; a tensor is wanted"),
-        ({"ln_bias": None}, ValueError, "ln_bias is None; wanted both"),
+        ({"y": torch.randn(2, 3, 7)}, ValueError, r"x has shape \[2, 4, 7\]; expected \[B T D\] with B = 2, T = 3"),
+        ({"w": torch.randn(2, 4, 5)}, ValueError, r"table has shape \[2, 6, 14\]; expected \[B G two_D\] with .*G = 5"),
+        ({"w": None}, TypeError, "w is None; expected a tensor"),
+        ({"ln_bias": None}, ValueError, "ln_bias is None; expected both"),
         ({"w": torch.ones(2, 4, 6, dtype=torch.int64)}, TypeError, "w is int64"),
     ],
 )

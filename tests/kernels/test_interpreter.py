@@ -85,5 +85,5 @@ def test_an_interpreter_that_adds_otherwise_is_refused(monkeypatch):
     from triton.runtime import interpreter as tritons
 
     monkeypatch.setattr(tritons, "np", SimpleNamespace(**vars(tritons.np) | {"matmul": np.matmul}))
-    with pytest.raises(AssertionError, match=r"tl.dot gives .* where 2.5 is wanted"):
+    with pytest.raises(AssertionError, match=r"tl.dot gives .*; expected 2.5"):
         interpreter.check(tritons)

@@ -62,14 +62,14 @@ def test_an_implementation_can_be_chosen_for_a_region():
         assert implementation("fft_conv", "cuda").name == "reference"
     assert implementation("fft_conv", "cpu").name == "pytorch"
     with (
-        pytest.raises(ValueError, match="name is 'cuda'; wanted one of reference, pytorch, triton"),
+        pytest.raises(ValueError, match="name is 'cuda'; expected one of reference, pytorch, triton"),
         use_implementation("cuda"),
     ):
         pass
 
 
 def test_an_op_that_does_not_exist_runs_nowhere():
-    with pytest.raises(ValueError, match="op is 'fft'; wanted one of correlation_context, grounded_film"):
+    with pytest.raises(ValueError, match="op is 'fft'; expected one of correlation_context, grounded_film"):
         implementation("fft", "cpu")
 
 
@@ -77,11 +77,11 @@ def test_sizes_are_read_off_the_first_argument_that_has_them():
     x, y = torch.zeros(2, 3), torch.zeros(3, 5, 4)
     assert check_shapes("op", x=(x, "B D"), none=(None, "D"), y=(y, "D 5 L")) == {"B": 2, "D": 3, "L": 4}
     assert check_shapes("op", y=(y, "... L")) == {"L": 4}
-    with pytest.raises(ValueError, match=r"op: y has shape \[3, 5, 4\]; wanted \[B 5 L\] with B = 2"):
+    with pytest.raises(ValueError, match=r"op: y has shape \[3, 5, 4\]; expected \[B 5 L\] with B = 2"):
         check_shapes("op", x=(x, "B D"), y=(y, "B 5 L"))
-    with pytest.raises(ValueError, match=r"op: x has shape \[2, 3\]; wanted \[N N\]"):
+    with pytest.raises(ValueError, match=r"op: x has shape \[2, 3\]; expected \[N N\]"):
         check_shapes("op", x=(x, "N N"))
-    with pytest.raises(TypeError, match="op: x is float32; wanted one of float64"):
+    with pytest.raises(TypeError, match="op: x is float32; expected one of float64"):
         check_dtypes("op", (torch.float64,), x=x)
 
 

@@ -251,22 +251,22 @@ def test_the_state_comes_only_when_asked_for():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"u": torch.randn(4, 9)}, ValueError, r"u has shape \[4, 9\]; wanted \[batch D L\]"),
-        ({"delta": torch.randn(2, 4, 8)}, ValueError, r"delta has shape \[2, 4, 8\]; wanted .* L = 9"),
-        ({"A": torch.randn(5, 3)}, ValueError, r"A has shape \[5, 3\]; wanted \[D N\] with D = 4"),
-        ({"B": torch.randn(2, 9, 3)}, ValueError, r"B has shape \[2, 9, 3\]; wanted \[batch N L\] with batch = 2"),
-        ({"B": torch.randn(2, 3, 3, 9)}, ValueError, "B has 3 groups; wanted a divisor of D = 4"),
-        ({"C": torch.randn(9)}, ValueError, r"C is \[9\]; wanted \[D, N\], \[batch, N, L\] or"),
+        ({"u": torch.randn(4, 9)}, ValueError, r"u has shape \[4, 9\]; expected \[batch D L\]"),
+        ({"delta": torch.randn(2, 4, 8)}, ValueError, r"delta has shape \[2, 4, 8\]; expected .* L = 9"),
+        ({"A": torch.randn(5, 3)}, ValueError, r"A has shape \[5, 3\]; expected \[D N\] with D = 4"),
+        ({"B": torch.randn(2, 9, 3)}, ValueError, r"B has shape \[2, 9, 3\]; expected \[batch N L\] with batch = 2"),
+        ({"B": torch.randn(2, 3, 3, 9)}, ValueError, "B has 3 groups; expected a divisor of D = 4"),
+        ({"C": torch.randn(9)}, ValueError, r"C is \[9\]; expected \[D, N\], \[batch, N, L\] or"),
         ({"C": None}, TypeError, "C is None"),
         ({"D": torch.randn(3)}, ValueError, r"D has shape \[3\]"),
         ({"z": torch.randn(2, 4, 1)}, ValueError, r"z has shape \[2, 4, 1\]"),
         ({"delta_bias": torch.randn(1, 4)}, ValueError, r"delta_bias has shape \[1, 4\]"),
         ({"initial_state": torch.randn(2, 3, 4)}, ValueError, r"initial_state has shape \[2, 3, 4\]"),
         ({"initial_state": torch.zeros(2, 4, 3, dtype=torch.cfloat)}, TypeError, "initial_state is complex64"),
-        ({"A": torch.zeros(4, 3, dtype=torch.cfloat)}, ValueError, r"B has shape \[2, 3, 9\]; wanted \[batch N 18\]"),
+        ({"A": torch.zeros(4, 3, dtype=torch.cfloat)}, ValueError, r"B has shape \[2, 3, 9\]; expected \[batch N 18\]"),
         ({"B": torch.zeros(4, 3, dtype=torch.cfloat)}, TypeError, "B is complex64"),
         ({"u": torch.ones(2, 4, 9, dtype=torch.int64)}, TypeError, "u is int64"),
-        ({"cu_seqlens": torch.tensor([0, 9])}, ValueError, "u has 2 rows; wanted one, since cu_seqlens packs"),
+        ({"cu_seqlens": torch.tensor([0, 9])}, ValueError, "u has 2 rows; expected one, since cu_seqlens packs"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_named(change, error, message):
@@ -279,6 +279,6 @@ def test_bad_arguments_are_named(change, error, message):
 def test_states_of_packed_texts_have_a_row_for_each():
     named = inputs(batch=1)
     with pytest.raises(
-        ValueError, match=r"initial_state has shape \[1, 4, 3\]; wanted \[texts D N\] with texts = 2, D = 4"
+        ValueError, match=r"initial_state has shape \[1, 4, 3\]; expected \[texts D N\] with texts = 2, D = 4"
     ):
         selective_scan(**named, cu_seqlens=torch.tensor([0, 5, 9]))

@@ -175,9 +175,15 @@ def test_it_is_linear_in_inputs_and_initial_state_together(L):
     named = float32_inputs(L=L)
     other = {name: torch.randn_like(named[name]) for name in ("u", "initial_state")}
     mixed = {name: 2 * named[name] - 3 * other[name] for name in other}
-    whole, one, two = (run(named | x, delta_softplus=True) for x in (mixed, {}, other))
-    for sum_of_both, first, second in zip(whole, one, two):
-        assert_close(sum_of_both, 2 * first - 3 * second, relative=2e-6)
+    definition = in_order(reference.selective_scan, named, delta_softplus=True)
+
+    def combined(tensors):
+        one = dict(zip(named, tensors))
+        two = one | dict(zip(other, tensors[len(named) :]))
+        return [2 * first - 3 * second for first, second in zip(definition(*one.values()), definition(*two.values()))]
+
+    whole = run(named | mixed, delta_softplus=True)
+    assert (problem := over_budget(whole, combined, [*named.values(), *other.values()])) is None, problem
 
 
 @pytest.mark.parametrize("t", [0, 1, 15, 16, 36])
@@ -269,17 +275,21 @@ def test_a_nan_stays_in_its_row_and_channel():
 @pytest.mark.parametrize("last", [True, False])
 def test_gradients_of_one_output_alone(last):
     named = float32_inputs(L=18)
-    leaves = {name: x.to(DEVICE).requires_grad_() for name, x in named.items()}
-    wide = {name: x.double().requires_grad_() for name, x in named.items()}
+    tensors, cotangent = list(named.values()), torch.randn(2, 4, 3 if last else 18)
+
+    def gradients(op, tensors, cotangent):
+        leaves = [x.detach().to(DEVICE).requires_grad_() for x in tensors]
+        output = in_order(op, named)(*leaves)[last]
+        found = torch.autograd.grad(output, leaves, cotangent.to(output), allow_unused=True)
+        return [torch.zeros_like(x) if gradient is None else gradient for x, gradient in zip(leaves, found)]
+
     with use_implementation("triton"):
-        found = selective_scan(**leaves, return_last_state=True)[last]
-    wanted = reference.selective_scan(**wide, return_last_state=True)[last]
-    cotangent = torch.randn(wanted.shape)
-    ours = torch.autograd.grad(found, list(leaves.values()), cotangent.to(DEVICE), allow_unused=True)
-    theirs = torch.autograd.grad(wanted, list(wide.values()), cotangent.double(), allow_unused=True)
-    for name, gradient, exact in zip(named, ours, theirs):
-        exact = torch.zeros_like(wide[name]) if exact is None else exact
-        assert_close(gradient.cpu(), exact, relative=2e-6)
+        found = gradients(selective_scan, tensors, cotangent)
+
+    def defined(changed):
+        return gradients(reference.selective_scan, changed[:-1], changed[-1])
+
+    assert (problem := over_budget(found, defined, [*tensors, cotangent], names=list(named))) is None, problem
 
 
 def test_what_gradients_need_is_kept_only_for_them_and_is_a_sixteenth_of_the_states():
@@ -300,7 +310,7 @@ def test_gradients_without_what_they_need_are_refused_in_words():
     *sequences_and_matrices, state = tensors
     u, delta, D, z, delta_bias, B, C, A = sequences_and_matrices
     y, *_ = torch.ops.firebolt_vl.selective_scan(u, delta, A, B, C, D, z, delta_bias, True, state, None, False)
-    with pytest.raises(RuntimeError, match="selective_scan: gradients are asked for, but keep_states is False"):
+    with pytest.raises(RuntimeError, match="selective_scan: keep_states is False; expected True"):
         torch.autograd.grad(y.sum(), u)
 
 

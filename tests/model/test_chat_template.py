@@ -6,7 +6,7 @@ from tiny_models import make_tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from firebolt_vl.model import CHAT_TEMPLATE, chat_template
-from firebolt_vl.model.chat_template import ChatTemplateError, check_template
+from firebolt_vl.model.chat_template import ChatTemplateError, budget, check_template
 from firebolt_vl.model.firebolt.original import original_chat_template
 
 VARIABLES = {"tools": None, "documents": None, "add_generation_prompt": True, "bos_token": "<s>", "eos_token": "</s>"}
@@ -49,9 +49,9 @@ def test_the_alphabet_of_ordinary_templates_passes():
 @pytest.mark.parametrize("template", [CHATML, CHAT_TEMPLATE, original_chat_template(None)])
 def test_the_dry_run_makes_the_text_that_transformers_makes(template):
     compiled = chat_template._compiled(template)
-    token = chat_template._left.set(chat_template._Budget(1000))
+    token = budget.current.set(budget.Budget(1000))
     found = "".join(compiled.generate(messages=MESSAGES, **VARIABLES))
-    chat_template._left.reset(token)
+    budget.current.reset(token)
     given = {name: value for name, value in VARIABLES.items() if name != "add_generation_prompt"}
     [wanted], _ = render_jinja_template([MESSAGES], chat_template=template, add_generation_prompt=True, **given)
     assert found == wanted

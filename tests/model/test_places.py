@@ -61,7 +61,7 @@ def test_a_folder_comes_first(asked):
 
 def test_what_was_meant_is_said(asked):
     Path("models/checkpoint").mkdir(parents=True)
-    with pytest.raises(PlaceError, match=r"did you mean models/checkpoint\?"):
+    with pytest.raises(PlaceError, match=r"^models/chekpoint does not exist; did you mean models/checkpoint\?$"):
         find("models/chekpoint")
     Path("models/file").write_text("")
     with pytest.raises(PlaceError, match="is a file; name the folder"):

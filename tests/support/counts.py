@@ -99,7 +99,7 @@ def types(root: Path) -> Counter | None:
         return None
     with tempfile.TemporaryDirectory() as name:  # settings of its own, so that two checkouts are held to the same
         copy = Path(name)
-        for folder in (*FOLDERS, "tests"):
+        for folder in (*FOLDERS, "tests", "typings"):
             if (root / folder).is_dir():
                 shutil.copytree(root / folder, copy / folder, symlinks=True, ignore=shutil.ignore_patterns("*.pyc"))
         settings = {"typeCheckingMode": "standard", "extraPaths": ["tests/support"]}

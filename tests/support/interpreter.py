@@ -135,11 +135,11 @@ def check(interpreter):
     builder = interpreter.interpreter_builder
     terms = [1.0, 2.0**30, 1.0, -(2.0**30)]  # by halves (1 + 1) + (2^30 - 2^30)
     product = builder.create_dot(handle([terms] * 3), handle(np.ones((4, 5))), handle([[0.5] * 5] * 3), None, 0).data
-    assert (product == 2.5).all(), f"tl.dot gives {product[0, 0]} where 2.5 is wanted"
+    assert (product == 2.5).all(), f"tl.dot gives {product[0, 0]}; expected 2.5"
     tensor = tl.core.tensor(handle(terms), tl.block_type(tl.float32, [4]))
     for axis in (0, None):
         found = interpreter.ReduceOps(axis, tl.standard._sum_combine, False).apply(tensor).handle.data.item()
-        assert found == 2, f"tl.sum over axis {axis} gives {found} where 2 is wanted"
+        assert found == 2, f"tl.sum over axis {axis} gives {found}; expected 2"
     for name in FUNCTIONS:
         x = np.linspace(0.1, 9, 50, dtype=np.float32)
         found = getattr(builder, f"create_{name}")(handle(x)).data

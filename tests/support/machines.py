@@ -1,9 +1,9 @@
 """Run tests as on other CPUs, in random order and with other random numbers; `make test-machines` calls this.
 
 The libraries choose their code by what the CPU has; each can be told to use less. So a CPU can play those with fewer
-instructions, not those with more: these are left out, and a line says so. The table of a run on all machines is written
-to docs/machines.md; that of a part is only printed. Exit code: 0 all passed, 1 some failed or could not run, 2 nothing
-to run.
+instructions, not those with more: these are left out, and a line says so. The table of a run of all tests is written to
+docs/machines.md. A run on some machines replaces their rows there, if the page is of the same versions on a like CPU;
+else its table is only printed. Exit code: 0 all passed, 1 some failed or could not run, 2 nothing to run.
 """
 
 import argparse
@@ -27,6 +27,7 @@ OUT = ROOT / "docs" / "machines.md"
 WORKERS = 2
 # What torch calls them, from the fewest instructions to the most.
 CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")
+FAILED = "Failed on "
 PACKAGES = ("torch", "triton", "numpy", "transformers", "hypothesis", "pytest")
 
 
@@ -107,34 +108,48 @@ def has(case: ElementTree.Element, *children: str) -> bool:
     return any(case.find(child) is not None for child in children)
 
 
-def table(outcomes: dict[str, Outcome], seeds: dict[str, int], left_out: dict[str, str]) -> str:
-    """In Markdown."""
+def row(name: str, outcome: Outcome, seed: int) -> str:
+    """Write the outcome on a machine as a row of the table, in Markdown."""
+    variables = " ".join(f"`{key}={value}`" for key, value in MACHINES[name].variables().items())
+    numbers = outcome.passed, len(outcome.failed), outcome.skipped, round(outcome.seconds)
+    return f"| {' | '.join(map(str, (name, MACHINES[name].threads, seed, *numbers, variables)))} |"
+
+
+def failures(name: str, outcome: Outcome) -> str:
+    """List the tests that failed on a machine."""
+    return "\n".join([f"{FAILED}{name}:", "", *(f"- `{test}`" for test in outcome.failed)])
+
+
+def table(rows: dict[str, str], failed: dict[str, str]) -> str:
+    """Join rows and lists of failures by machine, in the order of `MACHINES`."""
     lines = [
         "| machine | threads | seed | passed | failed | skipped | seconds | variables |",
         "|---|---|---|---|---|---|---|---|",
+        *(rows[name] for name in MACHINES if name in rows),
     ]
-    for name, outcome in outcomes.items():
-        variables = " ".join(f"`{key}={value}`" for key, value in MACHINES[name].variables().items())
-        numbers = outcome.passed, len(outcome.failed), outcome.skipped, round(outcome.seconds)
-        columns = name, MACHINES[name].threads, seeds[name], *numbers, variables
-        lines.append(f"| {' | '.join(map(str, columns))} |")
-    lines += [f"| {name} | not run: {reason} |||||||" for name, reason in left_out.items()]
-    for name, outcome in outcomes.items():
-        lines += ["", f"Failed on {name}:", "", *(f"- `{test}`" for test in outcome.failed)] if outcome.failed else []
-    return "\n".join(lines) + "\n"
+    return "\n\n".join(["\n".join(lines), *(failed[name] for name in MACHINES if name in failed)]) + "\n"
 
 
-def page(table: str, tests: list[str], seed: int) -> str:
+def head() -> str:
+    """Say what the page is and with what it was made."""
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
-    chosen = f'TESTS="{" ".join(tests)}" ' if tests else ""
     return (
         "# The tests on other CPUs\n\n"
         "One CPU plays four: the variables tell each library which instructions it may use. Tests run in random order, "
         f"with another seed on each machine, in {WORKERS} processes of so many threads. Written by\n\n"
-        f"    make test-machines {chosen}SEED={seed}\n\n"
+        "    make test-machines\n\n"
         f"on {platform.system()} {platform.machine()} with {torch.backends.cpu.get_cpu_capability()}, "
-        f"Python {platform.python_version()}, {versions}.\n\n{table}"
+        f"Python {platform.python_version()}, {versions}.\n\n"
     )
+
+
+def read_page(page: str) -> tuple[dict[str, str], dict[str, str]] | None:
+    """Read rows and lists of failures by machine; None if the page was made with something else than is here."""
+    if not page.startswith(head()):
+        return None
+    first, *lists = page.removeprefix(head()).rstrip("\n").split(f"\n\n{FAILED}")
+    rows = {name: line for line in first.splitlines() if (name := line.split("|")[1].strip()) in MACHINES}
+    return rows, {of.partition(":")[0]: FAILED + of for of in lists}
 
 
 def main() -> int:
@@ -145,9 +160,9 @@ def main() -> int:
     options = parser.parse_args()
     names, tests = options.machines.split() or list(MACHINES), options.tests.split()
     if unknown := [name for name in names if name not in MACHINES]:
-        parser.error(f"--machines: {' '.join(unknown)} came, of {' '.join(MACHINES)} are wanted")
+        parser.error(f"--machines is {' '.join(unknown)}; expected some of {' '.join(MACHINES)}")
     if options.seed and not (options.seed.isdecimal() and int(options.seed)):
-        parser.error(f"--seed: {options.seed} came, a whole number above 0 is wanted")
+        parser.error(f"--seed is {options.seed}; expected a whole number above 0")
     first = int(options.seed or random.SystemRandom().randrange(1, 2**31))
     seeds = {name: first + number for number, name in enumerate(names)}
     left_out = {name: reason for name in names if (reason := why_not(MACHINES[name]))}
@@ -158,13 +173,18 @@ def main() -> int:
             continue
         print(f"{name}, seed {seeds[name]}: {MACHINES[name].environment(seeds[name])}", flush=True)
         outcomes[name] = run(MACHINES[name], tests, seeds[name])
-    found = table(outcomes, seeds, left_out)
-    print(found)
+    rows = {name: row(name, outcome, seeds[name]) for name, outcome in outcomes.items()}
+    rows |= {name: f"| {name} | not run: {reason} |||||||" for name, reason in left_out.items()}
+    failed = {name: failures(name, outcome) for name, outcome in outcomes.items() if outcome.failed}
+    print(table(rows, failed))
     if not outcomes:
         return 2
-    if names == list(MACHINES):
+    before = ({}, {}) if set(names) == set(MACHINES) else read_page(OUT.read_text(encoding="utf-8"))
+    if not tests and before is not None:
+        others, their_failed = before
+        their_failed = {name: text for name, text in their_failed.items() if name not in rows}
         temporary = OUT.with_suffix(".tmp")
-        temporary.write_text(page(found, tests, first), encoding="utf-8")
+        temporary.write_text(head() + table(others | rows, their_failed | failed), encoding="utf-8")
         temporary.replace(OUT)
         print(f"written to {OUT.relative_to(ROOT)}")
     return 1 if any(outcome.failed for outcome in outcomes.values()) else 0

@@ -14,7 +14,7 @@ def largest(tensor: torch.Tensor) -> float:
 
 def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """max|found - wanted| / max|wanted|, in float64 (or complex128); infinite where only one of them is finite."""
-    assert found.shape == wanted.shape, f"shape {tuple(found.shape)} found, {tuple(wanted.shape)} wanted"
+    assert found.shape == wanted.shape, f"shape is {tuple(found.shape)}; expected {tuple(wanted.shape)}"
     wide = torch.complex128 if (found.is_complex() or wanted.is_complex()) else torch.float64
     found, wanted = found.detach().to(wide), wanted.detach().to(wide)
     if not torch.isfinite(found.abs()).all() or not torch.isfinite(wanted.abs()).all():
@@ -27,10 +27,10 @@ def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
 def assert_close(found: torch.Tensor, wanted: torch.Tensor, relative: float = 1e-9, absolute: float = 1e-12) -> None:
     """Agreement to `relative` of the largest entry; `absolute` is for tensors that are mathematically zero."""
     if found.shape == wanted.shape and largest(wanted) <= absolute:
-        assert largest(found) <= 1e3 * absolute, f"{largest(found):.3e} found where zero is wanted"
+        assert largest(found) <= 1e3 * absolute, f"is {largest(found):.3e}; expected zero"
         return
     error = relative_error(found, wanted)
-    assert error <= relative, f"relative error {error:.3e}, at most {relative:.1e} wanted"
+    assert error <= relative, f"relative error is {error:.3e}; expected at most {relative:.1e}"
 
 
 def assert_to_rounding(found: torch.Tensor, exact: torch.Tensor, terms: int) -> None:

@@ -143,7 +143,7 @@ def main() -> int:
     options = parser.parse_args()
     chosen = options.environments or list(ENVIRONMENTS)
     if unknown := [name for name in chosen if name not in ENVIRONMENTS]:
-        parser.error(f"ENVIRONMENT: {', '.join(unknown)} came, {' or '.join(ENVIRONMENTS)} is wanted")
+        parser.error(f"ENVIRONMENT is {', '.join(unknown)}; expected {' or '.join(ENVIRONMENTS)}")
     rows = [run(environment, options.tests, options.torch_index) for environment in chosen]
     table = markdown(rows, options.tests)
     print(table[table.index(BEGIN) :])

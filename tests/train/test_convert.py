@@ -140,7 +140,7 @@ def test_mmpr_from_its_meta_file(tmp_path, images):
 
 
 def test_an_unknown_format_is_refused_and_leaves_no_file(tmp_path):
-    with pytest.raises(ValueError, match="format: 'coco' came, one of cc3m, llava-cot, mmpr is wanted"):
+    with pytest.raises(ValueError, match="format is 'coco'; expected one of cc3m, llava-cot, mmpr"):
         convert("coco", tmp_path / "a", tmp_path / "b", tmp_path)
     with pytest.raises(OSError, match="none"):
         convert("mmpr", tmp_path / "none.jsonl", tmp_path / "b", tmp_path)
@@ -196,7 +196,7 @@ def test_no_input_is_written_over(tmp_path, images):
     (tmp_path / "meta.json").write_text(json.dumps({"s": {"root": "images", "annotation": "pairs.jsonl"}}))
     before = pairs.read_bytes()
     for file, out in (("pairs.jsonl", "pairs.jsonl"), ("pairs.jsonl", "link.jsonl"), ("link.jsonl", "pairs.jsonl")):
-        with pytest.raises(OutputError, match="is the file that is converted itself"):
+        with pytest.raises(OutputError, match=", the file that is converted itself"):
             convert("mmpr", tmp_path / file, tmp_path / out, images)
     with pytest.raises(OutputError, match="one of the annotations"):
         convert("mmpr", tmp_path / "meta.json", tmp_path / "link.jsonl", images)

@@ -277,21 +277,33 @@ def test_the_shipped_stages_are_the_recipe_of_the_original():
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"loss": "all"}, "loss: 'all' came, one of text, answers, preferences is wanted"),
-        ({"mode": "fine"}, "mode: 'fine' came, one of coarse_only, coarse_fine, autoregressive is wanted"),
-        ({"loss": "preferences", "mode": "coarse_only"}, "mode, loss: preferences are learned in"),
-        ({"mode": "autoregressive", "gradient_checkpointing": True}, "gradient_checkpointing, mode: it switches off"),
-        ({"frames": 0}, "frames: 0 came, at least 1 is wanted"),
-        ({"beta": -1.0}, "beta: -1.0 came, at least 0 is wanted"),
-        ({"beta": 1.0}, "beta, loss: only preferences have one"),
-        ({"train": ["connector"], "vision_lr": 1e-5}, "vision_lr, train: the vision tower does not learn"),
-        ({"train": ["vision"], "decoder_lr": 1e-5}, "decoder_lr, train: the decoder does not learn"),
-        ({"query": {"query_dim": 8}}, "query, model: it is that of the checkpoint"),
+        ({"loss": "all"}, "loss is 'all'; expected one of text, answers, preferences"),
+        ({"mode": "fine"}, "mode is 'fine'; expected one of coarse_only, coarse_fine, autoregressive"),
+        (
+            {"loss": "preferences", "mode": "coarse_only"},
+            "mode is given with loss=preferences; preferences are learned in",
+        ),
+        (
+            {"mode": "autoregressive", "gradient_checkpointing": True},
+            "gradient_checkpointing is given with mode=autoregressive; it switches off",
+        ),
+        ({"frames": 0}, "frames is 0; expected at least 1"),
+        ({"beta": -1.0}, "beta is -1.0; expected at least 0"),
+        ({"beta": 1.0}, "beta is given without loss=preferences; only preferences have one"),
+        (
+            {"train": ["connector"], "vision_lr": 1e-5},
+            "vision_lr is given without train=vision; the vision tower does not learn",
+        ),
+        (
+            {"train": ["vision"], "decoder_lr": 1e-5},
+            "decoder_lr is given without train=decoder; the decoder does not learn",
+        ),
+        ({"query": {"query_dim": 8}}, "query is given with model; expected for a new model alone"),
         (
             {"model": None, "decoder": "d", "vision": "v", "query": {"dim": 8}},
-            "query: unknown dim; known are query_dim",
+            "query.dim is unknown; the known keys are query_dim",
         ),
-        ({"lora": {"rank": 4}}, "lora: there is no such key"),
+        ({"lora": {"rank": 4}}, "lora is not a known key"),
     ],
 )
 def test_what_is_wrong_is_named(keys, said):
@@ -301,7 +313,7 @@ def test_what_is_wrong_is_named(keys, said):
 
 
 def test_a_model_of_another_kind_is_refused(folder, tmp_path):
-    with pytest.raises(ConfigError, match=r"model: .* cannot be loaded"):
+    with pytest.raises(ConfigError, match=r"model is .*, which cannot be loaded"):
         FoveatedJob(config(folder, model=str(tmp_path / "nothing")))
 
 

@@ -48,7 +48,7 @@ def silent(text: str) -> None:
 
 def test_a_second_run_in_one_folder_is_refused_and_the_first_goes_on(folder):
     with alone_in(folder / "run", silent):
-        with pytest.raises(ConfigError, match=r"run: another run is writing there; wait for it"):
+        with pytest.raises(ConfigError, match=r"run, where another run is writing; wait for it"):
             run(folder, max_steps=1)
         assert [file.name for file in (folder / "run").iterdir()] == [LOCK]
     assert not (folder / "run").exists()
@@ -57,11 +57,11 @@ def test_a_second_run_in_one_folder_is_refused_and_the_first_goes_on(folder):
 
 def test_the_small_recipes_and_the_ablations_lock_theirs(folder, firebolt):
     with alone_in(folder / "work", silent):
-        with pytest.raises(ConfigError, match="another run is writing there"):
+        with pytest.raises(ConfigError, match="where another run is writing"):
             foveated_recipe.main(["--work", str(folder / "work"), "--out", str(folder / "out"), "--seeds", "0"])
         found = firebolt("ablate", "connector", "--quick", "--out", folder / "work")
-        assert (found.code, "another run is writing there" in found.err) == (2, True)
-        with pytest.raises(ConfigError, match="another run is writing there"):
+        assert (found.code, "where another run is writing" in found.err) == (2, True)
+        with pytest.raises(ConfigError, match="where another run is writing"):
             train(load_config("tiny", ["max_steps=1"]), folder / "work", note=silent)
     assert not (folder / "out").exists()
 
@@ -74,7 +74,7 @@ def test_a_file_system_without_locks_is_said_and_no_other_run(folder, monkeypatc
     monkeypatch.setattr(fcntl, "flock", flock)
     said = []
     out = train(config(folder, max_steps=1), folder / "run", note=said.append)
-    assert "no locks on this file system" in said[0]
+    assert "whose file system has no locks" in said[0]
     assert steps(out) == [1]
 
 
@@ -100,9 +100,9 @@ def test_a_folder_with_somebodys_files_is_left_alone(folder):
     theirs.mkdir()
     (theirs / "config.json").write_text("theirs")
     for resume in (False, True):
-        with pytest.raises(ConfigError, match=r"theirs holds config\.json, which no run has written"):
+        with pytest.raises(ConfigError, match=r"theirs, which holds config\.json of no run"):
             run(folder, "theirs", resume=resume)
-    with pytest.raises(ConfigError, match=r"model holds .*, which no run has written"):
+    with pytest.raises(ConfigError, match=r"model, which holds .* of no run"):
         run(folder, "model")
     assert [(file.name, file.read_text()) for file in theirs.iterdir()] == [("config.json", "theirs")]
 
@@ -110,7 +110,7 @@ def test_a_folder_with_somebodys_files_is_left_alone(folder):
 def test_a_history_of_somebody_else_is_left_alone(folder):
     (folder / "run").mkdir()
     (folder / "run" / "history.jsonl").write_text('{"price": 3}\n')
-    with pytest.raises(ConfigError, match=r"history.jsonl is not the history of a run"):
+    with pytest.raises(ConfigError, match=r"whose history.jsonl is not the history of a run"):
         run(folder, resume=True)
     assert (folder / "run" / "history.jsonl").read_text() == '{"price": 3}\n'
 
@@ -125,12 +125,12 @@ def test_half_a_first_line_is_no_hindrance(folder):
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"data": ["none.jsonl"]}, "data: none.jsonl: there is no such file"),
-        ({"validation": ["none.jsonl"]}, "validation: none.jsonl: there is no such file"),
-        ({"image_root": "none"}, "image_root: none: there is no such folder"),
-        ({"model": "out/none/best"}, "model: out/none/best: there is no such folder"),
-        ({"model": "./none"}, "model: ./none: there is no such folder"),
-        ({"model": None, "decoder": "none", "vision": "none"}, "decoder: none: there is no such folder"),
+        ({"data": ["none.jsonl"]}, "data: none.jsonl does not exist"),
+        ({"validation": ["none.jsonl"]}, "validation: none.jsonl does not exist"),
+        ({"image_root": "none"}, "image_root is none; expected a folder that exists"),
+        ({"model": "out/none/best"}, "model: out/none/best"),
+        ({"model": "./none"}, "model: ./none"),
+        ({"model": None, "decoder": "none", "vision": "none"}, "decoder: none"),
     ],
 )
 def test_what_is_not_there_is_known_first_and_no_folder_is_left(folder, monkeypatch, keys, said):
@@ -148,7 +148,7 @@ def test_what_is_not_there_is_known_first_and_no_folder_is_left(folder, monkeypa
 def test_a_place_that_cannot_be_written(folder, place):
     (folder / "file").write_text("mine")
     (folder / "link").symlink_to("nowhere")
-    with pytest.raises(ConfigError, match=r"is a file|cannot be written|leads nowhere"):
+    with pytest.raises(ConfigError, match=r", a file; expected a folder|cannot be written|leads nowhere"):
         run(folder, place)
     assert (folder / "file").read_text() == "mine"
 
@@ -156,7 +156,7 @@ def test_a_place_that_cannot_be_written(folder, place):
 def test_a_failure_leaves_no_folder_behind(folder):
     """A model that cannot be loaded, found out after the folder was taken."""
     (folder / "empty").mkdir()
-    with pytest.raises(ConfigError, match=r"model: .*cannot be loaded"):
+    with pytest.raises(ConfigError, match=r"model is .*, which cannot be loaded"):
         run(folder, "a/run", model=str(folder / "empty"))
     assert not (folder / "a").exists()
 

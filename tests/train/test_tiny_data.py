@@ -99,7 +99,7 @@ def test_the_splits_are_disjoint_and_together_all_digits():
 
 
 def test_an_unknown_split_is_refused():
-    with pytest.raises(ValueError, match="split: 'test' came, one of held-out, validation, train is wanted"):
+    with pytest.raises(ValueError, match="split is 'test'; expected one of held-out, validation, train"):
         sources("test")
 
 

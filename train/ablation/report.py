@@ -19,7 +19,7 @@ Measure = Callable[[dict], float | None]
 
 
 def layouts_mean(row: dict, part: Sequence[str], kind: str) -> float | None:
-    """In %, the mean of the layout inside the tiles and the harder ones; None where nothing of it was asked."""
+    """Compute in % the mean of the layout inside the tiles and the harder ones; None where nothing of it was asked."""
     found = row
     for key in part:
         found = found[key]
@@ -103,7 +103,7 @@ def markdown(results: Results, table: str, command: str) -> str:
 
 
 def baselines(results: Results, names: Iterable[str]) -> list[list[str]]:
-    """What each baseline of `firebolt eval tiny` reaches, kind by kind, with the base (or the first variant there)."""
+    """Table of the baselines of `firebolt eval tiny`, kind by kind, beside the base (or the first variant there)."""
     name = BASE if results.rows.get(BASE) else next(iter(names))
     return [
         [

@@ -1,4 +1,4 @@
-"""What all runs of the ablations share: scenes of small digits, their grids at three scales, and the exam.
+"""Task that all runs of the ablations share: scenes of small digits, their grids at three scales, and the exam.
 
 A scene has 14 grids: the whole image at 64 pixels, 2 x 2 tiles of it, and 3 x 3 tiles of the image at 96. Its digits
 are smaller than those of the embedded model's task, so that the whole image alone does not show which digit is which.
@@ -33,7 +33,7 @@ SETTINGS = "settings"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a row of results belongs to: another number here is another pool of runs."""
+    """Settings that a row of results belongs to: with another number runs are done anew."""
 
     scenes: int = 12_000
     steps: int = 900
@@ -136,8 +136,8 @@ def keep_task(file: Path, checkpoint: Path, settings: Settings, processes: int |
 
 
 def load_task(file: Path, checkpoint: Path, settings: Settings) -> Task:
-    """What `keep_task` kept, with the same checkpoint. Raises ValueError, which names file and tensor, where it is not
-    that."""
+    """Load what `keep_task` kept, with the same checkpoint. Raises ValueError, which names file and tensor, where it is
+    something else."""
     tower = FireboltForConditionalGeneration.from_pretrained(checkpoint).model.vision_tower
     processor = FireboltProcessor.from_pretrained(checkpoint)
     kept, count = read_tensors(file), len(boxes())
@@ -154,7 +154,10 @@ def load_task(file: Path, checkpoint: Path, settings: Settings) -> Task:
     if (name := first_not_finite(kept)) is not None:
         raise ValueError(f"{file}: {name} is not finite")
     if (sizes["scenes"], sizes["exam"]) != (settings.scenes, settings.test_scenes):
-        raise ValueError(f"{file}: features: those of {settings.scenes} and {settings.test_scenes} scenes are wanted")
+        raise ValueError(
+            f"{file}: features are of {sizes['scenes']} and {sizes['exam']} scenes; expected {settings.scenes} and "
+            f"{settings.test_scenes}"
+        )
     questions, captions, exam_rows = (Rows.of_tensors(kept, name) for name in rows)
     for name, found in zip(rows, (questions, captions, exam_rows)):
         found.check(file, name, sizes["exam" if name == "exam_rows" else "scenes"], len(processor.tokenizer))

@@ -15,7 +15,7 @@ TOLERANCE = 0.05
 
 @dataclass(frozen=True)
 class Variant:
-    """How a configuration differs from the base: S4, CMM, top 4 of 14 grids, replace, positions, no grounding loss."""
+    """Difference of a configuration to the base (S4, CMM, top 4 of 14 grids, replace, positions, no grounding loss)."""
 
     says: str
     connector: str = "cmm"
@@ -95,7 +95,9 @@ def matched_width(variant: Variant, tokenizer: PreTrainedTokenizerBase) -> int:
     of_one = (count(variant, base + WIDTH_STEP) - found) / WIDTH_STEP
     width = base + WIDTH_STEP * round((wanted - found) / of_one / WIDTH_STEP)
     if width < WIDTH_STEP or abs(count(variant, width) / wanted - 1) > TOLERANCE:
-        raise ValueError(f"{variant.says}: no width of the decoder gives it the {wanted:,} parameters of the base")
+        raise ValueError(
+            f"{variant.says}: no width of the decoder gives {wanted:,} parameters, as many as the base has"
+        )
     return width
 
 

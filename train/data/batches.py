@@ -1,4 +1,4 @@
-"""Which rows come when, and rows as tensors.
+"""Order of rows in training, and rows as tensors.
 
 The order is a function of the seed and the number of the step alone, so a position in the data is one number.
 """
@@ -67,7 +67,7 @@ class BatchOrder:
 
 @dataclass
 class MicroBatch:
-    """What the model is called with, padded on the right: None where every row was bad; and the bad rows."""
+    """Inputs of the model, padded on the right, None where every row was bad; and the bad rows."""
 
     inputs: dict[str, Tensor] | None
     problems: list[Problem] = field(default_factory=list)
@@ -79,7 +79,7 @@ class MicroBatch:
 
     @property
     def counted(self) -> int:
-        """What the mean of the loss is over."""
+        """Number of tokens (or pairs) that the mean of the loss is over."""
         return self.answer_tokens
 
     @property

@@ -38,7 +38,9 @@ class Chat:
         self.controls = tuple(control_tokens(tokenizer))
         begun = self._render([{"role": "user", "content": "q"}], True)
         if not self._render(_messages("q", "a"), False).startswith(begun + "a"):
-            raise ValueError("chat_template: an answer does not follow what it gives for add_generation_prompt=True")
+            raise ValueError(
+                "chat_template ends a prompt elsewhere than where the answer begins; expected both at one place"
+            )
         # Text around the turns, in tokens: with the bytes of the turns a bound of the length.
         self.overhead = len(self._ids(self._render(_messages("q", "a"), False)))
 
@@ -51,7 +53,7 @@ class Chat:
         return len(self(row).ids)
 
     def __call__(self, row: Row) -> Tokens:
-        """Raises BadRow for a text of more than `max_length` tokens."""
+        """Tokenise a row. Raises BadRow for more than `max_length` tokens."""
         messages, ids, labels = [], [], []
         done = ""
         for turn in row.turns:
@@ -69,7 +71,7 @@ class Chat:
             ids += question + answer
             labels += [IGNORED] * len(question) + answer
         if self.max_length is not None and len(ids) > self.max_length:
-            raise BadRow("over-long text", f"{len(ids)} tokens, max_length={self.max_length}")
+            raise BadRow("over-long text", f"it has {len(ids)} tokens; expected at most max_length={self.max_length}")
         return Tokens(ids, labels)
 
     def _render(self, messages: list[dict], generate: bool) -> str:

@@ -1,4 +1,4 @@
-"""From the formats in which CC3M, LLaVA-CoT and MMPR v1.2 are released to JSON lines (rows.py).
+"""Converters of CC3M, LLaVA-CoT and MMPR v1.2, as they are released, to JSON lines (rows.py).
 
 Each converter yields rows, or a BadRow for what cannot be one; nothing is downloaded, and images stay where they are.
 Text is UTF-8, or what a byte-order mark says.
@@ -47,9 +47,9 @@ def cc3m(file: Path, out: Path, images: Path, pattern: str = TSV_IMAGES) -> Rows
             image = images / pattern.format(line=line)
             line += 1
             if len(cells) != 2:
-                yield str(number), BadRow("not caption and address", f"{len(cells)} columns came, 2 are wanted")
+                yield str(number), BadRow("not caption and address", f"it has {len(cells)} columns; expected 2")
             elif not image.is_file():
-                yield str(number), BadRow("missing image", f"{image}: there is no such file")
+                yield str(number), BadRow("missing image", f"{image} does not exist")
             else:
                 yield str(number), _captioned(_relative(image, out), cells[0])
 
@@ -62,7 +62,7 @@ def _cc3m_shard(shard: Path, out: Path) -> Rows:
             yield key, error
             continue
         if len(found) != 1:
-            yield key, BadRow("missing in shard", f"{shard} holds {len(found) or 'no'} images {key}, 1 is wanted")
+            yield key, BadRow("missing in shard", f"{shard} holds {len(found) or 'no'} images {key}; expected 1")
             continue
         [image] = found
         try:
@@ -96,7 +96,7 @@ def llava_cot(file: Path, out: Path, images: Path) -> Rows:
             continue
         turns = value.get("conversations")
         if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-            yield place, BadRow("no conversations", "a list of turns is wanted")
+            yield place, BadRow("no conversations", "expected a list of turns")
             continue
         named = [(LLAVA_ROLES.get(turn.get("from"), turn.get("from")), turn.get("value")) for turn in turns]
         yield place, _row(_images(value.get("image"), images, out), named)
@@ -116,10 +116,10 @@ def mmpr(file: Path, out: Path, images: Path) -> Rows:
     for name, part in parse_json(read_text(file)).items():
         annotation, root = (_below(file.parent, part[key]) for key in ("annotation", "root"))
         if annotation is None:
-            yield name, BadRow("missing annotation", f"{part['annotation']}: there is no such file")
+            yield name, BadRow("missing annotation", f"{part['annotation']} does not exist")
             continue
         if same_file(annotation, out):
-            raise OutputError(f"OUT {out} is one of the annotations that {file} names; name another file")
+            raise OutputError(f"OUT is {out}, one of the annotations that {file} names; name another file")
         for place, value in _objects(annotation):
             row = value if isinstance(value, BadRow) else _preferred(value, root or images, out)
             yield f"{part['annotation']}:{place}", row
@@ -145,7 +145,7 @@ def _objects(file: Path) -> Iterator[tuple[str, dict | BadRow]]:
     lines.close()
     if first.lstrip().startswith(b"["):
         for number, value in enumerate(parse_json(read_text(file)), start=1):
-            yield str(number), value if isinstance(value, dict) else BadRow("not an object", "{...} is wanted")
+            yield str(number), value if isinstance(value, dict) else BadRow("not an object", "expected {...}")
         return
     for number, line in enumerate(lines_of(file), start=1):
         try:
@@ -153,7 +153,7 @@ def _objects(file: Path) -> Iterator[tuple[str, dict | BadRow]]:
         except ValueError as error:
             yield str(number), BadRow("broken JSON", str(error))
             continue
-        yield str(number), value if isinstance(value, dict) else BadRow("not an object", "{...} is wanted")
+        yield str(number), value if isinstance(value, dict) else BadRow("not an object", "expected {...}")
 
 
 def _images(value, folder: Path, out: Path) -> list:
@@ -214,7 +214,7 @@ def convert(
     where the file cannot be read.
     """
     if name not in FORMATS:
-        raise ValueError(f"format: {name!r} came, one of {', '.join(FORMATS)} is wanted")
+        raise ValueError(f"format is {name!r}; expected one of {', '.join(FORMATS)}")
     check_output("OUT", out, [("the file that is converted", file)], overwrite=True)
     problems = Problems()
 

@@ -20,7 +20,7 @@ from .rows import Row, check_row, parse_row, rejected_row
 
 
 class Place(NamedTuple):
-    """Where a row stands: `start` and `size` in bytes of its file, and a checksum of these bytes, by which it is known
+    """Place of a row: `start` and `size` in bytes of its file, and a checksum of these bytes, by which it is known
     again; `name` is the line, or the sample's key."""
 
     name: str
@@ -90,9 +90,11 @@ class Shard:
     def row(self, place: Place, data: bytes) -> Row:
         files = self.samples[place.name]
         if ".json" not in files:
-            raise BadRow("sample without JSON", f"{place.name} has {', '.join(files)} alone")
+            raise BadRow("sample without JSON", f"{place.name} has only {', '.join(files)}; expected .json too")
         if files[".json"].link is not None:
-            raise BadRow("sample without JSON", f"{place.name}.json is a link to {files['.json'].link}")
+            raise BadRow(
+                "sample without JSON", f"{place.name}.json is a link to {files['.json'].link}; expected a file"
+            )
         row = parse_row(data)
         if row.images or row.video is not None or "image" in parse_json(data):
             return row
@@ -100,21 +102,21 @@ class Shard:
 
 
 def open_source(file: Path, root: Path | None) -> Lines | Shard:
-    """Raises ValueError where the file is not there, not UTF-8, or no tar archive, though its name ends in .tar."""
+    """Open a data file. Raises ValueError where it does not exist, is not UTF-8, or, named .tar, is no tar archive."""
     if not file.is_file():
-        raise ValueError(f"data: {file}: there is no such file; check the path")
+        raise ValueError(f"{file} does not exist; check the path")
     if file.suffix != SHARD:
         try:
             encoding = encoding_of_file(file)
         except OSError as error:
-            raise ValueError(f"data: {file} cannot be read ({error.strerror})") from None
+            raise ValueError(f"{file} cannot be read ({error.strerror}); check the path") from None
         if not encoding.startswith("utf-8"):
-            raise ValueError(f"data: {file} is {encoding.upper()} text, as its mark says; save it as UTF-8")
+            raise ValueError(f"{file} is {encoding.upper()} text, by its byte-order mark; save it as UTF-8")
         return Lines(file, root)
     try:
         return Shard(file)
     except (tarfile.TarError, OSError) as error:
-        raise ValueError(f"data: {file} is no tar shard that can be read ({error})") from None
+        raise ValueError(f"{file} is not a tar shard that can be read ({error}); save it without compression") from None
 
 
 class Conversations:
@@ -168,7 +170,9 @@ class Conversations:
                 where.append((number, place.start, place.size, place.check, line))
                 sizes.append(length)
         if not self.problems.rows:
-            raise ValueError(f"data: {', '.join(str(source.file) for source in self.sources)}: there is no row")
+            raise ValueError(
+                f"{', '.join(str(source.file) for source in self.sources)} has no rows; expected at least one"
+            )
         self.problems.check(max_bad_share)
         # Numbers and not objects: millions of rows are a few dozen megabytes.
         self._where = np.array(where, dtype=np.int64).reshape(-1, 5)
@@ -194,7 +198,7 @@ class Conversations:
         return self.sources[number], Place(name, start, size, check)
 
     def row(self, index: int) -> Row:
-        """Raises BadRow where the file holds something else at its place than when it was looked through."""
+        """Read a row. Raises BadRow where the file has changed at its place since it was looked through."""
         source, place = self._located(index)
         data = source.read(place)
         if zlib.crc32(data) != place.check:
@@ -217,7 +221,7 @@ class Conversations:
         """Its frames; none unless it is to be opened."""
         file = source.pictures.video(path)
         if self.read_video is None:
-            raise BadRow("row with a video", f"{path}; this model looks at images")
+            raise BadRow("row with a video", f"it is {path}; expected images, which this model looks at")
         if not opened:
             return []
         try:

@@ -21,8 +21,8 @@ BESIDE = (".json", ".txt", ".cls", ".id", ".url", ".md5", ".sha256")
 
 
 class Member(NamedTuple):
-    """Where a file lies in a shard. `header` is a checksum of the block before it, by which it is known again; `link`
-    is where a link leads that leads to no file of the shard."""
+    """Place of a file in a shard. `header` is a checksum of the block before it, by which it is known again; `link` is
+    the target of a link that leads to no file of the shard."""
 
     name: str
     start: int
@@ -78,9 +78,9 @@ def _header(file, start: int) -> int:
 
 
 def read_member(shard: Path, member: Member) -> bytes:
-    """Raises OSError where it cannot be read, and Changed where something else stands in its place by now."""
+    """Read a file of a shard. Raises OSError where it cannot be read, and Changed where it was replaced meanwhile."""
     if member.link is not None:
-        raise OSError(f"{shard}: {member.name} is a link to {member.link}, which is no file of the shard")
+        raise OSError(f"{shard}: {member.name} is a link to {member.link}; expected a file of the shard")
     with shard.open("rb") as file:
         if _header(file, member.start) != member.header:
             raise Changed(f"{shard} was written anew after it was looked through")
@@ -125,14 +125,14 @@ class Pictures:
         self.root = root
 
     def check(self, path: str) -> None:
-        """Raises BadRow where there is no such file; what is in it is not looked at."""
+        """Check that an image's file exists; what is in it is not looked at. Raises BadRow."""
         shard, member = self._split(path)
         if member is not None:
             self._member(path, shard, member)
         elif not shard.exists():
-            raise BadRow("missing image", f"{shard}: there is no such file")
+            raise BadRow("missing image", f"{shard} does not exist")
         elif shard.is_dir():
-            raise BadRow("image is a folder", f"{shard}")
+            raise BadRow("image is a folder", f"{shard}; expected a file")
 
     def open(self, path: str) -> Image.Image:
         """The image, upright, as RGB. Raises BadRow."""
@@ -149,11 +149,11 @@ class Pictures:
         """The file of a video. Raises BadRow where there is none; what is in it is not looked at."""
         file, member = self._split(path)
         if member is not None:
-            raise BadRow("video in a shard", f"{path}: videos are read from files of their own")
+            raise BadRow("video in a shard", f"{path}; expected a file of its own")
         if not file.exists():
-            raise BadRow("missing video", f"{file}: there is no such file")
+            raise BadRow("missing video", f"{file} does not exist")
         if file.is_dir():
-            raise BadRow("video is a folder", f"{file}")
+            raise BadRow("video is a folder", f"{file}; expected a file")
         return file
 
     def _split(self, path: str) -> tuple[Path, str | None]:
@@ -171,7 +171,7 @@ class Pictures:
 
     def _member(self, path: str, shard: Path, member: str) -> Member:
         if not shard.is_file():
-            raise BadRow("missing shard", f"{shard}: there is no such file")
+            raise BadRow("missing shard", f"{shard} does not exist")
         try:
             found = members(shard).get(member)
         except (OSError, tarfile.TarError) as error:
@@ -179,5 +179,7 @@ class Pictures:
         if found is None:
             raise BadRow("missing in shard", f"{shard} holds no {member}")
         if found.link is not None:
-            raise BadRow("missing in shard", f"{shard}: {member} is a link to {found.link}, which is no file of it")
+            raise BadRow(
+                "missing in shard", f"{shard}: {member} is a link to {found.link}; expected a file of the shard"
+            )
         return found

@@ -1,4 +1,4 @@
-"""What is wrong with rows of a data file: each is named with its file and line, counted, and skipped up to a share."""
+"""Bad rows of data files: each is named with its file and line, counted, and skipped up to a share."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ class Problems:
     found: dict[tuple[str, str], Problem] = field(default_factory=dict)
 
     def add(self, problem: Problem) -> bool:
-        """Whether it is new: a row that is met in every epoch is one bad row."""
+        """Add a problem, and tell whether it is new: a row that is met in every epoch is one bad row."""
         known = (problem.file, problem.place) in self.found
         self.found.setdefault((problem.file, problem.place), problem)
         return not known
@@ -58,7 +58,7 @@ class Problems:
         return f"{len(self)} of {self.rows} rows cannot be used" + (f": {counted}" if counted else "")
 
     def check(self, max_share: float) -> None:
-        """Raises TooManyBadRows where more than `max_share` of all rows are bad, or none is good."""
+        """Check that at most `max_share` of all rows are bad and one is good. Raises TooManyBadRows."""
         if self.rows and len(self) == self.rows:
             raise TooManyBadRows(f"{self.summary()}; no row is left to train on. The first: {next(iter(self))}")
         if len(self) > max_share * self.rows:

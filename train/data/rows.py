@@ -41,7 +41,7 @@ class Row:
 def parse_row(line: bytes) -> Row:
     """The row in a line of JSON. Raises BadRow."""
     if not line.strip():
-        raise BadRow("blank line", "a JSON object is wanted on each line")
+        raise BadRow("blank line", "expected a JSON object on each line")
     try:
         text = decoded(line)
     except ValueError as error:
@@ -65,23 +65,25 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
 def check_row(value: object) -> Row:
     """The row in what JSON held. Raises BadRow."""
     if not isinstance(value, dict):
-        raise BadRow("not an object", f"{_named(value)} came, {{...}} is wanted")
+        raise BadRow("not an object", f"it is {_named(value)}; expected {{...}}")
     images, video = _images(value.get("image")), _video(value.get("video"))
     if images and video is not None:
-        raise BadRow("image and video", "a row has one of both")
+        raise BadRow("image and video", "both are given; expected one of them")
     return Row(images, _turns(value), video, value.get("rejected"))
 
 
 def rejected_row(row: Row) -> Row:
     """The same conversation with the rejected answer in the place of the last one. Raises BadRow."""
     if row.rejected is None:
-        raise BadRow("no rejected answer", "preferences are learned from rows with `rejected` beside the conversation")
+        raise BadRow(
+            "no rejected answer", "expected `rejected` beside the conversation, which preferences are learned from"
+        )
     if not isinstance(row.rejected, str):
-        raise BadRow("rejected is no text", f"{_named(row.rejected)} came, a text is wanted")
+        raise BadRow("rejected is no text", f"it is {_named(row.rejected)}; expected a text")
     if not row.rejected.strip():
-        raise BadRow("empty rejected answer", "`rejected` holds no words")
+        raise BadRow("empty rejected answer", "`rejected` has no words; expected some")
     if row.rejected == row.turns[-1].text:
-        raise BadRow("rejected is chosen", "`rejected` is the very answer that it stands beside")
+        raise BadRow("rejected is chosen", "`rejected` is the last answer itself; expected another")
     _check_unicode(row.rejected, "`rejected`")
     return replace(row, turns=(*row.turns[:-1], Turn(ASSISTANT, row.rejected)))
 
@@ -90,7 +92,7 @@ def _images(value: object) -> tuple[str, ...]:
     images = [] if value is None else value if isinstance(value, list) else [value]
     for image in images:
         if not isinstance(image, str):
-            raise BadRow("image is no path", f"{_named(image)} came, a path, a list of paths or null is wanted")
+            raise BadRow("image is no path", f"it is {_named(image)}; expected a path, a list of paths or null")
         _check_path("image", image)
     return tuple(images)
 
@@ -99,53 +101,58 @@ def _video(value: object) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise BadRow("video is no path", f"{_named(value)} came, a path or null is wanted")
+        raise BadRow("video is no path", f"it is {_named(value)}; expected a path or null")
     _check_path("video", value)
     return value
 
 
 def _check_path(what: str, path: str) -> None:
     if not path.strip():
-        raise BadRow(f"empty {what} path", f"leave `{what}` away, or null, where a row has none")
+        raise BadRow(f"empty {what} path", f"expected a path; leave `{what}` out, or null, where a row has none")
     if path.startswith(("http://", "https://", "data:")):
         raise BadRow(f"{what} is an address", f"{path[:60]}; download the {what}s and give their paths")
     if "\x00" in path:
-        raise BadRow(f"{what} is no path", "a path with a NUL character came")
+        raise BadRow(f"{what} is no path", "it has a NUL character; expected none")
     _check_unicode(path, f"the {what}'s path")
 
 
 def _turns(row: dict) -> tuple[Turn, ...]:
     if "conversations" not in row:
-        raise BadRow("no conversations", f"the keys are {', '.join(map(repr, row)) or 'none'}")
+        keys = ", ".join(map(repr, row)) or "none"
+        raise BadRow("no conversations", f"the keys are {keys}; expected 'conversations' among them")
     turns = row["conversations"]
     if not isinstance(turns, list):
-        raise BadRow("conversations are no list", f"{_named(turns)} came, a list of turns is wanted")
+        raise BadRow("conversations are no list", f"they are {_named(turns)}; expected a list of turns")
     if not turns:
-        raise BadRow("empty conversations", "at least a question and an answer are wanted")
+        raise BadRow("empty conversations", "expected at least a question and an answer")
     checked = tuple(_turn(number, turn) for number, turn in enumerate(turns, start=1))
     if checked[0].role != HUMAN:
-        raise BadRow("assistant begins", "the first turn has to be the human's")
+        raise BadRow("assistant begins", "expected the human's turn first")
     for number, (before, after) in enumerate(pairwise(checked), start=2):
         if before.role == after.role:
-            raise BadRow(f"{after.role} twice", f"turns {number - 1} and {number} are both the {after.role}'s")
+            raise BadRow(
+                f"{after.role} twice",
+                f"turns {number - 1} and {number} are both the {after.role}'s; expected one of each",
+            )
     if checked[-1].role != ASSISTANT:
-        raise BadRow("no answer", "the last turn has to be the assistant's")
+        raise BadRow("no answer", "expected the assistant's turn last")
     return checked
 
 
 def _turn(number: int, turn: object) -> Turn:
     if not isinstance(turn, dict):
-        raise BadRow("turn is no object", f"turn {number} is {_named(turn)}")
+        raise BadRow("turn is no object", f"turn {number} is {_named(turn)}; expected {{...}}")
     for key in ("from", "value"):
         if key not in turn:
-            raise BadRow(f"turn without {key}", f"turn {number} has {', '.join(map(repr, turn)) or 'no keys'}")
+            keys = ", ".join(map(repr, turn)) or "no keys"
+            raise BadRow(f"turn without {key}", f"turn {number} has {keys}; expected 'from' and 'value'")
     role, text = turn["from"], turn["value"]
     if role not in ROLES:
-        raise BadRow("unknown role", f"turn {number} is from {role!r}; {' or '.join(map(repr, ROLES))} is wanted")
+        raise BadRow("unknown role", f"turn {number} is from {role!r}; expected {' or '.join(map(repr, ROLES))}")
     if not isinstance(text, str):
-        raise BadRow("value is no text", f"turn {number} holds {_named(text)}")
+        raise BadRow("value is no text", f"turn {number} is {_named(text)}; expected a text")
     if not text.strip():
-        raise BadRow("empty answer" if role == ASSISTANT else "empty question", f"turn {number} holds no words")
+        raise BadRow("empty answer" if role == ASSISTANT else "empty question", f"turn {number} has no words")
     _check_unicode(text, f"turn {number}")
     return Turn(role, text)
 
@@ -163,7 +170,7 @@ def _named(value: object) -> str:
 
 
 def check_controls(row: Row, controls: Iterable[str]) -> None:
-    """Raises BadRow where a text holds one of the tokens that tell turns apart: it would forge another turn."""
+    """Check that no text holds a token that separates turns, since it would forge another turn. Raises BadRow."""
     for number, turn in enumerate(row.turns, start=1):
         for control in controls:
             if control in turn.text:

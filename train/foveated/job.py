@@ -49,7 +49,7 @@ class FoveatedCollator(Collator):
 
 
 def last_answer(tokens: Tokens) -> Tokens:
-    """With no label but those of the last answer."""
+    """Keep the labels of the last answer alone."""
     labels = list(tokens.labels)
     begin = len(labels)
     while begin and labels[begin - 1] != IGNORED:
@@ -100,11 +100,11 @@ class TextLoss(nn.Module):
 
 
 class PreferenceLoss(TextLoss):
-    """From a micro-batch of pairs to their preference losses, summed; `reference` is the model before this stage."""
+    """Sum of the preference losses of a micro-batch of pairs; `reference` is the model before it."""
 
     def __init__(self, model: FoveatedVLM, mode: str, blank: Tensor, bf16: bool, reference: FoveatedVLM, beta: float):
         super().__init__(model, mode, blank, bf16)
-        # Out of the module's sight: it is not trained, wrapped, or kept in checkpoints.
+        # Hidden from nn.Module: it is not trained, wrapped, or kept in checkpoints.
         self.reference = (reference,)
         self.beta = beta
         self.preferred: list[Tensor] = []
@@ -179,7 +179,7 @@ class FoveatedJob(ConversationsJob):
         return rates.get("connector", next(iter(rates.values())))
 
     def step(self, number: int) -> dict[str, float]:
-        """Of preferences also `preferred`, the share of pairs whose chosen answer has the higher reward."""
+        """Take a step; with preferences also `preferred` is measured: the share of pairs whose chosen answer wins."""
         if not self.preferences:
             return super().step(number)
         preferred = self.accelerator.unwrap_model(self.loss).preferred

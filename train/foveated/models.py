@@ -24,7 +24,7 @@ def start_model(config: FoveatedConfig) -> tuple[FoveatedVLM, FoveatedProcessor]
     except ConfigError:
         raise
     except (OSError, ValueError) as error:  # missing, gated, offline, of another kind
-        raise ConfigError(f"{key}: {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{key} is {name}, which cannot be loaded ({str(error).splitlines()[0]})") from error
     choose_parts(model, config)
     return model, processor
 

@@ -1,4 +1,4 @@
-"""What the three stages of the foveated model's training need: groups of parameters, their rates, and preferences."""
+"""Parts of the three stages in the foveated model's training: groups of parameters, their rates, and preferences."""
 
 import math
 

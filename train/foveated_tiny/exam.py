@@ -1,4 +1,4 @@
-"""What a trained small foveated model answers on clips of unknown digits, and where its queries look."""
+"""Exam of a trained small foveated model: answers on clips of unknown digits, and where its queries look."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ BATCH = 100
 
 @dataclass
 class Seen:
-    """Of N questions about clips of T frames, without the card.
+    """Answers and looks of N questions about clips of T frames, without the card.
 
     answers    [N], the token that is most likely
     maps       [N,T,P,P], each patch's share of the look at a frame
@@ -128,7 +128,7 @@ def examine(model: FoveatedVLM, clips: Clips, cards: Tensor, texts: Rows, seed: 
 
 
 def coverage(boxes: Tensor, side: int) -> Tensor:
-    """How much of each of side x side patches boxes [...,4] cover: [...,side,side] in 0..1."""
+    """Compute the share of each of side x side patches that boxes [...,4] cover: [...,side,side] in 0..1."""
     low = torch.arange(side) / side
     top, left, bottom, right = boxes[..., None].unbind(-2)  # [...,1]
     rows, columns = (
@@ -139,7 +139,7 @@ def coverage(boxes: Tensor, side: int) -> Tensor:
 
 
 def centres_inside(boxes: Tensor, side: int) -> Tensor:
-    """Which of side x side patches have their centre in boxes [...,4]: [...,side,side] bool."""
+    """Tell which of side x side patches have their centre in boxes [...,4]: [...,side,side] bool."""
     centres = (torch.arange(side) + 0.5) / side
     top, left, bottom, right = boxes[..., None].unbind(-2)
     rows, columns = ((centres >= begin) & (centres < end) for begin, end in ((top, bottom), (left, right)))

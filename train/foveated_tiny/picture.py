@@ -63,13 +63,13 @@ def draw_examples(
 
 
 def lit(share: np.ndarray, side: int) -> np.ndarray:
-    """What the pixels of a frame are multiplied by, [side,side,1]: 1 where the look [P,P] weighs most."""
+    """Compute the factor of a frame's pixels, [side,side,1]: 1 where the look [P,P] weighs most."""
     light = DIMMED + (1 - DIMMED) * share / max(share.max(), 1e-12)
     return np.kron(light, np.ones((side // len(share),) * 2))[..., None]
 
 
 def _examples(clips: Clips) -> Asked:
-    """Of each of the first moving clips a question, each about another colour."""
+    """Choose a question of each of the first moving clips, each about another colour."""
     every = every_question(clips, seed=0)
     chosen: dict[int, tuple[int, int]] = {}
     for number, (clip, colour) in enumerate(zip(every.clip.tolist(), every.colour.tolist())):

@@ -1,4 +1,4 @@
-"""What the small foveated model learns from: a pool of clips as pixels, and where each colour's digit is in them."""
+"""Training data of the small foveated model: a pool of clips as pixels, and where each colour's digit is in them."""
 
 import os
 from collections.abc import Mapping
@@ -48,16 +48,16 @@ class Clips:
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor], prefix: str, file: Path) -> "Clips":
-        """Raises ValueError, which names the file and the tensor, for a digit or a handwriting that there is not."""
+        """Undo `tensors`. Raises ValueError, which names file and tensor, for digits and handwritings out of range."""
         for name, end in (("labels", NO_DIGIT), ("sources", len(glyphs()))):
             values = tensors[f"{prefix}.{name}"]
             if not len(values) or values.min() < -1 or values.max() >= end:
-                raise ValueError(f"{file}: {prefix}.{name}: numbers in -1..{end - 1} are wanted")
+                raise ValueError(f"{file}: {prefix}.{name} is out of range; expected numbers in -1..{end - 1}")
         return cls(*(tensors[f"{prefix}.{name}"] for name in cls.__dataclass_fields__))
 
     @staticmethod
     def wanted(prefix: str, clips: int) -> dict[str, Wanted]:
-        """What `check_tensors` is told of so many clips."""
+        """Return the dtypes and shapes that `check_tensors` holds so many clips to."""
         forms = {
             "pixels": (torch.uint8, (clips, FRAMES, 3, "side", "side")),
             "there": (torch.bool, (clips, FRAMES)),

@@ -62,7 +62,7 @@ SAVE_EVERY = 100
 
 @dataclass(frozen=True)
 class Settings:
-    """What a row of results belongs to: another number here is another pool of runs."""
+    """Settings that a row of results belongs to: with another number runs are done anew."""
 
     clips: int = 4000
     tower_steps: int = 1500
@@ -78,7 +78,7 @@ class Settings:
 
 @dataclass
 class Stage:
-    """What all runs share: a vision tower, and clips to learn from."""
+    """Parts that all runs share: a vision tower, and clips to learn from."""
 
     tower: dict[str, Tensor]
     seconds: float
@@ -178,7 +178,7 @@ def train(job, folder: Path, settings: dict, report) -> dict:
     resume = kept.is_file() and json.loads(kept.read_text(encoding="utf-8")) == settings
     if not resume and folder.exists():
         if not kept.is_file():
-            raise ConfigError(f"{folder} holds no run of this task; name another --work")
+            raise ConfigError(f"--work is {folder}, which holds something else than runs of this task; name another")
         shutil.rmtree(folder)
     write_text(kept, json.dumps(settings))
     accelerator = new_accelerator([], folder, cpu=True)

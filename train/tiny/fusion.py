@@ -57,7 +57,7 @@ class Rows:
 
     @staticmethod
     def wanted(prefix: str) -> dict[str, Wanted]:
-        """What `check_tensors` is told of them."""
+        """Return the dtypes and shapes that `check_tensors` holds them to."""
         text = dict.fromkeys(("text", "answer", "phrase"), (torch.bool, (prefix, f"length of {prefix}")))
         rest = {
             "tiles": (torch.bool, (prefix, 4)),
@@ -68,11 +68,11 @@ class Rows:
         return {f"{prefix}.{name}": form for name, form in {**ids, **text, **rest}.items()}
 
     def check(self, file: Path, prefix: str, scenes: int, vocabulary: int) -> None:
-        """Raises ValueError, which names the file and the tensor, for an index beyond the scenes or the vocabulary."""
+        """Check that indices are of scenes and tokens that exist. Raises ValueError, which names file and tensor."""
         for name, end in (("scene", scenes), ("ids", vocabulary)):
             values = getattr(self, name)
             if not len(values) or values.min() < 0 or values.max() >= end:
-                raise ValueError(f"{file}: {prefix}.{name}: numbers in 0..{end - 1} are wanted")
+                raise ValueError(f"{file}: {prefix}.{name} is out of range; expected numbers in 0..{end - 1}")
 
     def __getitem__(self, chosen: Tensor) -> "Rows":
         rows = Rows(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
@@ -131,7 +131,7 @@ class Views:
 
     @classmethod
     def of_quarters(cls, features: Tensor) -> "Views":
-        """For grids [S,5,D_v]: the global view, then the four quarters."""
+        """Make views of grids [S,5,D_v]: the global view, then the four quarters."""
         return cls(features, None, F.pad(torch.eye(4, dtype=torch.bool), (1, 0))[None])
 
     def shown_of(self, rows: Rows) -> Tensor:
@@ -157,14 +157,14 @@ class Batches:
         return {"order": self.order, "place": torch.tensor(self.place)}
 
     def load_state_dict(self, state: dict) -> None:
-        """Raises ValueError where it is no place in these rows."""
+        """Go on at a place in these rows. Raises ValueError where it is none."""
         order, place = state["order"], state["place"]
         if order.dtype != torch.long or (
             len(order) and not torch.equal(order.sort().values, torch.arange(len(self.rows.ids)))
         ):
-            raise ValueError(f"order: an order of {len(self.rows.ids)} rows is wanted")
+            raise ValueError(f"order is no permutation; expected one of {len(self.rows.ids)} rows")
         if place.dtype != torch.long or place.ndim or place < 0:
-            raise ValueError(f"place: {place} came, a number from 0 is wanted")
+            raise ValueError(f"place is {place}; expected a number from 0")
         self.order, self.place = order, int(place)
 
 
@@ -266,7 +266,7 @@ def hide(rows: Rows, named: Tensor, nothing: int) -> tuple[Rows, Tensor]:
 def answer_loss(
     model: FireboltForConditionalGeneration, rows: Rows, grids: Tensor, grid_mask: Tensor, boxes: Tensor | None = None
 ) -> Tensor:
-    """What `model(..., labels=...)` gives, with logits at the answers alone."""
+    """Compute the loss of `model(..., labels=...)`, with logits at the answers alone."""
     hidden = model.model(
         input_ids=rows.ids,
         attention_mask=rows.text,
@@ -297,7 +297,7 @@ def grounding_loss(
     grid_mask: Tensor,
     boxes: Tensor | None = None,
 ) -> Tensor:
-    """By how much the least weight of a named quarter fails to exceed all others' by MARGIN; the mean over the rows.
+    """Compute by how much the least weight of a named quarter fails to exceed all others by MARGIN, in the mean.
 
         relu(MARGIN - min over named w + max over others w)         w: the mean over the tokens of the phrase
 

@@ -53,7 +53,7 @@ class Optimizers:
         self.parts = [accelerator.prepare(part) for part in self.parts]
 
     def share(self, number: int) -> float:
-        """Of the learning rates, at a step from 0."""
+        """Compute the share of the learning rates at a step from 0."""
         return min(1.0, (number + 1) / self.warmup, (1 - number / self.steps) / self.decay + 0.01)
 
     def step(self, loss: torch.Tensor, number: int) -> bool:

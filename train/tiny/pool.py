@@ -1,4 +1,4 @@
-"""What the embedded model learns from: a pool of scenes as the pixels of their views, and questions about them."""
+"""Training data of the embedded model: a pool of scenes as the pixels of their views, and questions about them."""
 
 import os
 from collections.abc import Sequence
@@ -105,7 +105,7 @@ def _quarters(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def centres_of(scenes: Sequence[Scene]) -> Tensor:
-    """Of each quarter the centre of its digit, of an empty one its own: [N,4,2], y and x in 0..1."""
+    """Find each quarter's centre of its digit, of an empty one its own: [N,4,2], y and x in 0..1."""
     centres = torch.tensor([[0.25, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.75]]).repeat(len(scenes), 1, 1)
     for i, scene in enumerate(scenes):
         for digit in scene.digits:

@@ -23,7 +23,7 @@ def train_tiny(config: TinyConfig, folder: Path, resume: bool, note: Callable[[s
     work = Path(config.tower) if config.tower else folder / "tower"
     if config.tower and not (work / STAGE).is_file():
         old = " (stage.pt is a pickle of an earlier version, and is not read)" if (work / "stage.pt").exists() else ""
-        raise ConfigError(f"tower: {work} holds no {STAGE}{old}; name the folder `tower` of another run")
+        raise ConfigError(f"tower is {work}, which has no {STAGE}{old}; name the folder `tower` of another run")
     use_some_cores()
     keep_config(config, folder, resume, note)
     sizes = Sizes.of(config)

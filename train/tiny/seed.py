@@ -18,7 +18,7 @@ LEAST_SCENES, LEAST_TEST_SCENES = 500, 20
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything: scenes to learn from, steps of the tower, steps of all else, scenes of the exam."""
+    """Amounts of everything: scenes to learn from, steps of the tower, steps of all else, scenes of the exam."""
 
     scenes: int = 40_000
     tower_steps: int = 2500
@@ -27,7 +27,7 @@ class Sizes:
 
     @classmethod
     def of(cls, config: TinyConfig) -> "Sizes":
-        """What is not said goes with the steps as in the full recipe, with at least a little of it."""
+        """Fill in what is not given in proportion to the steps, as in the full recipe, with at least a little of it."""
 
         def share(whole: int, least: int) -> int:
             return min(whole, max(least, round(whole * config.max_steps / cls.fusion_steps)))

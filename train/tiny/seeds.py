@@ -115,7 +115,7 @@ def _work(queue, config: TinyConfig, seed: int, work: Path, loop) -> None:
 
 
 def _next(queue, workers: dict, results: dict):
-    """What a process tells next: (seed, results, or step, steps and loss). Raises what one of them failed with."""
+    """Wait for the next report: (seed, results, or step, steps and loss). Raises what a process failed with."""
     while True:
         try:
             seed, found = queue.get(timeout=5)

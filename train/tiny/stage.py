@@ -26,7 +26,7 @@ SCENES_SEED, TOWER_SEED = 1, 0
 
 @dataclass
 class Stage:
-    """What all seeds of the second stage start from."""
+    """Stage that all seeds of the second stage start from."""
 
     tower: SiglipVisionModel
     processor: FireboltProcessor
@@ -36,7 +36,7 @@ class Stage:
 
 
 def load_stage(work: Path) -> Stage:
-    """What `make_stage` kept in `work`. Raises ValueError, which names file and tensor, where it is not that."""
+    """Load what `make_stage` kept in `work`. Raises ValueError, which names file and tensor, where it does not fit."""
     file, tower = work / STAGE, SiglipVisionModel(SiglipVisionConfig(**VISION))
     processor = FireboltProcessor.from_pretrained(work, local_files_only=True, trust_remote_code=False)
     kept = read_tensors(file)

@@ -1,4 +1,4 @@
-"""What each PTX instruction does, in families of one file each."""
+"""The meaning of each PTX instruction, in families of one file each."""
 
 from . import arithmetic, logic, matrix, transfer, warp, wgmma
 from .table import OPCODES, build, predicate

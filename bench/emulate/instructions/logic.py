@@ -18,7 +18,7 @@ NEGATED = {"ne": "eq", "neu": "eq", "equ": "ne", "ltu": "ge", "leu": "gt", "gtu"
 
 
 def compare(name: str, a: Array, b: Array) -> Array:
-    """Where one of two numbers is NaN, comparisons are false but for those that end with u."""
+    """Compare numbers. Where one of two is NaN, that is false but for comparisons that end with u."""
     if name in ("nan", "num"):
         unordered = np.isnan(a) | np.isnan(b)
         return unordered if name == "nan" else ~unordered

@@ -68,14 +68,14 @@ def computes(
 
 
 def flushed(numbers: Array) -> Array:
-    """With zeros of the same sign where float32 numbers are subnormal."""
+    """Replace subnormal float32 numbers by zeros of the same sign."""
     if numbers.dtype != np.float32:
         return numbers
     return np.where(np.abs(numbers) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), numbers), numbers)
 
 
 def build(instruction: Instruction, threads: Threads) -> Run:
-    """What runs an instruction, in the threads where its predicate holds. Raises UnknownPTX, naming it, if there is no
+    """Build what runs an instruction where its predicate holds. Raises UnknownPTX, naming it, if there is no
     such instruction here."""
     if instruction.opcode not in OPCODES:
         raise UnknownPTX(f"no instruction {instruction.opcode} is known ({instruction})")

@@ -70,7 +70,7 @@ def store(instruction: Instruction, threads: Threads) -> Run:
 
 @builds("cp.async.{ca,cg}.shared.global")
 def copy_to_shared(instruction: Instruction, threads: Threads) -> Run:
-    """Of `size` bytes as many are read as the last operand says, all or none; zeros stand for the others."""
+    """Begin a copy of as many of `size` bytes as the last operand says, all or none; zeros stand for the others."""
     to, given, size, *rest = instruction.operands
     into, out_of, size = threads.address(to), threads.address(given), int(size, 0)
     wanted = threads.source(rest[0] if rest else str(size), "u32")

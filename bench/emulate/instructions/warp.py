@@ -1,4 +1,4 @@
-"""What the threads of a warp do together: passing registers on, sums and extremes, waiting for each other."""
+"""Instructions of a warp's threads together: passing registers on, sums and extremes, waiting for each other."""
 
 import numpy as np
 

@@ -24,7 +24,7 @@ def order_registers(instruction: Instruction, threads: Threads) -> Run:
 
 @builds("fence.proxy.async{,.shared::cta}")
 def show_to_products(instruction: Instruction, threads: Threads) -> Run:
-    """What threads wrote can be read by asynchronous products after it."""
+    """Let asynchronous products read what threads wrote."""
     return lambda mask: threads.shared.fence()
 
 
@@ -88,7 +88,7 @@ def multiply_asynchronously(instruction: Instruction, threads: Threads) -> Run:
 
 
 def addresses(descriptor: int, rows: int, of_rows: bool) -> Array:
-    """Where the elements [rows, 16] of an operand lie. Tiles have eight rows of as many bytes as the swizzle spans; its
+    """The addresses of an operand's elements [rows, 16]. Tiles have eight rows of as many bytes as the swizzle spans; its
     pattern exchanges pieces of 16 bytes by the row's number. `of_rows`: a tile's row holds different rows of the
     operand instead of different columns."""
     start, leading, stride = ((descriptor >> shift & 0x3FFF) << 4 for shift in (0, 16, 32))

@@ -134,7 +134,7 @@ class TestNamesOfTheCache:
         cache = DynamicCache(config=model.config.text_config)
         parts = [model(input_ids=part, **{name: cache}).logits for part in text["input_ids"].split([4, 1, 1], dim=1)]
         assert_close(torch.cat(parts, dim=1), whole, relative=1e-5)
-        with pytest.raises(ValueError, match="cache, past_key_values: both came"):
+        with pytest.raises(ValueError, match="cache and past_key_values are both given"):
             model(**text, **dict.fromkeys(CACHE_NAMES, cache))
 
     @pytest.mark.parametrize("name", CACHE_NAMES)

@@ -307,14 +307,14 @@ def test_every_ssm_generates_from_its_cache(fusion, ssm):
 
 @pytest.mark.parametrize("implementation", ["quantized", "offloaded", "offloaded_static"])
 def test_caches_that_lfm2_cannot_use_are_refused_by_name(implementation):
-    with pytest.raises(ValueError, match=f"cache_implementation: '{implementation}'"):
+    with pytest.raises(ValueError, match=f"cache_implementation is '{implementation}'"):
         model_of("cmm", "replace").generate(**mixed_batch(), cache_implementation=implementation, max_new_tokens=2)
 
 
 def test_holes_in_the_mask_are_refused():
     text = tiny_models.make_text([6])
     text["attention_mask"][0, 3] = 0
-    with pytest.raises(ValueError, match="attention_mask: a row drops a position"):
+    with pytest.raises(ValueError, match="FireboltModel: attention_mask drops a position"):
         model_of("cmm", "replace")(**text)
 
 
@@ -322,13 +322,13 @@ def test_images_that_come_after_the_first_turn_are_refused():
     model, text = model_of("cmm", "replace"), tiny_models.make_text([6])
     first = generated(model, text, do_sample=False)
     ids = torch.cat([first.sequences, text["input_ids"]], dim=1)
-    with pytest.raises(ValueError, match="pixel_values: images came with a cache"):
+    with pytest.raises(ValueError, match="pixel_values is given with a cache"):
         model.generate(input_ids=ids, **{CACHE: first[CACHE]}, **tiny_models.make_pixels(1))
 
 
 def test_a_prompt_padded_on_the_right_is_refused_and_not_answered_behind_a_hole():
     model, text = model_of("cmm", "replace"), tiny_models.make_text([6, 4], side="right")
-    with pytest.raises(ValueError, match="padded on the right came, padding on the left is wanted"):
+    with pytest.raises(ValueError, match="attention_mask pads a prompt on the right; expected padding on the left"):
         model.generate(**text, max_new_tokens=2)
     cache = DynamicCache(config=model.config.text_config)
     with torch.no_grad():

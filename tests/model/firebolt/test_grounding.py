@@ -74,10 +74,14 @@ def test_occlusion_scores_what_the_model_answers():
 @pytest.mark.parametrize(
     ("connector", "arguments", "message"),
     [
-        ("cmm", {"method": "gradient"}, "method: 'gradient' came"),
-        ("prepend", {"method": "weights"}, "method: 'weights' came, but connector 'prepend' has none"),
-        ("cmm", {"method": "occlusion", "answer_ids": torch.zeros(3, 2)}, r"answer_ids: \(3, 2\) came"),
-        ("cmm", {"image_sizes": torch.zeros(3, 2)}, r"image_sizes: \(3, 1, 2\) came"),
+        ("cmm", {"method": "gradient"}, "ground: method is 'gradient'; expected 'weights' or 'occlusion'"),
+        (
+            "prepend",
+            {"method": "weights"},
+            "method is 'weights'; expected 'occlusion', as connector 'prepend'",
+        ),
+        ("cmm", {"method": "occlusion", "answer_ids": torch.zeros(3, 2)}, r"answer_ids has shape \[3, 2\]; expected"),
+        ("cmm", {"image_sizes": torch.zeros(3, 2)}, r"image_sizes has shape \[3, 1, 2\]; expected"),
     ],
 )
 def test_bad_arguments_are_named(connector, arguments, message):

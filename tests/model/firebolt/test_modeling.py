@@ -10,7 +10,12 @@ from PIL import Image
 from tiny_models import make_config, make_model, make_pixels, make_text
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, pipeline
 
-from firebolt_vl.model import FireboltConfig, FireboltForConditionalGeneration, FireboltProcessor
+from firebolt_vl.model import (
+    FireboltConfig,
+    FireboltForConditionalGeneration,
+    FireboltProcessor,
+    FoveatedVLMConfig,
+)
 from firebolt_vl.model.firebolt.image_processing_firebolt import FireboltImageProcessor
 
 kinds = pytest.mark.parametrize(
@@ -166,12 +171,12 @@ def test_auto_config_round_trip(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"connector": "attention"}, "connector: 'attention' came, one of cmm"),
-        ({"fusion": "sum"}, "fusion: 'sum' came, one of replace"),
-        ({"connector": "prepend", "fusion": "pool"}, "fusion: 'pool' goes with connector 'cmm' alone"),
-        ({"text_width": 48}, "text_width 48 came, the backbone's hidden size is 32"),
-        ({"grid_width": 7}, "grid_width 7 came"),
-        ({"topk": 3}, "cmm_config: unknown topk"),
+        ({"connector": "attention"}, "FireboltConfig: connector is 'attention'; expected one of cmm"),
+        ({"fusion": "sum"}, "FireboltConfig: fusion is 'sum'; expected one of replace"),
+        ({"connector": "prepend", "fusion": "pool"}, "fusion is 'pool' with connector 'prepend'; expected"),
+        ({"text_width": 48}, "cmm_config.text_width is 48; expected 32, the backbone's hidden size"),
+        ({"grid_width": 7}, "cmm_config.grid_width is 7; expected"),
+        ({"topk": 3}, "cmm_config has the unknown keys topk; expected some of .*; did you mean top_k"),
     ],
 )
 def test_configurations_that_contradict_themselves_are_refused(arguments, message):
@@ -179,17 +184,28 @@ def test_configurations_that_contradict_themselves_are_refused(arguments, messag
         make_config(**arguments)
 
 
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])
+@pytest.mark.parametrize("kind", [FireboltConfig, FoveatedVLMConfig])
+def test_the_part_that_has_a_value_of_the_wrong_type_is_named(kind, part):
+    """Both backbones have a hidden size."""
+    with pytest.raises(ValueError, match=rf"{kind.__name__}: {part}: .*hidden_size.* int.*'wide'"):
+        kind(**{part: {"hidden_size": "wide"}})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pixel_values": torch.zeros(3, 3, 32)}, r"pixel_values: \(3, 3, 32\) came"),
-        ({"tile_mask": torch.ones(3, 7)}, r"tile_mask: \(3, 1, 7\) came"),
-        ({"grid_boxes": torch.ones(3, 2, 4)}, r"grid_boxes: \(3, 1, 2, 4\) came"),
-        ({"attention_mask": torch.ones(3, 4)}, r"attention_mask: \(3, 4\) came, \[3, 9\]"),
-        ({"grids": torch.zeros(3, 5, 24)}, "pixel_values, grids: both came"),
-        ({"labels": torch.zeros(3, 2, dtype=torch.long)}, r"labels: \(3, 2\) came"),
-        ({"prompt_mask": torch.ones(2, 9)}, r"prompt_mask: \(2, 9\) came"),
-        ({"inputs_embeds": torch.zeros(3, 9, 32)}, "input_ids, inputs_embeds: exactly one"),
+        (
+            {"pixel_values": torch.zeros(3, 3, 32)},
+            r"pixel_values has shape \[3, 3, 32\]; expected \[B,3,S,S\]",
+        ),
+        ({"tile_mask": torch.ones(3, 7)}, r"FireboltModel: tile_mask has shape \[3, 1, 7\]"),
+        ({"grid_boxes": torch.ones(3, 2, 4)}, r"grid_boxes has shape \[3, 1, 2, 4\]"),
+        ({"attention_mask": torch.ones(3, 4)}, r"FireboltModel: attention_mask has shape \[3, 4\]; expected \[3, 9\]"),
+        ({"grids": torch.zeros(3, 5, 24)}, "pixel_values and grids are both given"),
+        ({"labels": torch.zeros(3, 2, dtype=torch.long)}, r"labels has shape \[3, 2\]; expected that of the text"),
+        ({"prompt_mask": torch.ones(2, 9)}, r"prompt_mask has shape \[2, 9\]; expected \[3, T\]"),
+        ({"inputs_embeds": torch.zeros(3, 9, 32)}, "FireboltModel: input_ids and inputs_embeds are both given"),
     ],
 )
 def test_wrong_shapes_name_the_argument(change, message):

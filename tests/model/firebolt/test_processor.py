@@ -360,13 +360,13 @@ class TestModes:
     @pytest.mark.parametrize(
         ("array", "words"),
         [
-            (np.zeros((5, 4, 2), np.uint8), r"shape \(5, 4, 2\) came; \[H,W\], \[H,W,C\] or \[C,H,W\]"),
-            (np.zeros((2, 3, 4, 4, 3), np.uint8), r"shape \(2, 3, 4, 4, 3\) came"),
-            (torch.zeros(7), r"shape \(7,\) came"),
-            (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\) came"),
-            (torch.randn(3, 8, 8), r"levels -.* came; 0..255 is wanted"),
-            (np.full((2, 2), np.nan), "levels nan..nan came"),
-            (np.full((2, 2), 300), "levels 300..300 came"),
+            (np.zeros((5, 4, 2), np.uint8), r"shape \[5, 4, 2\]; expected \[H,W\], \[H,W,C\] or \[C,H,W\]"),
+            (np.zeros((2, 3, 4, 4, 3), np.uint8), r"shape \[2, 3, 4, 4, 3\]; expected"),
+            (torch.zeros(7), r"shape \[7\]; expected"),
+            (np.zeros((0, 4, 3), np.uint8), r"shape \[0, 4, 3\]; expected"),
+            (torch.randn(3, 8, 8), r"levels -.*; expected 0..255, or 0..1 in floating point"),
+            (np.full((2, 2), np.nan), "levels nan..nan; expected"),
+            (np.full((2, 2), 300), "levels 300..300; expected"),
         ],
     )
     def test_an_array_that_is_no_image_is_named(self, array, words):
@@ -390,7 +390,7 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("make", "error", "words"),
         [
-            (lambda path: None, FileNotFoundError, "there is no such file; check the path"),
+            (lambda path: None, FileNotFoundError, "does not exist; check the path"),
             (lambda path: path.mkdir(), IsADirectoryError, "is a directory; name one image file in it"),
             (lambda path: path.write_text("no pixels here"), pictures.ImageError, "is not an image that can be read"),
             (lambda path: path.write_bytes(b""), pictures.ImageError, "is not an image that can be read"),
@@ -447,10 +447,10 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("images", "text", "words"),
         [
-            ([picture(4, 4)] * 3, ["a", "b"], "images: 3 rows came for 2 texts"),
-            (picture(4, 4), ["a", "b"], "images: 1 rows came for 2 texts"),
-            (None, [], "text: an empty list came"),
-            (None, ["a", ""], "text: row 1 is empty"),
+            ([picture(4, 4)] * 3, ["a", "b"], "FireboltProcessor: images has 3 rows; expected 2"),
+            (picture(4, 4), ["a", "b"], "FireboltProcessor: images has 1 rows; expected 2"),
+            (None, [], "FireboltProcessor: text is an empty list"),
+            (None, ["a", ""], "FireboltProcessor: text is empty in row 1"),
         ],
     )
     def test_rows_that_do_not_match_are_named(self, images, text, words):
@@ -459,22 +459,22 @@ class TestErrors:
 
     @pytest.mark.parametrize("images", [3, [picture(4, 4), 3], [[picture(4, 4), {}]]])
     def test_what_is_no_image_is_named(self, images):
-        with pytest.raises(TypeError, match=r"images: a (int|dict) came"):
+        with pytest.raises(TypeError, match=r"images (is of type|has a) (int|dict).*; expected"):
             call(make_processor(), images, "a")
 
     def test_other_media_are_refused(self):
-        with pytest.raises(ValueError, match="this model takes images and text alone"):
+        with pytest.raises(ValueError, match="videos is of type list; expected images and text alone"):
             make_processor()(text=["a"], videos=[np.zeros((2, 4, 4, 3))])
 
     @pytest.mark.parametrize(
         ("kwargs", "words"),
         [
-            ({"tiling": "natural"}, "tiling: 'natural' came, one of native, compatible is wanted"),
-            ({"size": {"height": 32, "width": 16}}, "size: .* came, an equal height and width"),
-            ({"size": {"shortest_edge": 32}}, "size: .* came, an equal height and width"),
-            ({"tile_size": 0}, "tile_size: 0 came, at least 1"),
-            ({"tile_overlap": 16}, "tile_overlap: 16 came, 0 to tile_size - 1 = 15"),
-            ({"max_tiles": 0}, "max_tiles: 0 came, at least 1"),
+            ({"tiling": "natural"}, "FireboltImageProcessor: tiling is 'natural'; expected one of native, compatible"),
+            ({"size": {"height": 32, "width": 16}}, "size is .*; expected an equal height and width"),
+            ({"size": {"shortest_edge": 32}}, "size is .*; expected an equal height and width"),
+            ({"tile_size": 0}, "tile_size is 0; expected at least 1"),
+            ({"tile_overlap": 16}, "tile_overlap is 16; expected 0 to tile_size - 1 = 15"),
+            ({"max_tiles": 0}, "max_tiles is 0; expected at least 1"),
         ],
     )
     def test_options_that_cannot_be_are_named_when_made_and_when_called(self, kwargs, words):

@@ -107,13 +107,13 @@ def test_embeddings_equal_ids():
 
 def test_caches_that_will_not_do_are_named():
     inputs = batch()
-    with pytest.raises(ValueError, match="cache_implementation: 'quantized' came"):
+    with pytest.raises(ValueError, match="cache_implementation is 'quantized'; expected 'dynamic' or 'static'"):
         generated(inputs, cache_implementation="quantized")
-    with pytest.raises(ValueError, match="frames, visual_tokens: both came"):
+    with pytest.raises(ValueError, match="frames and visual_tokens are both given"):
         generated({**inputs, "visual_tokens": torch.zeros(3, 1, 32)})
 
 
 def test_a_prompt_padded_on_the_right_is_refused():
     text = tiny_models.make_text([6, 3], side="right")
-    with pytest.raises(ValueError, match="padded on the right came, padding on the left is wanted"):
+    with pytest.raises(ValueError, match="attention_mask pads a prompt on the right; expected padding on the left"):
         MODEL.generate(**text, max_new_tokens=2)

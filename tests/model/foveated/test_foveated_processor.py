@@ -137,24 +137,33 @@ class TestRefusals:
             call(text, **given)
 
     def test_rows_that_do_not_fit(self):
-        self.refused("images, videos: 1 rows came for 2 texts", text=["a", "b"], images=[picture()])
-        self.refused("images, videos: row 0 has both", images=[picture()], videos=[[picture(), picture()]])
-        self.refused("images, videos: 1 and 2 rows came", text=["a", "b"], images=[picture()], videos=[None, None])
-        self.refused("videos: 2 came for one text", videos=[["a.mp4", "b.mp4"]])
-        self.refused("text: an empty list came", text=[], images=[picture()])
+        self.refused("FoveatedProcessor: images or videos has 1 rows; expected 2", text=["a", "b"], images=[picture()])
+        self.refused(
+            "images and videos are both given in row 0; expected one of them",
+            images=[picture()],
+            videos=[[picture(), picture()]],
+        )
+        self.refused(
+            "images has 1 rows and videos 2; expected as many of both",
+            text=["a", "b"],
+            images=[picture()],
+            videos=[None, None],
+        )
+        self.refused("videos has 2 for one text; expected at most one", videos=[["a.mp4", "b.mp4"]])
+        self.refused("FoveatedProcessor: text is an empty list", text=[], images=[picture()])
 
     def test_what_is_no_image_or_video(self):
-        self.refused("images: a int came", images=3)
-        self.refused("an empty list of frames came", videos=np.zeros((0, 4, 4, 3), dtype=np.uint8))
-        with pytest.raises(FileNotFoundError, match="there is no such file"):
+        self.refused("images is of type int; expected a Pillow image", images=3)
+        self.refused("videos has an empty list of frames", videos=np.zeros((0, 4, 4, 3), dtype=np.uint8))
+        with pytest.raises(FileNotFoundError, match=r"no\.mp4 does not exist; check the path of the video"):
             call("what?", videos="no.mp4")
 
     def test_sizes_that_cannot_be(self):
-        with pytest.raises(ValueError, match=r"size: .* came, an equal height and width"):
+        with pytest.raises(ValueError, match=r"FoveatedImageProcessor: size is .*; expected an equal height and width"):
             FoveatedImageProcessor(size={"height": 28, "width": 14})
-        with pytest.raises(ValueError, match="image_frames: 0 came"):
+        with pytest.raises(ValueError, match="FoveatedImageProcessor: image_frames is 0; expected at least 1"):
             FoveatedImageProcessor(image_frames=0)
-        with pytest.raises(ValueError, match="do_resize: False came with an image of 30 x 28, 28 x 28 is wanted"):
+        with pytest.raises(ValueError, match="do_resize is False for an image of 30 x 28; expected 28 x 28"):
             call("what?", images=picture(width=30), do_resize=False)
 
 

@@ -123,7 +123,7 @@ def test_a_state_that_was_asked_can_go_on_watching():
         _, state = model.watch(inputs["frames"][:, :2])
         aside = copy.deepcopy(state)
         model(**text, past_key_values=state)
-        with pytest.raises(ValueError, match="state: a cache with 3 text columns came"):
+        with pytest.raises(ValueError, match="state has 3 text columns; expected none"):
             model.watch(inputs["frames"][:, 2:], state=state)
         state.crop(-3)
         for begun in (state, aside):
@@ -235,7 +235,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     for plain, saved in zip(*gradients):
         assert_close(saved, plain, relative=1e-4, absolute=1e-6)
-    with pytest.raises(ValueError, match="gradient checkpointing switches off"):
+    with pytest.raises(ValueError, match="mode is 'autoregressive' with gradient checkpointing; expected another mode"):
         model(**inputs, mode="autoregressive")
 
 
@@ -259,44 +259,58 @@ class TestRefusals:
 
     def test_shapes_are_named(self):
         inputs = batch([2, 3], [4, 4])
-        self.refused(r"frames: \(2, 3, 28, 28\) came, \[B,T,3,H,W\]", **{**inputs, "frames": inputs["frames"][:, 0]})
-        self.refused(r"frame_mask: \(2, 2\) came, \[2, 3\]", **{**inputs, "frame_mask": inputs["frame_mask"][:, :2]})
+        self.refused(
+            r"frames has shape \[2, 3, 28, 28\]; expected \[B,T,3,H,W\]", **{**inputs, "frames": inputs["frames"][:, 0]}
+        )
+        self.refused(
+            r"frame_mask has shape \[2, 2\]; expected \[2, 3\]", **{**inputs, "frame_mask": inputs["frame_mask"][:, :2]}
+        )
         self.refused(r"at least one frame", **{**inputs, "frames": inputs["frames"][:, :0], "frame_mask": None})
         self.refused(
-            r"frames: 1 rows came, 2 are wanted", **{**inputs, "frames": inputs["frames"][:1, :2], "frame_mask": None}
+            r"frames has 1 rows; expected 2", **{**inputs, "frames": inputs["frames"][:1, :2], "frame_mask": None}
         )
-        self.refused(r"attention_mask: \(2, 3\) came, \[2, 4\]", **{**inputs, "attention_mask": torch.ones(2, 3)})
-        self.refused(r"loss_mask: \(2, 5\) came", **inputs, loss_mask=torch.ones(2, 5))
         self.refused(
-            r"visual_tokens: \(2, 3\) came, \[B,T,32\]", input_ids=inputs["input_ids"], visual_tokens=torch.ones(2, 3)
+            r"attention_mask has shape \[2, 3\]; expected \[2, 4\]", **{**inputs, "attention_mask": torch.ones(2, 3)}
+        )
+        self.refused(r"loss_mask has shape \[2, 5\]", **inputs, loss_mask=torch.ones(2, 5))
+        self.refused(
+            r"visual_tokens has shape \[2, 3\]; expected \[B,T,32\]",
+            input_ids=inputs["input_ids"],
+            visual_tokens=torch.ones(2, 3),
         )
 
     def test_alternatives_exclude_each_other(self):
         inputs = batch([2], [4])
-        self.refused("loss_mask, labels: at most one", **inputs, labels=inputs["input_ids"], loss_mask=torch.ones(1, 4))
-        self.refused("frames, visual_tokens: at most one", **inputs, visual_tokens=torch.ones(1, 2, 32))
-        self.refused("mode: 'fine' came, one of coarse_only, coarse_fine, autoregressive", **inputs, mode="fine")
+        self.refused(
+            "loss_mask and labels are both given", **inputs, labels=inputs["input_ids"], loss_mask=torch.ones(1, 4)
+        )
+        self.refused("frames and visual_tokens are both given", **inputs, visual_tokens=torch.ones(1, 2, 32))
+        self.refused(
+            "mode is 'fine'; expected one of coarse_only, coarse_fine, autoregressive",
+            **inputs,
+            mode="fine",
+        )
 
     def test_frames_after_text_and_strange_states_are_refused(self):
         model, inputs = model_of(), batch([2, 2], [4, 4])
         cache = model(**inputs)[CACHE]
-        with pytest.raises(ValueError, match="frames: they came with a filled cache"):
+        with pytest.raises(ValueError, match="frames is given with a filled cache"):
             model(inputs["input_ids"], frames=inputs["frames"], past_key_values=cache)
         cache.crop(-4)
-        with pytest.raises(ValueError, match="state: a cache of another mode"):
+        with pytest.raises(ValueError, match="state is a cache of another mode; expected one that `watch` returned"):
             model.watch(inputs["frames"], state=cache)
         with pytest.raises(ValueError, match="only 0 text columns were seen"):
             cache.crop(-1)
         _, state = model.watch(inputs["frames"])
-        with pytest.raises(ValueError, match="state: 2 rows came, 1 are wanted"):
+        with pytest.raises(ValueError, match="state has 2 rows; expected 1"):
             model.watch(inputs["frames"][:1], state=state)
-        with pytest.raises(ValueError, match=f"{CACHE}: 2 rows came, 1 are wanted"):
+        with pytest.raises(ValueError, match=f"{CACHE} has 2 rows; expected 1"):
             model(inputs["input_ids"][:1], past_key_values=state)
 
     def test_configurations_that_cannot_be(self):
-        with pytest.raises(ValueError, match="mode: 'coarse' came"):
+        with pytest.raises(ValueError, match="FoveatedVLMConfig: mode is 'coarse'; expected one of coarse_only"):
             foveated.make_foveated_config(mode="coarse")
-        with pytest.raises(ValueError, match="frame_block: 0 came"):
+        with pytest.raises(ValueError, match="FoveatedVLMConfig: frame_block is 0; expected at least 1"):
             foveated.make_foveated_config(frame_block=0)
-        with pytest.raises(ValueError, match="text_config: a 'lfm2' model came, a 'llama' one"):
+        with pytest.raises(ValueError, match="text_config is of a 'lfm2' model; expected a 'llama' model"):
             foveated.FoveatedVLMConfig(text_config={"model_type": "lfm2"})

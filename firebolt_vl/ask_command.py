@@ -1,0 +1,167 @@
+"""Command `firebolt ask`: one question with its answer as it is made, or a file of them."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import Failure, Misuse
+from .options import AsJson, Checkpoint, Device, Dtype, OnDevice, Overwrite, Quantize
+from .shown import in_words, new_console, note, show_facts
+
+
+def ask(
+    image: Annotated[str | None, typer.Argument(metavar="IMAGE", help="An image file.")] = None,
+    question: Annotated[
+        str | None, typer.Argument(metavar="QUESTION", help="What you want to know, in quotes.")
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="QUESTIONS.jsonl",
+            help='Answer many questions, one JSON object a line: {"image": "a.png", "question": "...", "id": ...}. '
+            "image may be a list, or absent in a question about none; it is looked for beside the file. id is the "
+            "line number by default.",
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ANSWERS.jsonl",
+            help="Where the answers of --batch go. Started again after any kind of end, it answers what is not there.",
+        ),
+    ] = None,
+    mixed: Annotated[
+        bool, typer.Option("--mixed", help="Go on in a file with answers of another model or of other settings.")
+    ] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="How many questions of --batch at a time. Default: 8.")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="The answer's longest length in tokens.")] = 128,
+    grounding: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OUT.png",
+            help="Write a picture of what the answer rests on, and of what each word of the question weighed.",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+    device: OnDevice = Device.auto,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Sample the answer, with this seed. Default: the most likely words, no chance."),
+    ] = None,
+    dtype: Annotated[
+        Dtype, typer.Option(help="auto is the checkpoint's, on a CPU float32 where that is faster (firebolt info).")
+    ] = Dtype.auto,
+    quantize: Annotated[
+        Quantize | None, typer.Option(help="Weights in 8 bits: several times faster on a CPU, answers may differ.")
+    ] = None,
+    compile_step: Annotated[
+        bool, typer.Option("--compile", help="torch.compile the generation step: the first answer waits for it.")
+    ] = False,
+) -> None:
+    """Answer a question about an image, or with --batch many of them.
+
+    A question may not spell the model's control tokens (such as <|im_end|>): it would forge turns, and is refused.
+    """
+    how = {"checkpoint": checkpoint, "max_new_tokens": max_new_tokens, "device": device.value, "seed": seed}
+    how |= {"dtype": dtype.value, "quantize": quantize and quantize.value, "compile_step": compile_step}
+    if batch is not None:
+        for name, value in {"IMAGE": image, "--grounding": grounding, "--overwrite": overwrite or None}.items():
+            if value is not None:
+                raise Misuse(f"{name} is given with --batch; expected one of them")
+        if out is None:
+            raise Misuse("--batch is given without --out; expected --out ANSWERS.jsonl too, where the answers go")
+        _ask_many(batch, out, batch_size or 8, as_json, {**how, "mixed": mixed})
+        return
+    for name, value in {"--out": out, "--batch-size": batch_size, "--mixed": mixed or None}.items():
+        if value is not None:
+            raise Misuse(f"{name} is given without --batch; leave it out")
+    for name, value in {"IMAGE": image, "QUESTION": question}.items():
+        if value is None:
+            raise Misuse(f"{name} is missing; see firebolt ask --help")
+    from .ask import ask as answer
+
+    how |= {"grounding": grounding, "overwrite": overwrite, "note": note}
+    if as_json:
+        print(json.dumps(answer(image, question, **how).to_dict()))
+        return
+    speech = _Speech(question)
+    # With a picture to follow nothing is said before all is done: where the picture fails there is no answer.
+    speech.conclude(answer(image, question, say=None if grounding else speech, **how))
+
+
+def _ask_many(batch: str, out: str, batch_size: int, as_json: bool, how: dict) -> None:
+    from .batch import answer_file
+    from .progress import progress_bar
+
+    def report(problem: str) -> None:
+        print(problem, file=sys.stderr, flush=True)
+
+    with progress_bar("answering") as progress:
+        done = answer_file(batch, out, batch_size=batch_size, progress=progress, report=report, **how)
+    if as_json:
+        print(json.dumps(done.to_dict()))
+    else:
+        rate = f", {done.tokens / done.seconds:.0f} tokens/s" if done.tokens else ""
+        print(
+            f"{out}: {done.answered} answered in {in_words(done.seconds)}{rate}, {done.before} were there before, "
+            f"{done.bad} could not be answered"
+        )
+    if done.bad:
+        raise Failure(f"{done.bad} of {done.questions} questions could not be answered; see {done.problems}")
+
+
+class _Speech:
+    """An answer on the terminal while it is being made: nothing is printed before its first piece is there."""
+
+    def __init__(self, question: str):
+        self.console, self.question, self.begun = new_console(), question, False
+
+    def __call__(self, piece: str) -> None:
+        from rich.text import Text
+
+        if not self.begun:
+            self.console.print(Text(self.question, "bold"))
+        self.begun = True
+        self.console.print(Text(piece, "bold dark_orange"), end="")
+
+    def conclude(self, reply) -> None:
+        self.question = reply.question
+        if not self.begun:
+            self(reply.answer or "(an empty answer)")
+        self.console.print()
+        _show_reply(reply, self.console)
+
+
+def _show_reply(reply, console) -> None:
+    timing = reply.timing
+    _show_doubts(reply, console)
+    facts = [
+        *([f"probability {_percent(reply.probability)}"] if reply.probability is not None else []),
+        f"loaded in {in_words(timing.load_s)}",
+        f"first token after {in_words(timing.first_token_s)}",
+        f"{reply.answer_tokens} token{'s' if reply.answer_tokens > 1 else ''} in {in_words(timing.total_s)}",
+        *([f"{timing.tokens_per_s:.0f} tokens/s"] if timing.tokens_per_s else []),
+        f"{reply.device}, {', '.join(filter(None, (reply.dtype, reply.quantize)))}",
+    ]
+    picture = None if reply.grounding is None else f"where it comes from: {reply.grounding.picture}"
+    show_facts(reply, facts, picture, console)
+
+
+def _show_doubts(reply, console) -> None:
+    from rich.text import Text
+
+    for doubt in reply.doubts:
+        console.print(Text(f"a guess: {doubt}", "yellow"))
+    if reply.knows is not None:
+        console.print(Text(f"(the small model {Path(reply.checkpoint).name}: {reply.knows})", "dim"))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share < 0.995 else "over 99 %"
