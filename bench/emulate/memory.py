@@ -147,8 +147,11 @@ class Watched:
         rows_of(self.written, size)[rows] = True
 
     def _choose_winners(self, access: Access, raw: Array) -> None:
-        """Let one of the threads that write to a byte at once win, at random. A warp's threads may differ by a rounding:
-        the two sides of a sum that is made by exchanging registers do where a product is fused into it."""
+        """Let one of the threads that write to a byte at once win, at random.
+
+        A warp's threads may differ by a rounding: the two sides of a sum that is made by exchanging registers do where
+        a product is fused into it.
+        """
         _, rows, size, stamps, where = access
         memory, writes = rows_of(self.bytes, size), rows_of(self.writes, size)
         if ((memory[rows] != raw) & (writes[rows] != stamps)).any():

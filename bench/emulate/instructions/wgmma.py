@@ -88,9 +88,11 @@ def multiply_asynchronously(instruction: Instruction, threads: Threads) -> Run:
 
 
 def addresses(descriptor: int, rows: int, of_rows: bool) -> Array:
-    """The addresses of an operand's elements [rows, 16]. Tiles have eight rows of as many bytes as the swizzle spans; its
-    pattern exchanges pieces of 16 bytes by the row's number. `of_rows`: a tile's row holds different rows of the
-    operand instead of different columns."""
+    """The addresses of an operand's elements [rows, 16].
+
+    Tiles have eight rows of as many bytes as the swizzle spans; its pattern exchanges pieces of 16 bytes by the row's
+    number. `of_rows`: a tile's row holds different rows of the operand instead of different columns.
+    """
     start, leading, stride = ((descriptor >> shift & 0x3FFF) << 4 for shift in (0, 16, 32))
     mode = descriptor >> 62 & 3
     if mode not in SWIZZLES:
