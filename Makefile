@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 MINUTES := 10
 OP :=
+ENGINE := interpreter
 ENVIRONMENTS :=
 BESIDE :=
 MACHINES :=
@@ -17,7 +18,7 @@ export IMAGE := $(firstword $(sort $(wildcard examples/*.png)))
 export QUESTION := what digit is at the top left?
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-versions test-machines test-messages test-gpu bench compile-report fuzz format lint tiny counts docs
+.PHONY: help demo test test-versions test-machines test-messages test-gpu bench compile-report emulate fuzz format lint tiny counts docs
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -49,8 +50,11 @@ bench: $(READY) ## measure the kernels at a few sizes (all of them: firebolt ben
 compile-report: $(READY) ## compile every kernel for GPUs that need not be there, at a few sizes
 	env -u TRITON_INTERPRET $(BIN)/firebolt bench compile --quick
 
-fuzz: $(READY) ## hunt for counterexamples to the property tests (OP=film MINUTES=10); keeps what it finds
-	OMP_NUM_THREADS=1 $(BIN)/python tests/support/fuzz.py --minutes $(MINUTES) $(OP)
+emulate: $(READY) ## run every compiled kernel without a GPU, at a few sizes (all: firebolt bench emulate)
+	env -u TRITON_INTERPRET OMP_NUM_THREADS=1 $(BIN)/firebolt bench emulate --quick
+
+fuzz: $(READY) ## hunt for counterexamples to the property tests (OP=film MINUTES=10 ENGINE=emulator); keeps what it finds
+	OMP_NUM_THREADS=1 $(BIN)/python tests/support/fuzz.py --minutes $(MINUTES) --engine $(ENGINE) $(OP)
 
 format: $(READY) ## format the code
 	$(BIN)/ruff check --fix .

@@ -22,7 +22,8 @@ What a wrong kernel does (a term left out, a sum in float16, a product of bfloat
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +31,21 @@ from torch import Tensor
 RATIO = 2
 DRAWS = 8
 EPS32 = torch.finfo(torch.float32).eps
+
+
+class Error(NamedTuple):
+    """The distance of a tensor from float64, and how much of it is allowed."""
+
+    name: str
+    error: float
+    allowed: float
+
+    @property
+    def within(self) -> bool:
+        return self.error <= self.allowed and not math.isinf(self.error)
+
+    def __str__(self) -> str:
+        return f"{self.name} is {self.error:.2e} from float64, {self.allowed:.2e} is allowed"
 
 
 def over_budget(
@@ -42,7 +58,22 @@ def over_budget(
     terms: int = 1,
     arithmetic: torch.dtype = torch.float32,
 ) -> str | None:
-    """Describe what of `found` is over the budget; None where nothing is.
+    """Describe what of `found` is over the budget; None where nothing is. The arguments are those of `errors`."""
+    judged = errors(found, definition, tensors, names=names, tied=tied, terms=terms, arithmetic=arithmetic)
+    return next((str(error) for error in judged if not error.within), None)
+
+
+def errors(
+    found: Sequence[Tensor],
+    definition: Callable[[list[Tensor]], Sequence[Tensor]],
+    tensors: Sequence[Tensor],
+    *,
+    names: Sequence[str] = (),
+    tied: Sequence[int] = (),
+    terms: int = 1,
+    arithmetic: torch.dtype = torch.float32,
+) -> Iterator[Error]:
+    """Yield the error of each tensor of `found`. What is allowed whatever the movement is said where that is enough.
 
     Arguments:
         found: what is judged: outputs and gradients.
@@ -61,14 +92,12 @@ def over_budget(
         name = names[number] if names else f"number {number}"
         assert ours.dtype == theirs.dtype, f"{name} is {ours.dtype}; expected {theirs.dtype}"
         error, twice = distance(ours, truth), RATIO * distance(theirs, truth)
-        if error <= max(twice, floor(ours.dtype, truth, terms, eps)) < math.inf:
-            continue  # whatever the movement
-        neighbours = neighbours or look_around(definition, tensors, exact, tied, eps)
-        movement, unlucky = neighbours[number]
-        allowed = max(twice, RATIO * unlucky, floor(ours.dtype, truth, terms, eps, movement))
-        if not error <= allowed or math.isinf(error):
-            return f"{name} is {error:.2e} from float64, {allowed:.2e} is allowed"
-    return None
+        allowed = max(twice, floor(ours.dtype, truth, terms, eps))
+        if not error <= allowed < math.inf:
+            neighbours = neighbours or look_around(definition, tensors, exact, tied, eps)
+            movement, unlucky = neighbours[number]
+            allowed = max(twice, RATIO * unlucky, floor(ours.dtype, truth, terms, eps, movement))
+        yield Error(name, error, allowed)
 
 
 def floor(dtype: torch.dtype, exact: Tensor, terms: int, eps: float = EPS32, movement: float = 0.0) -> float:

@@ -174,17 +174,17 @@ def _selective_scan(make: Maker, case: Case) -> Inputs:
     groups = [case.sizes["G"]] if "G" in case.sizes else []
     texts = 4 if "packed" in case.options else B
 
-    def sequence() -> Tensor:
+    def over_time() -> Tensor:
         return make.real(B, L, D).mT if "channels last" in case.options else make.real(B, D, L)
 
     A = -torch.arange(1.0, N + 1, device=make.device).expand(D, N).contiguous()
     B_and_C = (make.real(*((D, N) if "constant" in case.options else (B, *groups, N, L))) for _ in range(2))
     # Steps are positive, which softplus sees to where it is asked for: otherwise states would grow.
-    delta = sequence().abs() if "bare" in case.options else sequence()
-    arguments = (sequence(), delta, A, *B_and_C)
+    delta = over_time().abs() if "bare" in case.options else over_time()
+    arguments = (over_time(), delta, A, *B_and_C)
     rest = {}
     if "bare" not in case.options:
-        rest |= {"D": make.real(D, dtype=torch.float32), "z": sequence()}
+        rest |= {"D": make.real(D, dtype=torch.float32), "z": over_time()}
         rest |= {"delta_bias": make.real(D, dtype=torch.float32), "delta_softplus": True}
     if "state" in case.options:
         rest |= {"return_last_state": True, "initial_state": make.real(texts, D, N, dtype=torch.float32)}
@@ -193,80 +193,80 @@ def _selective_scan(make: Maker, case: Case) -> Inputs:
     return Inputs(arguments, rest)
 
 
-def _correlation(B: int, T: int, G: int, K: int, *options: str, D=1024, H=4, D_h=32, quick=False) -> Case:
+def correlation(B: int, T: int, G: int, K: int, *options: str, D=1024, H=4, D_h=32, quick=False) -> Case:
     return Case({"B": B, "T": T, "G": G, "K": K, "D": D, "H": H, "D_h": D_h}, options, quick)
 
 
 CORRELATION_CASES = (
-    _correlation(8, 512, 5, 4, quick=True),
-    _correlation(8, 512, 5, 4, "masks", "dropout", quick=True),
-    _correlation(8, 512, 5, 4, "truncate", "masks", D=768),
-    _correlation(8, 512, 5, 4, "float32 parameters", D=768),
-    _correlation(4, 333, 5, 2, "masks", D=768, H=3, D_h=24),
-    _correlation(32, 1, 5, 4),
-    _correlation(8, 64, 1, 1),
-    _correlation(8, 512, 16, 8, "dropout"),
-    _correlation(8, 512, 17, 4, "masks"),
-    _correlation(8, 512, 64, 32, "truncate", quick=True),
-    _correlation(2, 2048, 256, 4),
-    _correlation(2, 2048, 256, 128, "masks", "dropout"),
-    _correlation(1, 4096, 5, 5),
-    _correlation(1, 1024, 1024, 4),
-    _correlation(1, 1024, 1024, 512, "masks", "truncate", quick=True),
+    correlation(8, 512, 5, 4, quick=True),
+    correlation(8, 512, 5, 4, "masks", "dropout", quick=True),
+    correlation(8, 512, 5, 4, "truncate", "masks", D=768),
+    correlation(8, 512, 5, 4, "float32 parameters", D=768),
+    correlation(4, 333, 5, 2, "masks", D=768, H=3, D_h=24),
+    correlation(32, 1, 5, 4),
+    correlation(8, 64, 1, 1),
+    correlation(8, 512, 16, 8, "dropout"),
+    correlation(8, 512, 17, 4, "masks"),
+    correlation(8, 512, 64, 32, "truncate", quick=True),
+    correlation(2, 2048, 256, 4),
+    correlation(2, 2048, 256, 128, "masks", "dropout"),
+    correlation(1, 4096, 5, 5),
+    correlation(1, 1024, 1024, 4),
+    correlation(1, 1024, 1024, 512, "masks", "truncate", quick=True),
 )
 
 
-def _residual(B: int, T: int, G: int, *options: str, D=1024, quick=False) -> Case:
+def residual(B: int, T: int, G: int, *options: str, D=1024, quick=False) -> Case:
     return Case({"B": B, "T": T, "G": G, "D": D}, options, quick)
 
 
 RESIDUAL_CASES = (
-    _residual(8, 512, 5, quick=True),
-    _residual(8, 512, 5, "no norm"),
-    _residual(8, 512, 5, "float32 parameters", D=768),
-    _residual(4, 333, 5, D=768),
-    _residual(32, 1, 5),
-    _residual(8, 64, 1),
-    _residual(8, 512, 16),
-    _residual(8, 512, 17, "no norm"),
-    _residual(8, 512, 64, quick=True),
-    _residual(2, 2048, 256),
-    _residual(1, 4096, 5, "no norm"),
-    _residual(1, 1024, 1024, quick=True),
+    residual(8, 512, 5, quick=True),
+    residual(8, 512, 5, "no norm"),
+    residual(8, 512, 5, "float32 parameters", D=768),
+    residual(4, 333, 5, D=768),
+    residual(32, 1, 5),
+    residual(8, 64, 1),
+    residual(8, 512, 16),
+    residual(8, 512, 17, "no norm"),
+    residual(8, 512, 64, quick=True),
+    residual(2, 2048, 256),
+    residual(1, 4096, 5, "no norm"),
+    residual(1, 1024, 1024, quick=True),
 )
 
 
-def _modes(D: int, N: int, L: int, quick: bool = False) -> Case:
+def modes(D: int, N: int, L: int, quick: bool = False) -> Case:
     return Case({"D": D, "N": N, "L": L}, (), quick)
 
 
 MODE_CASES = (
-    *(_modes(1024, 32, L, quick=L == 512) for L in (64, 512, 2048, 8192)),
-    _modes(768, 24, 777),
-    _modes(1024, 64, 2048),
-    _modes(64, 70, 1000),
+    *(modes(1024, 32, L, quick=L == 512) for L in (64, 512, 2048, 8192)),
+    modes(768, 24, 777),
+    modes(1024, 64, 2048),
+    modes(64, 70, 1000),
 )
 
 
-def _convolution(B: int, D: int, L: int, *options: str, quick: bool = False, **sizes: int) -> Case:
+def convolution(B: int, D: int, L: int, *options: str, quick: bool = False, **sizes: int) -> Case:
     # The reference implementation has no gradient for a spectrum, and "fast" is beyond its budget in 16 bits.
     timed = not {"spectrum", "fast"} & set(options)
     return Case({"B": B, "D": D, "L": L, **sizes}, options, quick, timed)
 
 
 CONVOLUTION_CASES = (
-    *(_convolution(8, 1024, L, quick=L == 512) for L in (1, 64, 512, 1000, 4096)),
-    _convolution(8, 1024, 512, "gate", "fast", quick=True),
-    _convolution(1, 768, 1024, "gate", texts=7),
-    *(_convolution(8, 1024, L, "gate", "spectrum") for L in (256, 512)),
-    _convolution(8, 1024, 1024, "gate", "spectrum", "fast", quick=True),
-    _convolution(1, 768, 8192),
-    _convolution(4, 256, 32768, "gate", "spectrum"),
-    _convolution(4, 256, 32768, "spectrum", "fast"),
+    *(convolution(8, 1024, L, quick=L == 512) for L in (1, 64, 512, 1000, 4096)),
+    convolution(8, 1024, 512, "gate", "fast", quick=True),
+    convolution(1, 768, 1024, "gate", texts=7),
+    *(convolution(8, 1024, L, "gate", "spectrum") for L in (256, 512)),
+    convolution(8, 1024, 1024, "gate", "spectrum", "fast", quick=True),
+    convolution(1, 768, 8192),
+    convolution(4, 256, 32768, "gate", "spectrum"),
+    convolution(4, 256, 32768, "spectrum", "fast"),
 )
 
 
-def _sequence(B: int, D: int, L: int, N: int, *options: str, quick: bool = False) -> Case:
+def sequence(B: int, D: int, L: int, N: int, *options: str, quick: bool = False) -> Case:
     return Case({"B": B, "D": D, "L": L, "N": N}, options, quick)
 
 
@@ -280,25 +280,25 @@ OPS = {
     "diagonal_scan": Op(
         _diagonal_scan,
         (
-            *(_sequence(8, 1024, L, 32, quick=L == 512) for L in (1, 64, 512, 2048)),
-            _sequence(2, 768, 777, 24, "state"),
-            _sequence(32, 1024, 1, 32, "state"),
-            _sequence(1, 1024, 4096, 64),
-            _sequence(1, 1024, 1000, 32, "state", "packed"),
+            *(sequence(8, 1024, L, 32, quick=L == 512) for L in (1, 64, 512, 2048)),
+            sequence(2, 768, 777, 24, "state"),
+            sequence(32, 1024, 1, 32, "state"),
+            sequence(1, 1024, 4096, 64),
+            sequence(1, 1024, 1000, 32, "state", "packed"),
         ),
         loops=True,
     ),
     "selective_scan": Op(
         _selective_scan,
         (
-            *(_sequence(8, 1024, L, 16, quick=L == 512) for L in (1, 64, 512, 2048)),
-            _sequence(8, 2048, 512, 16, "state", "channels last", quick=True),
-            _sequence(8, 2048, 1, 16, "state"),
-            _sequence(2, 768, 777, 16, "state"),
-            _sequence(1, 768, 777, 16, "state", "packed", "channels last", quick=True),
-            _sequence(2, 768, 512, 16, "constant", "bare"),
+            *(sequence(8, 1024, L, 16, quick=L == 512) for L in (1, 64, 512, 2048)),
+            sequence(8, 2048, 512, 16, "state", "channels last", quick=True),
+            sequence(8, 2048, 1, 16, "state"),
+            sequence(2, 768, 777, 16, "state"),
+            sequence(1, 768, 777, 16, "state", "packed", "channels last", quick=True),
+            sequence(2, 768, 512, 16, "constant", "bare"),
             Case({"B": 2, "D": 768, "L": 512, "N": 16, "G": 4}, ("state",)),
-            *(_sequence(2, 256, 512, N) for N in (1, 5, 32, 64, 256, 1000)),
+            *(sequence(2, 256, 512, N) for N in (1, 5, 32, 64, 256, 1000)),
         ),
         loops=True,
     ),

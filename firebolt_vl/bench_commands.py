@@ -113,6 +113,73 @@ def _show_compilations(rows, compiling) -> None:
     print(f"{len(rows)} distinct compilations, {seconds:.0f} s of compiling")
 
 
+def _is_emulation_report(file: Path) -> bool:
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return text.startswith(("# Emulation\n", '{"cases": ['))
+
+
+def emulation_report(
+    ops,
+    targets,
+    dtypes,
+    quick: bool,
+    mutate: bool,
+    seed: int,
+    processes: int | None,
+    out: str | None,
+    as_json: bool,
+    overwrite: bool,
+) -> None:
+    file = writable("--out", out, (".md", ".json"), _is_emulation_report, overwrite)
+    try:
+        from .bench import compile as compiling
+        from .bench.cases import HALVES_AND_FLOAT32, OPS
+        from .bench.emulate import mutate as mutating
+        from .bench.emulate import page as pages
+        from .bench.emulate import report as emulating
+    except ModuleNotFoundError as error:
+        raise Failure(f"bench emulate needs {error.name}, which is not installed") from None
+    from .files.writing import write_text
+
+    targets = chosen("--target", targets or ["sm_80"], emulating.TARGETS)
+    dtypes = chosen("--dtype", dtypes, compiling.QUICK_DTYPES if quick else HALVES_AND_FLOAT32)
+    there = chosen("--op", ops, tuple(OPS))
+    if compiling.is_interpreting():
+        raise Misuse("TRITON_INTERPRET is set: kernels are interpreted and cannot be compiled; unset it")
+    processes = processes or os.cpu_count() or 1
+    with progress_bar("emulating") as progress:
+        rows = emulating.report(emulating.plan(there, dtypes, targets, quick, seed), processes, progress)
+    outcomes = []
+    if mutate:
+        with progress_bar("making mistakes") as progress:
+            outcomes = mutating.report(mutating.plan(there, quick, seed), processes, progress)
+    data = {"cases": [asdict(row) for row in rows], "mistakes": [outcome._asdict() for outcome in outcomes]}
+    if file:
+        page = pages.page(rows, outcomes, command_line())
+        write_text(file, page if file.suffix == ".md" else json.dumps(data, indent=1))
+    if as_json:
+        print(json.dumps(data, indent=1))
+    else:
+        _show_emulations(rows, outcomes, pages)
+    problems = [f"{row.described()}: {problem}" for row in rows for problem in row.problems]
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        raise Failure(f"{len(problems)} problems in {len(rows)} cases")
+
+
+def _show_emulations(rows, outcomes, pages) -> None:
+    table = Table(title="errors as shares of what the budget allows", title_justify="left")
+    for number, column in enumerate(pages.COLUMNS):
+        table.add_column(column, justify="left" if number < pages.LEFT else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*pages.cells(row), style="red" if row.problems else None)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    print(f"{len(rows)} cases, {sum(row.instructions for row in rows):,} instructions")
+    if outcomes:
+        print(pages.mistakes(outcomes))
+
+
 def crossover(dtype: str, seconds: float, longest: int, device: str) -> None:
     from .bench.cases import HALVES_AND_FLOAT32
     from .bench.crossover import print_crossover

@@ -178,6 +178,38 @@ def bench_host(
     host_costs(op, dtype, out, as_json, overwrite)
 
 
+@benchmarks.command("emulate")
+def bench_emulate(
+    op: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this op; may be repeated.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(metavar="CHIP", help="sm_80 (default), sm_90 or sm_100; may be repeated.")
+    ] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(metavar="DTYPE", help="Only float32, float16 or bfloat16; may be repeated.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few sizes, float32 and bfloat16: minutes.")] = False,
+    mutate: Annotated[
+        bool, typer.Option("--mutate", help="Also put mistakes into the kernels and count which are found: an hour.")
+    ] = False,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of inputs and of the order of programs.")] = 0,
+    processes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="How many at a time. Default: one for each core.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Also write the report: FILE.md as tables, FILE.json as data.")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the compiled kernels without a GPU, in an emulator of PTX that watches every byte: errors, races, addresses.
+
+    Exit code 1 where an error is over its budget or something is found.
+    """
+    from .bench_commands import emulation_report
+
+    emulation_report(op, target, dtype, quick, mutate, seed, processes, out, as_json, overwrite)
+
+
 @benchmarks.command("kernels")
 def bench_kernels(
     op: Annotated[

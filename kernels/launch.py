@@ -1,7 +1,7 @@
 """Starting Triton kernels: the one place that does it, so that a tool can see what would be started."""
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -28,8 +28,19 @@ class Launch(NamedTuple):
     """num_warps, num_stages, enable_fp_fusion and, for NVIDIA, maxnreg."""
 
 
-_recorded: list[Launch] | None = None
+_start: Callable[[Launch], None] | None = None
 _needs_device = True
+
+
+@contextmanager
+def starting_by(start: Callable[[Launch], None]) -> Iterator[None]:
+    """A region in which `start` is given every launch, and no device is."""
+    global _start
+    before, _start = _start, start
+    try:
+        yield
+    finally:
+        _start = before
 
 
 @contextmanager
@@ -39,12 +50,9 @@ def recording() -> Iterator[list[Launch]]:
     Outputs are then as they were allocated. With tensors on a CPU and `use_implementation("triton")` this shows what a
     GPU would be given, where there is none.
     """
-    global _recorded
-    before, _recorded = _recorded, []
-    try:
-        yield _recorded
-    finally:
-        _recorded = before
+    launches: list[Launch] = []
+    with starting_by(launches.append):
+        yield launches
 
 
 @contextmanager
@@ -77,10 +85,10 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, num_s
     options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": FP_FUSION}
     if torch.version.hip is None:
         options["maxnreg"] = min(255, REGISTERS_OF_A_PROCESSOR // (32 * num_warps))
-    if _recorded is not None:
+    if _start is not None:
         bound = inspect.signature(kernel.fn).bind(*args, **named)
         bound.apply_defaults()
-        _recorded.append(Launch(kernel, grid, dict(bound.arguments), options))
+        _start(Launch(kernel, grid, dict(bound.arguments), options))
         return
     device = next(tensors((*args, *named.values()))).device
     if device.type == "cpu" and _needs_device and not interpreting(kernel):

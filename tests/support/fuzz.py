@@ -4,6 +4,9 @@ Each core takes one test file after the other, in random order and again and aga
 examples each test has seen is told at the end. A failing example is shrunk, printed and kept in tests/regressions,
 which the normal test run replays (`test_regressions.py`). Exit code: 0 nothing found, 1 a counterexample, 2 no such
 tests.
+
+With the engine "emulator" kernels run compiled, bfloat16 too, and every byte is watched; what is found is printed and
+not kept, since the interpreter cannot replay it.
 """
 
 import argparse
@@ -21,6 +24,8 @@ from fuzzing import Failure, keep, kept_failures
 
 SUPPORT = Path(__file__).resolve().parent
 NOTHING_SELECTED = 5
+# The environment in which kernels run in Triton's interpreter, or compiled in the emulator.
+ENGINES = {"interpreter": {}, "emulator": {"FUZZ_ENGINE": "emulator", "TRITON_INTERPRET": "0"}}
 # What a pass may take beyond the end: a failure that was found is still made small.
 GRACE_SECONDS = 120
 
@@ -28,7 +33,7 @@ GRACE_SECONDS = 120
 class Pass:
     """One pytest over one file, in a process of its own."""
 
-    def __init__(self, tests: Path, file: Path, op: str, scratch: Path, end: float):
+    def __init__(self, tests: Path, file: Path, op: str, scratch: Path, end: float, engine: str):
         self.file, self.log, self.report_file = file, scratch / "log", scratch / "report.json"
         self.report_file.unlink(missing_ok=True)
         command = [sys.executable, "-m", "pytest", "-p", "fuzzing", "-p", "no:cacheprovider", "-x", "-q"]
@@ -36,7 +41,9 @@ class Pass:
             self.process = subprocess.Popen(
                 [*command, "-m", "hypothesis", *(["-k", op] if op else []), str(file)],
                 cwd=tests.parent,
-                env=environment(tests) | {"FUZZ_REPORT": str(self.report_file), "FUZZ_DEADLINE": str(end)},
+                env=environment(tests)
+                | ENGINES[engine]
+                | {"FUZZ_REPORT": str(self.report_file), "FUZZ_DEADLINE": str(end)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -84,7 +91,7 @@ def property_files(tests: Path, op: str) -> list[Path]:
     return [path for path, text in texts.items() if "from hypothesis" in text and op in f"{path.name} {text}"]
 
 
-def hunt(tests: Path, op: str, minutes: float, processes: int) -> int:
+def hunt(tests: Path, op: str, minutes: float, processes: int, engine: str = "interpreter") -> int:
     files, waiting = property_files(tests, op), []
     end = time.time() + 60 * minutes
     examples: Counter[str] = Counter()
@@ -98,7 +105,7 @@ def hunt(tests: Path, op: str, minutes: float, processes: int) -> int:
                 for slot in range(processes):
                     if slot not in running and files and time.time() < end and not code:
                         waiting = waiting or random.sample(files, len(files))
-                        running[slot] = Pass(tests, waiting.pop(), op, Path(scratch, str(slot)), end)
+                        running[slot] = Pass(tests, waiting.pop(), op, Path(scratch, str(slot)), end, engine)
                 time.sleep(0.1)
                 for slot, run in list(running.items()):
                     if time.time() > end + GRACE_SECONDS:
@@ -115,7 +122,7 @@ def hunt(tests: Path, op: str, minutes: float, processes: int) -> int:
                     elif run.process.returncode > 0 and not report["interrupted"]:
                         code = 1
                         print(run.log.read_text(encoding="utf-8"))
-                        for found in report["found"]:
+                        for found in report["found"] if engine == "interpreter" else ():
                             print(f"kept in {keep(tests / 'regressions', Failure(**found)).relative_to(tests.parent)}")
                         break
                     else:
@@ -146,11 +153,12 @@ def main() -> int:
     parser.add_argument("op", nargs="?", default="", help="only tests with this in their name or file, such as film")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--engine", choices=tuple(ENGINES), default="interpreter", help="what kernels run in")
     parser.add_argument("--tests", type=Path, default=SUPPORT.parent, help="the folder of the tests")
     options = parser.parse_args()
     if not 0 < options.minutes < float("inf") or options.processes < 1:
         parser.error("--minutes and --processes have to be above 0")
-    return hunt(options.tests.resolve(), options.op, options.minutes, options.processes)
+    return hunt(options.tests.resolve(), options.op, options.minutes, options.processes, options.engine)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ change it becomes another, valid one (the text kept beside it says what it was).
 
 import base64
 import functools
+import importlib
 import json
 import os
 import random
@@ -88,6 +89,7 @@ class Plugin:
         self.examples: Counter[str] = Counter()
         self.found: list[Failure] = []
         self.failing = self.interrupted = False
+        self.emulating = os.environ.get("FUZZ_ENGINE") == "emulator"
         self.database = Examples()
         for failure in kept_failures(Path(os.environ["FUZZ_REGRESSIONS"])):
             self.database.of_test[failure.test].add(base64.b64decode(failure.choices))
@@ -113,7 +115,7 @@ class Plugin:
                 self.interrupted = True
                 raise KeyboardInterrupt
             try:
-                run(*args, **kwargs)
+                emulated(run, *args, **kwargs) if self.emulating else run(*args, **kwargs)
             except HypothesisException:  # an example that `assume` rejects, and the like: it does not count
                 raise
             except Exception:
@@ -153,6 +155,13 @@ class Plugin:
             "interrupted": self.interrupted,
         }
         self.report_file.write_text(json.dumps(report), encoding="utf-8")
+
+
+def emulated(run, *args, **kwargs) -> None:
+    """The body of a test, whose kernels run compiled in the emulator; what this finds is a failure."""
+    with importlib.import_module("firebolt_vl.bench.emulate.run").emulating() as emulation:
+        run(*args, **kwargs)
+    assert not emulation.findings, "\n".join(map(str, emulation.findings))
 
 
 def example_in(text: str) -> str:

@@ -170,6 +170,8 @@ CASES = [
     Case("bench compile --out a.txt", ("--out", "a.txt", ".md")),
     Case("bench predict --chip b200", ("--chip", "b200", "h100")),
     Case("bench host --op glue", ("--op", "glue", "film")),
+    Case("bench emulate --target gfx942", ("--target", "gfx942", "sm_90")),
+    Case("bench emulate --out a.txt", ("--out", "a.txt", ".md")),
     Case("data check no.jsonl", ("no.jsonl",)),
     Case("data check badrows.jsonl", ("badrows.jsonl",)),
     Case("data check rows.jsonl --max-length 5", ("--max-length", "--checkpoint")),

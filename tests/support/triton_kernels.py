@@ -1,11 +1,12 @@
 """Running an op by its Triton kernels and holding it to the error budget of its definition.
 
 On a machine without a GPU, and wherever TRITON_INTERPRET=1, kernels run in Triton's interpreter on the CPU, which knows
-float32 and float16; on a GPU (`make test-gpu`) they are compiled, and bfloat16 is tested too.
+float32 and float16; on a GPU (`make test-gpu`) they are compiled, and bfloat16 is tested too, as it is where compiled
+kernels are emulated (`make fuzz ENGINE=emulator`).
 """
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from unittest import mock
 
 import pytest
@@ -17,13 +18,16 @@ from firebolt_vl.kernels import reference
 from firebolt_vl.kernels.implementation import TRITON_INSTALLED, use_implementation
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
+EMULATED = os.environ.get("FUZZ_ENGINE") == "emulator"
+DEVICE = "cpu" if INTERPRETED or EMULATED else "cuda"
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.float32, torch.float16, torch.bfloat16)
 # What a test file of kernels carries: `make test-gpu` runs everything marked `triton`.
 MARKS = [
     pytest.mark.triton,
     pytest.mark.skipif(not TRITON_INSTALLED, reason="Triton's wheels are for Linux"),
-    pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason="neither the interpreter nor a GPU"),
+    pytest.mark.skipif(
+        not (INTERPRETED or EMULATED or torch.cuda.is_available()), reason="neither the interpreter nor a GPU"
+    ),
 ]
 
 
@@ -55,7 +59,7 @@ def fresh_leaves(tensors):
 
 
 def by_triton(op, tensors, cotangents, **options):
-    with use_implementation("triton"), poisoned_memory():
+    with use_implementation("triton"), nullcontext() if EMULATED else poisoned_memory():
         return results(op, fresh_leaves(tensors), cotangents, **options)
 
 

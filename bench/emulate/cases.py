@@ -1,0 +1,89 @@
+"""The sizes at which kernels are emulated: small ones, of every kernel and every way through it."""
+
+from ..cases import Case, convolution, correlation, modes, residual, sequence
+
+FILM = {"D": 128, "H": 2, "D_h": 32}
+ODD = {"D": 96, "H": 3, "D_h": 24}
+CORRELATIONS = (
+    correlation(2, 20, 5, 4, **FILM, quick=True),
+    correlation(1, 37, 5, 2, "masks", "dropout", **ODD),
+    correlation(1, 20, 64, 32, "truncate", "masks", **FILM),
+    correlation(2, 19, 5, 4, "strided", **FILM),
+)
+MANY_GRIDS = (
+    correlation(1, 18, 70, 3, "masks", "dropout", **FILM),
+    correlation(1, 16, 200, 90, "masks", **FILM),
+)
+LONG = convolution(3, 1, 1100, "spectrum")
+STEP = sequence(2, 3, 1, 32)
+GRIDS = correlation(1, 16, 200, 90, "masks", "dropout", **FILM)
+SCANS = (
+    STEP,
+    sequence(2, 3, 70, 32, quick=True),
+    sequence(3, 2, 300, 24, "state"),
+    sequence(2, 2, 100, 64, "state"),
+    sequence(1, 2, 150, 32, "state", "packed"),
+    sequence(2, 3, 70, 32, "state", "strided"),
+)
+
+CASES: dict[str, tuple[Case, ...]] = {
+    "correlation_context": (*CORRELATIONS, GRIDS),
+    "grounded_film": (
+        *CORRELATIONS,
+        correlation(2, 1, 5, 4, **FILM),
+        correlation(1, 21, 1, 1, **FILM),
+        correlation(1, 33, 5, 5, "float32 parameters", "truncate", "masks", **FILM),
+        correlation(1, 33, 17, 4, "masks", **FILM),
+        *MANY_GRIDS,
+    ),
+    "film_residual": (
+        residual(2, 20, 5, D=128, quick=True),
+        residual(1, 33, 5, "no norm", D=96),
+        residual(1, 20, 17, "float32 parameters", D=128),
+        residual(2, 1, 5, D=128),
+        residual(2, 19, 5, "strided", D=96),
+        residual(1, 20, 70, D=96),
+    ),
+    "vandermonde": (
+        modes(3, 32, 64, quick=True),
+        modes(2, 24, 700),
+        modes(2, 70, 300),
+        modes(1, 33, 1100),
+        modes(3, 32, 65)._replace(options=("strided",)),
+    ),
+    "cauchy": (
+        modes(3, 32, 64, quick=True),
+        modes(2, 24, 300),
+        Case({"R": 3, "D": 2, "N": 20, "L": 150}),
+        Case({"R": 2, "D": 2, "N": 20, "L": 70}, ("strided",)),
+    ),
+    "fft_conv": (
+        convolution(2, 2, 1),
+        convolution(3, 2, 100, quick=True),
+        convolution(3, 2, 150, "gate", "fast"),
+        convolution(3, 2, 130, "gate", K=40),
+        convolution(1, 2, 200, "gate", texts=5),
+        convolution(3, 4, 90, "gate", "strided"),
+        convolution(3, 2, 200, "gate", "spectrum", quick=True),
+        convolution(3, 2, 200, "gate", "spectrum", "strided"),
+        convolution(2, 2, 500, "gate", "spectrum", "fast"),
+        LONG,
+        convolution(2, 1, 2100, "gate", "spectrum", "fast"),
+    ),
+    "diagonal_scan": SCANS,
+    "selective_scan": (
+        sequence(2, 20, 70, 16, quick=True),
+        sequence(2, 20, 1, 16, "state"),
+        sequence(1, 20, 77, 16, "state", "packed", "channels last"),
+        sequence(2, 20, 40, 16, "constant", "bare"),
+        Case({"B": 2, "D": 16, "L": 40, "N": 16, "G": 4}, ("state",)),
+        sequence(1, 20, 40, 5),
+        sequence(1, 4, 20, 64),
+        sequence(2, 20, 33, 16, "strided"),
+    ),
+}
+
+# Few, with every kernel among them: the quick cases, and what these leave out.
+EACH_KERNEL: dict[str, tuple[Case, ...]] = {
+    op: tuple(case for case in cases if case.quick or case in (LONG, STEP, GRIDS)) for op, cases in CASES.items()
+}
