@@ -178,7 +178,7 @@ def test_the_table_goes_between_its_markers():
     assert efficiency.markdown(rows) in once
     assert efficiency.written(once, rows) == once
     assert "46.67" in once
-    with pytest.raises(ValueError, match="page: the lines"):
+    with pytest.raises(ValueError, match="page has no place for the table; expected the lines"):
         efficiency.written("nothing", rows)
 
 
