@@ -68,7 +68,7 @@ def convert_data(
         raise Misuse(f"FORMAT is {name}; expected one of {', '.join(FORMATS)}")
     options = {"pattern": pattern} if pattern is not None else {}
     if options and name != "cc3m":
-        raise Misuse(f"--pattern is {pattern}; expected with cc3m alone, whose table does not name its images")
+        raise Misuse(f"--pattern is given with {name}; only the table of cc3m does not name its images; leave it out")
     source = Path(file)
     if not source.is_file():
         raise Misuse(f"{file} does not exist; check the path")

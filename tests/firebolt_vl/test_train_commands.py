@@ -49,7 +49,7 @@ def test_data_check_of_good_rows(firebolt, tmp_path):
         ),
         (["data", "convert", "coco", "a", "b"], "FORMAT is coco; expected one of cc3m, llava-cot, mmpr"),
         (["data", "convert", "mmpr", "none.json", "b"], "none.json does not exist; check the path"),
-        (["data", "convert", "mmpr", "a", "b", "--pattern", "x"], "--pattern is x; expected with cc3m alone"),
+        (["data", "convert", "mmpr", "a", "b", "--pattern", "x"], "--pattern is given with mmpr; only the table"),
         (
             ["train", "stage7"],
             "stage7 is no configuration that ships; expected one of foveated-stage1, ",
