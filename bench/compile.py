@@ -277,6 +277,7 @@ def pool_of_compilers(processes: int, cache: str) -> ProcessPoolExecutor:
 def prepare_process(cache: str) -> None:
     """Triton's disk cache in a folder of our own, so that times are those of compiling; ptxas' log on stdout."""
     os.environ["TRITON_CACHE_DIR"] = cache
+    torch.set_num_threads(1)  # there are as many processes as cores
     triton.knobs.nvidia.dump_ptxas_log = True
     with contextlib.redirect_stdout(io.StringIO()):  # the first compilation in a process takes seconds longer
         target = GPUTarget(*CHIPS["sm_90"][:3])

@@ -6,7 +6,9 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -40,6 +42,57 @@ def writable(
     return file
 
 
+def report_file(out: str | None, title: str, key: str, overwrite: bool) -> Path | None:
+    """A Markdown or JSON file that a report can be written to; ours are known by the page's title and the first key."""
+
+    def is_report(file: Path) -> bool:
+        return file.read_text(encoding="utf-8", errors="replace").startswith((f"# {title}", f'{{"{key}": ['))
+
+    return writable("--out", out, (".md", ".json"), is_report, overwrite)
+
+
+def give_report(
+    file: Path | None, data: dict[str, Any], page: Callable[[str], str], as_json: bool, show: Callable[[], None]
+) -> None:
+    """Write a report to its file, as the page of a command line or as data; print the data, or show tables."""
+    from .files.writing import write_text
+
+    text = json.dumps(data, indent=1)
+    if file:
+        write_text(file, page(command_line()) if file.suffix.lower() == ".md" else text)
+    if as_json:
+        print(text)
+    else:
+        show()
+
+
+def check_compiling(is_interpreting: bool) -> None:
+    """Raise Misuse where kernels are made for Triton's interpreter."""
+    if is_interpreting:
+        raise Misuse("TRITON_INTERPRET is set, so that kernels are interpreted and cannot be compiled; unset it")
+
+
+def fail_for(problems: Sequence[str], what: str) -> None:
+    """Print the problems, if there are any, and raise Failure."""
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        raise Failure(f"{len(problems)} {what}")
+
+
+def new_table(title: str, columns: Sequence[str], left: Sequence[str]) -> Table:
+    """A table whose columns are to the right, but for those named in `left`, and not wrapped."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
+    return table
+
+
+def show_table(table: Table, width: int = 160) -> None:
+    """Print a table as wide as the terminal; elsewhere `width` letters wide."""
+    Console(width=None if sys.stdout.isatty() else width).print(table)
+
+
 def folder_for(out: str, files: Iterable[str], ours: Callable[[Path], bool]) -> Path:
     """The folder that `files` are to be written to. Raises Misuse where it cannot be one, or one of them is there and
     `ours` says of the folder that it is none that this command wrote."""
@@ -66,56 +119,36 @@ def command_line() -> str:
     return shlex.join(["firebolt", *sys.argv[1:]])
 
 
-def _is_compile_report(file: Path) -> bool:
-    text = file.read_text(encoding="utf-8", errors="replace")
-    return text.startswith(("# Compile report\n", '{"rows": ['))
-
-
 def compile_report(
     ops, targets, dtypes, quick: bool, processes: int | None, out: str | None, as_json: bool, overwrite: bool
 ) -> None:
-    file = writable("--out", out, (".md", ".json"), _is_compile_report, overwrite)
+    file = report_file(out, "Compile report\n", "rows", overwrite)
     try:
         from .bench import compile as compiling
         from .bench.cases import HALVES_AND_FLOAT32, OPS
     except ModuleNotFoundError as error:
         raise Failure(f"bench compile needs {error.name}, which is not installed") from None
-    from .files.writing import write_text
-
     targets = chosen("--target", targets, tuple(compiling.CHIPS))
     dtypes = chosen("--dtype", dtypes, compiling.QUICK_DTYPES if quick else HALVES_AND_FLOAT32)
     there = chosen("--op", ops, tuple(OPS))
-    if compiling.is_interpreting():
-        raise Misuse("TRITON_INTERPRET is set, so that kernels are interpreted and cannot be compiled; unset it")
+    check_compiling(compiling.is_interpreting())
     with progress_bar("compiling") as progress:
         rows = compiling.report(there, dtypes, targets, quick, processes or os.cpu_count() or 1, progress)
-    data = json.dumps({"rows": [asdict(row) for row in rows]}, indent=1)
-    if file:
-        write_text(file, compiling.markdown(rows, command_line()) if file.suffix.lower() == ".md" else data)
-    if as_json:
-        print(data)
-    else:
-        _show_compilations(rows, compiling)
-    if bad := [row for row in rows if row.problem]:
-        for row in bad:
-            print(f"{row.described()}: {row.problem}", file=sys.stderr)
-        raise Failure(f"{len(bad)} of {len(rows)} compilations have a problem")
+    data = {"rows": [asdict(row) for row in rows]}
+    page = partial(compiling.markdown, rows)
+    give_report(file, data, page, as_json, lambda: _show_compilations(rows, compiling))
+    bad = [f"{row.described()}: {row.problem}" for row in rows if row.problem]
+    fail_for(bad, f"of {len(rows)} compilations have a problem")
 
 
 def _show_compilations(rows, compiling) -> None:
-    table = Table(title="the size nearest to a limit, of each kernel, dtype and target", title_justify="left")
-    for column in compiling.COLUMNS:
-        table.add_column(column, justify="left" if column in compiling.COLUMNS[:4] else "right", no_wrap=True)
+    title = "the size nearest to a limit, of each kernel, dtype and target"
+    table = new_table(title, compiling.COLUMNS, compiling.COLUMNS[:4])
     for row in compiling.worst(rows):
         table.add_row(*compiling.cells(row), style="red" if row.problem else None)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    show_table(table)
     seconds = sum(row.seconds or 0 for row in rows)
     print(f"{len(rows)} distinct compilations, {seconds:.0f} s of compiling")
-
-
-def _is_emulation_report(file: Path) -> bool:
-    text = file.read_text(encoding="utf-8", errors="replace")
-    return text.startswith(("# Emulation\n", '{"cases": ['))
 
 
 def emulation_report(
@@ -130,7 +163,7 @@ def emulation_report(
     as_json: bool,
     overwrite: bool,
 ) -> None:
-    file = writable("--out", out, (".md", ".json"), _is_emulation_report, overwrite)
+    file = report_file(out, "Emulation\n", "cases", overwrite)
     try:
         from .bench import compile as compiling
         from .bench.cases import HALVES_AND_FLOAT32, OPS
@@ -139,13 +172,10 @@ def emulation_report(
         from .bench.emulate import report as emulating
     except ModuleNotFoundError as error:
         raise Failure(f"bench emulate needs {error.name}, which is not installed") from None
-    from .files.writing import write_text
-
     targets = chosen("--target", targets or ["sm_80"], emulating.TARGETS)
     dtypes = chosen("--dtype", dtypes, compiling.QUICK_DTYPES if quick else HALVES_AND_FLOAT32)
     there = chosen("--op", ops, tuple(OPS))
-    if compiling.is_interpreting():
-        raise Misuse("TRITON_INTERPRET is set: kernels are interpreted and cannot be compiled; unset it")
+    check_compiling(compiling.is_interpreting())
     processes = processes or os.cpu_count() or 1
     with progress_bar("emulating") as progress:
         rows = emulating.report(emulating.plan(there, dtypes, targets, quick, seed), processes, progress)
@@ -154,27 +184,17 @@ def emulation_report(
         with progress_bar("making mistakes") as progress:
             outcomes = mutating.report(mutating.plan(there, quick, seed), processes, progress)
     data = {"cases": [asdict(row) for row in rows], "mistakes": [outcome._asdict() for outcome in outcomes]}
-    if file:
-        page = pages.page(rows, outcomes, command_line())
-        write_text(file, page if file.suffix == ".md" else json.dumps(data, indent=1))
-    if as_json:
-        print(json.dumps(data, indent=1))
-    else:
-        _show_emulations(rows, outcomes, pages)
+    page = partial(pages.page, rows, outcomes)
+    give_report(file, data, page, as_json, lambda: _show_emulations(rows, outcomes, pages))
     problems = [f"{row.described()}: {problem}" for row in rows for problem in row.problems]
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    if problems:
-        raise Failure(f"{len(problems)} problems in {len(rows)} cases")
+    fail_for(problems, f"problems in {len(rows)} cases")
 
 
 def _show_emulations(rows, outcomes, pages) -> None:
-    table = Table(title="errors as shares of what the budget allows", title_justify="left")
-    for number, column in enumerate(pages.COLUMNS):
-        table.add_column(column, justify="left" if number < pages.LEFT else "right", no_wrap=True)
+    table = new_table("errors as shares of what the budget allows", pages.COLUMNS, pages.COLUMNS[: pages.LEFT])
     for row in rows:
         table.add_row(*pages.cells(row), style="red" if row.problems else None)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    show_table(table, 200)
     print(f"{len(rows)} cases, {sum(row.instructions for row in rows):,} instructions")
     if outcomes:
         print(pages.mistakes(outcomes))
@@ -280,7 +300,7 @@ def _show_times(rows, predicted: dict[tuple[str, str], str]) -> None:
         )
         faster = ["red" if ratios is None else f"{ratios[name]:.2f}" if name in ratios else "-" for name in others]
         table.add_row(row["sizes"], row["mode"], *times, *roof, *faster)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    show_table(table)
 
 
 def answer_benchmark(
@@ -343,4 +363,4 @@ def _show_answers(rows) -> None:
     for row in rows:
         numbers = (f"{row.first_token_s:.3f}", f"{row.decode_tok_s:.2f}", f"{row.answer_s:.2f}", f"{row.peak_mb:,.0f}")
         table.add_row(row.name, row.dtype, *numbers, f"{row.read_mb:,.0f}", f"{row.floor_tok_s:.2f}")
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    show_table(table)

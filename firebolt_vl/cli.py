@@ -10,7 +10,7 @@ from typer.exceptions import TyperException
 
 from .ask_command import ask
 from .errors import Failure, Interrupted, disk_failure, told
-from .options import AsJson, Checkpoint, Device, OnDevice, Overwrite
+from .options import AsJson, Checkpoint, Device, Dtypes, OnDevice, Ops, Overwrite, Processes, Quick, ReportFile
 from .shown import new_console
 from .usage import complaint
 from .watch_command import watch
@@ -108,20 +108,14 @@ def eval_tiny(checkpoint: Checkpoint = None, as_json: AsJson = False, device: On
 
 @benchmarks.command("compile")
 def bench_compile(
-    op: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this op; may be repeated.")] = None,
+    op: Ops = None,
     target: Annotated[
         list[str] | None, typer.Option(metavar="CHIP", help="Only sm_80, sm_90, sm_100 or gfx942; may be repeated.")
     ] = None,
-    dtype: Annotated[
-        list[str] | None, typer.Option(metavar="DTYPE", help="Only float32, float16 or bfloat16; may be repeated.")
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Few sizes, float32 and bfloat16: minutes.")] = False,
-    processes: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="How many at a time. Default: one for each core.")
-    ] = None,
-    out: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Also write the report: FILE.md as tables, FILE.json as data.")
-    ] = None,
+    dtype: Dtypes = None,
+    quick: Quick = False,
+    processes: Processes = None,
+    out: ReportFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -136,21 +130,15 @@ def bench_compile(
 
 @benchmarks.command("predict")
 def bench_predict(
-    op: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this op; may be repeated.")] = None,
+    op: Ops = None,
     chip: Annotated[
         str, typer.Option(metavar="CHIP", help="h100, h200, a100, rtx4090, or mi300x, of which only bytes count.")
     ] = "h100",
-    dtype: Annotated[
-        list[str] | None, typer.Option(metavar="DTYPE", help="float32, float16 or bfloat16; may be repeated.")
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A few sizes, in float32 and bfloat16.")] = False,
+    dtype: Dtypes = None,
+    quick: Quick = False,
     goals: Annotated[bool, typer.Option("--goals", help="Those sizes for which there is a goal on an H100.")] = False,
-    processes: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Compilers at a time; one for each core if not given.")
-    ] = None,
-    out: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Also write them to FILE, Markdown or JSON by its name.")
-    ] = None,
+    processes: Processes = None,
+    out: ReportFile = None,
     as_json: AsJson = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -162,13 +150,9 @@ def bench_predict(
 
 @benchmarks.command("host")
 def bench_host(
-    op: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this op; may be repeated.")] = None,
-    dtype: Annotated[
-        list[str] | None, typer.Option(metavar="DTYPE", help="Only float32, float16 or bfloat16; may be repeated.")
-    ] = None,
-    out: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Also write them: FILE.md as a table, FILE.json as data.")
-    ] = None,
+    op: Ops = None,
+    dtype: Dtypes = None,
+    out: ReportFile = None,
     as_json: AsJson = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -180,24 +164,18 @@ def bench_host(
 
 @benchmarks.command("emulate")
 def bench_emulate(
-    op: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this op; may be repeated.")] = None,
+    op: Ops = None,
     target: Annotated[
         list[str] | None, typer.Option(metavar="CHIP", help="sm_80 (default), sm_90 or sm_100; may be repeated.")
     ] = None,
-    dtype: Annotated[
-        list[str] | None, typer.Option(metavar="DTYPE", help="Only float32, float16 or bfloat16; may be repeated.")
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Few sizes, float32 and bfloat16: minutes.")] = False,
+    dtype: Dtypes = None,
+    quick: Quick = False,
     mutate: Annotated[
         bool, typer.Option("--mutate", help="Also put mistakes into the kernels and count which are found: an hour.")
     ] = False,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of inputs and of the order of programs.")] = 0,
-    processes: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="How many at a time. Default: one for each core.")
-    ] = None,
-    out: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Also write the report: FILE.md as tables, FILE.json as data.")
-    ] = None,
+    processes: Processes = None,
+    out: ReportFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:

@@ -36,4 +36,17 @@ Overwrite = Annotated[
     bool,
     typer.Option("--overwrite", help="Replace what is there, though this command did not write it. Never an input."),
 ]
+Ops = Annotated[list[str] | None, typer.Option("--op", metavar="NAME", help="Only this op; may be repeated.")]
+Dtypes = Annotated[
+    list[str] | None,
+    typer.Option("--dtype", metavar="DTYPE", help="Only float32, float16 or bfloat16; may be repeated."),
+]
+Quick = Annotated[bool, typer.Option("--quick", help="Few sizes, float32 and bfloat16: minutes.")]
+Processes = Annotated[
+    int | None, typer.Option("--processes", metavar="N", min=1, help="How many at a time. Default: one for each core.")
+]
+ReportFile = Annotated[
+    str | None,
+    typer.Option("--out", metavar="FILE", help="Also write the report: FILE.md as tables, FILE.json as data."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]

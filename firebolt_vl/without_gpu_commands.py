@@ -1,22 +1,14 @@
 """`firebolt bench predict` and `firebolt bench host`: what can be known without a GPU of its time, and its host's."""
 
-import json
 import os
-import sys
 from dataclasses import asdict
-from pathlib import Path
+from functools import partial
 
-from rich.console import Console
 from rich.table import Table
 
-from .bench_commands import chosen, command_line, writable
+from .bench_commands import check_compiling, chosen, fail_for, give_report, new_table, report_file, show_table
 from .errors import Failure, Misuse
 from .progress import progress_bar
-
-
-def _is_prediction(file: Path) -> bool:
-    text = file.read_text(encoding="utf-8", errors="replace")
-    return text.startswith(("# Predictions: ", '{"predictions": ['))
 
 
 def predictions(
@@ -30,7 +22,7 @@ def predictions(
     as_json: bool,
     overwrite: bool,
 ) -> None:
-    file = writable("--out", out, (".md", ".json"), _is_prediction, overwrite)
+    file = report_file(out, "Predictions: ", "predictions", overwrite)
     try:
         from .bench import compile as compiling
         from .bench.cases import HALVES_AND_FLOAT32, OPS
@@ -39,14 +31,11 @@ def predictions(
         from .bench.predict.compiled import disassembler
     except ModuleNotFoundError as error:
         raise Failure(f"bench predict needs {error.name}, which is not installed") from None
-    from .files.writing import write_text
-
     [name] = chosen("--chip", [chip], NAMES)
     dtypes = chosen("--dtype", dtypes, compiling.QUICK_DTYPES if quick else HALVES_AND_FLOAT32)
     ops, on = chosen("--op", ops, tuple(OPS)), chip_of(name)
     if not isinstance(on, BytesOnly):
-        if compiling.is_interpreting():
-            raise Misuse("TRITON_INTERPRET is set, so that kernels are interpreted and cannot be compiled; unset it")
+        check_compiling(compiling.is_interpreting())
         if disassembler() is None:
             raise Failure("bench predict needs nvdisasm, which comes with Triton's wheels and with CUDA; none is found")
     subjects = report.subjects_of_goals(ops, dtypes) if goals else report.subjects_of_cases(ops, dtypes, quick)
@@ -54,26 +43,15 @@ def predictions(
         raise Misuse(f"--op is {', '.join(ops)}, which has no goal in {', '.join(dtypes)}; choose another one")
     with progress_bar("compiling") as progress:
         rows = report.predictions(subjects, on, processes or os.cpu_count() or 1, progress)
-    data = json.dumps({"predictions": report.to_dict(rows), "chip": on._asdict()}, indent=1)
-    if file:
-        write_text(file, report.markdown(rows, on, command_line()) if file.suffix.lower() == ".md" else data)
-    if as_json:
-        print(data)
-    else:
-        _show_predictions(rows, on.name, report)
-    if bad := [row for row in rows if row.problem]:
-        for row in bad:
-            print(f"{row.op}, {row.case}, {row.dtype}, {row.mode}: {row.problem}", file=sys.stderr)
-        raise Failure(f"{len(bad)} of {len(rows)} could not be predicted")
-
-
-def _is_host_report(file: Path) -> bool:
-    text = file.read_text(encoding="utf-8", errors="replace")
-    return text.startswith(("# What the kernels cost the host\n", '{"host": ['))
+    data = {"predictions": report.to_dict(rows), "chip": on._asdict()}
+    page = partial(report.markdown, rows, on)
+    give_report(file, data, page, as_json, lambda: _show_predictions(rows, on.name, report))
+    bad = [f"{row.op}, {row.case}, {row.dtype}, {row.mode}: {row.problem}" for row in rows if row.problem]
+    fail_for(bad, f"of {len(rows)} could not be predicted")
 
 
 def host_costs(ops, dtypes, out: str | None, as_json: bool, overwrite: bool) -> None:
-    file = writable("--out", out, (".md", ".json"), _is_host_report, overwrite)
+    file = report_file(out, "What the kernels cost the host\n", "host", overwrite)
     try:
         from .bench import host
         from .bench.cases import HALVES_AND_FLOAT32, OPS
@@ -81,8 +59,6 @@ def host_costs(ops, dtypes, out: str | None, as_json: bool, overwrite: bool) -> 
     except ModuleNotFoundError as error:
         raise Failure(f"bench host needs {error.name}, which is not installed") from None
     import torch
-
-    from .files.writing import write_text
 
     dtypes = chosen("--dtype", dtypes, HALVES_AND_FLOAT32)
     wanted = [(op, dtype) for op in chosen("--op", ops, tuple(OPS)) for dtype in OPS[op].dtypes if dtype in dtypes]
@@ -98,18 +74,16 @@ def host_costs(ops, dtypes, out: str | None, as_json: bool, overwrite: bool) -> 
             except Unsupported as error:
                 raise Failure(f"bench host: {error}") from None
             progress(len(rows), len(wanted))
-    data = json.dumps({"host": [asdict(row) for row in rows]}, indent=1)
-    if file:
-        write_text(file, host.markdown(rows, command_line()) if file.suffix.lower() == ".md" else data)
-    if as_json:
-        print(data)
-        return
-    table = Table(title="compilations as sizes vary, and the time of a call", title_justify="left")
-    for column in host.COLUMNS:
-        table.add_column(column, justify="left" if column in ("op", "dtype", "most often") else "right", no_wrap=True)
+    data = {"host": [asdict(row) for row in rows]}
+    give_report(file, data, partial(host.markdown, rows), as_json, lambda: _show_host_costs(rows, host))
+
+
+def _show_host_costs(rows, host) -> None:
+    title = "compilations as sizes vary, and the time of a call"
+    table = new_table(title, host.COLUMNS, ("op", "dtype", "most often"))
     for row in rows:
         table.add_row(*host.cells(row))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    show_table(table)
 
 
 def _show_predictions(rows, chip: str, report) -> None:
@@ -119,4 +93,4 @@ def _show_predictions(rows, chip: str, report) -> None:
     for row in rows:
         over = None not in (row.us, row.goal_us) and row.us > row.goal_us
         table.add_row(*report.cells(row), style="red" if row.problem or over else None)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    show_table(table, 200)

@@ -1,15 +1,10 @@
 """Work for several processes: every op at small sizes in the emulator."""
 
-import multiprocessing
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from tempfile import TemporaryDirectory
 
-import torch
-
 from ..cases import OPS, Case
+from ..compile import pool_of_compilers
 from .cases import CASES, EACH_KERNEL
 from .check import Row, check
 
@@ -39,21 +34,8 @@ def in_processes(work: Callable, jobs: Sequence[tuple], processes: int, progress
     """work(*job) of each job, in processes that compile into one cache, which is theirs."""
     progress(0, len(jobs))
     done = []
-    with workers(processes) as pool:
+    with TemporaryDirectory(prefix="firebolt-emulate-") as folder, pool_of_compilers(processes, folder) as pool:
         for result in pool.map(work, *zip(*jobs)):
             done.append(result)
             progress(len(done), len(jobs))
     return done
-
-
-@contextmanager
-def workers(processes: int) -> Iterator[ProcessPoolExecutor]:
-    with TemporaryDirectory(prefix="firebolt-emulate-") as folder:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, context, initializer=prepare_process, initargs=(folder,)) as pool:
-            yield pool
-
-
-def prepare_process(cache: str) -> None:
-    os.environ["TRITON_CACHE_DIR"] = cache
-    torch.set_num_threads(1)

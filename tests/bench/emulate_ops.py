@@ -10,9 +10,9 @@ import torch
 import toy_kernels
 
 from firebolt_vl.bench.cases import convolution, correlation, modes, residual, sequence
+from firebolt_vl.bench.compile import prepare_process
 from firebolt_vl.bench.emulate.check import check
 from firebolt_vl.bench.emulate.mutate import outcomes
-from firebolt_vl.bench.emulate.report import prepare_process
 from firebolt_vl.bench.emulate.run import emulating
 from firebolt_vl.kernels.launch import launch
 
