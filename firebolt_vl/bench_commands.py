@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -46,7 +47,8 @@ def report_file(out: str | None, title: str, key: str, overwrite: bool) -> Path 
     """A Markdown or JSON file that a report can be written to; ours are known by the page's title and the first key."""
 
     def is_report(file: Path) -> bool:
-        return file.read_text(encoding="utf-8", errors="replace").startswith((f"# {title}", f'{{"{key}": ['))
+        text = file.read_text(encoding="utf-8", errors="replace")
+        return text.startswith(f"# {title}") or re.match(rf'{{\s*"{key}": \[', text) is not None
 
     return writable("--out", out, (".md", ".json"), is_report, overwrite)
 
