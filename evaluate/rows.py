@@ -89,6 +89,8 @@ def _json_lines(path: Path) -> Data:
     folder = path.parent
 
     def row_of(line: bytes) -> Mapping[str, Any] | BadRow:
+        if not line.strip():
+            return BadRow("blank line", "expected a JSON object on each line")
         try:
             row = parse_json(line)
         except ValueError as error:
@@ -99,10 +101,9 @@ def _json_lines(path: Path) -> Data:
 
     def read() -> Iterator[tuple[int, Mapping[str, Any] | BadRow]]:
         for number, line in enumerate(lines_of(path), 1):
-            if line.strip():
-                yield number, row_of(line)
+            yield number, row_of(line)
 
-    return Data(str(path), sum(1 for line in lines_of(path) if line.strip()), read)
+    return Data(str(path), sum(1 for _ in lines_of(path)), read)
 
 
 def _file(value: Any, folder: Path) -> Any:

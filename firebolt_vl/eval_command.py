@@ -52,14 +52,42 @@ def _add(name: str, words: str) -> None:
     ) -> None:
         from .eval_commands import evaluate_benchmark
 
-        options = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "max_bad_share": max_bad_share}
-        options |= {"checkpoint": checkpoint, "limit": limit, "device": device.value}
-        evaluate_benchmark(name, data, out, shard, as_json, **options)
+        model = {"checkpoint": checkpoint, "device": device.value, "max_new_tokens": max_new_tokens}
+        options = {"batch_size": batch_size, "max_bad_share": max_bad_share, "limit": limit}
+        evaluate_benchmark(name, data, out, shard, as_json, model, **options)
 
 
 for _benchmark in IMAGE_BENCHMARKS:
     _add(_benchmark.name, f"{_benchmark.title}: its questions answered, its scores. A stopped run goes on.")
 _add("all", "All benchmarks that --data, a folder, has a file or folder for: pope.jsonl, mmbench.tsv, mmmu/ ...")
+
+
+@evaluations.command("own")
+def eval_own(
+    file: Annotated[str, typer.Argument(metavar="FILE.jsonl", help="Rows with image, question, answer or answers.")],
+    checkpoint: Checkpoint = None,
+    out: Out = "out/eval",
+    limit: Limit = None,
+    shard: Part = None,
+    batch_size: BatchSize = 8,
+    max_new_tokens: Tokens = 32,
+    max_bad_share: BadShare = 0.01,
+    worst: Annotated[
+        int, typer.Option("--worst", metavar="N", min=0, max=30, help="Draw the N worst answers to own.worst.png.")
+    ] = 0,
+    device: OnDevice = Device.auto,
+    as_json: AsJson = False,
+) -> None:
+    """Questions of your own: exact match, F1, ANLS by `kind`, beside the majority's answer and another image.
+
+    Rows are as for training, or {"image", "question", "answer" or "answers"}; with a "box" [x0, y0, x1, y1] in pixels,
+    where the answer is to be seen, the grounding is measured too.
+    """
+    from .eval_commands import evaluate_own_questions
+
+    model = {"checkpoint": checkpoint, "device": device.value, "max_new_tokens": max_new_tokens}
+    options = {"batch_size": batch_size, "max_bad_share": max_bad_share, "limit": limit}
+    evaluate_own_questions(file, out, shard, as_json, worst, model, **options)
 
 
 @evaluations.command("score")

@@ -11,27 +11,58 @@ from typing import Any
 from .errors import Misuse
 from .evaluate.benchmarks import BENCHMARKS, IMAGE_BENCHMARKS
 from .evaluate.items import Benchmark
-from .evaluation import COLUMNS, Run, Shard, evaluate, results
+from .evaluate.own import OWN
+from .evaluation import COLUMNS, Examinee, Run, Shard, evaluate, results
 from .files.reading import lines_of, parse_json
 from .files.tables import markdown_table
 from .files.writing import words, write_text
+from .outputs import write_picture
 
 ALL = "all"
+KNOWN = {**BENCHMARKS, OWN.name: OWN}
 VERSIONS = ("torch", "transformers", "firebolt-vl")
 
 
-def evaluate_benchmark(name: str, source: str, out: str, shard: str | None, as_json: bool, **options: Any) -> None:
-    """Answer and score one benchmark, or all whose files are in the folder `source`; `options` as `evaluate` has."""
+def evaluate_benchmark(
+    name: str, source: str, out: str, shard: str | None, as_json: bool, model: dict[str, Any], **options: Any
+) -> None:
+    """Answer and score one benchmark, or all whose files are in the folder `source`.
+
+    `model` are arguments of `Examinee`, `options` of `evaluate`.
+    """
+    from .progress import progress_bar
+
+    part, chosen, found = Shard.parse(shard) if shard else Shard(), _chosen(name, source), []
+    examinee = Examinee(**model)
+    for benchmark, data in chosen:
+        with progress_bar(benchmark.title) as progress:
+            run = evaluate(benchmark, data, examinee, Path(out), shard=part, progress=progress, report=_say, **options)
+        found.append(_concluded(run, part, results(run.benchmark, run.rows, run.bad)))
+    _write_tables(found, Path(out), part)
+    _show(found, as_json, single=name != ALL)
+
+
+def evaluate_own_questions(
+    file: str, out: str, shard: str | None, as_json: bool, worst_rows: int, model: dict[str, Any], **options: Any
+) -> None:
+    """Answer, score and ground a file of own questions; `worst_rows` of them are drawn."""
+    from .own_evaluation import evaluate_own, worst
     from .progress import progress_bar
 
     part = Shard.parse(shard) if shard else Shard()
-    found = []
-    for benchmark, data in _chosen(name, source):
-        with progress_bar(benchmark.title) as progress:
-            run = evaluate(benchmark, data, out=Path(out), shard=part, progress=progress, report=_say, **options)
-        found.append(_concluded(run, part))
-    _write_tables(found, Path(out), part)
-    _show(found, as_json, single=name != ALL)
+    examinee = Examinee(**model)
+    with progress_bar(OWN.title) as progress:
+        run, scores = evaluate_own(file, examinee, Path(out), shard=part, progress=progress, report=_say, **options)
+    found = _concluded(run, part, scores)
+    if worst_rows and run.rows:
+        from .worst_picture import draw_worst
+
+        picture = Path(out) / f"{part.named('own')}.worst.png"
+        rows = worst(file, run, Path(out), worst_rows, part)
+        write_picture("--out", str(picture), lambda unfinished: draw_worst(rows, unfinished))
+        found["worst"] = str(picture)
+    _write_tables([found], Path(out), part)
+    _show([found], as_json, single=True)
 
 
 def score_files(files: Sequence[str], as_json: bool) -> None:
@@ -40,13 +71,13 @@ def score_files(files: Sequence[str], as_json: bool) -> None:
     for file in files:
         for number, row in enumerate(_predictions(file), 1):
             name = row["by"].get("benchmark")
-            if name not in BENCHMARKS:
-                raise Misuse(f"{file}:{number} is of benchmark {name!r}; expected one of {', '.join(BENCHMARKS)}")
+            if name not in KNOWN:
+                raise Misuse(f"{file}:{number} is of benchmark {name!r}; expected one of {', '.join(KNOWN)}")
             rows, key = by_benchmark.setdefault(name, {}), json.dumps(row["id"])
             if key in rows and rows[key] != row:
                 raise Misuse(f"{file}:{number} has id {key}, which another file answers too; give each part once")
             rows[key] = row
-    _show([results(BENCHMARKS[name], list(rows.values())) for name, rows in by_benchmark.items()], as_json, single=True)
+    _show([results(KNOWN[name], list(rows.values())) for name, rows in by_benchmark.items()], as_json, single=True)
 
 
 def _predictions(file: str) -> list[dict]:
@@ -87,9 +118,8 @@ def _chosen(name: str, source: str) -> list[tuple[Benchmark, str]]:
     return found
 
 
-def _concluded(run: Run, part: Shard) -> dict[str, Any]:
-    """The results of a run, written beside its predictions too."""
-    found = results(run.benchmark, run.rows, run.bad)
+def _concluded(run: Run, part: Shard, found: dict[str, Any]) -> dict[str, Any]:
+    """What was found in a run, and with what; written beside its predictions too."""
     by = run.rows[0]["by"] if run.rows else {}
     found |= {"checkpoint": by.get("checkpoint"), "digest": by.get("digest"), "dtype": by.get("dtype")}
     found |= {"answered_before": run.before, "images_encoded": run.images}
@@ -130,13 +160,26 @@ def table(found: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
     columns = ["benchmark", "score of", "ours", "paper", "rows", "bad", "unparsed", "s a question", "dtype"]
     rows = []
     for one in found:
-        benchmark = BENCHMARKS[one["benchmark"]]
+        benchmark = KNOWN[one["benchmark"]]
         facts = [one["rows"], one["bad_rows"], one["unparsed"], f"{one['seconds_a_question']:.3f}", one.get("dtype")]
-        scores = {name: value for name, value in one.items() if name in SCORES}
-        for name, value in scores.items() or {"not scored": one.get("not_scored", "")}.items():
+        scores = scores_of(one) or {"not scored": one.get("not_scored", "")}
+        for name, value in scores.items():
             theirs = benchmark.published.get(name)
             rows.append([benchmark.title, name, _number(value), _number(theirs), *map(_cell, facts)])
     return columns, rows
+
+
+def scores_of(found: dict) -> dict[str, Any]:
+    """The scores that a table shows, by their names: those of all rows, of each kind and of each grounding."""
+    scores = {name: value for name, value in found.items() if name in SCORES}
+    if "another_image" in found:
+        scores["score, another image"] = found["another_image"]["score"]
+    for kind, values in found.get("kinds", {}).items():
+        scores[f"score, {kind}"], scores[f"majority, {kind}"] = values["score"], values["majority"]
+    for method, values in found.get("grounding", {}).items():
+        for name in ("pointing", "chance", "inside"):
+            scores[f"{name} by {method}"] = values[name]
+    return scores
 
 
 SCORES = [
@@ -150,7 +193,15 @@ SCORES = [
     "yes_ratio",
     "perception",
     "cognition",
+    "word_f1",
+    "anls",
+    "vqa_accuracy",
+    "majority",
 ]
+
+
+SHOWN = 4
+"""Columns of the table that a terminal shows: the others are the same in each row of a benchmark."""
 
 
 def _number(value: Any) -> str:
@@ -174,17 +225,16 @@ def _show(found: Sequence[dict], as_json: bool, single: bool) -> None:
 
     columns, rows = table(found)
     shown = Table()
-    for column in columns:
+    for column in columns[:SHOWN]:
         shown.add_column(column, justify="left" if column in columns[:2] else "right")
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*row[:SHOWN])
     console = new_console()
     console.print(shown)
     for one in found:
-        if reason := one.get("not_scored"):
-            console.print(f"{one['benchmark']} is not scored: {reason}")
-        if "predictions" in one:
-            console.print(one["predictions"])
+        facts = [f"{one['rows']} rows", f"{one['unparsed']} unparsed", f"{one['bad_rows']} bad"]
+        facts += [f"{one['seconds_a_question']:.3f} s a question", one.get("dtype"), one.get("predictions")]
+        console.print(f"{one['benchmark']}: {' · '.join(fact for fact in facts if fact)}")
 
 
 def _say(line: str) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 WINDOW = 16
 """Batches that are looked at together, so that those of like length are answered in one."""
+Items = Iterator[tuple[int, Item]]
+"""Questions with the numbers of their rows."""
 COLUMNS = ("id", "question", "wanted", "got", "parsed", "score", "seconds")
 
 
@@ -53,6 +55,9 @@ class Shard:
         return name if self.count == 1 else f"{name}.{self.number}-of-{self.count}"
 
 
+WHOLE = Shard()
+
+
 @dataclass
 class Run:
     """Outcome of a run: its predictions, and counts."""
@@ -68,75 +73,97 @@ class Run:
     """How many were encoded in this run."""
 
 
+class Examinee:
+    """A model to be examined, loaded when it is first needed."""
+
+    def __init__(self, checkpoint: str | None, device: str = "auto", max_new_tokens: int = 16, **how):
+        """`how` goes to `checkpoint.load`. Raises Misuse, Failure."""
+        from .ask import check_numbers
+        from .checkpoint import choose_device, locate
+        from .identity import answered_by
+
+        check_numbers(max_new_tokens, None)
+        self.place, self.folder = choose_device(device), locate(checkpoint)
+        self.max_new_tokens, self.how = max_new_tokens, how
+        self.by = answered_by(
+            self.folder, checkpoint, how.get("dtype", "auto"), how.get("quantize"), None, max_new_tokens
+        )
+        self._loaded: Loaded | None = None
+
+    def loaded(self, report: Callable[[str], None]) -> "Loaded":
+        """The model and its processor; from now on `by` has the dtype."""
+        from .ask import ignore_settings
+        from .checkpoint import load
+
+        if self._loaded is None:
+            self._loaded = load(self.folder, self.place, **self.how)
+            ignore_settings(self._loaded, None, report)
+            self.by["dtype"] = str(self._loaded.model.dtype).removeprefix("torch.")
+        return self._loaded
+
+
 def evaluate(
     benchmark: Benchmark,
     source: str,
-    *,
+    examinee: Examinee,
     out: Path,
-    checkpoint: str | None = None,
+    *,
+    name: str | None = None,
     limit: int | None = None,
-    shard: Shard = Shard(),
+    shard: Shard = WHOLE,
     batch_size: int = 8,
-    max_new_tokens: int = 16,
-    device: str = "auto",
     max_bad_share: float = 0.01,
+    arrange: Callable[[Items], Items] = iter,
     progress: Callable[[int, int], None] = lambda done, total: None,
     report: Callable[[str], None] = lambda line: None,
-    **how,
 ) -> Run:
     """Answer the questions of a data file (`evaluate.rows.open_data`) that the file of predictions lacks.
 
-    `out` is the folder of the predictions, NAME.predictions.jsonl, which is made. `limit` takes the first rows of the
-    file. `progress(done, total)` is called after each batch; `report` with a line for each row that cannot be used:
-    more than `max_bad_share` of the rows stop the run. `how` goes to `checkpoint.load`.
+    `out` is the folder of the predictions, which is made; `name` names their file, NAME.predictions.jsonl, in the
+    place of the benchmark. `limit` takes the first rows of the file. `arrange` may change the questions.
+    `progress(done, total)` is called after each batch; `report` with a line for each row that cannot be used: more than
+    `max_bad_share` of the rows stop the run.
 
     Raises Misuse, Failure: what cannot be done, in one line.
     """
-    from .ask import check_numbers, ignore_settings
-    from .checkpoint import choose_device, load, locate, quiet
-    from .identity import answered_by
+    from .checkpoint import quiet
 
-    check_numbers(max_new_tokens, None)
     try:
         data = open_data(source, benchmark.split, benchmark.subset)
     except DataError as error:
         raise Misuse(f"--data: {error}") from None
-    place, folder = choose_device(device), locate(checkpoint)
     make_folder(out)
-    by = answered_by(folder, checkpoint, how.get("dtype", "auto"), how.get("quantize"), None, max_new_tokens)
-    by["benchmark"] = benchmark.name
-    path = out / f"{shard.named(benchmark.name)}.predictions.jsonl"
+    path = out / f"{shard.named(name or benchmark.name)}.predictions.jsonl"
     inputs = [("the data", source)] if Path(source).is_file() else []
-    columns = (*COLUMNS, "about", "by")
-    with RowFile("--out", str(path), inputs, report, columns, "prediction") as file:
+    with RowFile("--out", str(path), inputs, report, (*COLUMNS, "about", "by"), "prediction") as file:
+        by = {**examinee.by, "benchmark": benchmark.name}
         for row in file.rows.values():
             file.check_by(row, by)
         reader = Reader(benchmark, data, file.rows, limit, shard, max_bad_share, report)
         run = Run(benchmark, path, before=len(file.rows))
         progress(run.before, reader.total)
         with quiet():
-            answering = None
-            for items in windows(reader.items(), WINDOW * batch_size):
-                if answering is None:
-                    loaded = load(folder, place, **how)
-                    ignore_settings(loaded, None, report)
-                    by["dtype"] = str(loaded.model.dtype).removeprefix("torch.")
+            asking = None
+            for items in windows(reader.items(arrange), WINDOW * batch_size):
+                if asking is None:
+                    asking = Asking(examinee.loaded(report), examinee.max_new_tokens)
+                    by = {**examinee.by, "benchmark": benchmark.name}
                     for row in file.rows.values():
                         file.check_by(row, by)
-                    answering = Asking(loaded, max_new_tokens)
                 for batch in batches_of_like_length(items, batch_size):
                     predictions = []
-                    for number, item, got, seconds in answering.ask(batch):
+                    for place, item, got, seconds in asking.ask(batch):
                         if isinstance(got, str):
                             predictions.append(prediction(benchmark, item, got, seconds, by))
                         else:
-                            reader.refuse(number, got)
+                            reader.refuse(place, got)
                     file.append([json.dumps(row, ensure_ascii=False) for row in predictions])
                     file.rows |= {json.dumps(row["id"]): row for row in predictions}
                     progress(len(file.rows), reader.total)
-        reader.finish()
+        if not reader.total:
+            raise Failure(f"--data is {source}, which has no rows here; expected one or more")
         run.rows, run.bad = list(file.rows.values()), len(reader.problems)
-        run.images = answering.answering.encoded if answering is not None else 0
+        run.images = asking.answering.encoded if asking is not None else 0
     return run
 
 
@@ -167,31 +194,36 @@ class Reader:
         self.total = sum(shard.has(row) for row in range(1, rows + 1))
         self.problems = Problems(self.total)
 
-    def items(self) -> Iterator[tuple[int, Item]]:
+    def items(self, arrange: Callable[[Items], Items]) -> Items:
         """The questions without a prediction, with the numbers of their rows."""
+        for place, item in arrange(self._good()):
+            done = self.there.get(json.dumps(item.id))
+            if done is not None and done["question"] != item.question:
+                raise Misuse(
+                    f"--out has another question for id {json.dumps(item.id)} (line {done.get('line')}) than row "
+                    f"{place}; name another folder"
+                )
+            if done is None and self.shard.has(place):
+                yield place, item
+
+    def _good(self) -> Items:
+        """The questions of all rows that are ones."""
         seen: dict[str, int] = {}
-        for number, (place, row) in enumerate(self.data, 1):
-            if self.limit is not None and number > self.limit:
+        for place, row in self.data:
+            if self.limit is not None and place > self.limit:
                 return
             try:
                 if isinstance(row, BadRow):
                     raise row
-                item = self._item(number, row)
+                item = self._item(place, row)
                 key = json.dumps(item.id)
                 if (first := seen.setdefault(key, place)) != place:
                     raise BadRow("id twice", f"{key} is that of row {first} too")
-                if (done := self.there.get(key)) is not None and done["question"] != item.question:
-                    raise Misuse(
-                        f"--out has another question for id {key} (line {done.get('line')}) than row {place}; name "
-                        "another folder"
-                    )
-                wanted = self.shard.has(number) and done is None
             except BadRow as problem:
-                if self.shard.has(number):
+                if self.shard.has(place):
                     self.refuse(place, problem)
                 continue
-            if wanted:
-                yield place, item
+            yield place, item
 
     def _item(self, number: int, row: Mapping[str, Any]) -> Item:
         for column in self.benchmark.columns:
@@ -214,12 +246,8 @@ class Reader:
             except TooManyBadRows as error:
                 raise Failure(f"--data: {error}") from None
 
-    def finish(self) -> None:
-        if not self.total:
-            raise Failure(f"--data is {self.data.name}, which has no rows here; expected one or more")
 
-
-def windows(items: Iterator[tuple[int, Item]], size: int) -> Iterator[list[tuple[int, Item]]]:
+def windows(items: Items, size: int) -> Iterator[list[tuple[int, Item]]]:
     window: list[tuple[int, Item]] = []
     for item in items:
         window.append(item)

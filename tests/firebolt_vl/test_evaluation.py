@@ -287,3 +287,57 @@ def test_scores_are_computed_again_from_the_answers(run, firebolt, folder):
     shown = firebolt("eval", "score", file)
     assert "POPE" in shown.out
     assert "100.0 %" in shown.out
+
+
+def own_rows(count: int) -> list[dict]:
+    return [
+        {
+            "image": f"{i % 4}.png",
+            "question": f"Which one{'?' * (1 + i % 3)}",
+            "answers": ["cat", "the cat"] if i % 2 else ["dog"],
+            "kind": ("animal", "place")[i % 3 == 0],
+            **({"box": [4, 4, 20, 30]} if i % 2 else {}),
+        }
+        for i in range(count)
+    ]
+
+
+def test_own_questions_have_scores_baselines_and_grounding(firebolt, checkpoint, folder):
+    write(folder / "own.jsonl", own_rows(8))
+    given = ["--checkpoint", checkpoint, "--max-new-tokens", 4, "--out", "out", "--worst", 3, "--json"]
+    result = firebolt("eval", "own", "own.jsonl", *given)
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert (found["rows"], found["another_image"]["rows"]) == (8, 8)
+    assert found["majority"] == pytest.approx(0.5, abs=0.2)
+    assert set(found["kinds"]) == {"animal", "place"}
+    assert set(found["grounding"]) == {"weights", "occlusion"}
+    assert all(scores["questions"] == 4 for scores in found["grounding"].values())
+    rows, swapped = (read(folder / "out" / f"own{name}.predictions.jsonl") for name in ("", ".swapped"))
+    assert [row["question"] for row in rows] == [row["question"] for row in swapped]
+    with Image.open(folder / "out" / "own.worst.png") as picture:
+        assert picture.width > 300
+    # What is there is not done again, and all of it is the same.
+    grounded = (folder / "out" / "own.grounding.jsonl").read_text()
+    again = json.loads(firebolt("eval", "own", "own.jsonl", *given).out)
+    assert (folder / "out" / "own.grounding.jsonl").read_text() == grounded
+    for name in ("answered_before", "images_encoded"):
+        del again[name], found[name]
+    assert again == found
+    scored = json.loads(firebolt("eval", "score", "out/own.predictions.jsonl", "--json").out)
+    assert scored["kinds"] == found["kinds"]
+    shown = firebolt("eval", "own", "own.jsonl", *given[:-1])
+    assert "pointing by occlusion" in shown.out
+
+
+def test_answers_about_another_image_are_those_of_that_image(firebolt, checkpoint, folder):
+    """The baseline is what the model says about the other image, whichever run and batch it comes in."""
+    rows = [{**row, "question": "Which one?"} for row in own_rows(4)]
+    write(folder / "own.jsonl", rows)
+    given = ["--checkpoint", checkpoint, "--max-new-tokens", 4]
+    assert firebolt("eval", "own", "own.jsonl", *given, "--out", "a").code == 0
+    moved = [{**row, "image": rows[(i + 1) % 4]["image"], "box": None} for i, row in enumerate(rows)]
+    write(folder / "moved.jsonl", moved)
+    assert firebolt("eval", "own", "moved.jsonl", *given, "--out", "b").code == 0
+    swapped = {row["id"]: row["got"] for row in read(folder / "a" / "own.swapped.predictions.jsonl")}
+    assert swapped == {row["id"]: row["got"] for row in read(folder / "b" / "own.predictions.jsonl")}
