@@ -63,5 +63,8 @@ setup(
         "eval": ["datasets>=4,<6"],
         "lint": ["ruff>=0.12", "basedpyright>=1.31"],
     },
-    entry_points={"console_scripts": ["firebolt = firebolt_vl.cli:main"]},
+    entry_points={
+        "console_scripts": ["firebolt = firebolt_vl.cli:main"],
+        "lmms_eval.models": ["firebolt = firebolt_vl.harness.lmms_eval:manifest"],
+    },
 )

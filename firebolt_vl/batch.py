@@ -140,8 +140,12 @@ class Answering:
         max_new_tokens: int,
         seed: int | None = None,
         familiar: "Familiar | None" = None,
+        prompted: Callable[[Question], str] | None = None,
     ):
-        """`opened` opens an image by its name in a row; ValueError or OSError where it cannot be opened."""
+        """`opened` opens an image by its name in a row; ValueError or OSError where it cannot be opened. `prompted`
+        makes a row's prompt, by default the question as the user's turn, below its images; Failure where it cannot.
+        """
+        self.prompted = prompted or (lambda row: prompt(loaded, row.question, len(row.images)))
         self.loaded, self.opened, self.max_new_tokens, self.seed = loaded, opened, max_new_tokens, seed
         self.familiar = familiar
         self.views: OrderedDict[str, View] = OrderedDict()
@@ -158,7 +162,7 @@ class Answering:
             if row.line in problems:
                 continue
             try:
-                text = prompt(self.loaded, row.question, len(row.images))
+                text = self.prompted(row)
                 tokens = self.loaded.processor.tokenizer(text, **specials(self.loaded, text)).input_ids
                 room_for_answer(self.loaded.model, len(tokens))
             except Failure as error:

@@ -2,8 +2,13 @@
 
 import base64
 import json
+import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +102,31 @@ def test_a_run_that_was_stopped_goes_on(run, folder, monkeypatch):
     done = run("pope", data)
     assert json.loads(done.out)["images_encoded"] == 0
     assert read(folder / "out" / "pope.predictions.jsonl") == rows
+
+
+def test_killed_in_the_middle_and_started_again_every_prediction_is_there_once(checkpoint, folder):
+    data = write(folder / "rows.jsonl", pope_rows(60))
+    arguments = [
+        sys.executable,
+        "-m",
+        "firebolt_vl",
+        "eval",
+        "pope",
+        "--data",
+        str(data),
+        "--checkpoint",
+        str(checkpoint),
+    ]
+    arguments += ["--max-new-tokens", "30", "--batch-size", "1"]
+    out, deadline = folder / "out" / "eval" / "pope.predictions.jsonl", time.monotonic() + 120
+    running = subprocess.Popen(arguments, cwd=folder, stdout=subprocess.DEVNULL)
+    while time.monotonic() < deadline and not (out.exists() and out.read_bytes().count(b"\n") >= 5):
+        time.sleep(0.005)
+    os.kill(running.pid, signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+    assert 5 <= out.read_bytes().count(b"\n") < 60
+    subprocess.run(arguments, cwd=folder, check=True, capture_output=True)
+    assert sorted(row["id"] for row in read(out)) == sorted(f"p{i}" for i in range(60))
 
 
 def test_two_shards_are_one_run(run, firebolt, folder):
