@@ -119,7 +119,7 @@ def _chosen(name: str, source: str) -> list[tuple[Benchmark, str]]:
 
 
 def _concluded(run: Run, part: Shard, found: dict[str, Any]) -> dict[str, Any]:
-    """What was found in a run, and with what; written beside its predictions too."""
+    """Results of a run and of what it was made with; written beside its predictions too."""
     by = run.rows[0]["by"] if run.rows else {}
     found |= {"checkpoint": by.get("checkpoint"), "digest": by.get("digest"), "dtype": by.get("dtype")}
     found |= {"answered_before": run.before, "images_encoded": run.images}

@@ -13,7 +13,7 @@ from PIL import Image
 from .fonts import drawable, fonts_for
 from .outputs import SIGNATURE
 
-COLUMNS, SIDE, BELOW = 3, 3.2, 1.0
+COLUMNS, SIDE, BELOW = 3, 3.2, 0.75
 """Pictures beside each other; inches of one, and of the text below it."""
 WANTED, VIEW, INK = "#15803d", "#ea580c", "#1c2530"
 MOST_LETTERS = 46

@@ -136,7 +136,7 @@ def _images(visuals: Any) -> tuple[Image.Image, ...]:
 
 
 def manifest() -> ModelManifest:
-    """What lmms-eval's entry point finds."""
+    """Manifest that lmms-eval finds by its entry point."""
     here = __name__
     return ModelManifest(
         "firebolt", f"{here}.{FireboltSimple.__name__}", f"{here}.{FireboltChat.__name__}", aliases=("firebolt_vl",)
