@@ -18,7 +18,7 @@ export IMAGE := $(firstword $(sort $(wildcard examples/*.png)))
 export QUESTION := what digit is at the top left?
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-versions test-machines test-messages test-gpu bench compile-report emulate fuzz format lint tiny counts docs
+.PHONY: help demo test test-versions test-machines test-messages test-harness test-gpu bench compile-report emulate fuzz format lint tiny counts docs
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -36,6 +36,9 @@ test-versions: $(READY) ## run the models' tests with the oldest and newest vers
 
 test-messages: $(READY) ## print all that the commands say where they cannot go on, to out/messages.md
 	OMP_NUM_THREADS=1 $(BIN)/python tests/support/messages.py out/messages.md
+
+test-harness: $(READY) ## run the embedded model in lmms-eval, in an environment of its own, and compare
+	$(BIN)/python tests/support/harness.py $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) --out docs/harness.md
 
 test-gpu: $(READY) ## run the kernels' tests on this machine's GPU, compiled, bfloat16 too
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "this PyTorch sees no GPU")'

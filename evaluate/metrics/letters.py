@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from string import ascii_uppercase
+from string import ascii_uppercase, punctuation
 
 from .vqa import COMMAS, PERIOD, PERIODS, SIGNS
 
@@ -11,6 +11,7 @@ AROUND = tuple(
     form.split("x") for form in ["x.", "x,", "x:", "x)", "x).", "(x)", "(x).", ":x", ":x,", ":x.", ":x)", ":x)."]
 )
 MOST_WORDS_BESIDE_A = 3
+_NO_PUNCTUATION = str.maketrans("", "", punctuation)
 # Removed from an answer to Video-MME. The two long ones are the published list's, which lacks commas between two of
 # each: they never occur, so that the B of "Best answer: C" is taken.
 VIDEO_MME_PREFIXES = (
@@ -38,8 +39,13 @@ def option_lines(options: Sequence[str], form: str = "{letter}. {option}") -> st
 
 
 def ai2d_letter(answer: str) -> str:
-    """The answer without punctuation, in upper case: right is the option's letter alone, as in lmms-eval."""
-    return re.sub(r"[^\w\s]", "", answer).strip().upper()
+    """The capital before a full stop at the beginning ("B. larva"), else the answer without punctuation, in upper case.
+
+    Right is the option's letter, as in lmms-eval.
+    """
+    if found := re.match(r"\s*([A-Z])\.", answer):
+        return found[1]
+    return answer.translate(_NO_PUNCTUATION).strip().upper()
 
 
 def scienceqa_letter(answer: str) -> str | None:

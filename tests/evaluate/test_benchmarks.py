@@ -141,7 +141,7 @@ def test_an_answer_to_mmmu_that_names_no_option_is_guessed_and_counted():
 def test_ai2d():
     rows = [{"image": IMAGE, "question": "Which eats?", "options": ["cat", "dog"], "answer": "1"} for _ in range(5)]
     found = scores("ai2d", rows, ["B", "(b).", "B. dog", "dog", "A"])
-    assert found == {"score": 2 / 5}
+    assert found == {"score": 3 / 5}
     asked = BENCHMARKS["ai2d"].read(rows[0])
     assert asked.question == (
         "Which eats?\nA. cat\nB. dog\nAnswer with the option's letter from the given choices directly."

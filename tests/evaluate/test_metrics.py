@@ -214,7 +214,8 @@ def test_letters_of_mmbench(answer, found):
     [
         (ai2d_letter, "b.", "B"),
         (ai2d_letter, "(B)", "B"),
-        (ai2d_letter, "B. larva", "B LARVA"),
+        (ai2d_letter, "B. larva", "B"),
+        (ai2d_letter, "b. larva", "B LARVA"),
         (scienceqa_letter, "B", "B"),
         (scienceqa_letter, "B. the moon", "B"),
         (scienceqa_letter, "b", None),
