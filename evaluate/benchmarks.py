@@ -160,7 +160,7 @@ def _read_mmmu(row: Row) -> Item:
         "question_type": kind,
         "subject": subject_of(str(identity)),
     }
-    return Item(identity, prompt, tuple(cells), _open_truth(row["answer"]), about, options=choices)
+    return Item(identity, prompt, tuple(cells), _open_truth(row["answer"]), about)
 
 
 def _open_truth(answer: Any) -> Any:
@@ -188,7 +188,7 @@ def _read_ai2d(row: Row) -> Item:
     if not 0 <= number < len(options):
         raise BadRow("answer is no option", f"it is {shown(row['answer'])}; expected 0 to {len(options) - 1}")
     question = f"{text_of(row, 'question')}\n{option_lines(options)}\n{BY_LETTER}"
-    return Item(_own(row, "id"), question, image_of(row), ascii_uppercase[number], {}, options=tuple(options))
+    return Item(_own(row, "id"), question, image_of(row), ascii_uppercase[number], {})
 
 
 def _mark_letter(parse: Callable[[str], str | None]) -> Callable[[str, Any, dict], Mark]:
@@ -210,7 +210,7 @@ def _read_scienceqa(row: Row) -> Item:
     context = "" if absent(row.get("hint")) else f"Context: {row['hint']}\n"
     question = f"{context}{text_of(row, 'question')}\n{option_lines(choices)}\n{BY_LETTER}"
     about = {name: row[name] for name in ("subject", "grade") if not absent(row.get(name))}
-    return Item(_own(row, "id"), question, image_of(row), ascii_uppercase[number], about, options=tuple(choices))
+    return Item(_own(row, "id"), question, image_of(row), ascii_uppercase[number], about)
 
 
 def _read_mmbench(row: Row) -> Item:
@@ -223,7 +223,7 @@ def _read_mmbench(row: Row) -> Item:
     question = f"{hint}{text_of(row, 'question')} There are several options:\n{lines}\n{BY_LETTER}"
     l2_category = next((row[name] for name in ("L2-category", "l2-category", "L2_category") if name in row), None)
     about = {"options": options, "category": row.get("category"), "l2_category": l2_category}
-    return Item(whole(row, "index"), question, image_of(row), wanted, about, options=tuple(options.values()))
+    return Item(whole(row, "index"), question, image_of(row), wanted, about)
 
 
 def _mark_mmbench(got: str, wanted: str, about: dict) -> Mark:
@@ -246,7 +246,7 @@ def _read_mvbench(row: Row) -> Item:
     task, video = row.get("task", row.get("task_type")), text_of(row, "video")
     about = {"task": task}
     wanted = ascii_uppercase[candidates.index(answer)]
-    return Item(_own(row, "id"), question, (), wanted, about, video, tuple(candidates))
+    return Item(_own(row, "id"), question, (), wanted, about, video, text_of(row, "question"), tuple(candidates))
 
 
 def _read_video_mme(row: Row) -> Item:
@@ -263,7 +263,11 @@ def _read_video_mme(row: Row) -> Item:
     # The options come with their letters ("A. A dog."); a choice among them adds its own.
     bare = tuple(option.removeprefix(f"{letter}. ") for letter, option in zip(ascii_uppercase, options))
     video = row.get("video") if not absent(row.get("video")) else f"{text_of(row, 'videoID')}.mp4"
-    return Item(_identity(row, "question_id"), question, (), wanted, about, video, bare)
+    return Item(_identity(row, "question_id"), question, (), wanted, about, video, text_of(row, "question"), bare)
+
+
+CHOSEN = "chosen"
+"""Key of `about` with the letter of the option that has the lowest mean cross-entropy."""
 
 
 def _grouped(*columns: str) -> Callable[[Sequence[Marked]], dict]:
@@ -271,7 +275,10 @@ def _grouped(*columns: str) -> Callable[[Sequence[Marked]], dict]:
 
     def scores(marked: Sequence[Marked]) -> dict:
         groups = {f"{column}s": _means(marked, column) for column in columns}
-        return {"score": mean_score(marked)} | {name: means for name, means in groups.items() if means}
+        found = {"score": mean_score(marked)} | {name: means for name, means in groups.items() if means}
+        if all(CHOSEN in one.about for one in marked):
+            found["loss_score"] = sum(one.about[CHOSEN] == one.wanted for one in marked) / len(marked)
+        return found
 
     return scores
 

@@ -24,6 +24,8 @@ class Item(NamedTuple):
     about: dict[str, Any]
     """What else the score needs of the row, as JSON holds it."""
     video: str | None = None
+    bare: str = ""
+    """The question alone, of those with `options`."""
     options: tuple[str, ...] = ()
     """What is scored where a model chooses by the lowest mean cross-entropy."""
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .errors import Failure, told
-from .evaluate.benchmarks import IMAGE_BENCHMARKS
+from .evaluate.benchmarks import IMAGE_BENCHMARKS, VIDEO_BENCHMARKS
 from .options import AsJson, Checkpoint, Device, OnDevice
 
 evaluations = typer.Typer(help="Measure a model on a benchmark, or on questions of your own.")
@@ -57,6 +57,40 @@ def _add(name: str, words: str) -> None:
         evaluate_benchmark(name, data, out, shard, as_json, model, **options)
 
 
+def _add_videos(name: str, words: str) -> None:
+    """Add the command of a benchmark of videos."""
+
+    @evaluations.command(name, help=words)
+    def run(
+        data: Data,
+        checkpoint: Annotated[
+            str,
+            typer.Option("--checkpoint", metavar="DIR_OR_ID", help="A foveated model: a folder, or an id."),
+        ],
+        video_root: Annotated[
+            str | None, typer.Option(metavar="DIR", help="Where the videos lie. Default: the folder of the data.")
+        ] = None,
+        frames: Annotated[
+            int | None, typer.Option(metavar="N", min=1, help="Of a video. Default: one a second, at most 64.")
+        ] = None,
+        out: Out = "out/eval",
+        limit: Limit = None,
+        shard: Part = None,
+        max_new_tokens: Tokens = 16,
+        max_bad_share: BadShare = 0.01,
+        device: OnDevice = Device.auto,
+        as_json: AsJson = False,
+    ) -> None:
+        from .eval_commands import evaluate_benchmark
+
+        model = {"checkpoint": checkpoint, "device": device.value, "max_new_tokens": max_new_tokens}
+        videos = {"root": video_root, "frames": frames}
+        options = {"batch_size": 1, "max_bad_share": max_bad_share, "limit": limit}
+        evaluate_benchmark(name, data, out, shard, as_json, model, videos, **options)
+
+
+for _benchmark in VIDEO_BENCHMARKS:
+    _add_videos(_benchmark.name, f"{_benchmark.title} with a foveated model: by letter, and by the lowest loss.")
 for _benchmark in IMAGE_BENCHMARKS:
     _add(_benchmark.name, f"{_benchmark.title}: its questions answered, its scores. A stopped run goes on.")
 _add("all", "All benchmarks that --data, a folder, has a file or folder for: pope.jsonl, mmbench.tsv, mmmu/ ...")

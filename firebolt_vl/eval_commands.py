@@ -24,16 +24,30 @@ VERSIONS = ("torch", "transformers", "firebolt-vl")
 
 
 def evaluate_benchmark(
-    name: str, source: str, out: str, shard: str | None, as_json: bool, model: dict[str, Any], **options: Any
+    name: str,
+    source: str,
+    out: str,
+    shard: str | None,
+    as_json: bool,
+    model: dict[str, Any],
+    videos: dict[str, Any] | None = None,
+    **options: Any,
 ) -> None:
     """Answer and score one benchmark, or all whose files are in the folder `source`.
 
-    `model` are arguments of `Examinee`, `options` of `evaluate`.
+    `model` are arguments of `Examinee`, with `videos` those of `VideoExaminee`, `options` of `evaluate`.
     """
     from .progress import progress_bar
 
     part, chosen, found = Shard.parse(shard) if shard else Shard(), _chosen(name, source), []
-    examinee = Examinee(**model)
+    if videos is None:
+        examinee = Examinee(**model)
+    else:
+        from .video_evaluation import VideoExaminee
+
+        path = Path(source)
+        root = Path(videos["root"]) if videos["root"] else path if path.is_dir() else path.parent
+        examinee = VideoExaminee(root, videos["frames"], **model)
     for benchmark, data in chosen:
         with progress_bar(benchmark.title) as progress:
             run = evaluate(benchmark, data, examinee, Path(out), shard=part, progress=progress, report=_say, **options)
@@ -100,8 +114,6 @@ def _chosen(name: str, source: str) -> list[tuple[Benchmark, str]]:
     if name != ALL:
         if name not in BENCHMARKS:
             raise Misuse(f"NAME is {name}; expected one of {', '.join((*BENCHMARKS, ALL, 'own', 'tiny'))}")
-        if BENCHMARKS[name] not in IMAGE_BENCHMARKS:
-            raise Misuse(f"NAME is {name}, a benchmark of videos; this command takes those of images")
         return [(BENCHMARKS[name], source)]
     folder = Path(source)
     if not folder.is_dir():
@@ -184,6 +196,7 @@ def scores_of(found: dict) -> dict[str, Any]:
 
 SCORES = [
     "score",
+    "loss_score",
     "harness_score",
     "vanilla",
     "accuracy",

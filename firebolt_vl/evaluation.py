@@ -93,13 +93,21 @@ class Examinee:
     def loaded(self, report: Callable[[str], None]) -> "Loaded":
         """The model and its processor; from now on `by` has the dtype."""
         from .ask import ignore_settings
-        from .checkpoint import load
 
         if self._loaded is None:
-            self._loaded = load(self.folder, self.place, **self.how)
+            self._loaded = self._load()
             ignore_settings(self._loaded, None, report)
             self.by["dtype"] = str(self._loaded.model.dtype).removeprefix("torch.")
         return self._loaded
+
+    def _load(self) -> "Loaded":
+        from .checkpoint import load
+
+        return load(self.folder, self.place, **self.how)
+
+    def asking(self, report: Callable[[str], None]) -> "Asking":
+        """The model as it is asked."""
+        return Asking(self.loaded(report), self.max_new_tokens)
 
 
 def evaluate(
@@ -146,7 +154,7 @@ def evaluate(
             asking = None
             for items in windows(reader.items(arrange), WINDOW * batch_size):
                 if asking is None:
-                    asking = Asking(examinee.loaded(report), examinee.max_new_tokens)
+                    asking = examinee.asking(report)
                     by = {**examinee.by, "benchmark": benchmark.name}
                     for row in file.rows.values():
                         file.check_by(row, by)
@@ -163,7 +171,7 @@ def evaluate(
         if not reader.total:
             raise Failure(f"--data is {source}, which has no rows here; expected one or more")
         run.rows, run.bad = list(file.rows.values()), len(reader.problems)
-        run.images = asking.answering.encoded if asking is not None else 0
+        run.images = asking.encoded if asking is not None else 0
     return run
 
 
@@ -272,6 +280,11 @@ class Asking:
 
         self.cells: dict[str, Cell] = {}
         self.answering = Answering(loaded, self._open, max_new_tokens)
+
+    @property
+    def encoded(self) -> int:
+        """How many images were encoded."""
+        return self.answering.encoded
 
     def _open(self, name: str) -> "Image.Image":
         return self.cells[name].open()
