@@ -12,16 +12,25 @@ AROUND = tuple(
 )
 MOST_WORDS_BESIDE_A = 3
 _NO_PUNCTUATION = str.maketrans("", "", punctuation)
-# Removed from an answer to Video-MME. The two long ones are the published list's, which lacks commas between two of
-# each: they never occur, so that the B of "Best answer: C" is taken.
-VIDEO_MME_PREFIXES = (
-    "The best answer is",
-    "The correct answer is",
-    "The answer is",
-    "The answer",
-    "The best option isThe correct option is",
-    "Best answer:Best option:",
+_AT_THE_ENDS = (",", ".", "!", "?", ";", ":", "'", '"')
+_NOUNS = {"answer": ("", "correct ", "best "), "option": ("correct ", "best "), "choice": ("", "correct ")}
+# What announces an answer in English, Korean, Chinese and Japanese.
+PHRASES = (
+    *(f"{the}{kind}{noun} is" for noun, kinds in _NOUNS.items() for kind in kinds for the in ("", "the ")),
+    *("my answer is", "my choice is", "i choose", "i select", "i pick"),
+    *(
+        "\uc635\uc158",
+        "\uc815\ub2f5\uc740",
+        "\ub2f5\uc740",
+        "\ub2f5:",
+        "\u7b54\u6848\u662f",
+        "\u7b54\u6848\u4e3a",
+        "\u9009",
+        "\u7b54\u3048\u306f",
+    ),
 )
+FORMS = ("({})", "{}.", "{}:", "{})", "{} ", "{}")
+"""How a letter may be written, the surest form first; the last, anywhere, only where no other fits."""
 
 
 def letters(count: int) -> str:
@@ -49,13 +58,14 @@ def ai2d_letter(answer: str) -> str:
 
 
 def scienceqa_letter(answer: str) -> str | None:
-    """A letter alone, or one with a full stop at the beginning ("B. the moon"): case and spaces count.
+    """A letter alone, in any case, or a capital with a full stop behind it at the beginning ("B. the moon").
 
     Source: the evaluation of P. Lu et al., ScienceQA (arXiv 2209.09513), as lmms-eval has it.
     """
-    if len(answer) == 1 or (len(answer) > 1 and answer[1] == "."):
-        return answer[0] if answer[0].isupper() else None
-    return None
+    text = answer.strip()
+    if len(text) == 1:
+        return text.upper()
+    return text[0] if len(text) > 1 and text[0].isupper() and text[1] == "." else None
 
 
 def mmbench_letter(answer: str, options: Mapping[str, str]) -> str | None:
@@ -92,13 +102,29 @@ def mvbench_letter(answer: str) -> str | None:
     return found[1].upper() if found else None
 
 
-def video_mme_letter(answer: str) -> str | None:
-    """The first of A to D in an answer, after set phrases are taken out.
+def video_mme_letter(answer: str, choices: str = "ABCD") -> str | None:
+    """The letter that an answer begins with, else ends with, else the last one behind a phrase such as "the answer is".
 
-    Source: C. Fu et al., Video-MME (arXiv 2405.21075), as its published code and lmms-eval have it.
+    Where none of these is there, the last letter of the surest form counts: "(A)", "A.", "A:", "A)", "A ", then any.
+    Source: C. Fu et al., Video-MME (arXiv 2405.21075), as lmms-eval evaluates it.
     """
     text = answer.strip()
-    for prefix in VIDEO_MME_PREFIXES:
-        text = text.replace(prefix, "")
-    found = re.search("[ABCD]", text)
-    return found[0] if found else None
+    for sign in _AT_THE_ENDS:
+        text = text.strip(sign)
+    text = text.strip()
+    for letter in choices:
+        if text[:1] == letter and not text[1:2].isalpha():
+            return letter
+    for letter in choices:
+        if text[-1:] == letter and not text[-2:-1].isalpha():
+            return letter
+    text = f" {text} "
+    lower, behind = text.lower(), {}
+    for start in (lower.find(phrase) + len(phrase) for phrase in PHRASES if phrase in lower):
+        for letter in choices:
+            behind[letter] = max(behind.get(letter, -1), text.find(letter, start))
+    found = [behind, *({letter: text.rfind(form.format(letter)) for letter in choices} for form in FORMS)]
+    for places in found:
+        if places and max(places.values()) >= 0:
+            return max(places, key=places.__getitem__)
+    return None

@@ -49,8 +49,7 @@ def vqa_accuracy(answer: str, answers: Sequence[str], rule: str = "official") ->
         answer: the model's.
         answers: one of each annotator, ten in VQAv2.
         rule: "official" normalises only where the annotators differ: if all agree, the answer has to be theirs letter
-            by letter. "harness" (lmms-eval) normalises the model's answer always, without commas, question marks and
-            with a space before "'s", but the annotators' only where they differ.
+            by letter. "harness" (lmms-eval) normalises always.
 
     Raises ValueError for no answers and for another rule.
     """
@@ -59,9 +58,7 @@ def vqa_accuracy(answer: str, answers: Sequence[str], rule: str = "official") ->
     if not answers:
         raise ValueError("vqa_accuracy: answers is empty; expected one of each annotator")
     given, theirs = _lined(answer), [_lined(one) for one in answers]
-    if rule == "harness":
-        given = normalise(_lined(_split_words(answer)), rule)
-    if len(set(theirs)) > 1:
+    if rule == "harness" or len(set(theirs)) > 1:
         given, theirs = normalise(given, rule), [normalise(one, rule) for one in theirs]
     same = sum(one == given for one in theirs)
     return sum(min(1.0, (same - (one == given)) / ENOUGH) for one in theirs) / len(theirs)
@@ -83,7 +80,3 @@ def normalise(text: str, rule: str = "official") -> str:
 
 def _lined(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
-
-
-def _split_words(text: str) -> str:
-    return text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()

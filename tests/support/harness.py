@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-HARNESS = "lmms-eval==0.7.3"
+# It reaches into filelock, whose inside moved after 3.20.
+HARNESS = ("lmms-eval==0.7.3", "filelock==3.20.*")
 ROWS, BATCH = 40, 8
 TASKS = ("firebolt_pope", "firebolt_own")
 YES_NO = "is there"
@@ -107,8 +108,13 @@ def install(folder: Path, torch_index: str | None) -> Path:
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder / "venv"], check=True)
         torch = next(line for line in (ROOT / "constraints.txt").read_text().split() if line.startswith("torch=="))
         index = ["--index-url", torch_index] if torch_index else []
-        for arguments in ([*index, torch], [HARNESS, f"{ROOT}[eval]", "scikit-learn"]):
+        for arguments in ([*index, torch], [*HARNESS, f"{ROOT}[eval]", "scikit-learn"]):
             subprocess.run([programs / "python", "-m", "pip", "install", "--quiet", *arguments], check=True)
+        # A torchvision that does not fit its torch stops every import of transformers; nothing here needs it.
+        if subprocess.run([programs / "python", "-c", "import torchvision"], capture_output=True).returncode:
+            subprocess.run(
+                [programs / "python", "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision"], check=True
+            )
         (folder / "ready").touch()
     return programs
 
@@ -150,10 +156,17 @@ def run_harness(programs: Path, folder: Path) -> dict[str, tuple[dict[str, str],
             (folder / "theirs").rglob(f"*_samples_firebolt_{kind}.jsonl"), key=lambda file: file.stat().st_mtime
         )
         rows = [json.loads(line) for line in samples.read_text().splitlines()]
-        answers = {str(row["doc_id"]): row["filtered_resps"][0].strip() for row in rows}
+        answers = {str(row["doc_id"]): _text(row["filtered_resps"]) for row in rows}
         scores = {name.split(",")[0]: value for name, value in results[f"firebolt_{kind}"].items()}
         found[kind] = answers, scores
     return found
+
+
+def _text(answer: str | list) -> str:
+    """The text of an answer, which lmms-eval writes in lists or alone."""
+    while isinstance(answer, list):
+        answer = answer[0]
+    return answer.strip()
 
 
 def run_ours(programs: Path, folder: Path) -> dict[str, tuple[dict[str, str], dict[str, float]]]:
