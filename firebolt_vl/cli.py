@@ -110,7 +110,8 @@ def eval_tiny(checkpoint: Checkpoint = None, as_json: AsJson = False, device: On
 def bench_compile(
     op: Ops = None,
     target: Annotated[
-        list[str] | None, typer.Option(metavar="CHIP", help="Only sm_80, sm_90, sm_100 or gfx942; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="CHIP", help="Only sm_80, sm_90, sm_100, sm_120, gfx942 or gfx950; may be repeated."),
     ] = None,
     dtype: Dtypes = None,
     quick: Quick = False,
@@ -119,7 +120,7 @@ def bench_compile(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compile every kernel for sm_80, sm_90, sm_100 and gfx942, without a GPU: registers, spills, shared memory.
+    """Compile every kernel for sm_80 to sm_120, gfx942 and gfx950, without a GPU: registers, spills, shared memory.
 
     Exit code 1 where something does not compile, spills, needs too much or has a dot without tensor cores.
     """
