@@ -240,6 +240,26 @@ def bench_answer(
     answer_benchmark(peers, device.value, dtype, new_tokens, rounds, only, threads, out, as_json)
 
 
+@benchmarks.command("gpu-day")
+def bench_gpu_day(
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where results go. Default: docs/gpu/ and the GPU's name.")
+    ] = None,
+    seconds: Annotated[int, typer.Option(metavar="N", min=30, help="How long it may take.")] = 540,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="Do it without a GPU, at tiny sizes, to see that it works.")
+    ] = False,
+) -> None:
+    """Find out all that a GPU can tell: tests, times beside others and predictions, configurations, whole answers.
+
+    A run that is cut short keeps what is finished, and the same command goes on. Exit code 1 where a test fails or a
+    result is beyond the error budget.
+    """
+    from .gpu_day_command import gpu_day
+
+    gpu_day(out, seconds, rehearse)
+
+
 @benchmarks.command("crossover")
 def bench_crossover(
     dtype: Annotated[
@@ -396,6 +416,7 @@ KEPT = {
     ("convert",): "nothing is left of the new folder; start again",
     ("eval",): "nothing was kept of it; start again",
     ("bench", "kernels"): "what was measured of whole ops is in --out; --op NAME measures the others",
+    ("bench", "gpu-day"): "the finished steps in --out are kept; the same command goes on with the others",
     ("bench",): "nothing was kept of it; start again",
     ("train",): "the last checkpoint in --out is kept; the same command with --resume goes on from it",
     ("ablate",): "the finished runs in --out are kept; the same command goes on with the others",
