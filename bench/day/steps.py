@@ -23,7 +23,7 @@ class Step(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """How large everything is."""
+    """Size of everything."""
 
     device: str
     seconds: float

@@ -69,7 +69,7 @@ def target_of(device: str) -> str | None:
 
 
 def _compile(job: Job) -> str:
-    """What is wrong with a compilation, or nothing."""
+    """Compile into the cache and say what is wrong, or nothing."""
     try:
         compiled_kernel(job)
     except Exception as error:

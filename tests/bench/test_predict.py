@@ -289,6 +289,14 @@ class TestModel:
         code = Compiled((), (), ttir.Module((), (), {}), registers, shared, warps)
         assert occupancy(code, H100) == programs
 
+    @pytest.mark.parametrize(("name", "single", "half"), [("a100", 19.5, 312), ("rtx4090", 82.6, 165.2)])
+    def test_rates_make_the_published_peaks(self, name, single, half):
+        """TFLOP/s of float32, and of 16-bit operands by tensor cores."""
+        chip = chip_of(name)
+        clocks = chip.processors * chip.clock_ghz / 1000
+        assert round(2 * chip.single * clocks, 1) == single
+        assert chip.tensor * clocks == pytest.approx(half, rel=0.002)
+
     def test_a_faster_memory_is_no_slower(self):
         assert chip_of("h200").memory_tb_per_s > H100.memory_tb_per_s
         assert {chip_of(name).target for name in CHIPS} <= set(compiling.CHIPS)
