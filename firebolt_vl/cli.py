@@ -138,14 +138,20 @@ def bench_predict(
     dtype: Dtypes = None,
     quick: Quick = False,
     goals: Annotated[bool, typer.Option("--goals", help="Those sizes for which there is a goal on an H100.")] = False,
+    around: Annotated[
+        bool, typer.Option("--around", help="Other tiles and warps than the default ones instead, as JSON.")
+    ] = False,
     processes: Processes = None,
     out: ReportFile = None,
     as_json: AsJson = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Say how long every op would take on a GPU that need not be there, from its compiled code, and what limits it."""
-    from .without_gpu_commands import predictions
+    from .without_gpu_commands import predicted_configurations, predictions
 
+    if around:
+        predicted_configurations(op, chip, dtype, quick, processes)
+        return
     predictions(op, chip, dtype, quick, goals, processes, out, as_json, overwrite)
 
 

@@ -12,9 +12,9 @@ from .. import kernels as measuring
 from ..cases import Case, inputs
 from ..compile import run_backward, run_forward
 from ..silent import silent_driver
+from ..sweep import Clock
 from ..timing import Run, quantile, time_in_turns
 from .steps import Scale
-from .sweep import Clock
 
 
 class Swept(NamedTuple):

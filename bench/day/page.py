@@ -9,7 +9,7 @@ from ...files.tables import csv_of, markdown_table
 from ...files.writing import write_text, write_whole
 from .. import answer
 from .. import kernels as measuring
-from .sweep import Trial, winners
+from ..sweep import Trial, winners
 
 Known = dict[str, dict[str, Any]]
 

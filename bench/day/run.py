@@ -12,9 +12,9 @@ import triton
 from ...files.writing import write_text
 from ...kernels.configurations import files_of
 from .. import kernels as measuring
+from ..sweep import Trial, table_of
 from .page import rows_of, write_pictures, write_tables
 from .steps import SCALES, Step, steps
-from .sweep import Trial, table_of
 from .worker import Worker
 
 # For what is written at the end.

@@ -22,10 +22,10 @@ from ..cases import OPS
 from ..compile import CHIPS, Job, compiled_kernel, pool_of_compilers, record, specialise
 from ..predict.chips import chip_of_device
 from ..predict.report import Subject, predictions
+from ..sweep import asked, climb, replacing, winners
 from .clocks import swept
 from .others import others
 from .steps import Scale
-from .sweep import asked, climb, replacing, winners
 
 ROOT = Path(__file__).resolve().parents[2]
 MODES = ("forward", "backward")

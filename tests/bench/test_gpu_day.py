@@ -24,9 +24,9 @@ from firebolt_vl.bench.day import work
 from firebolt_vl.bench.day.others import by_vendor_fft, others
 from firebolt_vl.bench.day.page import page
 from firebolt_vl.bench.day.steps import SCALES, Step, steps
-from firebolt_vl.bench.day.sweep import asked, climb, neighbours, replacing, table_of, winners
 from firebolt_vl.bench.day.work import read_result, target_of
 from firebolt_vl.bench.day.worker import Worker
+from firebolt_vl.bench.sweep import asked, climb, neighbours, replacing, table_of, winners
 from firebolt_vl.kernels import reference, use_implementation
 from firebolt_vl.kernels.configurations import Question, read_table
 from firebolt_vl.kernels.launch import recording

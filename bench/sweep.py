@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from ...kernels.configurations import Question, answering
+from ..kernels.configurations import Question, answering
 
 MOST_WARPS, MOST_STAGES = 16, 5
 # A measured gain below this share is as good as none.
@@ -107,9 +107,15 @@ def winners(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def table_of(trials: Sequence[Trial], chip: str, made_by: str) -> str:
-    """The file of a chip (`kernels/configurations.py`)."""
+    """Write the file of a chip (`kernels/configurations.py`), with microseconds of the op before and after."""
     entries = [
-        {"kernel": trial.kernel, "dtype": trial.dtype, "size": trial.size, "set": json.loads(trial.configuration)}
+        {
+            "kernel": trial.kernel,
+            "dtype": trial.dtype,
+            "size": trial.size,
+            "set": json.loads(trial.configuration),
+            "us": [trial.default_us, trial.us],
+        }
         for trial in winners(trials)
     ]
     lines = ",\n  ".join(json.dumps(entry) for entry in entries)
