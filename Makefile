@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 MINUTES := 10
+SECONDS := 540
 OP :=
 ENGINE := interpreter
 ENVIRONMENTS :=
@@ -18,7 +19,7 @@ export IMAGE := $(firstword $(sort $(wildcard examples/*.png)))
 export QUESTION := what digit is at the top left?
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-versions test-machines test-messages test-harness test-gpu bench compile-report emulate fuzz format lint tiny counts docs
+.PHONY: help demo test test-versions test-machines test-messages test-harness test-gpu bench gpu-day compile-report emulate fuzz format lint tiny counts docs
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -49,6 +50,9 @@ test-machines: $(READY) ## run all tests as on four CPUs, in random order (MACHI
 
 bench: $(READY) ## measure the kernels at a few sizes (all of them: firebolt bench kernels)
 	OMP_NUM_THREADS=1 $(BIN)/firebolt bench kernels --quick
+
+gpu-day: $(READY) ## test and measure all on this machine's GPU, in 9 minutes (SECONDS=540), to docs/gpu/; goes on if cut short
+	env -u TRITON_INTERPRET $(BIN)/firebolt bench gpu-day --seconds $(SECONDS)
 
 compile-report: $(READY) ## compile every kernel for GPUs that need not be there, at a few sizes
 	env -u TRITON_INTERPRET $(BIN)/firebolt bench compile --quick

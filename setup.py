@@ -35,7 +35,11 @@ setup(
     python_requires=">=3.11",
     packages=packages,
     package_dir={FACE: FACE, **{f"{FACE}.{layer}": layer for layer in LAYERS}},
-    package_data={FACE: ["py.typed", "tiny/*"], f"{FACE}.train": ["configs/*.toml", "configs/accelerate/*.yaml"]},
+    package_data={
+        FACE: ["py.typed", "tiny/*"],
+        f"{FACE}.kernels": ["measured/*.json"],
+        f"{FACE}.train": ["configs/*.toml", "configs/accelerate/*.yaml"],
+    },
     # Lower bounds and upper bounds are the oldest and the newest minor versions that `make test-versions` passes with.
     install_requires=[
         "torch>=2.12,<2.16",

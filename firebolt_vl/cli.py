@@ -86,7 +86,8 @@ app.command()(watch)
 def bench_compile(
     op: Ops = None,
     target: Annotated[
-        list[str] | None, typer.Option(metavar="CHIP", help="Only sm_80, sm_90, sm_100 or gfx942; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="CHIP", help="Only sm_80, sm_90, sm_100, sm_120, gfx942 or gfx950; may be repeated."),
     ] = None,
     dtype: Dtypes = None,
     quick: Quick = False,
@@ -95,7 +96,7 @@ def bench_compile(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compile every kernel for sm_80, sm_90, sm_100 and gfx942, without a GPU: registers, spills, shared memory.
+    """Compile every kernel for sm_80 to sm_120, gfx942 and gfx950, without a GPU: registers, spills, shared memory.
 
     Exit code 1 where something does not compile, spills, needs too much or has a dot without tensor cores.
     """
@@ -113,14 +114,20 @@ def bench_predict(
     dtype: Dtypes = None,
     quick: Quick = False,
     goals: Annotated[bool, typer.Option("--goals", help="Those sizes for which there is a goal on an H100.")] = False,
+    around: Annotated[
+        bool, typer.Option("--around", help="Other tiles and warps than the default ones instead, as JSON.")
+    ] = False,
     processes: Processes = None,
     out: ReportFile = None,
     as_json: AsJson = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Say how long every op would take on a GPU that need not be there, from its compiled code, and what limits it."""
-    from .without_gpu_commands import predictions
+    from .without_gpu_commands import predicted_configurations, predictions
 
+    if around:
+        predicted_configurations(op, chip, dtype, quick, processes)
+        return
     predictions(op, chip, dtype, quick, goals, processes, out, as_json, overwrite)
 
 
@@ -213,6 +220,26 @@ def bench_answer(
     from .bench_commands import answer_benchmark
 
     answer_benchmark(peers, device.value, dtype, new_tokens, rounds, only, threads, out, as_json)
+
+
+@benchmarks.command("gpu-day")
+def bench_gpu_day(
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where results go. Default: docs/gpu/ and the GPU's name.")
+    ] = None,
+    seconds: Annotated[int, typer.Option(metavar="N", min=30, help="How long it may take.")] = 540,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="Do it without a GPU, at tiny sizes, to see that it works.")
+    ] = False,
+) -> None:
+    """Find out all that a GPU can tell: tests, times beside others and predictions, configurations, whole answers.
+
+    A run that is cut short keeps what is finished, and the same command goes on. Exit code 1 where a test fails or a
+    result is beyond the error budget.
+    """
+    from .gpu_day_command import gpu_day
+
+    gpu_day(out, seconds, rehearse)
 
 
 @benchmarks.command("crossover")
@@ -373,6 +400,7 @@ KEPT = {
     ("eval", "score"): "nothing was written; start again",
     ("eval",): "the predictions in --out are kept; the same command goes on with the other questions",
     ("bench", "kernels"): "what was measured of whole ops is in --out; --op NAME measures the others",
+    ("bench", "gpu-day"): "the finished steps in --out are kept; the same command goes on with the others",
     ("bench",): "nothing was kept of it; start again",
     ("train",): "the last checkpoint in --out is kept; the same command with --resume goes on from it",
     ("ablate",): "the finished runs in --out are kept; the same command goes on with the others",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..common.strided import load, strided
 from ..common.triton_tiles import block_of, block_of_tokens, dot, dot_precision, token_block
+from ..configurations import configured
 from ..launch import launch
 from .selection import Selection
 from .triton_rows import kept, rows_from_table, store_rows, table_from_rows, weights_from_rows
@@ -59,10 +60,11 @@ def correlation_context(q: Tensor, k: Tensor, v: Tensor, selection: Selection) -
         rows_from_table(w, v, selection.grid_mask, out=c)
         return c, w.to(q.dtype)
     w = torch.empty(B, T, G, dtype=q.dtype, device=q.device)
-    block_t = 16 if G > 32 else block_of_tokens(T)
+    tiles = {"BLOCK_T": 16 if G > 32 else block_of_tokens(T), "BLOCK_D": BLOCK_D, "num_warps": 4}
+    tiles = configured(correlation_context_kernel, q, {"T": T, "G": G, "D": D}, tiles)
     launch(
         correlation_context_kernel,
-        (B * triton.cdiv(T, block_t),),
+        (B * triton.cdiv(T, tiles["BLOCK_T"]),),
         q=strided(q),
         k=strided(k),
         v=strided(v),
@@ -71,12 +73,10 @@ def correlation_context(q: Tensor, k: Tensor, v: Tensor, selection: Selection) -
         w_ptr=w,
         DH=D_h,
         D=D,
-        BLOCK_T=block_t,
         BLOCK_G=block_of(G),
         BLOCK_DH=block_of(D_h),
-        BLOCK_D=BLOCK_D,
         PRECISION=dot_precision(correlation_context_kernel, q, k, v),
-        num_warps=4,
+        **tiles,
     )
     return c, w
 
