@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from . import compiled
+from . import compiled, replay
 
 # Multiplications and additions may fuse: said outright, since the default changes between Triton's versions.
 FP_FUSION = True
@@ -40,7 +40,8 @@ def starting_by(start: Callable[[Launch], None]) -> Iterator[None]:
     global _start
     before, _start = _start, start
     try:
-        yield
+        with replay.off():
+            yield
     finally:
         _start = before
 
@@ -63,7 +64,8 @@ def devices_are_not_needed() -> Iterator[None]:
     global _needs_device
     before, _needs_device = _needs_device, False
     try:
-        yield
+        with replay.on_any_device():
+            yield
     finally:
         _needs_device = before
 
@@ -96,20 +98,16 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, num_s
             f"{kernel.fn.__name__} is a Triton kernel: it runs on a GPU, or on a CPU where TRITON_INTERPRET=1 was set "
             "before firebolt_vl.kernels was imported"
         )
-    with on_device(device):
+    with replay.on_device(device):
         arguments = _in_order(kernel, args, named)
         found = None if interpreting(kernel) else compiled.find(kernel, arguments, options)
         if found is None:
             kernel[grid](*args, **named, **options)
+            replay.note(None)
         else:
-            compiled.start(found, (*grid, 1, 1)[:3], arguments)
-
-
-def on_device(device: torch.device) -> AbstractContextManager:
-    """A region in which a GPU is the current device."""
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(device)
+            launched = replay.Launched(compiled.start, found, (*grid, 1, 1)[:3], arguments)
+            compiled.start(*launched[1:])
+            replay.note(launched)
 
 
 def _in_order(kernel: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:

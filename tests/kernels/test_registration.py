@@ -69,4 +69,4 @@ def test_nothing_runs_where_no_argument_needs_a_gradient():
 
 @pytest.mark.parametrize("scale", [None, inputs(3)])
 def test_opcheck_passes(scale):
-    torch.library.opcheck(pair, (inputs(4, 3), scale, 2.0))
+    torch.library.opcheck(torch.ops.firebolt_vl.test_pair.default, (inputs(4, 3), scale, 2.0))
