@@ -146,11 +146,14 @@ def start(kernel: Any, grid: Sequence[int], arguments: tuple[Any, ...]) -> None:
 
     `grid` has three numbers; arguments are all parameters of the kernel, in which addresses may stand for tensors.
     """
-    enter, leave = triton.knobs.runtime.launch_enter_hook, triton.knobs.runtime.launch_exit_hook
-    active = _driver()
-    stream = active.get_current_stream(active.get_current_device())
-    metadata = kernel.launch_metadata(grid, stream, *arguments) if _is_hooked(enter) or _is_hooked(leave) else None
-    kernel.run(*grid, stream, kernel.function, kernel.packed_metadata, metadata, enter, leave, *arguments)
+    device = _driver().get_current_device()
+    stream = _driver().get_current_stream(device)
+    runtime = triton.knobs.runtime
+    metadata, hooks = None, (None, None)
+    if _is_hooked(runtime.launch_enter_hook) or _is_hooked(runtime.launch_exit_hook):
+        metadata = kernel.launch_metadata(grid, stream, *arguments)
+        hooks = runtime.launch_enter_hook, runtime.launch_exit_hook
+    kernel.run(*grid, stream, kernel.function, kernel.packed_metadata, metadata, *hooks, *arguments)
 
 
 def _driver() -> Any:
