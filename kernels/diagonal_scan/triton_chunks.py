@@ -69,6 +69,8 @@ class Texts(NamedTuple):
     chunks: int
     """Of all sequences of a channel, or room for them."""
 
+    do_not_specialize = ("rows", "chunks")
+
 
 @triton.jit
 def times(a_real, a_imag, b_real, b_imag):

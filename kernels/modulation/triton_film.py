@@ -87,7 +87,7 @@ def grounded_film_kernel(
         store_rows(x_f_ptr, b, t, T, d, D, x_f)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "G"])
 def grounded_film_backward_kernel(
     dx_f,  # [B,T,D]
     dw_in,  # [B,T,G] or None: the gradient of w itself

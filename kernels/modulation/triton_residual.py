@@ -37,7 +37,7 @@ def _residual_tile(y, x, gate, gamma, beta, b, t, d, T, D: tl.constexpr):
     return row_tile(x, b, t, d, t < T, D) + y_tile * (1 + gate * gamma) + gate * beta
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "G"])
 def film_residual_kernel(
     y,  # [B,T,D]
     x,  # [B,T,D]
@@ -81,7 +81,7 @@ def film_residual_kernel(
             store_rows(normed_ptr, b, t, T, d, D, normed)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "G"])
 def film_residual_backward_kernel(
     dr,  # [B,T,D]
     dnormed,  # [B,T,D] or None: no norm, or none that counts

@@ -31,6 +31,8 @@ class Norm(NamedTuple):
     mean: Any  # [B,T] float32
     rstd: Any  # [B,T] float32, 1 / standard deviation
 
+    do_not_specialize_on_alignment = ("mean", "rstd")
+
 
 @triton.jit
 def kept(mask, b, index, size):
@@ -73,7 +75,7 @@ def _film_rows(e, u, norm, b, t, T, d, D, token_kept):
     return e_tile, eu_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "G"])
 def rows_from_table_kernel(
     w,  # [B,T,G]
     table,  # [B,G,D]
@@ -100,7 +102,7 @@ def rows_from_table_kernel(
     store(out, (b, t[:, None], d[None, :]), acc, (t < T)[:, None] & (d < D)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "G"])
 def weights_from_rows_kernel(
     e,  # [B,T,D]
     u,  # [B,T,D], or None: no FiLM
@@ -140,7 +142,7 @@ def weights_from_rows_kernel(
     store_rows(out_ptr, b, t, T, grid, G, acc)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "T", "G", "blocks_per_slot"])
 def table_from_rows_kernel(
     w,  # [B,T,G]
     e,  # [B,T,D]
