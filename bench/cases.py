@@ -15,7 +15,8 @@ class Case(NamedTuple):
     sizes: dict[str, int]
     options: tuple[str, ...] = ()
     """What else varies: "masks", "dropout", "truncate", "no norm", "float32 parameters"; of convolutions "gate",
-    "fast", "spectrum"; of scans "state", "packed", "channels last", "constant" (B, C), "bare" (no skip, no gate)."""
+    "fast", "spectrum", "channels last"; of scans "state", "packed", "channels last", "constant" (B, C), "bare" (no
+    skip, no gate)."""
     quick: bool = False
     """Whether the short selections (`--quick`, CI) have it."""
     timed: bool = True
@@ -155,7 +156,8 @@ def _fft_conv(make: Maker, case: Case) -> Inputs:
     if "texts" in case.sizes:
         texts = case.sizes["texts"]
         options["cu_seqlens"] = torch.arange(texts + 1, device=make.device) * L // texts
-    return Inputs((make.real(B, D, L), k, d_skip), options)
+    u = make.real(B, L, D).mT if "channels last" in case.options else make.real(B, D, L)
+    return Inputs((u, k, d_skip), options)
 
 
 def _diagonal_scan(make: Maker, case: Case) -> Inputs:
@@ -256,7 +258,10 @@ def convolution(B: int, D: int, L: int, *options: str, quick: bool = False, **si
 
 CONVOLUTION_CASES = (
     *(convolution(8, 1024, L, quick=L == 512) for L in (1, 64, 512, 1000, 4096)),
+    convolution(8, 1024, 512, "channels last", quick=True),  # what S4 and S4D have
     convolution(8, 1024, 512, "gate", "fast", quick=True),
+    convolution(8, 1024, 2048, "gate"),
+    convolution(8, 1024, 4096, "gate", "fast"),
     convolution(1, 768, 1024, "gate", texts=7),
     *(convolution(8, 1024, L, "gate", "spectrum") for L in (256, 512)),
     convolution(8, 1024, 1024, "gate", "spectrum", "fast", quick=True),

@@ -123,8 +123,14 @@ def run_forward(op: str, call: Inputs) -> list[Tensor]:
 def run_backward(call: Inputs, outputs: Sequence[Tensor]) -> None:
     """Take the gradients of all leaves of a call, for gradients of its outputs that are memory as it comes."""
     outputs = [output for output in outputs if output.requires_grad]
-    gradients = [torch.empty_like(output) for output in outputs]
+    gradients = [_gradient_of(output, call) for output in outputs]
     torch.autograd.grad(outputs, call.leaves(), gradients, allow_unused=True)
+
+
+def _gradient_of(output: Tensor, call: Inputs) -> Tensor:
+    """Memory in the layout of the first argument of the same shape: a model that gives channels last takes them so."""
+    alike = next((tensor for tensor in call.tensors() if tensor.shape == output.shape), output)
+    return torch.empty_like(alike, dtype=output.dtype, requires_grad=False)
 
 
 def specialise(launch: Launch, op: str, case: str, dtype: str, target: str) -> Job:
