@@ -155,7 +155,7 @@ def _load_table_sums(ptr, slots, channels, v, row, n, BLOCK_N: tl.constexpr):
     size: tl.constexpr = CHUNK * 2 * BLOCK_N
     inside = (row >= 0) & (row < CHUNK) & (n >= 0)
     number = ptr + v * size + row * (2 * BLOCK_N) + 2 * n
-    apart = channels.to(tl.int64) * size
+    apart = (0 * v + channels) * size
     return _sum_of_slots(number, slots, apart, inside), _sum_of_slots(number + 1, slots, apart, inside)
 
 
@@ -165,7 +165,7 @@ def _load_lags(lags_ptr, slots, channels, v, first):
     s = tl.arange(0, CHUNK)[None, :]
     t = s + tl.arange(0, CHUNK)[:, None] + first
     lags = lags_ptr + v * (CHUNK * CHUNK) + s * CHUNK + t
-    sums = _sum_of_slots(lags, slots, channels.to(tl.int64) * (CHUNK * CHUNK), t < CHUNK)
+    sums = _sum_of_slots(lags, slots, (0 * v + channels) * (CHUNK * CHUNK), t < CHUNK)
     return tl.sum(sums, 1)[:, None]
 
 
@@ -241,7 +241,7 @@ def diagonal_scan_parameters_kernel(
     through_real, through_imag = times(c_real, c_imag, taps_real, taps_imag)
     of_b_real, of_b_imag = times(b_real, b_imag, of_b_real + through_real, of_b_imag + through_imag)
     of_c_real, of_c_imag = times(c_real, c_imag, of_c_real, of_c_imag)
-    of_z, apart = z_ptr + v * (4 * BLOCK_N) + 2 * here, channels.to(tl.int64) * (4 * BLOCK_N)
+    of_z, apart = z_ptr + v * (4 * BLOCK_N) + 2 * here, (0 * v + channels) * (4 * BLOCK_N)
     real, imag = _sum_of_slots(of_z, slots, apart, known), _sum_of_slots(of_z + 1, slots, apart, known)
     there = (real != 0) | (imag != 0)
     slope_real, slope_imag = _slope(powers_ptr, v, 0 * v + CHUNK, BLOCK_N)
