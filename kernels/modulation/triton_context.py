@@ -14,6 +14,7 @@ from ..common.triton_tiles import block_of, block_of_tokens, dot, dot_precision,
 from ..configurations import configured
 from ..launch import launch
 from .selection import Selection
+from .triton_many_weights import dtype_of_weights, many_weights
 from .triton_rows import kept, rows_from_table, store_rows, table_from_rows, weights_from_rows
 from .triton_selection import kernel_selection
 from .triton_weights import MOST_GRIDS_IN_REGISTERS, grid_weights, grid_weights_backward, token_weights
@@ -56,8 +57,8 @@ def correlation_context(q: Tensor, k: Tensor, v: Tensor, selection: Selection) -
     (B, T, _, D_h), (G, D) = q.shape, v.shape[1:]
     c = torch.empty(B, T, D, dtype=v.dtype, device=v.device)
     if G > MOST_GRIDS_IN_REGISTERS:
-        w = grid_weights(q, k, selection)
-        rows_from_table(w, v, selection.grid_mask, out=c)
+        w, rest = many_weights(q, k, selection, dtype_of_weights(q, v))
+        rows_from_table(w, v, selection.grid_mask, out=c, rest=rest)
         return c, w.to(q.dtype)
     w = torch.empty(B, T, G, dtype=q.dtype, device=q.device)
     tiles = {"BLOCK_T": 16 if G > 32 else block_of_tokens(T), "BLOCK_D": BLOCK_D, "num_warps": 4}

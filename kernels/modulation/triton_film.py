@@ -16,6 +16,7 @@ from ..common.strided import store, strided
 from ..common.triton_tiles import block_of, dot_precision, token_block
 from ..launch import launch
 from .selection import Selection
+from .triton_many_film import many_film
 from .triton_modulation import (
     Film,
     merge_statistics,
@@ -25,7 +26,7 @@ from .triton_modulation import (
 )
 from .triton_rows import Norm, kept, normalised, store_rows
 from .triton_selection import kernel_selection
-from .triton_weights import MOST_GRIDS_IN_REGISTERS, grid_weights, token_weights
+from .triton_weights import MOST_GRIDS_IN_REGISTERS, token_weights
 
 # What a program asks of memory at once where nothing else takes its registers.
 NUMBERS_OF_A_TILE = 4096
@@ -36,7 +37,7 @@ def grounded_film_kernel(
     x,  # [B,T,D]
     q,  # [B,T,H,DH]
     k,  # [B,G,H,DH]
-    film,  # its w is written where IN_REGISTERS, else read
+    film,  # its w is written
     norm,  # its statistics are written
     selection,
     x_f_ptr,  # [B,T,D], contiguous
@@ -48,19 +49,16 @@ def grounded_film_kernel(
     BLOCK_DH: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_LN: tl.constexpr,  # columns at a time for the statistics: the pass that waits for memory
-    IN_REGISTERS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Each program takes a block of tokens of a row: w, the statistics of x, then x_f a block of columns at a time."""
     T, G = selection.T, selection.G
     b, t = token_block(T, BLOCK_T)
     token_kept = kept(selection.text_mask, b, t, T)
-    w = None
-    if IN_REGISTERS:
-        grid = tl.arange(0, BLOCK_G)
-        grid_kept = kept(selection.grid_mask, b, grid, G)
-        w = token_weights(q, k, selection, b, t, grid, token_kept, grid_kept, DH, BLOCK_DH, PRECISION)
-        store(film.w, (b, t[:, None], grid[None, :]), w, (t < T)[:, None] & (grid < G)[None, :])
+    grid = tl.arange(0, BLOCK_G)
+    grid_kept = kept(selection.grid_mask, b, grid, G)
+    w = token_weights(q, k, selection, b, t, grid, token_kept, grid_kept, DH, BLOCK_DH, PRECISION)
+    store(film.w, (b, t[:, None], grid[None, :]), w, (t < T)[:, None] & (grid < G)[None, :])
 
     mean = tl.zeros([BLOCK_T], tl.float32)
     m2 = tl.zeros([BLOCK_T], tl.float32)
@@ -94,10 +92,11 @@ def grounded_film(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute x_f in the dtype of x, w in the dtype of q, and mean and rstd of the rows of x, [2,B,T] float32."""
     (B, T, D), G, D_h = x.shape, k.shape[1], k.shape[3]
+    if G > MOST_GRIDS_IN_REGISTERS:
+        return many_film(x, q, k, table, bias, gate, ln_weight, ln_bias, eps, selection)
     x_f = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     statistics = torch.empty(2, B, T, dtype=torch.float32, device=x.device)
-    in_registers = G <= MOST_GRIDS_IN_REGISTERS
-    w = torch.empty(B, T, G, dtype=q.dtype, device=x.device) if in_registers else grid_weights(q, k, selection)
+    w = torch.empty(B, T, G, dtype=q.dtype, device=x.device)
     sizes = tiles(T, G, MOST_GRIDS_IN_REGISTERS, x, table)
     launch(
         grounded_film_kernel,
@@ -114,8 +113,7 @@ def grounded_film(
         D=D,
         BLOCK_DH=block_of(D_h),
         BLOCK_LN=min(block_of(D), NUMBERS_OF_A_TILE // sizes["BLOCK_T"]),
-        IN_REGISTERS=in_registers,
         PRECISION=dot_precision(grounded_film_kernel, q, k, table),
         **sizes,
     )
-    return x_f, w.to(q.dtype), statistics
+    return x_f, w, statistics
