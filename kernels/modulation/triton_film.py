@@ -15,7 +15,9 @@ from torch import Tensor
 from ..common.strided import store, strided
 from ..common.triton_tiles import block_of, dot_precision, token_block
 from ..launch import launch
+from . import triton_few_film
 from .selection import Selection
+from .triton_few_grids import few_grids
 from .triton_many_film import many_film
 from .triton_modulation import (
     Film,
@@ -97,6 +99,11 @@ def grounded_film(
     x_f = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     statistics = torch.empty(2, B, T, dtype=torch.float32, device=x.device)
     w = torch.empty(B, T, G, dtype=q.dtype, device=x.device)
+    film = Film(strided(w), strided(table), strided(selection.grid_mask), bias, gate)
+    norm = Norm(ln_weight, ln_bias, *statistics)
+    if few_grids(G, D, q.shape[2:]):
+        triton_few_film.grounded_film(x, q, k, film, norm, selection, x_f, eps)
+        return x_f, w, statistics
     sizes = tiles(T, G, MOST_GRIDS_IN_REGISTERS, x, table)
     launch(
         grounded_film_kernel,
@@ -104,8 +111,8 @@ def grounded_film(
         x=strided(x),
         q=strided(q),
         k=strided(k),
-        film=Film(strided(w), strided(table), strided(selection.grid_mask), bias, gate),
-        norm=Norm(ln_weight, ln_bias, *statistics),
+        film=film,
+        norm=norm,
         selection=kernel_selection(selection, q, k),
         x_f_ptr=x_f,
         eps=eps,

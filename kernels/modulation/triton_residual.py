@@ -12,6 +12,8 @@ from torch import Tensor
 from ..common.strided import strided
 from ..common.triton_tiles import dot_precision, token_block
 from ..launch import launch
+from . import triton_few_film
+from .triton_few_grids import few_grids
 from .triton_modulation import (
     Film,
     merge_statistics,
@@ -94,13 +96,17 @@ def film_residual(
         normed = torch.empty(y.shape, dtype=y.dtype, device=y.device)
         statistics = torch.empty(2, B, T, dtype=torch.float32, device=x.device)
         norm = Norm(ln_weight, ln_bias, *statistics)
+    film = Film(strided(w), strided(table), None, bias, gate)
+    if few_grids(G, D):
+        triton_few_film.film_residual(y, x, film, norm, r, normed, G, eps)
+        return r, normed, statistics
     sizes = tiles(T, G, MOST_GRIDS_IN_REGISTERS, w, table)
     launch(
         film_residual_kernel,
         (B * triton.cdiv(T, sizes["BLOCK_T"]),),
         y=strided(y),
         x=strided(x),
-        film=Film(strided(w), strided(table), None, bias, gate),
+        film=film,
         norm=norm,
         r_ptr=r,
         normed_ptr=normed,
