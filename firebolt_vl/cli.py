@@ -9,8 +9,9 @@ import typer
 from typer.exceptions import TyperException
 
 from .ask_command import ask
-from .errors import Failure, Interrupted, disk_failure, told
-from .options import AsJson, Checkpoint, Device, Dtypes, OnDevice, Ops, Overwrite, Processes, Quick, ReportFile
+from .errors import Failure, Interrupted, disk_failure
+from .eval_command import evaluations
+from .options import AsJson, Device, Dtypes, OnDevice, Ops, Overwrite, Processes, Quick, ReportFile
 from .shown import new_console
 from .usage import complaint
 from .watch_command import watch
@@ -20,7 +21,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-evaluations = typer.Typer(help="Measure a model on a benchmark.")
 app.add_typer(evaluations, name="eval")
 benchmarks = typer.Typer(help="Measure the kernels, and compile them for GPUs that need not be there.")
 app.add_typer(benchmarks, name="bench")
@@ -80,30 +80,6 @@ def convert(
 
 
 app.command()(watch)
-
-
-@evaluations.command("tiny")
-def eval_tiny(checkpoint: Checkpoint = None, as_json: AsJson = False, device: OnDevice = Device.auto) -> None:
-    """Grounded questions over handwritten digits: accuracy per kind beside its baselines, and where the model looks."""
-    from .checkpoint import check_files, choose_device, locate, quiet
-
-    folder, place = locate(checkpoint), choose_device(device.value)
-    check_files(folder)
-    try:
-        from .evaluate.tiny import evaluate_tiny, print_report
-    except ModuleNotFoundError as error:
-        raise Failure(f"eval tiny needs {error.name}; pip install 'firebolt-vl[train]'") from None
-    from .progress import progress_bar
-
-    try:
-        with quiet(), progress_bar("examining") as progress:
-            report = evaluate_tiny(folder, device=place, progress=progress)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise Failure(f"checkpoint {folder} cannot be evaluated: {told(error)}") from None
-    if as_json:
-        print(json.dumps(report))
-    else:
-        print_report(report)
 
 
 @benchmarks.command("compile")
@@ -420,7 +396,9 @@ KEPT = {
     ("ask",): "nothing was written; ask again",
     ("watch",): "nothing was written; ask again",
     ("convert",): "nothing is left of the new folder; start again",
-    ("eval",): "nothing was kept of it; start again",
+    ("eval", "tiny"): "nothing was kept of it; start again",
+    ("eval", "score"): "nothing was written; start again",
+    ("eval",): "the predictions in --out are kept; the same command goes on with the other questions",
     ("bench", "kernels"): "what was measured of whole ops is in --out; --op NAME measures the others",
     ("bench", "gpu-day"): "the finished steps in --out are kept; the same command goes on with the others",
     ("bench",): "nothing was kept of it; start again",
