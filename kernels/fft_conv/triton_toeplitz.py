@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..common.strided import load, strided
 from ..common.triton_tiles import DTYPES, HALF, block_of, slots_of
+from ..configurations import configured
 from ..launch import interpreting, launch
 from .triton_toeplitz_operands import COPIES, packed_columns, padded_rows, shifted_taps
 
@@ -276,8 +277,15 @@ def _convolve(
     """gate (k * x + d x) in y [B,D,L], or the transpose of k * x + d x, for x in `rows`."""
     B, D, L = y.shape
     K = min(k.shape[1], L)
-    steps = min(STEPS if terms.rows == terms.taps == 1 else STEPS_OF_TERMS, tile.chunk)
     columns = min(COLUMNS if terms.rows == 1 else COLUMNS_OF_TERMS, block_of(tile.columns))
+    tiles = {
+        "STEPS": min(STEPS if terms.rows == terms.taps == 1 else STEPS_OF_TERMS, tile.chunk),
+        "COLUMNS": columns,
+        "num_warps": 8 if tile.chunk * columns > CHUNK * COLUMNS else 4,
+        "num_stages": 3,
+    }
+    tiles = configured(toeplitz_kernel, rows, {"columns": tile.columns, "D": D, "L": L, "K": K}, tiles)
+    steps, columns = min(tiles["STEPS"], tile.chunk), tiles["COLUMNS"]
     lag_blocks = (K + tile.chunk - 2) // steps + 1
     width = lag_blocks * steps + tile.chunk
     launch(
@@ -292,13 +300,10 @@ def _convolve(
         lag_blocks=lag_blocks,
         D=D,
         REVERSE=reverse,
-        STEPS=steps,
         COPIES=COPIES,
-        COLUMNS=columns,
         X_TERMS=terms.rows,
         TAP_TERMS=terms.taps,
-        num_warps=8 if tile.chunk * columns > CHUNK * COLUMNS else 4,
-        num_stages=3,
+        **tiles | {"STEPS": steps},
         **tile.arguments,
     )
     return y
