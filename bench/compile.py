@@ -34,6 +34,8 @@ from .cases import OPS, Case, Inputs, inputs
 
 
 class Chip(NamedTuple):
+    """A target of the compiler."""
+
     backend: str
     arch: int | str
     warp_size: int
@@ -41,13 +43,18 @@ class Chip(NamedTuple):
     """Bytes of shared memory that one program can have."""
 
 
+# Shared memory: CUDA Programming Guide, Technical Specifications per Compute Capability (8.6, 8.9 and 12.x: 99 KB), and
+# AMD's "GPU specifications" (rocm.docs.amd.com), LDS.
 CHIPS = {
     "sm_80": Chip("cuda", 80, 32, 163 * 1024),
     "sm_90": Chip("cuda", 90, 32, 227 * 1024),
     "sm_100": Chip("cuda", 100, 32, 227 * 1024),
+    "sm_120": Chip("cuda", 120, 32, 99 * 1024),
     "gfx942": Chip("hip", "gfx942", 64, 64 * 1024),
+    "gfx950": Chip("hip", "gfx950", 64, 160 * 1024),
 }
-TENSOR_CORE_INSTRUCTION = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_s?mfmac?_)")
+# PTX of NVIDIA; AMD's CDNA has v_mfma and, of sparse matrices, v_smfmac, its RDNA v_wmma and v_swmmac.
+TENSOR_CORE_INSTRUCTION = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_(?:s?mfmac?|s?wmmac?)_)")
 QUICK_DTYPES = ("float32", "bfloat16")
 
 
@@ -116,8 +123,14 @@ def run_forward(op: str, call: Inputs) -> list[Tensor]:
 def run_backward(call: Inputs, outputs: Sequence[Tensor]) -> None:
     """Take the gradients of all leaves of a call, for gradients of its outputs that are memory as it comes."""
     outputs = [output for output in outputs if output.requires_grad]
-    gradients = [torch.empty_like(output) for output in outputs]
+    gradients = [_gradient_of(output, call) for output in outputs]
     torch.autograd.grad(outputs, call.leaves(), gradients, allow_unused=True)
+
+
+def _gradient_of(output: Tensor, call: Inputs) -> Tensor:
+    """Memory in the layout of the first argument of the same shape: a model that gives channels last takes them so."""
+    alike = next((tensor for tensor in call.tensors() if tensor.shape == output.shape), output)
+    return torch.empty_like(alike, dtype=output.dtype, requires_grad=False)
 
 
 def specialise(launch: Launch, op: str, case: str, dtype: str, target: str) -> Job:
@@ -351,7 +364,7 @@ def markdown(rows: Sequence[Row], command: str) -> str:
         "",
         "Every launch of every op at the sizes of `bench/cases.py`, forward and backward, compiled without a GPU. Of",
         "each kernel, dtype and target the size with the most spilled bytes, then registers, is shown. Registers and",
-        "spilled bytes are per thread (`ptxas -v`, spill stores; gfx942: vector registers and scratch memory), shared",
+        "spilled bytes are per thread (`ptxas -v`, spill stores; AMD: vector registers and scratch memory), shared",
         "memory and its limit are bytes per program. Tensor cores: how many such instructions the kernel has (`-`: it",
         "has no dot). Seconds are those of one compilation, on a shared machine.",
         "",

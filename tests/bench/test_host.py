@@ -59,7 +59,7 @@ def test_a_call_done_again_is_the_one_that_is_written_in_a_fraction_of_the_steps
 
 
 def test_every_launch_is_seen_and_the_same_sizes_compile_once(found):
-    assert found["same"] == [1, ["film_residual_kernel"] * 2]
+    assert found["same"] == [1, ["few_grids_residual_kernel"] * 2]
     assert found["anew"] == [1, 1]
 
 
