@@ -215,7 +215,7 @@ class _Noting(TorchDispatchMode):
         if func in _ALLOCATIONS and self.is_whole:
             self.places[id(result)] = Place(len(self.tensors), 0)
             self.tensors.append(result)
-        elif func.is_view and id(args[0]) in self.places:
+        elif func.is_view and args and id(args[0]) in self.places:
             number = self.places[id(args[0])].tensor
             for view in [result] if isinstance(result, Tensor) else result:
                 self.places[id(view)] = Place(number, view.data_ptr() - self.tensors[number].data_ptr())
