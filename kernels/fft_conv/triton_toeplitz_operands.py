@@ -19,7 +19,7 @@ COPIES = 8
 CHANNELS = 32
 
 
-@triton.jit(do_not_specialize=["K", "width"])
+@triton.jit(do_not_specialize=["K", "width"], do_not_specialize_on_alignment=["k"])
 def shifted_taps_kernel(
     k,  # Strided [D,K]
     d_skip_ptr,  # [D], contiguous, or None

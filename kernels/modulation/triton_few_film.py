@@ -106,7 +106,7 @@ def few_grids_film_kernel(
     store_rows(x_f_ptr, b, t, T, d, D, x_f)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "G"])
 def few_grids_residual_kernel(
     y,  # [B,T,D]
     x,  # [B,T,D]
