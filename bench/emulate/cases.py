@@ -24,6 +24,7 @@ SCANS = (
     sequence(2, 2, 100, 64, "state"),
     sequence(1, 2, 150, 32, "state", "packed"),
     sequence(2, 3, 70, 32, "state", "strided"),
+    sequence(9, 1, 300, 32, "state"),
 )
 
 CASES: dict[str, tuple[Case, ...]] = {

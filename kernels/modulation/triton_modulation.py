@@ -29,11 +29,13 @@ MOST_GRIDS_IN_PARTS = 16
 class Film(NamedTuple):
     """A modulation as a kernel takes it: [gamma, beta] = w table + bias, both times the gate."""
 
-    w: Strided  # [B,T,G]
+    w: Any  # [B,T,G] Strided, or `Weights`
     table: Strided  # [B,G,2D]
     grid_mask: Strided | None  # [B,G]
     bias: Any  # [2D], contiguous
     gate: Any  # one number
+
+    do_not_specialize_on_alignment = ("w", "grid_mask")
 
 
 class PartialSums(NamedTuple):
