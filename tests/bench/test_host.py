@@ -22,7 +22,7 @@ TODAY = {
     "vandermonde": 14,
     "cauchy": 13,
     "fft_conv": 27,
-    "diagonal_scan": 52,
+    "diagonal_scan": 18,
     "selective_scan": 6,
 }
 ROW = host.Row("film_residual", "float16", 3, 12, "film_residual_kernel", 5, 1, 60.0, 40.0)
