@@ -21,7 +21,6 @@ from .triton_chunks import (
     CHUNK,
     Plan,
     add_product,
-    by_time,
     by_turns,
     find_text,
     float32_terms,
@@ -39,6 +38,7 @@ from .triton_chunks import (
     times,
     transposed,
 )
+from .triton_layout import by_time
 from .triton_step import scan_step
 
 
@@ -48,10 +48,12 @@ class Tile(NamedTuple):
     chunks: int
     rows: int
     warps: int
+    stages: int
+    """Loads on their way at a time."""
 
 
 # Rows side by side where there are as many; else one, and more of its chunks.
-MANY_ROWS, ONE_ROW = Tile(8, 8, 4), Tile(16, 1, 1)
+MANY_ROWS, ONE_ROW = Tile(8, 8, 4, 3), Tile(16, 1, 1, 1)
 
 
 @triton.jit
@@ -319,7 +321,7 @@ def scan(
         ROWS=tile.rows,
         REVERSE=reverse,
         OUTPUT_TERMS=plan.terms_of_outputs,
-        num_stages=1,
+        num_stages=tile.stages,
         **warps,
     )
 
