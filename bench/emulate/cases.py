@@ -24,6 +24,7 @@ SCANS = (
     sequence(2, 2, 100, 64, "state"),
     sequence(1, 2, 150, 32, "state", "packed"),
     sequence(2, 3, 70, 32, "state", "strided"),
+    sequence(9, 1, 300, 32, "state"),
 )
 
 CASES: dict[str, tuple[Case, ...]] = {
@@ -60,6 +61,9 @@ CASES: dict[str, tuple[Case, ...]] = {
     "fft_conv": (
         convolution(2, 2, 1),
         convolution(3, 2, 100, quick=True),
+        convolution(2, 2, 128),
+        convolution(2, 2, 70, "channels last"),
+        convolution(1, 1, 1100, "gate", "fast", K=200),
         convolution(3, 2, 150, "gate", "fast"),
         convolution(3, 2, 130, "gate", K=40),
         convolution(1, 2, 200, "gate", texts=5),

@@ -35,6 +35,8 @@ class Film(NamedTuple):
     bias: Any  # [2D], contiguous
     gate: Any  # one number
 
+    do_not_specialize_on_alignment = ("w", "grid_mask")
+
 
 class PartialSums(NamedTuple):
     """Sums over each program's tokens, float32, contiguous."""

@@ -41,6 +41,8 @@ class Norm(NamedTuple):
     mean: Any  # [B,T] float32
     rstd: Any  # [B,T] float32, 1 / standard deviation
 
+    do_not_specialize_on_alignment = ("mean", "rstd")
+
 
 class Weights(NamedTuple):
     """Weights [B,H,T,G] as a kernel takes them: the sum of two terms of few bits, or one term."""
@@ -144,7 +146,7 @@ def product(
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "G"])
 def rows_from_table_kernel(
     w,  # Weights
     table,  # [B,H,G,D]
@@ -166,7 +168,7 @@ def rows_from_table_kernel(
     store(out, (b, h, t[:, None], d[None, :]), acc, (t < T)[:, None] & (d < D)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "G"])
 def weights_from_rows_kernel(
     e,  # [B,1,T,D]
     u,  # [B,1,T,D], or None: no FiLM
@@ -206,7 +208,7 @@ def weights_from_rows_kernel(
     store_rows(out_ptr, b, t, T, grid, G, acc)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "T", "G", "blocks_per_slot"])
 def table_from_rows_kernel(
     w,  # [B,H,T,G]
     e,  # [B,H,T,D]

@@ -40,6 +40,9 @@ class KernelSelection(NamedTuple):
     RENORMALIZE: tl.constexpr
     SELECT: tl.constexpr
 
+    do_not_specialize = ("G", "K", "drop_threshold")
+    do_not_specialize_on_alignment = ("grid_mask", "text_mask")
+
 
 def kernel_selection(selection: Selection, q: Tensor, k: Tensor) -> KernelSelection:
     """Prepare `selection` for the kernels, with queries q [B,T,H,D_h] and keys k [B,G,H,D_h]."""

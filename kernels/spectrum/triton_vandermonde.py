@@ -13,6 +13,7 @@ from torch import Tensor
 from ..common.strided import load, strided
 from ..common.triton_angles import sine_and_cosine
 from ..common.triton_tiles import block_of, dot, dot_precision, parts_of, slots_of
+from ..configurations import configured
 from ..launch import launch
 
 # Modes at a time.
@@ -148,19 +149,19 @@ def vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
     c, log_z = parts_of(c), parts_of(log_z)
     K = torch.empty(D, L, dtype=torch.float32, device=c.device)
     rows, width = _split(L, most_rows=32 if N <= MOST_MODES else 16)
+    tiles = {"ROWS": rows, "WIDTH": width, "num_warps": rows // 8}
+    tiles = configured(vandermonde_kernel, K, {"L": L, "N": N}, tiles)
     launch(
         vandermonde_kernel,
-        (D * triton.cdiv(L, rows * width),),
+        (D * triton.cdiv(L, tiles["ROWS"] * tiles["WIDTH"]),),
         c=strided(c),
         log_z=strided(log_z),
         K_ptr=K,
         L=L,
         N=N,
         BLOCK_N=min(MOST_MODES, block_of(N)),
-        ROWS=rows,
-        WIDTH=width,
         PRECISION=dot_precision(vandermonde_kernel, c),
-        num_warps=rows // 8,
+        **tiles,
     )
     return K
 
@@ -169,13 +170,15 @@ def vandermonde_backward(dK: Tensor, c: Tensor, log_z: Tensor) -> tuple[Tensor, 
     """dc and dlog_z [D,N] complex64."""
     (D, N), L = c.shape, dK.shape[1]
     c, log_z = parts_of(c), parts_of(log_z)
-    block_n, (rows, width) = min(MOST_MODES, block_of(N)), _split(L)
-    blocks, tiles = triton.cdiv(L, rows * width), triton.cdiv(N, block_n)
-    slots, blocks_per_slot = slots_of(blocks, D * tiles)
+    rows, width = _split(L)
+    tiles = {"BLOCK_N": min(MOST_MODES, block_of(N)), "ROWS": rows, "WIDTH": width, "num_warps": 4}
+    tiles = configured(vandermonde_backward_kernel, dK, {"L": L, "N": N}, tiles)
+    parts = triton.cdiv(N, tiles["BLOCK_N"])
+    slots, blocks_per_slot = slots_of(triton.cdiv(L, tiles["ROWS"] * tiles["WIDTH"]), D * parts)
     partials = torch.empty(2, slots, D, N, 2, dtype=torch.float32, device=c.device)
     launch(
         vandermonde_backward_kernel,
-        (D * slots, tiles),
+        (D * slots, parts),
         dK=strided(dK),
         c=strided(c),
         log_z=strided(log_z),
@@ -185,11 +188,8 @@ def vandermonde_backward(dK: Tensor, c: Tensor, log_z: Tensor) -> tuple[Tensor, 
         slots=slots,
         blocks_per_slot=blocks_per_slot,
         N=N,
-        BLOCK_N=block_n,
-        ROWS=rows,
-        WIDTH=width,
         PRECISION=dot_precision(vandermonde_backward_kernel, dK),
-        num_warps=4,
+        **tiles,
     )
     dc, dlog_z = (torch.view_as_complex(partial.sum(0)) for partial in partials)
     return dc, dlog_z

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from triton_kernels import DEVICE, DTYPES, MARKS, by_triton, check_against_definition, dtypes, results
 
 from firebolt_vl.kernels import film_residual, grounded_film, use_implementation
+from firebolt_vl.kernels.modulation import triton_few_grids
 
 pytestmark = MARKS
 
@@ -150,3 +151,11 @@ def test_offsets_pass_2_to_the_31(G):
         found = results(grounded_film, [leaf.requires_grad_() for leaf in leaves], [far(gradients[0]), gradients[1]])
     for ours, near in zip(found, by_triton(grounded_film, tensors, gradients)):
         assert torch.equal(ours, near)
+
+
+@pytest.mark.parametrize("T", [1, 19])
+def test_many_programs_take_larger_blocks(T, monkeypatch):
+    """Of few grids 8 tokens a program instead of 4, once there are as many programs as fill a GPU."""
+    monkeypatch.setattr(triton_few_grids, "PROGRAMS", 1)
+    assert triton_few_grids.few_grids_tiles(2, T, 5, torch.empty(2, T, 7, dtype=torch.float16))["BLOCK_T"] == 8
+    check_against_definition(grounded_film, *grounded_inputs(T=T, G=5, dtype=torch.float16), top_k=4)
