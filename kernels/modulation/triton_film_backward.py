@@ -13,6 +13,7 @@ from ..common.strided import strided
 from ..common.triton_tiles import dot, dot_precision, token_block
 from ..launch import launch
 from .selection import Selection
+from .triton_many_film_backward import many_film_backward
 from .triton_modulation import (
     MOST_GRIDS_IN_PARTS,
     Film,
@@ -27,7 +28,7 @@ from .triton_modulation import (
     weights_tile,
 )
 from .triton_rows import Norm, kept, normalised, store_rows, table_from_rows, weights_from_rows
-from .triton_weights import grid_weights, grid_weights_backward
+from .triton_weights import MOST_GRIDS_IN_REGISTERS, grid_weights, grid_weights_backward
 
 
 @triton.jit(do_not_specialize=["T", "G"])
@@ -109,8 +110,10 @@ def grounded_film_backward(
 ) -> tuple[Tensor, ...]:
     """Compute the gradients of x, q, k, table, bias, gate, ln_weight and ln_bias, in their dtypes; dw None is zero."""
     (B, T, D), G = x.shape, k.shape[1]
-    grid_mask, text_mask = selection.grid_mask, selection.text_mask
     norm = Norm(ln_weight, ln_bias, *statistics)
+    if G > MOST_GRIDS_IN_REGISTERS:
+        return many_film_backward(dx_f, dw, x, q, k, table, bias, gate, norm, selection)
+    grid_mask, text_mask = selection.grid_mask, selection.text_mask
     w = grid_weights(q, k, selection)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     sizes = tiles(T, G, MOST_GRIDS_IN_PARTS, dx_f, x, table, backward=True)
