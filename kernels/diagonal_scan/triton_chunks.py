@@ -1,22 +1,24 @@
-"""Diagonal recurrence with complex modes in Triton: chunks of time as columns of real products (what passes share).
+"""Diagonal recurrence with complex modes in Triton: chunks of time as rows of real products (what passes share).
 
-With w = z^0 .. z^(CHUNK-1) and T the Toeplitz matrix of k_l = 2 Re sum_n c_n b_n z_n^l, a chunk of r steps that starts
-from the state h gives
+A chunk of Q = CHUNK steps that starts from the state h gives, with k_l = 2 Re sum_n c_n b_n z_n^l,
 
-    y_t = sum_s T_{t,s} u_s + 2 Re sum_n c_n z_n w_{t,n} h_n        h' = z^r h + b sum_i w_i u_{r-1-i}
+    y_t = sum_{s <= t} k_{t-s} u_s + Re sum_n 2 c_n z_n^{t+1} h_n        h' = z^Q h + sum_s b z^{Q-1-s} u_s
 
-The first line counts time from the chunk's start and the second from its end: so one table w serves both, and a last
-chunk of r < CHUNK steps is as exact as the others. The gradients are the same two lines with their roles exchanged,
-run from the end. The state goes from chunk to chunk in float64: it is N numbers, and the rounding of z^CHUNK, the same
-each time, would add up.
+which are products with three tables of a channel: Toeplitz, from states, into states. Gradients run through the same
+tables, transposed, from the last chunk to the first. Zeros before a sequence make its steps whole chunks. What depends
+on its true start is h0, where there is one: its outputs in the first chunk of r steps, counted from the start, and what
+it leaves after them, z^r h0.
+
+Operands are sums of bfloat16 terms of 8 bits: a number in bfloat16 is one, a float32 number three. Products of terms
+that are smaller than the rounding of the result are left out.
 
 Shapes in these files:
     B, D, L         rows, channels and steps of the inputs
     rows            states: B, or the number of sequences where cu_seqlens packs them into one row
     N               modes of a channel, in GROUPS of at most BLOCK_N; V = D GROUPS
-    CHUNK           steps of a chunk; COLUMNS chunks are the columns of one product
     slots           programs that share the rows of a channel
-A last axis of 2 has real and imaginary part.
+    chunks          of all sequences of a channel, or room for them
+A last axis of 2 has real and imaginary part, as one of 2 BLOCK_N has by turns.
 """
 
 from typing import Any, NamedTuple
@@ -27,19 +29,19 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.strided import Strided, load, strided
-from ..common.triton_tiles import block_of, contiguous, dot, parts_of
-from ..launch import launch
+from ..common.triton_tiles import HALF, block_of, contiguous, parts_of
+from ..launch import interpreting, launch
 
 # Modes at a time: more are added up from several runs.
 MOST_MODES = 32
-# Steps of a chunk: the fewest with which the columns of one product hold a sequence, else the most. Beyond 32 the
-# tables of float32 numbers, as three terms each, no longer fit the registers.
-CHUNKS = (16, 32)
-COLUMNS = 16
-# Products of 32 rows, 16 a warp.
-WARPS = 2
+# Steps of a chunk. With more the tables take more memory, with fewer the states between chunks more work.
+CHUNK = tl.constexpr(32)
+# Powers z^(CHUNK 2^k) in the tables: the last is that of the most chunks of a tile.
+LEVELS = tl.constexpr(5)
+# Terms of tables, and of the products that states are sums of.
+TERMS = 3
 
-_BITS = tl.constexpr(max(CHUNKS).bit_length())
+_BITS = tl.constexpr(CHUNK.value.bit_length())
 
 
 class Modes(NamedTuple):
@@ -51,23 +53,31 @@ class Modes(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """Tables that `diagonal_scan_tables_kernel` computes from the modes."""
+    """Tables that `diagonal_scan_tables_kernel` computes from the modes, contiguous.
 
-    powers_ptr: Any
-    """w [V,2,CHUNK,BLOCK_N] float32, contiguous."""
+    Their terms are bfloat16 numbers; in Triton's interpreter, which does not know those, there is one, float32.
+    """
+
+    into_ptr: Any
+    """b z^(CHUNK-1-s) [V,terms,CHUNK,2 BLOCK_N]."""
+    from_ptr: Any
+    """The conjugate of 2 c z^(t+1) [V,terms,CHUNK,2 BLOCK_N]."""
     taps_ptr: Any
-    """k [V,CHUNK] float32, contiguous, with the skip in k_0."""
+    """CHUNK zeros and k, with the skip in k_0 [V,terms,2 CHUNK]."""
+    powers_ptr: Any
+    """z^(l+1) float32 [V,2,CHUNK,BLOCK_N]; None where nobody needs it."""
+    levels_ptr: Any
+    """z^(CHUNK 2^k) as sums of two float32 numbers, the larger one first [V,LEVELS,2,2,BLOCK_N]: real, imaginary."""
 
 
 class Texts(NamedTuple):
-    """Positions of the sequences in the inputs [B,D,L], and of their chunks' states among all states."""
+    """Positions of the sequences in the inputs [B,D,L]."""
 
     cu_seqlens_ptr: Any
     """Borders [rows + 1], contiguous; None: a row of inputs is a sequence."""
     L: int
-    rows: int
-    chunks: int
-    """Of all sequences of a channel, or room for them."""
+
+    do_not_specialize = ("rows", "chunks")
 
 
 @triton.jit
@@ -77,7 +87,7 @@ def times(a_real, a_imag, b_real, b_imag):
 
 @triton.jit
 def power(z_real, z_imag, exponent):
-    """z^exponent for exponents from 0 to the most steps of a chunk, by squares, in float64; zero to the 0 is one."""
+    """z^exponent for exponents from 0 to CHUNK, by squares, in float64; zero to the 0 is one."""
     z_real, z_imag = z_real.to(tl.float64), z_imag.to(tl.float64)
     imag = 0.0 * exponent.to(tl.float64) + 0.0 * z_imag
     real = 1.0 + imag
@@ -90,40 +100,127 @@ def power(z_real, z_imag, exponent):
 
 
 @triton.jit
+def parts(x):
+    """Real and imaginary part [..., N] of x [..., 2 N]."""
+    return tl.split(tl.reshape(x, [x.shape[0], x.shape[1] // 2, 2]))
+
+
+@triton.jit
+def by_turns(real, imag):
+    """[..., 2 N] of real and imaginary part [..., N]."""
+    return tl.reshape(tl.join(real, imag), [real.shape[0], 2 * real.shape[1]])
+
+
+@triton.jit
 def load_modes(x, d, n, N):
     """Load real and imaginary part of modes n of x [D,N,2]; 0 beyond N."""
     return load(x, (d, n, 0), mask=n < N), load(x, (d, n, 1), mask=n < N)
 
 
 @triton.jit
-def load_state(h, row, d, n, N):
-    """Load modes n of h [rows,D,N,2] in float64; zeros where h is None."""
-    if h is None:
-        real = tl.zeros([n.shape[0]], tl.float64)
-        imag = real
-    else:
-        real = load(h, (row, d, n, 0), mask=n < N).to(tl.float64)
-        imag = load(h, (row, d, n, 1), mask=n < N).to(tl.float64)
-    return real, imag
-
-
-@triton.jit
-def store_modes(ptr, n, N, real, imag):
+def store_modes(ptr, n, real, imag, mask):
     """Store real and imaginary part of modes n to [N,2], contiguous."""
-    tl.store(ptr + 2 * n, real.to(tl.float32), mask=n < N)
-    tl.store(ptr + 2 * n + 1, imag.to(tl.float32), mask=n < N)
+    tl.store(ptr + 2 * n, real.to(tl.float32), mask=mask)
+    tl.store(ptr + 2 * n + 1, imag.to(tl.float32), mask=mask)
 
 
 @triton.jit
-def load_powers(powers_ptr, v, length, CHUNK: tl.constexpr, BLOCK_N: tl.constexpr):
-    """w [CHUNK, BLOCK_N] of channel v, real and imaginary, for a sequence of so many steps.
+def float32_terms(x, TERMS: tl.constexpr):
+    """Terms whose sum is x, float32."""
+    if TERMS == 1:
+        terms = (x,)
+    else:
+        first = x.to(tl.bfloat16)
+        x -= first.to(tl.float32)
+        second = x.to(tl.bfloat16)
+        if TERMS == 2:
+            terms = (first, second)
+        else:
+            terms = (first, second, (x - second.to(tl.float32)).to(tl.bfloat16))
+    return terms
 
-    Growing modes overflow beyond them, where all that w meets is 0, and their product would be no number.
+
+@triton.jit
+def input_terms(x, TERMS: tl.constexpr):
+    """Terms whose sum is x: as few as its dtype needs. TERMS are those of a float32 number."""
+    if TERMS == 1 or x.dtype == tl.float32:
+        terms = float32_terms(x.to(tl.float32), TERMS)
+    elif x.dtype == tl.bfloat16:
+        terms = (x,)
+    else:
+        terms = float32_terms(x.to(tl.float32), 2)
+    return terms
+
+
+@triton.jit
+def load_terms(ptr, apart, TERMS: tl.constexpr, mask):
+    """Load the terms of a table that lie so far apart; 0 where `mask` is False."""
+    first = tl.load(ptr, mask=mask, other=0.0)
+    if TERMS == 1:
+        terms = (first,)
+    else:
+        second = tl.load(ptr + apart, mask=mask, other=0.0)
+        if TERMS == 2:
+            terms = (first, second)
+        else:
+            terms = (first, second, tl.load(ptr + 2 * apart, mask=mask, other=0.0))
+    return terms
+
+
+@triton.jit
+def transposed(terms):
+    if len(terms) == 1:
+        turned = (tl.trans(terms[0]),)
+    elif len(terms) == 2:
+        turned = (tl.trans(terms[0]), tl.trans(terms[1]))
+    else:
+        turned = (tl.trans(terms[0]), tl.trans(terms[1]), tl.trans(terms[2]))
+    return turned
+
+
+@triton.jit
+def add_product(total, a, b, TERMS: tl.constexpr):
+    """total + a b for operands in terms, as exact as one in so many: the smallest products first."""
+    for smaller in tl.static_range(TERMS):
+        for i in tl.static_range(len(a)):
+            if TERMS - 1 - smaller - i >= 0 and TERMS - 1 - smaller - i < len(b):
+                total = tl.dot(a[i], b[TERMS - 1 - smaller - i], total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def load_table(ptr, v, rows_inside, TERMS: tl.constexpr, HELD: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Load TERMS of the terms of channel v's table [V,HELD,CHUNK,2 BLOCK_N]; 0 where `rows_inside` [CHUNK] is False.
+
+    Growing modes overflow there, where all that they meet is 0, and their product would be no number.
     """
-    time = tl.arange(0, CHUNK)[:, None]
-    powers = powers_ptr + v * (2 * CHUNK * BLOCK_N) + time * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    inside = time < length
-    return tl.load(powers, mask=inside, other=0.0), tl.load(powers + CHUNK * BLOCK_N, mask=inside, other=0.0)
+    row, column = tl.arange(0, CHUNK)[:, None], tl.arange(0, 2 * BLOCK_N)[None, :]
+    table = ptr + v * (HELD * CHUNK * 2 * BLOCK_N) + row * (2 * BLOCK_N) + column
+    return load_terms(table, CHUNK * 2 * BLOCK_N, TERMS, rows_inside[:, None])
+
+
+@triton.jit
+def load_level(levels_ptr, v, LEVEL: tl.constexpr, length, BLOCK_N: tl.constexpr, CONJUGATE: tl.constexpr):
+    """Load z^(CHUNK 2^LEVEL) [BLOCK_N] of channel v as sums of two: two real parts and two imaginary ones.
+
+    0 where a sequence is shorter: growing modes may overflow there, and what they would multiply is 0.
+    """
+    n = tl.arange(0, BLOCK_N)
+    inside = 0 * n + CHUNK * 2**LEVEL <= length
+    number = levels_ptr + (v * LEVELS + LEVEL) * (4 * BLOCK_N) + n
+    real, real_rest = tl.load(number, mask=inside, other=0.0), tl.load(number + BLOCK_N, mask=inside, other=0.0)
+    imag = tl.load(number + 2 * BLOCK_N, mask=inside, other=0.0)
+    imag_rest = tl.load(number + 3 * BLOCK_N, mask=inside, other=0.0)
+    if CONJUGATE:
+        imag, imag_rest = -imag, -imag_rest
+    return real, real_rest, imag, imag_rest
+
+
+@triton.jit
+def load_power(powers_ptr, v, exponent, BLOCK_N: tl.constexpr):
+    """Load z^exponent [BLOCK_N] of channel v for an exponent from 1 to CHUNK."""
+    number = powers_ptr + (v * (2 * CHUNK) + exponent - 1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    return tl.load(number), tl.load(number + CHUNK * BLOCK_N)
 
 
 @triton.jit
@@ -138,69 +235,82 @@ def find_text(texts, row):
 
 
 @triton.jit
-def states_of_text(states_ptr, v, texts, row, start, CHUNK: tl.constexpr, BLOCK_N: tl.constexpr):
+def states_of_text(states_ptr, v, texts, rows, row, start, BLOCK_N: tl.constexpr):
     """Find where the states of a sequence's chunks lie in channel v: no sequence has more than up to the next one's."""
-    first = v * texts.chunks
     if texts.cu_seqlens_ptr is None:
-        first += row * ((texts.L + CHUNK - 1) // CHUNK)
+        chunks = (texts.L + CHUNK - 1) // CHUNK
+        first = (v * rows + row) * chunks
     else:
-        first += row + start // CHUNK
+        first = v * (texts.L // CHUNK + rows) + row + start // CHUNK
     return states_ptr + first * (2 * BLOCK_N)
 
 
 @triton.jit
-def from_start(length, chunk, CHUNK: tl.constexpr):
-    """Times [CHUNK, chunks] of a sequence counted from each chunk's start, and which of them it has."""
-    time = chunk[None, :] * CHUNK + tl.arange(0, CHUNK)[:, None]
-    return time, time < length
+def _store_terms(ptr, apart, x, TERMS: tl.constexpr):
+    for number in tl.static_range(TERMS):
+        term = x.to(ptr.dtype.element_ty)
+        tl.store(ptr + number * apart, term)
+        x -= term.to(tl.float32)
 
 
 @triton.jit
-def from_end(length, chunk, first, CHUNK: tl.constexpr):
-    """The same counted back from each chunk's end (of the last: the sequence's), beginning `first` before it."""
-    begin = chunk[None, :] * CHUNK
-    step = tl.minimum(length - begin, CHUNK) - 1 - first - tl.arange(0, CHUNK)[:, None]
-    return begin + step, step >= 0
-
-
-@triton.jit
-def mode_sums(w_real, w_imag, tile, PRECISION: tl.constexpr):
-    """sum w x over the steps of each chunk: [BLOCK_N, COLUMNS] of x [CHUNK, COLUMNS]."""
-    return dot(tl.trans(w_real), tile, PRECISION), dot(tl.trans(w_imag), tile, PRECISION)
+def _store_sum_of_two(ptr, apart, x):
+    """x, float64, as two float32 numbers."""
+    first = x.to(tl.float32)
+    tl.store(ptr, first)
+    tl.store(ptr + apart, (x - first.to(tl.float64)).to(tl.float32))
 
 
 @triton.jit
 def diagonal_scan_tables_kernel(
     modes,  # Modes
     d_skip_ptr,  # [D] or None
-    powers_ptr,  # [V,2,CHUNK,BLOCK_N] float32, contiguous: w
-    taps_ptr,  # [V,CHUNK] float32, contiguous: k, the skip in k_0
+    tables,  # Tables
     N: tl.constexpr,
     GROUPS: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    CHUNK: tl.constexpr,
+    TERMS: tl.constexpr,
+    OUTPUT_TERMS: tl.constexpr,
 ):
     """Each program takes BLOCK_N modes of a channel."""
     v = tl.program_id(0).to(tl.int64)
     d, group = v // GROUPS, v % GROUPS
-    l, n = tl.arange(0, CHUNK), group * BLOCK_N + tl.arange(0, BLOCK_N)
+    l, here = tl.arange(0, CHUNK), tl.arange(0, BLOCK_N)
+    n = group * BLOCK_N + here
     z_real, z_imag = load_modes(modes.z, d, n, N)
     real, imag = power(z_real[None, :], z_imag[None, :], l[:, None])
-    powers = powers_ptr + v * (2 * CHUNK * BLOCK_N) + l[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    tl.store(powers, real.to(tl.float32))
-    tl.store(powers + CHUNK * BLOCK_N, imag.to(tl.float32))
+    next_real, next_imag = times(real, imag, z_real[None, :].to(tl.float64), z_imag[None, :].to(tl.float64))
+    if tables.powers_ptr is not None:
+        powers = tables.powers_ptr + v * (2 * CHUNK * BLOCK_N) + l[:, None] * BLOCK_N + here[None, :]
+        tl.store(powers, next_real.to(tl.float32))
+        tl.store(powers + CHUNK * BLOCK_N, next_imag.to(tl.float32))
+
+    width: tl.constexpr = 2 * BLOCK_N
+    column = tl.arange(0, 2 * BLOCK_N)[None, :]
     b_real, b_imag = load_modes(modes.b, d, n, N)
+    into_real, into_imag = times(b_real[None, :].to(tl.float64), b_imag[None, :].to(tl.float64), real, imag)
+    into = tables.into_ptr + v * (TERMS * CHUNK * width) + (-l + (CHUNK - 1))[:, None] * width + column
+    _store_terms(into, CHUNK * width, by_turns(into_real.to(tl.float32), into_imag.to(tl.float32)), TERMS)
+
     c_real, c_imag = load_modes(modes.c, d, n, N)
-    both_real, both_imag = times(c_real.to(tl.float64), c_imag.to(tl.float64), b_real, b_imag)
-    taps = 2 * tl.sum(both_real[None, :] * real - both_imag[None, :] * imag, 1)
+    c_real, c_imag = c_real[None, :].to(tl.float64), c_imag[None, :].to(tl.float64)
+    later_real, later_imag = times(2 * c_real, 2 * c_imag, next_real, next_imag)
+    later = tables.from_ptr + v * (OUTPUT_TERMS * CHUNK * width) + l[:, None] * width + column
+    _store_terms(later, CHUNK * width, by_turns(later_real.to(tl.float32), -later_imag.to(tl.float32)), OUTPUT_TERMS)
+
+    taps = 2 * tl.sum(c_real * into_real - c_imag * into_imag, 1)
     if d_skip_ptr is not None:
         taps += tl.where((l == 0) & (group == 0), tl.load(d_skip_ptr + d).to(tl.float64), 0.0)
-    tl.store(taps_ptr + v * CHUNK + l, taps.to(tl.float32))
+    tap = tables.taps_ptr + v * (OUTPUT_TERMS * 2 * CHUNK) + l
+    _store_terms(tap, 2 * CHUNK, (0.0 * l).to(tl.float32), OUTPUT_TERMS)
+    _store_terms(tap + CHUNK, 2 * CHUNK, taps.to(tl.float32), OUTPUT_TERMS)
 
-
-def by_time(tensor: Tensor) -> Tensor:
-    """Return the tensor with times adjacent in memory, copied if need be: a program reads those of one channel."""
-    return tensor if tensor.stride(-1) in (0, 1) else tensor.contiguous()
+    real, imag = power(z_real, z_imag, 0 * n + CHUNK)
+    for level in tl.static_range(LEVELS):
+        number = tables.levels_ptr + (v * LEVELS + level) * (4 * BLOCK_N) + here
+        _store_sum_of_two(number, BLOCK_N, real)
+        _store_sum_of_two(number + 2 * BLOCK_N, BLOCK_N, imag)
+        real, imag = times(real, imag, real, imag)
 
 
 def modes_of(z: Tensor, b: Tensor, c: Tensor) -> Modes:
@@ -217,34 +327,57 @@ def state_rows(u: Tensor, cu_seqlens: Tensor | None) -> int:
     return u.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
 
 
-def chunk_of(length: int) -> int:
-    """CHUNK for sequences of about so many steps."""
-    return next((size for size in CHUNKS if size * COLUMNS >= length), CHUNKS[-1])
-
-
 class Plan:
-    """Tables, tile sizes and positions of sequences that a pass needs, computed from modes and lengths."""
+    """Tables, tile sizes and positions of sequences that a pass needs, computed from modes and lengths.
 
-    def __init__(self, modes: Modes, d_skip: Tensor | None, u: Tensor, cu_seqlens: Tensor | None):
+    Arguments:
+        d_skip: skip weights [D], which the taps get.
+        u: inputs [B,D,L]; their dtype is that of outputs, and says of how many terms products are.
+        gradients: whether passes for gradients will follow, whose states are outputs too.
+        powers: whether the single powers of modes are needed.
+    """
+
+    def __init__(
+        self,
+        modes: Modes,
+        d_skip: Tensor | None,
+        u: Tensor,
+        cu_seqlens: Tensor | None,
+        *,
+        gradients: bool,
+        powers: bool,
+    ):
         (D, N), (B, _, L), self.rows = modes.z.ptr.shape[:2], u.shape, state_rows(u, cu_seqlens)
-        self.modes = modes
-        self.chunk = chunk_of(L if cu_seqlens is None else triton.cdiv(L, self.rows))
+        self.modes, chunk = modes, CHUNK.value
         self.block_n = min(MOST_MODES, block_of(N))
         self.groups = triton.cdiv(N, self.block_n)
         self.channels = D * self.groups
-        self.chunks = B * triton.cdiv(L, self.chunk) if cu_seqlens is None else L // self.chunk + self.rows
-        self.texts = Texts(contiguous(cu_seqlens), L, self.rows, self.chunks)
-        self.tile = {"N": N, "GROUPS": self.groups, "BLOCK_N": self.block_n, "CHUNK": self.chunk}
-        new = {"dtype": torch.float32, "device": u.device}
-        powers = torch.empty(self.channels, 2, self.chunk, self.block_n, **new)
-        self.tables = Tables(powers, torch.empty(self.channels, self.chunk, **new))
+        self.chunks = B * triton.cdiv(L, chunk) if cu_seqlens is None else L // chunk + self.rows
+        self.texts = Texts(contiguous(cu_seqlens), L)
+        plain = interpreting(diagonal_scan_tables_kernel)
+        self.terms = 1 if plain else TERMS
+        self.terms_of_outputs = 1 if plain else 2 if u.dtype in HALF else TERMS
+        held = self.terms if gradients else self.terms_of_outputs
+        self.tile = {"N": N, "GROUPS": self.groups, "BLOCK_N": self.block_n, "TERMS": self.terms}
+
+        def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(self.channels, *shape, dtype=dtype, device=u.device)
+
+        term = torch.float32 if plain else torch.bfloat16
+        self.tables = Tables(
+            new(self.terms, chunk, 2 * self.block_n, dtype=term),
+            new(held, chunk, 2 * self.block_n, dtype=term),
+            new(held, 2 * chunk, dtype=term),
+            new(2, chunk, self.block_n) if powers else None,
+            new(LEVELS.value, 2, 2, self.block_n),
+        )
         launch(
             diagonal_scan_tables_kernel,
             (self.channels,),
             modes=modes,
             d_skip_ptr=contiguous(d_skip),
-            powers_ptr=self.tables.powers_ptr,
-            taps_ptr=self.tables.taps_ptr,
+            tables=self.tables,
             **self.tile,
+            OUTPUT_TERMS=held,
             num_warps=4,
         )

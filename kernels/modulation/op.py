@@ -5,12 +5,14 @@ from torch import Tensor
 from ..autocast import to_autocast_dtype, without_autocast
 from ..checks import REAL, check_dtypes, check_given, check_shapes
 from ..implementation import choose
+from ..replay import replayed
 from . import pytorch, reference, registered_ops
 from .selection import Selection
 
 IMPLEMENTATIONS = {"reference": reference, "pytorch": pytorch}
 
 
+@replayed
 def correlation_context(
     q: Tensor,
     k: Tensor,
@@ -67,6 +69,7 @@ def correlation_context(
         return IMPLEMENTATIONS[chosen].correlation_context(q, k, v, **selection._asdict())
 
 
+@replayed
 def grounded_film(
     x: Tensor,
     q: Tensor,
@@ -129,6 +132,7 @@ def grounded_film(
         return IMPLEMENTATIONS[chosen].grounded_film(*tensors, eps=eps, **selection._asdict())
 
 
+@replayed
 def film_residual(
     y: Tensor,
     x: Tensor,

@@ -82,11 +82,11 @@ def _differentiate_grounded(
     eps: float,
     *selection: Any,
 ) -> tuple[Tensor, ...]:
-    from . import triton_film
+    from . import triton_film_backward
 
     dx_f, dw, statistics = grads
     bias, ln_weight, ln_bias = _contiguous(bias, ln_weight, ln_bias)
-    return triton_film.grounded_film_backward(
+    return triton_film_backward.grounded_film_backward(
         dx_f, dw, x, q, k, table, bias, gate, ln_weight, ln_bias, statistics, Selection(*selection)
     )
 
@@ -119,9 +119,11 @@ def _fake_residual(y: Tensor, x: Tensor, *rest: Any) -> Tensor:
 def _differentiate_residual(
     grads: list, y: Tensor, x: Tensor, w: Tensor, table: Tensor, bias: Tensor, gate: Tensor
 ) -> tuple[Tensor, ...]:
-    from . import triton_residual
+    from . import triton_residual_backward
 
-    return triton_residual.film_residual_backward(grads[0], None, y, x, w, table, bias.contiguous(), gate, None, None)
+    return triton_residual_backward.film_residual_backward(
+        grads[0], None, y, x, w, table, bias.contiguous(), gate, None, None
+    )
 
 
 film_residual = register(
@@ -168,11 +170,13 @@ def _differentiate_residual_norm(
     ln_bias: Tensor,
     eps: float,
 ) -> tuple[Tensor, ...]:
-    from . import triton_residual
+    from . import triton_residual_backward
 
     dr, dnormed, statistics = grads
     bias, ln_weight = _contiguous(bias, ln_weight)
-    return triton_residual.film_residual_backward(dr, dnormed, y, x, w, table, bias, gate, ln_weight, statistics)
+    return triton_residual_backward.film_residual_backward(
+        dr, dnormed, y, x, w, table, bias, gate, ln_weight, statistics
+    )
 
 
 film_residual_norm = register(

@@ -8,6 +8,7 @@ from ..checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, 
 from ..common.packed import check_packed
 from ..common.registered import Backward, contiguous_gradients, register
 from ..implementation import choose
+from ..replay import replayed
 from . import pytorch, reference
 from .inputs import Inputs
 from .shapes import kept_states, laid_out_like
@@ -15,6 +16,7 @@ from .shapes import kept_states, laid_out_like
 IMPLEMENTATIONS = {"reference": reference, "pytorch": pytorch}
 
 
+@replayed
 def selective_scan(
     u: Tensor,
     delta: Tensor,
