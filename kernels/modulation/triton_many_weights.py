@@ -33,6 +33,8 @@ class RowStatistics(NamedTuple):
     rstd: Any
     eps: float
 
+    do_not_specialize_on_alignment = ("mean", "rstd")
+
 
 @triton.jit
 def _products(q, k, scores, b, h, t, grid, token_kept, grid_kept, DH: tl.constexpr, PRECISION: tl.constexpr):

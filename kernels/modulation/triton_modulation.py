@@ -29,7 +29,7 @@ MOST_GRIDS_IN_PARTS = 16
 class Film(NamedTuple):
     """A modulation as a kernel takes it: [gamma, beta] = w table + bias, both times the gate."""
 
-    w: Any  # [B,T,G] Strided, or `Weights`
+    w: Strided | None  # [B,T,G]; None: a kernel has it apart
     table: Strided  # [B,G,2D]
     grid_mask: Strided | None  # [B,G]
     bias: Any  # [2D], contiguous

@@ -94,6 +94,30 @@ def normalised(u, mean, rstd, norm, d, D):
 
 
 @triton.jit
+def _dot_of_terms(first, rest, b):
+    """(first + rest) b of bfloat16 terms, float32: b is bfloat16 too, or made two terms, of which the least does not
+    count."""
+    if b.dtype == tl.bfloat16:
+        found = tl.dot(first, b) + tl.dot(rest, b)
+    else:
+        b_first = b.to(tl.bfloat16)
+        b_rest = (b - b_first.to(tl.float32)).to(tl.bfloat16)
+        found = tl.dot(first, b_first) + tl.dot(first, b_rest) + tl.dot(rest, b_first)
+    return found
+
+
+@triton.jit
+def _dot_with_table(a, table_tile, PRECISION: tl.constexpr):
+    """a table_tile, float32; the terms of a float32 a for a table of bfloat16 are two."""
+    if a.dtype == tl.float32 and table_tile.dtype == tl.bfloat16 and PRECISION == "bf16x3":
+        first = a.to(tl.bfloat16)
+        found = tl.dot(first, table_tile) + tl.dot((a - first.to(tl.float32)).to(tl.bfloat16), table_tile)
+    else:
+        found = dot(a, table_tile, PRECISION)
+    return found
+
+
+@triton.jit
 def _film_rows(e, u, norm, b, h, t, T, d, D, token_kept):
     """e and e u, [BLOCK_T, BLOCK_D] float32; without u, e twice."""
     index = (b, h, t[:, None], d[None, :])
@@ -146,7 +170,7 @@ def product(
     return acc
 
 
-@triton.jit(do_not_specialize=["T", "G"])
+@triton.jit(do_not_specialize=["T"])
 def rows_from_table_kernel(
     w,  # Weights
     table,  # [B,H,G,D]
@@ -197,9 +221,9 @@ def weights_from_rows_kernel(
         d = start + tl.arange(0, BLOCK_D)
         e_tile, eu_tile = _film_rows(e, u, norm, b, 0, t, T, d, D, token_kept)
         inside = (d < D)[:, None] & grid_kept[None, :]
-        acc += dot(eu_tile, load(table, (b, grid[None, :], d[:, None]), inside), PRECISION)
+        acc += _dot_with_table(eu_tile, load(table, (b, grid[None, :], d[:, None]), inside), PRECISION)
         if u is not None:
-            acc += dot(e_tile, load(table, (b, grid[None, :], (D + d)[:, None]), inside), PRECISION)
+            acc += _dot_with_table(e_tile, load(table, (b, grid[None, :], (D + d)[:, None]), inside), PRECISION)
     if gate_ptr is not None:
         acc *= tl.load(gate_ptr).to(tl.float32)
     if dw is not None:
@@ -210,7 +234,7 @@ def weights_from_rows_kernel(
 
 @triton.jit(do_not_specialize=["B", "T", "G", "blocks_per_slot"])
 def table_from_rows_kernel(
-    w,  # [B,H,T,G]
+    w,  # Weights; of two terms only with FiLM
     e,  # [B,H,T,D]
     u,  # [B,1,T,D], or None: no FiLM
     norm,  # Norm of u, or None: u is not normalised
@@ -241,20 +265,40 @@ def table_from_rows_kernel(
         t = (slot * blocks_per_slot + block) * BLOCK_T + tl.arange(0, BLOCK_T)
         token_kept = kept(text_mask, b, t, T)
         e_tile, eu_tile = _film_rows(e, u, norm, b, h, t, T, d, D, token_kept)
-        w_tile = load(w, (b, h, t[None, :], grid[:, None]), token_kept[None, :] & (grid < G)[:, None])
-        acc += dot(w_tile, eu_tile, PRECISION)
-        if u is not None:
-            acc_beta += dot(w_tile, e_tile, PRECISION)
+        index = (b, h, t[None, :], grid[:, None])
+        inside = token_kept[None, :] & (grid < G)[:, None]
+        w_tile = load(w.first, index, inside)
+        if w.rest is None:
+            acc += dot(w_tile, eu_tile, PRECISION)
+            if u is not None:
+                acc_beta += dot(w_tile, e_tile, PRECISION)
+        else:
+            rest_tile = load(w.rest, index, inside)
+            if w_tile.dtype == tl.bfloat16:
+                acc += _dot_of_terms(w_tile, rest_tile, eu_tile)
+                acc_beta += _dot_of_terms(w_tile, rest_tile, e_tile)
+            else:
+                whole = w_tile.to(tl.float32) + rest_tile.to(tl.float32)
+                acc += dot(whole, eu_tile, PRECISION)
+                acc_beta += dot(whole, e_tile, PRECISION)
     width = D if u is None else 2 * D
     rows = out_ptr + (row * G + grid[:, None]) * width + d[None, :]
-    inside = (grid < G)[:, None] & (d < D)[None, :]
-    tl.store(rows, acc, mask=inside)
+    of_table = (grid < G)[:, None] & (d < D)[None, :]
+    tl.store(rows, acc, mask=of_table)
     if u is not None:
-        tl.store(rows + D, acc_beta, mask=inside)
+        tl.store(rows + D, acc_beta, mask=of_table)
 
 
-def _block_t(T: int, film: bool) -> int:
-    return 16 if film else block_of_tokens(T)
+def _tiles(T: int, G: int, wide: dict[str, int] | None, *operands: Tensor) -> dict[str, int]:
+    """Blocks, warps and stages of a kernel that makes gradients: `wide` ones, where FiLM is by many grids in bfloat16.
+
+    What FiLM makes of rows is made anew for each block of grids or columns: the wider, the less. Of other operands the
+    terms of products would take the registers.
+    """
+    if wide is not None and G > 64 and all(operand.dtype == torch.bfloat16 for operand in operands):
+        return wide
+    block_t, block_g = 16 if wide is not None else block_of_tokens(T), 16 if G <= 16 else BLOCK_G
+    return _sizes(block_t, block_g, BLOCK_D, 4, pipeline_stages(*operands))
 
 
 def rows_from_table(
@@ -293,8 +337,12 @@ def sizes_of_product(rows: int, T: int, columns: int, *operands: Tensor) -> dict
         sizes = (128, 32, 128, 8, 4)
     else:
         sizes = (128, 32, 256, 8, 3)
+    return _sizes(*sizes)
+
+
+def _sizes(block_t: int, block_g: int, block_d: int, warps: int, stages: int) -> dict[str, int]:
     names = "BLOCK_T", "BLOCK_G", "BLOCK_D", "num_warps", "num_stages"
-    return dict(zip(names, sizes))
+    return dict(zip(names, (block_t, block_g, block_d, warps, stages)))
 
 
 def weights_from_rows(
@@ -310,10 +358,10 @@ def weights_from_rows(
     """Compute dw + gate e table^T, [B,T,G] float32; with `u`, e stands for [e u, e], normalised first if `norm` is."""
     (B, T, D), G = e.shape, table.shape[1]
     out = torch.empty(B, T, G, dtype=torch.float32, device=e.device)
-    block_t, block_g = _block_t(T, film=u is not None), 16 if G <= 16 else BLOCK_G
+    tiles = _tiles(T, G, None if u is None else _sizes(64, 64, 32, 4, 2), e, table)
     launch(
         weights_from_rows_kernel,
-        (B * triton.cdiv(T, block_t), triton.cdiv(G, block_g)),
+        (B * triton.cdiv(T, tiles["BLOCK_T"]), triton.cdiv(G, tiles["BLOCK_G"])),
         e=strided(with_heads(e)),
         u=strided(with_heads(u)),
         norm=norm,
@@ -326,34 +374,36 @@ def weights_from_rows(
         T=T,
         G=G,
         D=D,
-        BLOCK_T=block_t,
-        BLOCK_G=block_g,
-        BLOCK_D=BLOCK_D,
         PRECISION=dot_precision(weights_from_rows_kernel, e, table),
-        num_warps=4,
-        num_stages=pipeline_stages(e, table),
+        **tiles,
     )
     return out
 
 
 def table_from_rows(
-    w: Tensor, e: Tensor, text_mask: Tensor | None, u: Tensor | None = None, norm: Norm | None = None
+    w: Tensor,
+    e: Tensor,
+    text_mask: Tensor | None,
+    u: Tensor | None = None,
+    norm: Norm | None = None,
+    rest: Tensor | None = None,
 ) -> Tensor:
     """Compute w^T e, [B,G,D] float32, or with `u` (and `norm`, as in `weights_from_rows`) w^T [e u, e], [B,G,2D].
 
-    w, e and what is returned may have an axis H of heads after B, without `u`.
+    Without `u`, w, e and what is returned may have an axis H of heads after B; with it, `rest` is added to w.
     """
     heads = e.shape[1:-2]
-    w, e, u = with_heads(w), with_heads(e), with_heads(u)
-    (B, H, T, D), G = e.shape, w.shape[3]
-    block_t, block_g = _block_t(T, film=u is not None), 16 if G <= 16 else BLOCK_G
-    blocks, tiles = triton.cdiv(T, block_t), (triton.cdiv(G, block_g), triton.cdiv(D, BLOCK_D))
-    slots, blocks_per_slot = slots_of(blocks, B * H * tiles[0] * tiles[1])
+    e, u = with_heads(e), with_heads(u)
+    (B, H, T, D), G = e.shape, w.shape[-1]
+    tiles = _tiles(T, G, None if u is None else _sizes(32, 128, 64, 8, 2), e, w)
+    blocks = triton.cdiv(T, tiles["BLOCK_T"])
+    of_table = triton.cdiv(G, tiles["BLOCK_G"]), triton.cdiv(D, tiles["BLOCK_D"])
+    slots, blocks_per_slot = slots_of(blocks, B * H * of_table[0] * of_table[1])
     out = torch.empty(slots, B, *heads, G, D if u is None else 2 * D, dtype=torch.float32, device=e.device)
     launch(
         table_from_rows_kernel,
-        (B * H * slots, *tiles),
-        w=strided(w),
+        (B * H * slots, *of_table),
+        w=Weights.of(w, rest),
         e=strided(e),
         u=strided(u),
         norm=norm,
@@ -365,11 +415,7 @@ def table_from_rows(
         blocks_per_slot=blocks_per_slot,
         H=H,
         D=D,
-        BLOCK_T=block_t,
-        BLOCK_G=block_g,
-        BLOCK_D=BLOCK_D,
         PRECISION=dot_precision(table_from_rows_kernel, e),
-        num_warps=4,
-        num_stages=pipeline_stages(e),
+        **tiles,
     )
     return out[0] if slots == 1 else out.sum(0)
