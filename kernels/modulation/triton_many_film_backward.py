@@ -17,6 +17,7 @@ from ..launch import launch
 from .selection import Selection
 from .triton_many_weights import dtype_of_weights, many_weights, many_weights_backward
 from .triton_modulation import Film, parameter_gradients, row_tile
+from .triton_row_gradients import table_from_rows, weights_from_rows
 from .triton_rows import (
     Norm,
     Weights,
@@ -24,8 +25,6 @@ from .triton_rows import (
     product,
     sizes_of_product,
     store_rows,
-    table_from_rows,
-    weights_from_rows,
 )
 from .triton_selection import halves
 
