@@ -30,10 +30,11 @@ def _modulated(x, film, norm, gamma, beta, b, t, d, mean, rstd, token_kept, D: t
     return tl.where(token_kept[:, None], normed * (1 + gate * gamma) + gate * beta, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def many_film_kernel(
     x,  # [B,T,D]
-    film,  # its w Weights, table [B,1,G,2D]
+    w,  # Weights
+    film,  # its table [B,1,G,2D]
     norm,
     text_mask,  # [B,T] or None
     x_f_ptr,  # [B,T,D], contiguous
@@ -51,7 +52,7 @@ def many_film_kernel(
     both = tl.arange(0, 2 * BLOCK_D)
     column = tl.max_contiguous(first + both % BLOCK_D + both // BLOCK_D * D, BLOCK_D)
     exists = first + both % BLOCK_D < D
-    acc = product(film.w, film.table, film.grid_mask, b, 0, t, column, exists, T, G, BLOCK_G, PRECISION)
+    acc = product(w, film.table, film.grid_mask, b, 0, t, column, exists, T, G, BLOCK_G, PRECISION)
     token_kept = kept(text_mask, b, t, T)
     mean = tl.load(norm.mean + b * T + t, mask=t < T, other=0.0)
     rstd = tl.load(norm.rstd + b * T + t, mask=t < T, other=0.0)
@@ -88,7 +89,8 @@ def many_film(
         many_film_kernel,
         (B * triton.cdiv(T, sizes["BLOCK_T"]), triton.cdiv(D, sizes["BLOCK_D"])),
         x=strided(x),
-        film=Film(Weights.of(w, rest), strided(table[:, None]), strided(selection.grid_mask), bias, gate),
+        w=Weights.of(w, rest),
+        film=Film(None, strided(table[:, None]), strided(selection.grid_mask), bias, gate),
         norm=Norm(ln_weight, ln_bias, *statistics),
         text_mask=strided(selection.text_mask),
         x_f_ptr=x_f,

@@ -25,7 +25,7 @@ from .triton_rows import kept
 class Film(NamedTuple):
     """A modulation as a kernel takes it: [gamma, beta] = w table + bias, both times the gate."""
 
-    w: Any  # [B,T,G] Strided, or `Weights`; None: not there yet
+    w: Strided | None  # [B,T,G]; None: not there yet, or apart from this
     table: Strided  # [B,G,2D]
     grid_mask: Strided | None  # [B,G]
     bias: Any  # [2D], contiguous
