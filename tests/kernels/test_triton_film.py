@@ -153,6 +153,19 @@ def test_offsets_pass_2_to_the_31(G):
         assert torch.equal(ours, near)
 
 
+@pytest.mark.parametrize("G", [5, 20, 70])
+def test_channels_first_is_another_layout_of_the_same_numbers(G):
+    """And so are the gradients, where what follows gives its gradient in that layout too."""
+    tensors, gradients = grounded_inputs(T=19, G=G)
+    wanted = by_triton(grounded_film, tensors, gradients, top_k=4)
+    gradients[0] = gradients[0].mT.contiguous().mT
+    found = by_triton(grounded_film, tensors, gradients, top_k=4, channels_first=True)
+    assert found[0].mT.is_contiguous()
+    assert not found[0].is_contiguous()
+    for ours, theirs in zip(found, wanted):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("T", [1, 19])
 def test_many_programs_take_larger_blocks(T, monkeypatch):
     """Of few grids 8 tokens a program instead of 4, once there are as many programs as fill a GPU."""
