@@ -168,7 +168,8 @@ def _diagonal_scan(make: Maker, case: Case) -> Inputs:
         texts, packed = 2, {"cu_seqlens": torch.tensor([0, L // 3, L], device=make.device)}
     h0 = make.complex(texts, D, N) if "state" in case.options else None
     modes = make.log_modes(D, N).exp()
-    return Inputs((make.real(B, D, L), modes, make.complex(D, N), make.complex(D, N), d_skip, h0), packed)
+    u = make.real(B, L, D).mT if "channels last" in case.options else make.real(B, D, L)
+    return Inputs((u, modes, make.complex(D, N), make.complex(D, N), d_skip, h0), packed)
 
 
 def _selective_scan(make: Maker, case: Case) -> Inputs:
@@ -293,6 +294,9 @@ OPS = {
             sequence(32, 1024, 1, 32, "state"),
             sequence(1, 1024, 4096, 64),
             sequence(1, 1024, 1000, 32, "state", "packed"),
+            sequence(8, 1024, 512, 32, "channels last", quick=True),
+            sequence(1, 1024, 2048, 32, "channels last"),
+            sequence(1, 1024, 200, 32, "state", "channels last"),
         ),
         loops=True,
     ),

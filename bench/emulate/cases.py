@@ -17,6 +17,7 @@ MANY_GRIDS = (
 LONG = convolution(3, 1, 1100, "spectrum")
 STEP = sequence(2, 3, 1, 32)
 GRIDS = correlation(1, 16, 200, 90, "masks", "dropout", **FILM)
+COPIED = sequence(1, 2, 1030, 16, "channels last")
 SCANS = (
     STEP,
     sequence(2, 3, 70, 32, quick=True),
@@ -25,6 +26,7 @@ SCANS = (
     sequence(1, 2, 150, 32, "state", "packed"),
     sequence(2, 3, 70, 32, "state", "strided"),
     sequence(9, 1, 300, 32, "state"),
+    COPIED,
 )
 
 CASES: dict[str, tuple[Case, ...]] = {
@@ -63,7 +65,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         convolution(3, 2, 100, quick=True),
         convolution(2, 2, 128),
         convolution(2, 2, 70, "channels last"),
-        convolution(1, 1, 1100, "gate", "fast", K=200),
+        convolution(1, 1, 1100, "gate", "fast", K=200),  # chunks of long rows, and scales in float32
         convolution(3, 2, 150, "gate", "fast"),
         convolution(3, 2, 130, "gate", K=40),
         convolution(1, 2, 200, "gate", texts=5),
@@ -89,5 +91,6 @@ CASES: dict[str, tuple[Case, ...]] = {
 
 # Few, with every kernel among them: the quick cases, and what these leave out.
 EACH_KERNEL: dict[str, tuple[Case, ...]] = {
-    op: tuple(case for case in cases if case.quick or case in (LONG, STEP, GRIDS)) for op, cases in CASES.items()
+    op: tuple(case for case in cases if case.quick or case in (LONG, STEP, GRIDS, COPIED))
+    for op, cases in CASES.items()
 }

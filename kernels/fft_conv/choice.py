@@ -46,14 +46,15 @@ DIRECT_UP_TO, FEWEST_ROWS_OF_DIRECT = 48, 1024
 # vendor's FFT its launches and bytes alone, 75 an output.
 #
 #       L    bfloat16, fast    bfloat16         float32    vendor's FFT
-#    1024     127               153              365         923
-#    2048     303               478             1363        1838
-#    4096    1007 /  3230      1770 /  5308     5241        3670
-#    8192    3611 /  6308      6760 / 10230                 7330
+#    1024     119               133              344         923
+#    2048     307               476              817        1838
+#    4096    1026 /  3230      1797 /  5308     2886        3670
+#    8192    3699 /  6308      6954 / 10230                 7330
 #
 # Toeplitz blocks take L / 2 multiply-adds of 16-bit numbers an output for each pair of terms that stand for a product:
-# one with precision "fast", two or three where u has 16 bits, six in float32. From 2048 on they are bound by that.
-TOEPLITZ_UP_TO = {torch.float32: 2048, torch.float16: 8192, torch.bfloat16: 8192}
+# one with precision "fast", two or three where u has 16 bits; six in float32, and three beyond 1024. From 2048 on they
+# are bound by that.
+TOEPLITZ_UP_TO = {torch.float32: 4096, torch.float16: 8192, torch.bfloat16: 8192}
 # Beyond. In float32 Monarch and the vendor's FFT need as much; the vendor's is tuned on GPUs.
 BEYOND_TOEPLITZ = {torch.float32: "vendor", torch.float16: "monarch", torch.bfloat16: "monarch"}
 

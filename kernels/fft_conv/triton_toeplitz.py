@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..common.strided import load, strided
 from ..common.triton_tiles import DTYPES, HALF, block_of, slots_of
+from ..configurations import configured
 from ..launch import interpreting, launch
-from .triton_toeplitz_operands import COPIES, packed_columns, padded_rows, shifted_taps
+from .triton_toeplitz_operands import COPIES, packed_columns, padded_rows, scales_of, shifted_taps
 
 # Steps of a chunk: few enough that the half of its own block that is zeros costs little, and of long rows more, since
 # each block of taps then serves as many columns with half of the loads.
@@ -55,12 +56,15 @@ def _begin(x, table_ptr, row, column, chunk, CHUNK: tl.constexpr):
 
 @triton.jit
 def _split(rest, kind: tl.constexpr, last: tl.constexpr):
-    """Take numbers apart: what 16 bits hold of them, the last time rounded, and what they leave.
+    """Take numbers apart: what 16 bits hold of them, and what they leave.
 
-    Bits are cut off, which is exact: the terms of a float32 are its 24 bits, eight in each.
+    Of bfloat16 terms all but the last are bits cut off: a float32 is three of them, of eight bits each.
     """
     if last:
         part = rest.to(kind)
+    elif kind == tl.float16:
+        part = rest.to(kind)
+        rest = rest.to(tl.float32) - part.to(tl.float32)
     else:
         bits = rest.to(tl.float32).to(tl.uint32, bitcast=True)
         part = (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
@@ -72,6 +76,7 @@ def _split(rest, kind: tl.constexpr, last: tl.constexpr):
 def toeplitz_kernel(
     x,  # Strided [B,D,chunks CHUNK], whose steps are next to each other; of packed texts [1,D,columns CHUNK]
     taps_ptr,  # [D,TAP_TERMS,COPIES,width], contiguous: see `shifted_taps_kernel`
+    scales,  # of x [B,D] and of the taps [D], both float32 and contiguous, or None: see `scales_kernel`
     gate,  # Strided [B,D,L] or None
     table_ptr,  # [3,columns] int32, contiguous, or None: see `packed_columns_kernel`
     y_ptr,  # [B,D,L], contiguous
@@ -115,13 +120,19 @@ def toeplitz_kernel(
     tile = begin[:, None] + j[None, :]
     terms: tl.constexpr = max(X_TERMS, TAP_TERMS)
     acc = tl.zeros([COLUMNS, CHUNK], tl.float32)
+    if scales is not None:
+        scale = tl.load(scales[0] + row * D + d)
     for m in range(0, tl.minimum(tl.max(last, 0) + 1, lag_blocks)):
         rest = tl.load(tile_ptr + m * step + tile, mask=(last >= m)[:, None], other=0.0)
+        if scales is not None:
+            rest = rest.to(tl.float32) * scale[:, None]
         for x_term in tl.static_range(X_TERMS):
             part, rest = _split(rest, taps_ptr.dtype.element_ty, x_term + 1 == X_TERMS)
             for tap_term in tl.static_range(min(TAP_TERMS, terms - x_term)):
                 taps = tl.load(block_ptr + tap_term * COPIES * width + m * STEPS + block)
                 acc = tl.dot(part, tl.trans(taps) if REVERSE else taps, acc, input_precision="ieee")
+    if scales is not None:
+        acc = acc * (1 / scale)[:, None] * (1 / tl.load(scales[1] + d))
     t = chunk[:, None] * CHUNK + i[None, :]
     inside = (chunk >= 0)[:, None] & (t < length[:, None])
     t = (start[:, None] + t).to(tl.int64)
@@ -218,6 +229,10 @@ class _Tile(NamedTuple):
     table: Tensor | None
 
     @property
+    def long(self) -> bool:
+        return self.chunk == CHUNK_OF_LONG
+
+    @property
     def arguments(self) -> dict[str, Any]:
         return {"table_ptr": self.table, "columns": self.columns, "CHUNK": self.chunk}
 
@@ -237,20 +252,26 @@ class _Terms(NamedTuple):
     dtype: torch.dtype
     rows: int
     taps: int
+    scaled: bool = False
+    """Whether rows and taps are brought into the range of float16 before."""
 
 
-def _terms(rows: torch.dtype, taps: torch.dtype, fast: bool, *others: Tensor) -> _Terms:
+def _terms(rows: torch.dtype, taps: torch.dtype, fast: bool, *others: Tensor, long: bool = False) -> _Terms:
     """Those of products of rows with taps, or of rows with rows; `others` are what the result is rounded to.
 
     One where 16 bits are all that there is or is wanted; else of bfloat16, which has the range to take numbers apart.
-    The interpreter knows float32 and float16 alone.
+    Of `long` rows in float32 two of float16, 22 bits in all, which are half as many products as three of bfloat16. They
+    are worth a pass over the rows to find their scales; what is 2^-39 of the largest number of a row is lost, as it is
+    in an FFT. The interpreter knows float32 and float16 alone.
     """
     single = rows in HALF and (fast or rows == taps)
+    full = 2 if all(tensor.dtype in HALF for tensor in others) else 3
+    if long and full == 3 and not single:
+        return _Terms(torch.float16, 2, 2, scaled=True)
     if interpreting(toeplitz_kernel):
         return _Terms(torch.float16 if single and rows == torch.float16 else torch.float32, 1, 1)
     if single:
         return _Terms(rows, 1, 1)
-    full = 2 if all(tensor.dtype in HALF for tensor in others) else 3
     of = {torch.bfloat16: 1, torch.float16: 2, torch.float32: full}
     return _Terms(torch.bfloat16, of[rows], of[taps])
 
@@ -276,15 +297,25 @@ def _convolve(
     """gate (k * x + d x) in y [B,D,L], or the transpose of k * x + d x, for x in `rows`."""
     B, D, L = y.shape
     K = min(k.shape[1], L)
-    steps = min(STEPS if terms.rows == terms.taps == 1 else STEPS_OF_TERMS, tile.chunk)
-    columns = min(COLUMNS if terms.rows == 1 else COLUMNS_OF_TERMS, block_of(tile.columns))
+    # Where L is odd, numbers are stored one by one, and their addresses want registers.
+    columns = min(COLUMNS if terms.rows == 1 and L % ALIGNED == 0 else COLUMNS_OF_TERMS, block_of(tile.columns))
+    tiles = {
+        "STEPS": min(STEPS if terms.rows == terms.taps == 1 else STEPS_OF_TERMS, tile.chunk),
+        "COLUMNS": columns,
+        "num_warps": 8 if tile.chunk * columns > CHUNK * COLUMNS else 4,
+        "num_stages": 3,
+    }
+    tiles = configured(toeplitz_kernel, rows, {"columns": tile.columns, "D": D, "L": L, "K": K}, tiles)
+    steps, columns = min(tiles["STEPS"], tile.chunk), tiles["COLUMNS"]
     lag_blocks = (K + tile.chunk - 2) // steps + 1
     width = lag_blocks * steps + tile.chunk
+    of_taps = scales_of(k[None], K, d_skip) if terms.scaled else None
     launch(
         toeplitz_kernel,
         (D * triton.cdiv(tile.columns, columns),),
         x=strided(rows),
-        taps_ptr=shifted_taps(k, d_skip, K, width, tile.chunk, terms.dtype, terms.taps),
+        taps_ptr=shifted_taps(k, d_skip, of_taps, K, width, tile.chunk, terms.dtype, terms.taps),
+        scales=None if of_taps is None else (scales_of(rows, L), of_taps),
         gate=strided(gate),
         y_ptr=y,
         B=B,
@@ -292,13 +323,10 @@ def _convolve(
         lag_blocks=lag_blocks,
         D=D,
         REVERSE=reverse,
-        STEPS=steps,
         COPIES=COPIES,
-        COLUMNS=columns,
         X_TERMS=terms.rows,
         TAP_TERMS=terms.taps,
-        num_warps=8 if tile.chunk * columns > CHUNK * COLUMNS else 4,
-        num_stages=3,
+        **tiles | {"STEPS": steps},
         **tile.arguments,
     )
     return y
@@ -366,7 +394,7 @@ def toeplitz(
 ) -> Tensor:
     """y [B,D,L] in the dtype of u [B,D,L]; k [D,K], d_skip [D], gate [B,D,L]; cu_seqlens as in the op."""
     tile = _tile_of(u, cu_seqlens)
-    terms = _terms(u.dtype, _kind(k, d_skip), fast, u)
+    terms = _terms(u.dtype, _kind(k, d_skip), fast, u, long=tile.long)
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     return _convolve(_rows(u, None, tile, u.dtype), k, d_skip, gate, y, tile, terms)
 
@@ -386,11 +414,11 @@ def toeplitz_backward(
     late = _rows(dy, gate, tile, dy.dtype if exact else torch.float32)
     early = _rows(u, None, tile, u.dtype)
     du = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-    _convolve(late, k, d_skip, None, du, tile, _terms(late.dtype, taps, fast, u), reverse=True)
+    _convolve(late, k, d_skip, None, du, tile, _terms(late.dtype, taps, fast, u, long=tile.long), reverse=True)
     dgate = None
     if gate is not None:
         dgate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-        _convolve(early, k, d_skip, dy, dgate, tile, _terms(u.dtype, taps, fast, gate))
+        _convolve(early, k, d_skip, dy, dgate, tile, _terms(u.dtype, taps, fast, gate, long=tile.long))
     of_taps = tile if tile.table is not None else _tile_of(u, None, CHUNK)
     rounded_to = [k] if d_skip is None else [k, d_skip]
     dk, dd_skip = _gradient_of_taps(

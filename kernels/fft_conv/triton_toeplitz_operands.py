@@ -12,17 +12,45 @@ from ..common.strided import load, strided
 from ..common.triton_tiles import contiguous
 from ..launch import launch
 
-# Copies of a channel's taps, each one step later than the one before: eight numbers of 16 bits are loaded at once where
-# they are aligned, and any eight neighbours are so in one of the copies.
-COPIES = 8
+# Copies of a channel's taps, each one step later than the one before: four numbers of 16 bits are loaded at once where
+# they are aligned, and any four neighbours are so in one of the copies. Eight would halve the loads and double the
+# table, which is predicted to take longer in all.
+COPIES = 4
 # Channels in a program that pads rows: where they are next to each other in memory, a sector has sixteen of them.
 CHANNELS = 32
 
 
-@triton.jit(do_not_specialize=["K", "width"])
+@triton.jit(do_not_specialize=["L"])
+def scales_kernel(
+    x,  # Strided [B,D,L]
+    d_skip_ptr,  # [D], contiguous, or None: may be added to one of the numbers
+    scales_ptr,  # [B,D] float32, contiguous
+    L,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Each program finds the power of two that takes the largest number of a row between 2^13 and 2^14.
+
+    It is a float32, and so is its inverse: of a row of zeros it is 2^126.
+    """
+    row, d = (tl.program_id(0) // D).to(tl.int64), (tl.program_id(0) % D).to(tl.int64)
+    most = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, L, BLOCK):
+        t = first + tl.arange(0, BLOCK)
+        most = tl.maximum(most, tl.abs(load(x, (row, d, t.to(tl.int64)), mask=t < L).to(tl.float32)))
+    largest = tl.max(most, 0)
+    if d_skip_ptr is not None:
+        largest += tl.abs(tl.load(d_skip_ptr + d).to(tl.float32))
+    exponent = (largest.to(tl.uint32, bitcast=True) >> 23).to(tl.int32)
+    inverse = tl.maximum(tl.minimum(127 + 127 + 13 - exponent, 253), 1)
+    tl.store(scales_ptr + tl.program_id(0), (inverse << 23).to(tl.float32, bitcast=True))
+
+
+@triton.jit(do_not_specialize=["K", "width"], do_not_specialize_on_alignment=["k"])
 def shifted_taps_kernel(
     k,  # Strided [D,K]
     d_skip_ptr,  # [D], contiguous, or None
+    scales_ptr,  # [D] float32, contiguous, or None: factors of the taps
     taps_ptr,  # [D,TERMS,COPIES,width], contiguous
     K,
     width,
@@ -41,6 +69,8 @@ def shifted_taps_kernel(
     rest = load(k, (d, lag.to(tl.int64)), mask=(lag >= 0) & (lag < K)).to(tl.float32)
     if d_skip_ptr is not None:
         rest += tl.where(lag == 0, tl.load(d_skip_ptr + d).to(tl.float32), 0.0)
+    if scales_ptr is not None:
+        rest *= tl.load(scales_ptr + d)
     taps = taps_ptr + d * TERMS * COPIES * width + s[:, None] * width + p[None, :]
     for term in tl.static_range(TERMS):
         part = rest.to(taps_ptr.dtype.element_ty)
@@ -118,10 +148,35 @@ def packed_columns_kernel(
     tl.store(table_ptr + 2 * columns + column, tl.where(there, column - first, -1), mask=inside)
 
 
+def scales_of(x: Tensor, L: int, d_skip: Tensor | None = None) -> Tensor:
+    """Powers of two [B,D] that take the first L numbers of each row of x [B,D,*], plus d_skip [D], near 2^14."""
+    B, D, _ = x.shape
+    scales = torch.empty(B, D, dtype=torch.float32, device=x.device)
+    launch(
+        scales_kernel,
+        (B * D,),
+        x=strided(x),
+        d_skip_ptr=contiguous(d_skip),
+        scales_ptr=scales,
+        L=L,
+        D=D,
+        BLOCK=1024,
+        num_warps=4,
+    )
+    return scales
+
+
 def shifted_taps(
-    k: Tensor, d_skip: Tensor | None, K: int, width: int, chunk: int, dtype: torch.dtype, terms: int
+    k: Tensor,
+    d_skip: Tensor | None,
+    scales: Tensor | None,
+    K: int,
+    width: int,
+    chunk: int,
+    dtype: torch.dtype,
+    terms: int,
 ) -> Tensor:
-    """The first K taps of k [D,K], the skip [D] among them, as [D, terms, COPIES, width] in `dtype`."""
+    """The first K taps of k [D,K], the skip [D] among them, times scales [D], as [D, terms, COPIES, width]."""
     D = k.shape[0]
     taps = torch.empty(D, terms, COPIES, width, dtype=dtype, device=k.device)
     block = min(256, triton.next_power_of_2(width))
@@ -130,6 +185,7 @@ def shifted_taps(
         (D, triton.cdiv(width, block)),
         k=strided(k),
         d_skip_ptr=contiguous(d_skip),
+        scales_ptr=scales,
         taps_ptr=taps,
         K=K,
         width=width,

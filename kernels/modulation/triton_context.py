@@ -104,7 +104,7 @@ def correlation_context(q: Tensor, k: Tensor, v: Tensor, selection: Selection) -
         return c, w.to(q.dtype)
     w = torch.empty(B, T, G, dtype=q.dtype, device=q.device)
     if few_grids(G, D, q.shape[2:]):
-        sizes = few_grids_tiles(B, T, G, c)
+        sizes = few_grids_tiles(few_grids_context_kernel, G, c)
         launch(
             few_grids_context_kernel,
             (B * triton.cdiv(T, sizes["BLOCK_T"]),),

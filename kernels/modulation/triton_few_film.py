@@ -106,7 +106,7 @@ def few_grids_film_kernel(
     store(x_f, (b, t[:, None], d[None, :]), modulated, (t < T)[:, None] & (d < D)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "G"])
 def few_grids_residual_kernel(
     y,  # [B,T,D]
     x,  # [B,T,D]
@@ -158,7 +158,7 @@ def grounded_film(
 ) -> None:
     """Write x_f, the weights of `film` and the statistics of `norm`."""
     (B, T, D), G = x.shape, k.shape[1]
-    sizes = few_grids_tiles(B, T, G, x)
+    sizes = few_grids_tiles(few_grids_film_kernel, G, x)
     launch(
         few_grids_film_kernel,
         (B * triton.cdiv(T, sizes["BLOCK_T"]),),
@@ -181,7 +181,7 @@ def film_residual(
 ) -> None:
     """Write r and, with a norm, LN(r) and the statistics of `norm`."""
     B, T, D = x.shape
-    sizes = few_grids_tiles(B, T, G, y, x)
+    sizes = few_grids_tiles(few_grids_residual_kernel, G, y, x)
     launch(
         few_grids_residual_kernel,
         (B * triton.cdiv(T, sizes["BLOCK_T"]),),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..common.strided import store, strided
 from ..common.triton_tiles import block_of, dot_precision, token_block
+from ..configurations import configured
 from ..launch import launch
 from . import triton_few_film
 from .selection import Selection
@@ -109,6 +110,7 @@ def grounded_film(
         triton_few_film.grounded_film(x, q, k, film, norm, selection, x_f, eps)
         return x_f, w, statistics
     sizes = tiles(T, G, MOST_GRIDS_IN_REGISTERS, x, table)
+    sizes = configured(grounded_film_kernel, x, {"B": B, "T": T, "G": G, "D": D}, sizes, fixed=("BLOCK_G",))
     launch(
         grounded_film_kernel,
         (B * triton.cdiv(T, sizes["BLOCK_T"]),),

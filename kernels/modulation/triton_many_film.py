@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..common.strided import store, strided
 from ..common.triton_tiles import dot_precision, token_block
+from ..configurations import configured
 from ..launch import launch
 from .selection import Selection
 from .triton_many_weights import RowStatistics, dtype_of_weights, many_weights
@@ -83,6 +84,7 @@ def many_film(
     w, rest = many_weights(q, k, selection, dtype_of_weights(q, table), rows)
     sizes = sizes_of_product(B, T, 2 * D, w, table)
     sizes["BLOCK_D"] //= 2  # of gamma and as many of beta
+    sizes = configured(many_film_kernel, table, {"B": B, "T": T, "G": G, "D": D}, sizes)
     launch(
         many_film_kernel,
         (B * triton.cdiv(T, sizes["BLOCK_T"]), triton.cdiv(D, sizes["BLOCK_D"])),

@@ -135,10 +135,13 @@ def _scores(q: Tensor, k: Tensor) -> Tensor | None:
 
 
 def _tile(G: int, scores: Tensor | None) -> dict[str, int]:
-    """Tokens and grids of a program, and its warps: 16 or 32 scores a thread. A product has 16 rows."""
+    """Tokens and grids of a program, and its warps: a product has 16 rows; else a token's row is a few warps' alone.
+
+    32 scores a thread, of fewer than 256 grids fewer.
+    """
     block_g = block_of(G)
-    block_t = 16 if scores is None else max(1, 4096 // block_g)
-    return {"BLOCK_T": block_t, "BLOCK_G": block_g, "num_warps": min(16, max(4, block_t * block_g // 1024))}
+    block_t, fewest = (16, 4) if scores is None else (1, 1)
+    return {"BLOCK_T": block_t, "BLOCK_G": block_g, "num_warps": min(16, max(fewest, block_t * block_g // 1024))}
 
 
 def dtype_of_weights(q: Tensor, table: Tensor) -> torch.dtype:

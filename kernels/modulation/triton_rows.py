@@ -28,6 +28,7 @@ from ..common.triton_tiles import (
     slots_of,
     token_block,
 )
+from ..configurations import configured
 from ..launch import launch
 
 BLOCK_G, BLOCK_D = 32, 32
@@ -264,6 +265,7 @@ def rows_from_table(
     table, out = with_heads(table), with_heads(out)
     (B, H, T, D), G = out.shape, table.shape[2]
     sizes = sizes_of_product(B * H, T, D, w, table)
+    sizes = configured(rows_from_table_kernel, table, {"B": B * H, "T": T, "G": G, "D": D}, sizes)
     launch(
         rows_from_table_kernel,
         (B * triton.cdiv(T, sizes["BLOCK_T"]), triton.cdiv(D, sizes["BLOCK_D"]), H),

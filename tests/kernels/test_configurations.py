@@ -10,7 +10,7 @@ import torch
 from triton_kernels import MARKS, check_against_definition
 
 from firebolt_vl import kernels
-from firebolt_vl.kernels import configurations, use_implementation
+from firebolt_vl.kernels import configurations, replay, use_implementation
 from firebolt_vl.kernels.configurations import answering, configured, files_of, read_table, size_class
 from firebolt_vl.kernels.launch import recording
 
@@ -102,6 +102,20 @@ def test_a_file_for_other_parameters_is_one_line_and_the_default(chip):
     chip(entry(set={"BLOCK_T": 32}))
     with pytest.warns(UserWarning, match="a_kernel has BLOCK_T in the file of this GPU; expected BLOCK_D, num_warps"):
         assert configured(KERNEL, ON_GPU, {"L": 512}, DEFAULT) is DEFAULT
+
+
+def test_what_is_fixed_is_not_asked_for_and_kept(chip):
+    chip(entry(set={"num_warps": 8}))
+    assert configured(KERNEL, ON_GPU, {"L": 512}, DEFAULT, fixed=("BLOCK_D",)) == {"BLOCK_D": 64, "num_warps": 8}
+    with answering(lambda question: {name: 2 * value for name, value in question.default.items()}):
+        assert configured(KERNEL, ON_GPU, {"L": 512}, DEFAULT, ("BLOCK_D",)) == {"BLOCK_D": 64, "num_warps": 8}
+
+
+def test_nothing_is_repeated_from_memory_while_somebody_answers():
+    assert replay._is_on
+    with answering(lambda question: question.default):
+        assert not replay._is_on
+    assert replay._is_on
 
 
 def test_stages_need_be_no_power_of_two():

@@ -264,7 +264,7 @@ def test_the_choice_names_an_algorithm_and_only_the_fft_grows_slower_than_the_sq
 
 @pytest.mark.parametrize(
     ("dtype", "longest", "beyond"),
-    [(torch.float32, 2048, "vendor"), (torch.float16, 8192, "monarch"), (torch.bfloat16, 8192, "monarch")],
+    [(torch.float32, 4096, "vendor"), (torch.float16, 8192, "monarch"), (torch.bfloat16, 8192, "monarch")],
     ids=str,
 )
 def test_where_kernels_run_the_choice_is_theirs(dtype, longest, beyond):

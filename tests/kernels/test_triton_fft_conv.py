@@ -120,6 +120,18 @@ def test_rows_that_are_not_padded_and_long_ones_are_the_definitions(B, L, K, dty
         compare([u.to(dtype), k, gate.to(dtype), d_skip], torch.randn(B, 2, L, dtype=dtype), gated=True, skip=True)
 
 
+@pytest.mark.parametrize("size", [1e-38, 1e-20, 1e10, 1e30])
+def test_long_rows_of_any_size_are_brought_into_range(size):
+    """In float32 beyond 1024 steps terms are of float16. A row of zeros is among them."""
+    u, k, _, d_skip = randoms(B=2, D=1, L=1100, K=50)
+    u[1] = 0
+    exact = reference.fft_conv(u.double() * size, k.double() / 8, d_skip.double())
+    with use_implementation("triton"), by_form("toeplitz"):
+        y = fft_conv((u * size).to(DEVICE), (k / 8).to(DEVICE), d_skip.to(DEVICE)).cpu()
+    assert relative_error(y[0], exact[0]) < 1e-6
+    assert not y[1].any()
+
+
 @pytest.mark.parametrize("chunk", [16, 64])
 @given(texts=st.lists(st.integers(0, 200), min_size=1, max_size=150).filter(any))
 def test_columns_of_packed_texts_are_their_chunks(chunk, texts):
@@ -255,9 +267,9 @@ def test_taps_of_two_16_bit_terms_are_within_the_budget(monkeypatch, gated):
     """What bfloat16 inputs meet on a GPU; of two float16 terms it is as exact where taps are of ordinary size."""
     terms = triton_toeplitz._terms
 
-    def of_float16(rows, taps, *rest):
+    def of_float16(rows, taps, *rest, **options):
         split = rows == torch.float16 and taps == torch.float32
-        return triton_toeplitz._Terms(torch.float16, 1, 2) if split else terms(rows, taps, *rest)
+        return triton_toeplitz._Terms(torch.float16, 1, 2) if split else terms(rows, taps, *rest, **options)
 
     monkeypatch.setattr(triton_toeplitz, "_terms", of_float16)
     tensors = randoms(L=130, K=130, gated=gated)
