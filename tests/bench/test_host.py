@@ -21,7 +21,7 @@ TODAY = {
     "film_residual": 13,
     "vandermonde": 11,
     "cauchy": 9,
-    "fft_conv": 27,
+    "fft_conv": 12,
     "diagonal_scan": 37,
     "selective_scan": 6,
 }
