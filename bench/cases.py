@@ -168,7 +168,8 @@ def _diagonal_scan(make: Maker, case: Case) -> Inputs:
         texts, packed = 2, {"cu_seqlens": torch.tensor([0, L // 3, L], device=make.device)}
     h0 = make.complex(texts, D, N) if "state" in case.options else None
     modes = make.log_modes(D, N).exp()
-    return Inputs((make.real(B, D, L), modes, make.complex(D, N), make.complex(D, N), d_skip, h0), packed)
+    u = make.real(B, L, D).mT if "channels last" in case.options else make.real(B, D, L)
+    return Inputs((u, modes, make.complex(D, N), make.complex(D, N), d_skip, h0), packed)
 
 
 def _selective_scan(make: Maker, case: Case) -> Inputs:
@@ -180,7 +181,14 @@ def _selective_scan(make: Maker, case: Case) -> Inputs:
         return make.real(B, L, D).mT if "channels last" in case.options else make.real(B, D, L)
 
     A = -torch.arange(1.0, N + 1, device=make.device).expand(D, N).contiguous()
-    B_and_C = (make.real(*((D, N) if "constant" in case.options else (B, *groups, N, L))) for _ in range(2))
+
+    def matrix() -> Tensor:
+        if "constant" in case.options:
+            return make.real(D, N)
+        # Modes last where channels are, as the slices of one projection are.
+        return make.real(B, *groups, L, N).mT if "channels last" in case.options else make.real(B, *groups, N, L)
+
+    B_and_C = matrix(), matrix()
     # Steps are positive, which softplus sees to where it is asked for: otherwise states would grow.
     delta = over_time().abs() if "bare" in case.options else over_time()
     arguments = (over_time(), delta, A, *B_and_C)
@@ -293,6 +301,9 @@ OPS = {
             sequence(32, 1024, 1, 32, "state"),
             sequence(1, 1024, 4096, 64),
             sequence(1, 1024, 1000, 32, "state", "packed"),
+            sequence(8, 1024, 512, 32, "channels last", quick=True),
+            sequence(1, 1024, 2048, 32, "channels last"),
+            sequence(1, 1024, 200, 32, "state", "channels last"),
         ),
         loops=True,
     ),

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from ..kernels.configurations import Question, answering
+from ..kernels.configurations import Answer, Question, answering
 
 MOST_WARPS, MOST_STAGES = 16, 5
 # A measured gain below this share is as good as none.
 WORTH = 0.03
-Clock = Callable[[str, Callable[[Question], dict[str, int]]], tuple[float, float]]
+Clock = Callable[[str, Answer], tuple[float, float]]
 """(mode, answer) -> microseconds by the default configurations, and by those that `answer` gives, side by side."""
 
 

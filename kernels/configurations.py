@@ -9,7 +9,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -35,11 +35,12 @@ class Question(NamedTuple):
 Table = dict[tuple[str, str, str], dict[str, int]]
 """Configurations by kernel, dtype and size class."""
 
-_answer: Callable[[Question], dict[str, int]] | None = None
+Answer = Callable[[Question], dict[str, int]]
+_answer: Answer | None = None
 
 
 @contextmanager
-def answering(answer: Callable[[Question], dict[str, int]]) -> Iterator[None]:
+def answering(answer: Answer) -> Iterator[None]:
     """A region in which `answer` gives the configuration of every launch, whatever the device and its files."""
     global _answer
     before, _answer = _answer, answer
@@ -49,18 +50,28 @@ def answering(answer: Callable[[Question], dict[str, int]]) -> Iterator[None]:
         _answer = before
 
 
-def configured(kernel: Any, like: Tensor, sizes: Mapping[str, int], default: dict[str, int]) -> dict[str, int]:
-    """Return the configuration of a kernel for tensors like one: measured on its device, or `default`."""
+def configured(
+    kernel: Any, like: Tensor, sizes: Mapping[str, int], default: dict[str, int], fixed: Sequence[str] = ()
+) -> dict[str, int]:
+    """Return the configuration of a kernel for tensors like one: measured on its device, or `default`.
+
+    What `fixed` names of the default is as large as it has to be: no file and nobody is asked for it.
+    """
+    if _answer is None and (like.device.type != "cuda" or not _table(like.device.index)):
+        return default
+    kept = {name: default[name] for name in fixed}
+    question = _question(kernel, like, sizes, {name: value for name, value in default.items() if name not in kept})
     if _answer is not None:
-        return _answer(_question(kernel, like, sizes, default))
-    if like.device.type != "cuda" or not (table := _table(like.device.index)):
+        return _answer(question) | kept
+    found = _table(like.device.index).get(question[:3])
+    if found is None:
         return default
-    question = _question(kernel, like, sizes, default)
-    found = table.get(question[:3], default)
-    if found.keys() != default.keys():
-        _warn(f"{question.kernel} has {', '.join(found)} in the file of this GPU; expected {', '.join(default)}")
+    if found.keys() != question.default.keys():
+        _warn(
+            f"{question.kernel} has {', '.join(found)} in the file of this GPU; expected {', '.join(question.default)}"
+        )
         return default
-    return found
+    return found | kept
 
 
 def _question(kernel: Any, like: Tensor, sizes: Mapping[str, int], default: dict[str, int]) -> Question:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import implementation
+from . import configurations, implementation
 from .transforms import unobserved
 
 P = ParamSpec("P")
@@ -27,7 +27,7 @@ R = TypeVar("R")
 MOST_CALLS = 1024
 # Bytes of memory that a call repeated holds beside its outputs: all that it allocates, to its end. With more it takes
 # the device longer than the host.
-MOST_BESIDE_OUTPUTS = 2**24
+MOST_BESIDE_OUTPUTS = 2**27
 _PLAIN = frozenset((bool, int, float, str, type(None)))
 _ALLOCATIONS = frozenset(
     (
@@ -122,7 +122,7 @@ def note(launched: Launched | None) -> None:
 def replayed(function: Callable[P, R]) -> Callable[P, R]:
     """Make a function of tensors and numbers that repeats what an earlier call with the same layouts did.
 
-    The function must depend on nothing but these, and `use_implementation`; what it returns is new memory.
+    The function must depend on nothing but these, `use_implementation` and `answering`; what it returns is new memory.
     """
 
     @wraps(function)
@@ -165,7 +165,8 @@ def _layout(function: Callable, values: tuple[Any, ...], names: tuple[str, ...])
             return (), []
     if device is None or torch.is_autocast_enabled(device.type):
         return (), []
-    return (function, device, implementation._chosen, names, *parts), addresses
+    regions = implementation._chosen, configurations._answer
+    return (function, device, *regions, names, *parts), addresses
 
 
 def _noted(layout: tuple[Any, ...], values: tuple[Any, ...], function: Callable[[], Any]) -> Any:
@@ -214,7 +215,7 @@ class _Noting(TorchDispatchMode):
         if func in _ALLOCATIONS and self.is_whole:
             self.places[id(result)] = Place(len(self.tensors), 0)
             self.tensors.append(result)
-        elif func.is_view and id(args[0]) in self.places:
+        elif func.is_view and args and id(args[0]) in self.places:
             number = self.places[id(args[0])].tensor
             for view in [result] if isinstance(result, Tensor) else result:
                 self.places[id(view)] = Place(number, view.data_ptr() - self.tensors[number].data_ptr())

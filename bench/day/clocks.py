@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ...kernels import use_implementation
-from ...kernels.configurations import Question, answering
+from ...kernels.configurations import Answer, answering
 from .. import kernels as measuring
 from ..cases import Case, inputs
 from ..compile import run_backward, run_forward
@@ -23,7 +23,7 @@ class Swept(NamedTuple):
     run: Callable[[str], object]
     """Calls it in a mode."""
     clock: Clock
-    check: Callable[[Callable[[Question], dict[str, int]]], str | None]
+    check: Callable[[Answer], str | None]
     """What is wrong with its values and gradients by some configurations, or None."""
 
 
@@ -50,19 +50,21 @@ def _swept(op: str, case: Case, dtype: str, scale: Scale) -> Swept:
         one = run(mode)
         one.work(one.prepare())
 
-    def both(mode: str, answer: Callable[[Question], dict[str, int]]) -> tuple[float, float]:
-        default = run(mode)
+    def by(mode: str, answer: Answer) -> Run:
+        one = run(mode)
 
-        def answered(prepared: object) -> None:
+        def work(prepared: object) -> None:
             with answering(answer):
-                default.work(prepared)
+                one.work(prepared)
 
-        times = time_in_turns(
-            {"default": default, "other": default._replace(work=answered)}, scale.device, scale.sweep_seconds
-        )
+        return one._replace(work=work)
+
+    def both(mode: str, answer: Answer) -> tuple[float, float]:
+        runs = {"default": by(mode, lambda question: question.default), "other": by(mode, answer)}
+        times = time_in_turns(runs, scale.device, scale.sweep_seconds)
         return 1000 * quantile(times["default"], 0.5), 1000 * quantile(times["other"], 0.5)
 
-    def check(answer: Callable[[Question], dict[str, int]]) -> str | None:
+    def check(answer: Answer) -> str | None:
         with answering(answer):
             return measuring.op_subject(op, case, dtype, scale.device).check()
 

@@ -78,7 +78,7 @@ def steps(scale: Scale) -> list[Step]:
     ]
     tests = [] if scale.small else [Step("tests-of-kernels", "tests", "kernels", 200, 20)]
     first, *more = (Step(f"answers-{batch}", "answers", str(batch), 90, 30) for batch in scale.batches)
-    return [
+    found = [
         Step("compile", "compile", "", 60, 20),
         Step("tests-of-gpu", "tests", "gpu", 100, 20),
         *times,
@@ -88,3 +88,5 @@ def steps(scale: Scale) -> list[Step]:
         Step("predict", "predict", "", 60, 20),
         *tests,
     ]
+    # A rehearsal is no race, on a machine that may have other work.
+    return [step._replace(most=20 * step.most) for step in found] if scale.small else found

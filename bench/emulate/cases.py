@@ -17,6 +17,7 @@ MANY_GRIDS = (
 LONG = convolution(3, 1, 1100, "spectrum")
 STEP = sequence(2, 3, 1, 32)
 GRIDS = correlation(1, 16, 200, 90, "masks", "dropout", **FILM)
+COPIED = sequence(1, 2, 1030, 16, "channels last")
 SCANS = (
     STEP,
     sequence(2, 3, 70, 32, quick=True),
@@ -25,6 +26,7 @@ SCANS = (
     sequence(1, 2, 150, 32, "state", "packed"),
     sequence(2, 3, 70, 32, "state", "strided"),
     sequence(9, 1, 300, 32, "state"),
+    COPIED,
 )
 
 CASES: dict[str, tuple[Case, ...]] = {
@@ -89,5 +91,6 @@ CASES: dict[str, tuple[Case, ...]] = {
 
 # Few, with every kernel among them: the quick cases, and what these leave out.
 EACH_KERNEL: dict[str, tuple[Case, ...]] = {
-    op: tuple(case for case in cases if case.quick or case in (LONG, STEP, GRIDS)) for op, cases in CASES.items()
+    op: tuple(case for case in cases if case.quick or case in (LONG, STEP, GRIDS, COPIED))
+    for op, cases in CASES.items()
 }

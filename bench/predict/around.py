@@ -1,10 +1,10 @@
 """Configurations around the defaults, tried by prediction: what a launcher should state while no GPU was asked."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
 from tempfile import TemporaryDirectory
 
-from ...kernels.configurations import Question, answering
+from ...kernels.configurations import Answer, answering
 from ...kernels.launch import Launch
 from ..cases import Case
 from ..compile import CHIPS, pool_of_compilers, specialise
@@ -15,7 +15,6 @@ from .model import predict
 from .recorded import record_modes
 
 MODES = ("forward", "backward")
-Answer = Callable[[Question], dict[str, int]]
 
 
 def trials(subjects: Sequence[tuple[str, Case, str]], chip: Chip, processes: int) -> Iterator[list[Trial]]:

@@ -17,7 +17,6 @@ from .triton_chunks import (
     CHUNK,
     Plan,
     add_product,
-    by_time,
     find_text,
     float32_terms,
     input_terms,
@@ -32,6 +31,7 @@ from .triton_chunks import (
     transposed,
 )
 from .triton_forward import add_groups, outputs_of_groups, scan
+from .triton_layout import by_time
 
 # Chunks that a product adds up at a time.
 COLUMNS = 32

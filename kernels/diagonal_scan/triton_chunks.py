@@ -313,11 +313,6 @@ def diagonal_scan_tables_kernel(
         real, imag = times(real, imag, real, imag)
 
 
-def by_time(tensor: Tensor) -> Tensor:
-    """Return the tensor with times adjacent in memory, copied if need be: a program reads those of one channel."""
-    return tensor if tensor.stride(-1) in (0, 1) else tensor.contiguous()
-
-
 def modes_of(z: Tensor, b: Tensor, c: Tensor) -> Modes:
     """z, b, c [D,N] complex as kernels take them."""
     return Modes(*(strided(parts_of(tensor)) for tensor in (z, b, c)))

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ..common.strided import at, load, strided
 from ..common.triton_tiles import slots_of
+from ..configurations import configured
 from ..launch import launch
 from .triton_chunks import (
     CHUNK,
     Plan,
     add_product,
-    by_time,
     by_turns,
     find_text,
     float32_terms,
@@ -38,6 +38,7 @@ from .triton_chunks import (
     times,
     transposed,
 )
+from .triton_layout import by_time
 from .triton_step import scan_step
 
 
@@ -47,10 +48,12 @@ class Tile(NamedTuple):
     chunks: int
     rows: int
     warps: int
+    stages: int
+    """Loads on their way at a time."""
 
 
 # Rows side by side where there are as many; else one, and more of its chunks.
-MANY_ROWS, ONE_ROW = Tile(8, 8, 4), Tile(16, 1, 1)
+MANY_ROWS, ONE_ROW = Tile(8, 8, 4, 3), Tile(16, 1, 1, 1)
 
 
 @triton.jit
@@ -298,6 +301,8 @@ def scan(
     """Run through the sequences of x [B,D,L] from `state`, and write those of y, h and `states` that are wanted."""
     tile = MANY_ROWS if plan.texts.cu_seqlens_ptr is None and plan.rows >= MANY_ROWS.rows else ONE_ROW
     slots, blocks_per_slot = slots_of(triton.cdiv(plan.rows, tile.rows), plan.channels, fillings=8)
+    sizes = {"B": x.shape[0], "D": x.shape[1], "L": x.shape[2], "N": plan.tile["N"]}
+    warps = configured(diagonal_scan_kernel, x, sizes, {"num_warps": tile.warps})
     launch(
         diagonal_scan_kernel,
         (slots * plan.channels,),
@@ -316,8 +321,8 @@ def scan(
         ROWS=tile.rows,
         REVERSE=reverse,
         OUTPUT_TERMS=plan.terms_of_outputs,
-        num_warps=tile.warps,
-        num_stages=1,
+        num_stages=tile.stages,
+        **warps,
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..common.strided import load, strided
 from ..common.triton_tiles import DTYPES, HALF, slots_of
+from ..configurations import configured
 from ..launch import interpreting, launch
 from .triton_toeplitz_operands import BLOCK, COPIES, packed_columns, padded_rows, scales_of, shifted_taps
 
@@ -295,12 +296,18 @@ def _convolve(
     """gate (k * x + d x) in y [B,D,L], or the transpose of k * x + d x, for x in `rows`."""
     B, D, L = y.shape
     K = min(k.shape[1], L)
-    steps = STEPS if terms.rows == terms.taps == 1 else STEPS_OF_TERMS
     # Where rows are not aligned, or texts are not, numbers are stored one by one, and their addresses want registers.
     vectors = L % ALIGNED == 0 and tile.table is None
-    wide = terms.rows == 1 and vectors and tile.columns > COLUMNS_OF_TERMS
-    columns = COLUMNS if wide else COLUMNS_OF_TERMS
+    columns = COLUMNS if terms.rows == 1 and vectors and tile.columns > COLUMNS_OF_TERMS else COLUMNS_OF_TERMS
     most = CHUNK * (COLUMNS if vectors else COLUMNS_OF_TERMS)  # outputs that four warps have registers for
+    tiles = {
+        "STEPS": STEPS if terms.rows == terms.taps == 1 else STEPS_OF_TERMS,
+        "COLUMNS": columns,
+        "num_warps": 8 if tile.chunk * columns > most or tile.table is not None else 4,
+        "num_stages": 3,
+    }
+    tiles = configured(toeplitz_kernel, rows, {"columns": tile.columns, "D": D, "L": L, "K": K}, tiles)
+    steps, columns = min(tiles["STEPS"], tile.chunk), tiles["COLUMNS"]
     lag_blocks = (K + tile.chunk - 2) // steps + 1
     width = lag_blocks * steps + tile.chunk
     of_taps = scales_of(k[None], K, d_skip) if terms.scaled else None
@@ -317,13 +324,10 @@ def _convolve(
         lag_blocks=lag_blocks,
         D=D,
         REVERSE=reverse,
-        STEPS=steps,
         COPIES=COPIES,
-        COLUMNS=columns,
         X_TERMS=terms.rows,
         TAP_TERMS=terms.taps,
-        num_warps=8 if tile.chunk * columns > most or tile.table is not None else 4,
-        num_stages=3,
+        **tiles | {"STEPS": steps},
         **tile.arguments,
     )
     return y

@@ -48,7 +48,7 @@ def scales_kernel(
     tl.store(scales_ptr + tl.program_id(0), (inverse << 23).to(tl.float32, bitcast=True))
 
 
-@triton.jit(do_not_specialize=["k_stride", "K", "width"])
+@triton.jit(do_not_specialize=["k_stride", "K", "width"], do_not_specialize_on_alignment=["k_ptr"])
 def shifted_taps_kernel(
     k_ptr,  # [D,K], contiguous along K
     k_stride,  # along D

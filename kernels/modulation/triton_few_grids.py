@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..common.strided import load, store
 from ..common.triton_tiles import HALF, PROGRAMS, block_of, random_bits
+from ..configurations import configured
 from .selection import Selection
 from .triton_rows import kept
 from .triton_selection import INFINITY, LARGEST, KernelSelection, kernel_selection
@@ -39,18 +40,19 @@ def few_grids(G: int, D: int, query: Sequence[int] = ()) -> bool:
     return G <= FEW_GRIDS and D <= MOST_COLUMNS and numbers <= MOST_OF_A_QUERY
 
 
-def few_grids_tiles(B: int, T: int, G: int, *rows: Tensor) -> dict[str, Any]:
+def few_grids_tiles(kernel: Any, G: int, *rows: Tensor) -> dict[str, int]:
     """Blocks and warps of a kernel that holds whole rows of tokens, those of each of `rows` [B,T,D]."""
-    D = rows[0].shape[-1]
-    narrow = len(rows) == 1 and rows[0].dtype in HALF
+    B, T, D = rows[0].shape
+    is_light = len(rows) == 1 and rows[0].dtype in HALF and G <= USUAL_GRIDS
     # With fewer programs than fill a GPU, more of them are worth more than a table that is read less often.
-    tokens = 8 if narrow and B * triton.cdiv(T, 8) >= PROGRAMS else 4
-    return {
+    tokens = 8 if is_light and B * triton.cdiv(T, 8) >= PROGRAMS else 4
+    tiles = {
         "BLOCK_T": tokens,
         "BLOCK_D": block_of(D),
         "FEW": USUAL_GRIDS if G <= USUAL_GRIDS else FEW_GRIDS,
         "num_warps": 4 if D <= 1024 else 8,
     }
+    return configured(kernel, rows[0], {"B": B, "T": T, "G": G, "D": D}, tiles, fixed=("BLOCK_D", "FEW"))
 
 
 def few_selection(selection: Selection, q: Tensor, k: Tensor) -> KernelSelection:

@@ -18,7 +18,8 @@ from ..common.triton_tiles import HALF, block_of, dot, dot_precision, token_bloc
 from ..launch import launch
 from .selection import Selection
 from .triton_modulation import merge_statistics, row_tile
-from .triton_rows import kept, rows_from_table, store_rows, table_from_rows
+from .triton_row_gradients import table_from_rows
+from .triton_rows import kept, rows_from_table, store_rows
 from .triton_selection import kernel_selection, softmax_of_many
 
 MOST_GRIDS_OF_HALF, MOST_GRIDS_OF_FLOAT32 = 512, 128
@@ -32,6 +33,8 @@ class RowStatistics(NamedTuple):
     mean: Any  # [B,T] float32, contiguous, as is rstd: written
     rstd: Any
     eps: float
+
+    do_not_specialize_on_alignment = ("mean", "rstd")
 
 
 @triton.jit
@@ -135,10 +138,13 @@ def _scores(q: Tensor, k: Tensor) -> Tensor | None:
 
 
 def _tile(G: int, scores: Tensor | None) -> dict[str, int]:
-    """Tokens and grids of a program, and its warps: 16 or 32 scores a thread. A product has 16 rows."""
+    """Tokens and grids of a program, and its warps: a product has 16 rows; else a token's row is a few warps' alone.
+
+    32 scores a thread, of fewer than 256 grids fewer.
+    """
     block_g = block_of(G)
-    block_t = 16 if scores is None else max(1, 4096 // block_g)
-    return {"BLOCK_T": block_t, "BLOCK_G": block_g, "num_warps": min(16, max(4, block_t * block_g // 1024))}
+    block_t, fewest = (16, 4) if scores is None else (1, 1)
+    return {"BLOCK_T": block_t, "BLOCK_G": block_g, "num_warps": min(16, max(fewest, block_t * block_g // 1024))}
 
 
 def dtype_of_weights(q: Tensor, table: Tensor) -> torch.dtype:

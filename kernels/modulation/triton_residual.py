@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..common.strided import strided
 from ..common.triton_tiles import dot_precision, token_block
+from ..configurations import configured
 from ..launch import launch
 from . import triton_few_film
 from .triton_few_grids import few_grids
@@ -101,6 +102,7 @@ def film_residual(
         triton_few_film.film_residual(y, x, film, norm, r, normed, G, eps)
         return r, normed, statistics
     sizes = tiles(T, G, MOST_GRIDS_IN_REGISTERS, w, table)
+    sizes = configured(film_residual_kernel, y, {"B": B, "T": T, "G": G, "D": D}, sizes, fixed=("BLOCK_G",))
     launch(
         film_residual_kernel,
         (B * triton.cdiv(T, sizes["BLOCK_T"]),),

@@ -1,113 +1,202 @@
 """The backward pass of FiLM by known weights with the residual and its LayerNorm, in Triton (docs/mathematics.md, 2a).
 
+With r = x + y f + gate beta, f = 1 + gate gamma, n = (r - mean) / deviation and dn = dnormed weight, the gradient of r
+is e = dr + (dn - mean dn - n mean(dn n)) / deviation with means over columns, dy = e f and dx = e. Three kernels: sums
+over columns, where there is a norm; dy and dx, with sums over tokens, and dw; the last sums.
+
 Shapes: B rows of T tokens and G grids, D columns; y, x, r [B,T,D], w [B,T,G], table [B,G,2D]. In kernels b is a number,
 t, grid and d the indices of a block.
 """
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.strided import strided
-from ..common.triton_tiles import dot, dot_precision, token_block
+from ..common.strided import load, strided
+from ..common.triton_tiles import HALF, block_of, dot_precision, slots_of, token_block
 from ..launch import launch
-from .triton_modulation import (
-    MOST_GRIDS_IN_PARTS,
-    Film,
-    modulation,
-    new_sums,
-    parameter_gradients,
-    row_tile,
-    store_column_sums,
-    store_table_sums,
-    table_tiles,
-    tiles,
-    weights_tile,
+from .triton_finish import finish
+from .triton_gradients import (
+    BLOCK_D,
+    BLOCK_T,
+    MOST_GRIDS,
+    RowSums,
+    columns,
+    dot_terms,
+    new_token_sums,
+    parts_of_columns,
+    row_means,
+    slot_of_tokens,
+    store_token_sums,
+    table_tile,
+    vector,
 )
-from .triton_rows import Norm, store_rows, table_from_rows, weights_from_rows
+from .triton_modulation import Film, weights_tile
+from .triton_residual_many_backward import many_grids_residual_backward
+from .triton_rows import Norm
+
+
+class _Written(NamedTuple):
+    """What is written of the tokens, contiguous."""
+
+    dy: Any  # [B,T,D]
+    dx: Any  # [B,T,D]
+    dw: Any  # [column blocks,B,T,G] float32: of each block of columns
 
 
 @triton.jit
-def _residual_tile(y, x, gate, gamma, beta, b, t, d, T, D: tl.constexpr):
-    """r = x + y (1 + gate gamma) + gate beta, [BLOCK_T, BLOCK_D]."""
-    y_tile = row_tile(y, b, t, d, t < T, D)
-    return row_tile(x, b, t, d, t < T, D) + y_tile * (1 + gate * gamma) + gate * beta
+def _modulation(film, w, gamma, beta, d, exists, D: tl.constexpr, PRECISION: tl.constexpr):
+    """1 + gate gamma and gate beta [BLOCK_T, BLOCK_D], from the tiles of the table."""
+    gate = tl.load(film.gate).to(tl.float32)
+    zeros = tl.zeros([w.shape[0], d.shape[0]], tl.float32)
+    factor = gate * (dot_terms(w, gamma, zeros, PRECISION) + vector(film.bias, d, exists)[None, :]) + 1
+    return factor, gate * (dot_terms(w, beta, zeros, PRECISION) + vector(film.bias + D, d, exists)[None, :])
 
 
 @triton.jit(do_not_specialize=["T", "G"])
-def film_residual_backward_kernel(
-    dr,  # [B,T,D]
-    dnormed,  # [B,T,D] or None: no norm, or none that counts
+def residual_rows_kernel(
+    dnormed,  # [B,T,D]
     y,  # [B,T,D]
     x,  # [B,T,D]
     film,
-    norm,  # or None
-    dy_ptr,  # [B,T,D], contiguous
-    dx_ptr,  # [B,T,D], contiguous
-    e_ptr,  # [B,T,D] float32, contiguous: the gradient of r, or None
-    dw_ptr,  # [B,T,G] float32, contiguous; None where sums.table is
-    sums,
+    norm,
+    rows,  # RowSums, of which the means are written
     T,
     G,
     D: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Each program takes a block of tokens of a row: sums over columns of the norm, if there is one, then gradients."""
+    """Each program takes a block of tokens of a row and a part of the columns: sums over columns."""
     b, t = token_block(T, BLOCK_T)
-    inside = t < T
+    part = tl.program_id(1)
+    grid = tl.arange(0, BLOCK_G)
+    row = b * T + t
+    w = weights_tile(film.w, b, t, grid, T, G)
+    mean = tl.load(norm.mean + row, mask=t < T, other=0.0)[:, None]
+    rstd = tl.load(norm.rstd + row, mask=t < T, other=0.0)[:, None]
+    dn_sums = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
+    dn_n_sums = dn_sums
+    BLOCKS: tl.constexpr = tl.cdiv(D, PARTS * BLOCK_D)
+    for block in range(BLOCKS):
+        d, exists = columns((part * BLOCKS + block) * BLOCK_D, D, PARTS * BLOCK_D, BLOCK_D)
+        index, inside = (b, t[:, None], d[None, :]), (t < T)[:, None] & exists[None, :]
+        gamma, beta = table_tile(film, b, grid, d, exists, G), table_tile(film, b, grid, D + d, exists, G)
+        factor, shift = _modulation(film, w, gamma, beta, d, exists, D, PRECISION)
+        r = load(x, index, inside).to(tl.float32) + load(y, index, inside).to(tl.float32) * factor + shift
+        dn = load(dnormed, index, inside).to(tl.float32) * vector(norm.weight, d, exists)[None, :]
+        dn_sums += dn
+        dn_n_sums += dn * (r - mean) * rstd
+    row = row * PARTS + part
+    tl.store(rows.dn + row, tl.sum(dn_sums, 1), mask=t < T)
+    tl.store(rows.dn_n + row, tl.sum(dn_n_sums, 1), mask=t < T)
+
+
+@triton.jit(do_not_specialize=["B", "T", "G", "blocks_per_slot"])
+def residual_columns_kernel(
+    dr,  # [B,T,D]
+    dnormed,  # [B,T,D] or None: no norm, or none that counts
+    y,  # [B,T,D]
+    x,  # [B,T,D]
+    film,
+    norm,  # or None
+    rows,  # RowSums, or None where dnormed is
+    written,
+    sums,  # TokenSums, written
+    B,
+    T,
+    G,
+    blocks_per_slot,  # how many blocks of tokens a program walks through
+    D: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Each program takes a slot of the tokens of a row and a block of columns: dy, dx, dw, and sums over the tokens."""
+    b, first = slot_of_tokens(T, BLOCK_T, blocks_per_slot)
+    d, exists = columns(tl.program_id(1) * BLOCK_D, D, BLOCK_D, BLOCK_D)
     grid = tl.arange(0, BLOCK_G)
     gate = tl.load(film.gate).to(tl.float32)
-    w = None
-    dw = tl.zeros([BLOCK_T, BLOCK_G], tl.float32)
-    if dw_ptr is not None:
+    gamma, beta = table_tile(film, b, grid, d, exists, G), table_tile(film, b, grid, D + d, exists, G)
+    dw_ptr = (
+        written.dw
+        + tl.program_id(1) * (tl.num_programs(0) // tl.cdiv(tl.cdiv(T, BLOCK_T), blocks_per_slot)).to(tl.int64) * T * G
+    )
+
+    ey_sums = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
+    e_sums = ey_sums
+    dln_weight = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
+    dln_bias = dln_weight
+    for block in range(blocks_per_slot):
+        t = first + block * BLOCK_T + tl.arange(0, BLOCK_T)
+        row = b * T + t
+        index, inside = (b, t[:, None], d[None, :]), (t < T)[:, None] & exists[None, :]
         w = weights_tile(film.w, b, t, grid, T, G)
-
-    sum_dn = tl.zeros([BLOCK_T], tl.float32)
-    sum_dn_n = tl.zeros([BLOCK_T], tl.float32)
-    mean, rstd = sum_dn, sum_dn  # of a norm, if there is one
-    if dnormed is not None:
-        mean = tl.load(norm.mean + b * T + t, mask=inside, other=0.0)
-        rstd = tl.load(norm.rstd + b * T + t, mask=inside, other=0.0)
-        for start in range(0, D, BLOCK_D):
-            d = start + tl.arange(0, BLOCK_D)
-            gamma, beta = modulation(film, w, b, t, d, T, G, D, BLOCK_G, PRECISION)
-            r = _residual_tile(y, x, gate, gamma, beta, b, t, d, T, D)
-            ln_weight = tl.load(norm.weight + d, mask=d < D, other=0.0).to(tl.float32)
-            dn = row_tile(dnormed, b, t, d, inside, D) * ln_weight[None, :]
-            sum_dn += tl.sum(dn, 1)
-            sum_dn_n += tl.sum(dn * (r - mean[:, None]) * rstd[:, None], 1)
-
-    for start in range(0, D, BLOCK_D):
-        d = start + tl.arange(0, BLOCK_D)
-        gamma, beta = modulation(film, w, b, t, d, T, G, D, BLOCK_G, PRECISION)
-        y_tile = row_tile(y, b, t, d, inside, D)
-        e = row_tile(dr, b, t, d, inside, D)
-        dln_weight = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
-        dln_bias = dln_weight
+        factor, shift = _modulation(film, w, gamma, beta, d, exists, D, PRECISION)
+        e = load(dr, index, inside).to(tl.float32)
+        y_tile = load(y, index, inside).to(tl.float32)
         if dnormed is not None:
-            r = row_tile(x, b, t, d, inside, D) + y_tile * (1 + gate * gamma) + gate * beta
-            n = (r - mean[:, None]) * rstd[:, None]
-            ln_weight = tl.load(norm.weight + d, mask=d < D, other=0.0).to(tl.float32)
-            dln_bias = row_tile(dnormed, b, t, d, inside, D)
-            dln_weight = dln_bias * n
-            dn = dln_bias * ln_weight[None, :]
-            e += (dn - (sum_dn / D)[:, None] - n * (sum_dn_n / D)[:, None]) * rstd[:, None]
-        e = tl.where(inside[:, None] & (d < D)[None, :], e, 0.0)
-        store_rows(dy_ptr, b, t, T, d, D, e * (1 + gate * gamma))
-        store_rows(dx_ptr, b, t, T, d, D, e)
-        if e_ptr is not None:
-            store_rows(e_ptr, b, t, T, d, D, e)
-        store_column_sums(sums, e, e * y_tile, dln_weight, dln_bias, d, D)
-        if dw_ptr is not None:
-            gamma_tile, beta_tile = table_tiles(film, b, grid, d, G, D)
-            dw += dot(e * y_tile, tl.trans(gamma_tile), PRECISION) + dot(e, tl.trans(beta_tile), PRECISION)
-            store_table_sums(sums, w, e, e * y_tile, d, G, D, BLOCK_G, PRECISION)
-    if dw_ptr is not None:
-        store_rows(dw_ptr, b, t, T, grid, G, dw * gate)
+            mean = tl.load(norm.mean + row, mask=t < T, other=0.0)[:, None]
+            rstd = tl.load(norm.rstd + row, mask=t < T, other=0.0)[:, None]
+            dn_mean, dn_n_mean = row_means(rows, row, t < T, D)
+            n = (load(x, index, inside).to(tl.float32) + y_tile * factor + shift - mean) * rstd
+            dnormed_tile = load(dnormed, index, inside).to(tl.float32)
+            dln_bias += dnormed_tile
+            dln_weight += dnormed_tile * n
+            dn = dnormed_tile * vector(norm.weight, d, exists)[None, :]
+            e += tl.where(inside, (dn - dn_mean[:, None] - n * dn_n_mean[:, None]) * rstd, 0.0)
+        tile = row[:, None] * D + d[None, :]
+        tl.store(written.dy + tile, e * factor, mask=inside)
+        tl.store(written.dx + tile, e, mask=inside)
+        ey = e * y_tile
+        dw = dot_terms(ey, tl.trans(gamma), tl.zeros([BLOCK_T, BLOCK_G], tl.float32), PRECISION)
+        dw = gate * dot_terms(e, tl.trans(beta), dw, PRECISION)
+        tl.store(dw_ptr + row[:, None] * G + grid[None, :], dw, mask=(t < T)[:, None] & (grid < G)[None, :])
+        w = tl.trans(tl.where((grid == G)[None, :], 1.0, w))
+        ey_sums = dot_terms(w, ey, ey_sums, PRECISION)
+        e_sums = dot_terms(w, e, e_sums, PRECISION)
+    store_token_sums(sums, film, gamma, gate, ey_sums, e_sums, None, b, d, exists, G, D)
+    if dnormed is not None:
+        vectors = sums.norm + tl.program_id(0).to(tl.int64) * 2 * D + d
+        tl.store(vectors, tl.sum(dln_weight, 0), mask=exists)
+        tl.store(vectors + D, tl.sum(dln_bias, 0), mask=exists)
+
+
+def _sums_over_columns(dnormed: Tensor, y: Tensor, x: Tensor, film: Film, norm: Norm) -> RowSums:
+    """Compute the sums over parts of the columns that the norm's gradient takes."""
+    (B, T, D), G = x.shape, film.table.ptr.shape[1]
+    parts = parts_of_columns(B * T, D)
+    rows = RowSums(None, None, *torch.empty(2, B, T, parts, dtype=torch.float32, device=x.device), tl.constexpr(parts))
+    tensors = dnormed, y, x, film.w.ptr, film.table.ptr
+    small = G <= 16 and all(tensor.dtype in HALF for tensor in tensors)
+    launch(
+        residual_rows_kernel,
+        (B * triton.cdiv(T, BLOCK_T), parts),
+        dnormed=strided(dnormed),
+        y=strided(y),
+        x=strided(x),
+        film=film,
+        norm=norm,
+        rows=rows,
+        T=T,
+        G=G,
+        D=D,
+        BLOCK_T=BLOCK_T,
+        BLOCK_G=block_of(G),
+        BLOCK_D=BLOCK_D if small else BLOCK_D // 2,
+        PARTS=parts,
+        PRECISION=dot_precision(residual_rows_kernel, *tensors),
+        num_warps=2,
+        num_stages=2,
+    )
+    return rows
 
 
 def film_residual_backward(
@@ -123,41 +212,54 @@ def film_residual_backward(
     statistics: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """Compute the gradients of y, x, w, table, bias, gate and a norm's ln_weight and ln_bias; dnormed None is zero."""
+    if w.shape[2] > MOST_GRIDS:
+        return many_grids_residual_backward(dr, dnormed, y, x, w, table, bias, gate, ln_weight, statistics)
     (B, T, D), G = x.shape, w.shape[2]
-    norm = None if ln_weight is None or statistics is None else Norm(ln_weight, None, *statistics)
-    dy = torch.empty(y.shape, dtype=y.dtype, device=y.device)
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    sizes = tiles(T, G, MOST_GRIDS_IN_PARTS, y, w, table, backward=True)
-    programs = B * triton.cdiv(T, sizes["BLOCK_T"])
-    sums, dw = new_sums(programs, w, table)
-    e = torch.empty(x.shape if dw is None else 0, dtype=torch.float32, device=x.device)
+    film = Film(strided(w), strided(table), None, bias, gate)
+    norm = rows = None
+    if ln_weight is not None and statistics is not None:
+        norm = Norm(ln_weight, None, *statistics)
+    if norm is not None and dnormed is not None:
+        rows = _sums_over_columns(dnormed, y, x, film, norm)
+    half = all(tensor.dtype in HALF for tensor in (y, w, table))
+    block_t, block_g, block_d = 16, block_of(G + 1), 64 if half else 32
+    column_blocks = triton.cdiv(D, block_d)
+    slots, blocks_per_slot = slots_of(triton.cdiv(T, block_t), B * column_blocks)
+    sums = new_token_sums(B * slots, column_blocks, G, D, x.device, norm=rows is not None)
+    written = _Written(
+        torch.empty(y.shape, dtype=y.dtype, device=y.device),
+        torch.empty(x.shape, dtype=x.dtype, device=x.device),
+        torch.empty(column_blocks, B, T, G, dtype=torch.float32, device=w.device),
+    )
     launch(
-        film_residual_backward_kernel,
-        (programs,),
+        residual_columns_kernel,
+        (B * slots, column_blocks),
         dr=strided(dr),
-        dnormed=strided(dnormed),
+        dnormed=None if rows is None else strided(dnormed),
         y=strided(y),
         x=strided(x),
-        film=Film(strided(w), strided(table), None, bias, gate),
+        film=film,
         norm=norm,
-        dy_ptr=dy,
-        dx_ptr=dx,
-        e_ptr=e if dw is None else None,
-        dw_ptr=dw,
+        rows=rows,
+        written=written,
         sums=sums,
+        B=B,
         T=T,
         G=G,
+        blocks_per_slot=blocks_per_slot,
         D=D,
-        PRECISION=dot_precision(film_residual_backward_kernel, y, w, table),
-        **sizes,
+        BLOCK_T=block_t,
+        BLOCK_G=block_g,
+        BLOCK_D=block_d,
+        PRECISION=dot_precision(residual_columns_kernel, y, w, table),
+        num_warps=4,
+        num_stages=2 if half else 1,
     )
-    if dw is None:
-        dw = weights_from_rows(e, table, None, None, None, y, gate=gate)
-        dtable = table_from_rows(w, e, None, y)
-    else:
-        dtable = sums.table.view(B, -1, G, 2 * D).sum(1)
-    dtable, dbias, dgate, dln_weight, dln_bias = parameter_gradients(dtable, sums.columns, table, bias, gate)
-    gradients = (dy, dx, dw.to(w.dtype), dtable.to(table.dtype), dbias, dgate)
+    vectors = None if rows is None else ln_weight
+    found = finish(sums, written.dw, table, bias, gate, vectors, vectors, w)
+    gradients = written.dy, written.dx, found.of_parts, found.table, found.bias, found.gate
     if ln_weight is None:
         return gradients
-    return *gradients, dln_weight.to(ln_weight.dtype), dln_bias.to(ln_weight.dtype)
+    if rows is None:
+        return *gradients, torch.zeros_like(ln_weight), torch.zeros_like(ln_weight)
+    return *gradients, found.ln_weight, found.ln_bias

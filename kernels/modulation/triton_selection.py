@@ -40,7 +40,7 @@ class KernelSelection(NamedTuple):
     RENORMALIZE: tl.constexpr
     SELECT: tl.constexpr
 
-    do_not_specialize = ("G", "K", "drop_threshold")
+    do_not_specialize = ("T", "G", "K", "drop_threshold")
     do_not_specialize_on_alignment = ("grid_mask", "text_mask")
 
 

@@ -94,9 +94,12 @@ def grid_weights_kernel(
 
 
 @triton.jit
-def _score_gradients(p, counts, dw_ptr, selection, b, t, grid):
+def _score_gradients(p, counts, dw_ptr, selection, b, t, grid, PARTS: tl.constexpr = 1):
     """ds = p (da - sum p da) scale, with da = dw / shares where an entry counts and 0 where not."""
-    dw = tl.load(dw_ptr + (b * selection.T + t[:, None]) * selection.G + grid[None, :], mask=counts, other=0.0)
+    dw = tl.zeros(p.shape, tl.float32)
+    for part in tl.static_range(PARTS):
+        row = (b * selection.T + t[:, None]) * PARTS + part
+        dw += tl.load(dw_ptr + row * selection.G + grid[None, :], mask=counts, other=0.0)
     da = dw / selection.shares
     return p * (da - tl.sum(p * da, 1)[:, None]) * selection.scale
 
@@ -106,7 +109,7 @@ def grid_weights_backward_kernel(
     q,  # [B,T,H,DH]
     k,  # [B,G,H,DH]
     selection,
-    dw_ptr,  # [B,T,G] float32, contiguous
+    dw_ptr,  # [B,T,PARTS,G] float32, contiguous: parts of a sum
     dq_ptr,  # [B,T,H,DH], contiguous
     dk_ptr,  # [slots,B,G,H,DH] float32, contiguous: a part for each slot
     B,
@@ -115,6 +118,7 @@ def grid_weights_backward_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_DH: tl.constexpr,
+    PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Each program takes a head of a row and a slot of its tokens: dq = ds k, dk = ds^T q."""
@@ -133,7 +137,7 @@ def grid_weights_backward_kernel(
         q_tile, k_tile, p, counts = _head_softmax(
             q, k, selection, b, h, t, grid, token_kept, grid_kept, DH, BLOCK_DH, PRECISION
         )
-        ds = _score_gradients(p, counts, dw_ptr, selection, b, t, grid)
+        ds = _score_gradients(p, counts, dw_ptr, selection, b, t, grid, PARTS)
         dq_rows = dq_ptr + ((b * T + t[:, None]) * H + h) * DH + d[None, :]
         tl.store(dq_rows, dot(ds, k_tile, PRECISION), mask=(t < T)[:, None] & (d < DH)[None, :])
         dk += dot(tl.trans(ds), q_tile, PRECISION)
@@ -167,9 +171,18 @@ def grid_weights(q: Tensor, k: Tensor, selection: Selection) -> Tensor:
 
 def grid_weights_backward(dw: Tensor, q: Tensor, k: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
     """Compute dq and dk in the dtypes of q and k, from dw [B,T,G] float32, contiguous."""
-    (B, T, H, D_h), G = q.shape, k.shape[1]
-    if G > MOST_GRIDS_BESIDE_DK:
+    if k.shape[1] > MOST_GRIDS_BESIDE_DK:
         return many_weights_backward(dw, q, k, selection)
+    dq, dk = grid_weights_gradients(dw[:, :, None], q, k, selection)
+    return dq, dk.sum(0).to(k.dtype)
+
+
+def grid_weights_gradients(dw: Tensor, q: Tensor, k: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+    """Compute dq in the dtype of q, and dk [slots,B,G,H,D_h] float32 of each slot of tokens, for few grids.
+
+    dw [B,T,parts,G] float32, contiguous, is a sum that has come in parts.
+    """
+    (B, T, H, D_h), G = q.shape, k.shape[1]
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     block_t = block_of_tokens(T) if q.dtype in HALF and k.dtype in HALF else 16
     slots, blocks_per_slot = slots_of(triton.cdiv(T, block_t), B * H)
@@ -189,7 +202,8 @@ def grid_weights_backward(dw: Tensor, q: Tensor, k: Tensor, selection: Selection
         BLOCK_T=block_t,
         BLOCK_G=block_of(G),
         BLOCK_DH=block_of(D_h),
+        PARTS=dw.shape[2],
         PRECISION=dot_precision(grid_weights_backward_kernel, q, k),
         num_warps=4,
     )
-    return dq, dk.sum(0).to(k.dtype)
+    return dq, dk

@@ -45,7 +45,7 @@ def _powers(log_size, steps, rest, l):
     return size * cosine, size * sine
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])
 def vandermonde_kernel(
     c,  # Strided [D,N,2]
     log_z,  # Strided [D,N,2]
@@ -80,7 +80,7 @@ def vandermonde_kernel(
     tl.store(K_ptr + d * L + l, K, mask=l < L)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "slots", "blocks_per_slot"])
 def vandermonde_backward_kernel(
     dK,  # Strided [D,L]
     c,  # Strided [D,N,2]
@@ -136,11 +136,19 @@ def vandermonde_backward_kernel(
     tl.store(of_log_z + 1, -2 * (c_real * y_imag + c_imag * y_real), mask=n < N)
 
 
-def _split(L: int, most_rows: int = 16) -> tuple[int, int]:
-    """ROWS and WIDTH of a block of taps. What fits without spilling: 16 rows with four sums, or a loop over modes."""
+def _forward_tiles(L: int, N: int) -> dict[str, int]:
+    """Tiles that a warp or two get through: with more of them each would make the same powers again."""
     if L <= 256:
-        return 16, 16
-    return (16 if L <= 512 else most_rows), 32
+        return {"ROWS": 16, "WIDTH": 16, "num_warps": 1}
+    if L <= 512 or N > MOST_MODES:  # a loop over modes holds no more rows without spilling
+        return {"ROWS": 16, "WIDTH": 32, "num_warps": 1}
+    return {"ROWS": 32, "WIDTH": 32, "num_warps": 2}
+
+
+def _backward_tiles(L: int, N: int) -> dict[str, int]:
+    """Tiles beside which four sums are held without spilling."""
+    width = 16 if L <= 512 else 32
+    return {"BLOCK_N": min(MOST_MODES, block_of(N)), "ROWS": 16, "WIDTH": width, "num_warps": 2}
 
 
 def vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
@@ -148,9 +156,7 @@ def vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
     D, N = c.shape
     c, log_z = parts_of(c), parts_of(log_z)
     K = torch.empty(D, L, dtype=torch.float32, device=c.device)
-    rows, width = _split(L, most_rows=32 if N <= MOST_MODES else 16)
-    tiles = {"ROWS": rows, "WIDTH": width, "num_warps": rows // 8}
-    tiles = configured(vandermonde_kernel, K, {"L": L, "N": N}, tiles)
+    tiles = configured(vandermonde_kernel, K, {"L": L, "N": N}, _forward_tiles(L, N))
     launch(
         vandermonde_kernel,
         (D * triton.cdiv(L, tiles["ROWS"] * tiles["WIDTH"]),),
@@ -170,9 +176,7 @@ def vandermonde_backward(dK: Tensor, c: Tensor, log_z: Tensor) -> tuple[Tensor, 
     """dc and dlog_z [D,N] complex64."""
     (D, N), L = c.shape, dK.shape[1]
     c, log_z = parts_of(c), parts_of(log_z)
-    rows, width = _split(L)
-    tiles = {"BLOCK_N": min(MOST_MODES, block_of(N)), "ROWS": rows, "WIDTH": width, "num_warps": 4}
-    tiles = configured(vandermonde_backward_kernel, dK, {"L": L, "N": N}, tiles)
+    tiles = configured(vandermonde_backward_kernel, dK, {"L": L, "N": N}, _backward_tiles(L, N))
     parts = triton.cdiv(N, tiles["BLOCK_N"])
     slots, blocks_per_slot = slots_of(triton.cdiv(L, tiles["ROWS"] * tiles["WIDTH"]), D * parts)
     partials = torch.empty(2, slots, D, N, 2, dtype=torch.float32, device=c.device)

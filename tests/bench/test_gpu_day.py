@@ -31,7 +31,7 @@ from firebolt_vl.kernels import reference, use_implementation
 from firebolt_vl.kernels.configurations import Question, read_table
 from firebolt_vl.kernels.launch import recording
 
-COMMAND = [Path(sys.executable).with_name("firebolt"), "bench", "gpu-day", "--rehearse", "--seconds", "600", "--out"]
+COMMAND = [Path(sys.executable).with_name("firebolt"), "bench", "gpu-day", "--rehearse", "--seconds", "7200", "--out"]
 REHEARSAL = SCALES["rehearsal"]
 NAMES = [step.name for step in steps(REHEARSAL)]
 BEGUN = 4
@@ -293,6 +293,17 @@ def test_the_target_is_that_of_the_gpu(monkeypatch):
     card = SimpleNamespace(gcnArchName="gfx950:sramecc+:xnack-")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
     assert target_of("cuda") == "gfx950"
+
+
+def test_what_is_compiled_beforehand_is_what_a_launch_looks_up(tmp_path):
+    script = Path(__file__).with_name("cached_keys.py")
+    command = [sys.executable, script]
+    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert list(found) == list(OPS)
+    for count, different in found.values():
+        assert count > 1
+        assert different == []
 
 
 def test_what_was_predicted_stands_beside_what_was_measured(monkeypatch):

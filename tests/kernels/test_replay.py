@@ -5,7 +5,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from firebolt_vl.kernels import replay
+from firebolt_vl.kernels import replay, use_implementation
+from firebolt_vl.kernels.configurations import answering
 from firebolt_vl.kernels.replay import Launched, replayed
 
 started, written = [], []
@@ -102,10 +103,11 @@ def test_another_layout_is_another_call(other):
     assert calls(((X, 1), {}), other) == 2
 
 
-def test_a_call_that_does_more_runs_as_it_is_written():
+def test_a_call_that_does_or_holds_more_runs_as_it_is_written(monkeypatch):
+    monkeypatch.setattr(replay, "MOST_BESIDE_OUTPUTS", 64)
     assert calls(((X,), {"copied": True})) == 2
-    assert calls(((X,), {"scratch": 2**23})) == 2
-    assert calls(((X,), {"scratch": 2**20})) == 1
+    assert calls(((X,), {"scratch": 17})) == 2
+    assert calls(((X,), {"scratch": 16})) == 1
     assert calls(((X,), {"other": torch.float32})) == 2
 
 
@@ -115,6 +117,17 @@ def test_an_error_is_raised_each_time():
             double(X, raises=True)
     assert not replay.is_noting()
     assert calls(((X,), {})) == 1
+
+
+def test_another_configuration_or_implementation_is_another_call():
+    def answer(question):
+        return question.default
+
+    assert calls(((X,), {})) == 1
+    for region in (answering(answer), use_implementation("triton")):
+        with region:
+            assert calls(((X,), {})) == 1
+        assert calls(((X,), {})) == 0
 
 
 @pytest.mark.parametrize(
