@@ -271,7 +271,7 @@ CONVOLUTION_CASES = (
     *(convolution(8, 1024, L, quick=L == 512) for L in (1, 64, 512, 1000, 4096)),
     convolution(8, 1024, 512, "channels last", quick=True),  # what S4 and S4D have
     convolution(8, 1024, 512, "gate", "fast", quick=True),
-    convolution(8, 1024, 2048, "gate"),
+    *(convolution(8, 1024, L, "gate") for L in (2001, 2048)),
     convolution(8, 1024, 4096, "gate", "fast"),
     convolution(1, 768, 1024, "gate", texts=7),
     *(convolution(8, 1024, L, "gate", "spectrum") for L in (256, 512)),

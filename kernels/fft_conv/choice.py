@@ -48,8 +48,8 @@ DIRECT_UP_TO, FEWEST_ROWS_OF_DIRECT = 48, 1024
 #       L    bfloat16, fast    bfloat16         float32    vendor's FFT
 #    1024     119               133              344         923
 #    2048     307               476              817        1838
-#    4096    1026 /  3230      1797 /  5308     2886        3670
-#    8192    3699 /  6308      6954 / 10230                 7330
+#    4096    1026 /  3080      1797 /  5308     2886        3670
+#    8192    3699 /  5786      6954 / 10230                 7330
 #
 # Toeplitz blocks take L / 2 multiply-adds of 16-bit numbers an output for each pair of terms that stand for a product:
 # one with precision "fast", two or three where u has 16 bits; six in float32, and three beyond 1024. From 2048 on they

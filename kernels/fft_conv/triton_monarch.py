@@ -127,8 +127,10 @@ class _Plan:
         height = inner // width
         self.tile = {"HEIGHT": height, "WIDTH": width}
         self.rows = height // 2 if self.size >= 2 * L else height
+        # What lies between two passes: operands of the next product, or what one more factor makes into such.
+        self.between = tensors[0].dtype if fast else torch.float32
         self.products = {
-            "OPERAND": DTYPES[tensors[0].dtype] if fast else tl.float32,
+            "OPERAND": DTYPES[self.between],
             "PRECISION": dot_precision(monarch_kernel, *tensors),
         }
         self.across = {
@@ -142,7 +144,7 @@ class _Plan:
 
 def _empty_rows(x: Tensor, plan: _Plan, *leading: int) -> Tensor:
     B, D, _ = x.shape
-    return torch.empty(*leading, D, triton.cdiv(B, 2), 2, plan.outer, plan.inner, dtype=torch.float32, device=x.device)
+    return torch.empty(*leading, D, triton.cdiv(B, 2), 2, plan.outer, plan.inner, dtype=plan.between, device=x.device)
 
 
 def _first(x: Tensor, gate: Tensor | None, plan: _Plan, rows: Tensor) -> None:

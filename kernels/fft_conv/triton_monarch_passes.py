@@ -24,7 +24,7 @@ from .triton_transform import (
 def monarch_first_kernel(
     x,  # Strided [B,D,L]
     gate,  # Strided [B,D,L] or None: factors of x
-    rows_ptr,  # [D,pairs,2,OUTER,INNER] float32, contiguous
+    rows_ptr,  # [D,pairs,2,OUTER,INNER] float32 or OPERAND, contiguous
     B,
     L,
     OUTER,
@@ -61,7 +61,7 @@ def monarch_first_kernel(
 
 @triton.jit
 def monarch_middle_kernel(
-    rows_ptr,  # [D,pairs,2,OUTER,INNER] float32, contiguous
+    rows_ptr,  # [D,pairs,2,OUTER,INNER] float32 or OPERAND, contiguous
     spectrum,  # Strided [D,N/2+1,2] float32, N = OUTER INNER
     pairs,
     OUTER,
@@ -86,7 +86,7 @@ def monarch_middle_kernel(
 
 @triton.jit
 def monarch_middle_spectrum_kernel(
-    rows_ptr,  # [2,D,pairs,2,OUTER,INNER] float32, contiguous: of early, of late
+    rows_ptr,  # [2,D,pairs,2,OUTER,INNER] float32 or OPERAND, contiguous: of early, of late
     sums_ptr,  # [slots,D,2,OUTER,HEIGHT,WIDTH] float32, contiguous
     pairs,
     D,
@@ -125,7 +125,7 @@ def monarch_middle_spectrum_kernel(
 
 @triton.jit
 def monarch_last_kernel(
-    rows_ptr,  # [D,pairs,2,OUTER,INNER] float32, contiguous
+    rows_ptr,  # [D,pairs,2,OUTER,INNER] float32 or OPERAND, contiguous
     x,  # Strided [B,D,L]
     d_skip_ptr,  # [D], contiguous, or None
     gate,  # Strided [B,D,L] or None

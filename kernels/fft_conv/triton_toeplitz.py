@@ -12,10 +12,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.strided import load, strided
-from ..common.triton_tiles import DTYPES, HALF, block_of, slots_of
+from ..common.triton_tiles import DTYPES, HALF, slots_of
 from ..configurations import configured
 from ..launch import interpreting, launch
-from .triton_toeplitz_operands import COPIES, packed_columns, padded_rows, scales_of, shifted_taps
+from .triton_toeplitz_operands import BLOCK, COPIES, packed_columns, padded_rows, scales_of, shifted_taps
 
 # Steps of a chunk: few enough that the half of its own block that is zeros costs little, and of long rows more, since
 # each block of taps then serves as many columns with half of the loads.
@@ -141,7 +141,7 @@ def toeplitz_kernel(
     tl.store(y_ptr + (row[:, None] * D + d) * L + t, acc, mask=inside)
 
 
-@triton.jit(do_not_specialize=["B", "columns", "lag_blocks", "blocks_per_slot"])
+@triton.jit(do_not_specialize=["B", "L", "columns", "lag_blocks", "blocks_per_slot"])
 def toeplitz_taps_kernel(
     late,  # Strided, as x in `toeplitz_kernel`
     early,  # Strided, likewise
@@ -186,12 +186,11 @@ def toeplitz_taps_kernel(
             for early_term in tl.static_range(min(EARLY_TERMS, terms - late_term)):
                 early_part, early_rest = _split(early_rest, OPERAND, early_term + 1 == EARLY_TERMS)
                 acc = tl.dot(tl.trans(late_part), early_part, acc, input_precision="ieee")
-    back = i[:, None] - i[None, :]  # j of the lag CHUNK m + r, r = 0 .. CHUNK - 1
-    on = tl.where(back >= 0, tl.gather(acc, tl.maximum(back, 0), 1), 0.0)
-    before = tl.where(back < 0, tl.gather(acc, tl.where(back < 0, back + CHUNK, 0), 1), 0.0)
+    back = i[:, None] - i[None, :]  # j of the lag CHUNK m + r, r = 0 .. CHUNK - 1; below 0 of the block before
+    diagonals = tl.gather(acc, back & (CHUNK - 1), 1)
     sums = sums_ptr + ((slot * D + d) * lag_blocks + m) * 2 * CHUNK + i
-    tl.store(sums, tl.sum(on, 0))
-    tl.store(sums + CHUNK, tl.sum(before, 0))
+    tl.store(sums, tl.sum(tl.where(back >= 0, diagonals, 0.0), 0))
+    tl.store(sums + CHUNK, tl.sum(tl.where(back < 0, diagonals, 0.0), 0))
 
 
 @triton.jit(do_not_specialize=["slots", "lag_blocks", "taps", "K"])
@@ -239,11 +238,11 @@ class _Tile(NamedTuple):
 
 def _tile_of(u: Tensor, cu_seqlens: Tensor | None, largest: int = CHUNK_OF_LONG) -> _Tile:
     B, _, L = u.shape
-    chunk = min(largest if L > LONG else CHUNK, block_of(L))
     if cu_seqlens is None:
+        chunk = largest if L > LONG else CHUNK
         return _Tile(chunk, B * triton.cdiv(L, chunk), None)
-    table = packed_columns(cu_seqlens, L, min(chunk, CHUNK))
-    return _Tile(min(chunk, CHUNK), table.shape[1], table)
+    table = packed_columns(cu_seqlens, L, CHUNK)
+    return _Tile(CHUNK, table.shape[1], table)
 
 
 class _Terms(NamedTuple):
@@ -297,12 +296,14 @@ def _convolve(
     """gate (k * x + d x) in y [B,D,L], or the transpose of k * x + d x, for x in `rows`."""
     B, D, L = y.shape
     K = min(k.shape[1], L)
-    # Where L is odd, numbers are stored one by one, and their addresses want registers.
-    columns = min(COLUMNS if terms.rows == 1 and L % ALIGNED == 0 else COLUMNS_OF_TERMS, block_of(tile.columns))
+    # Where rows are not aligned, or texts are not, numbers are stored one by one, and their addresses want registers.
+    vectors = L % ALIGNED == 0 and tile.table is None
+    columns = COLUMNS if terms.rows == 1 and vectors and tile.columns > COLUMNS_OF_TERMS else COLUMNS_OF_TERMS
+    most = CHUNK * (COLUMNS if vectors else COLUMNS_OF_TERMS)  # outputs that four warps have registers for
     tiles = {
-        "STEPS": min(STEPS if terms.rows == terms.taps == 1 else STEPS_OF_TERMS, tile.chunk),
+        "STEPS": STEPS if terms.rows == terms.taps == 1 else STEPS_OF_TERMS,
         "COLUMNS": columns,
-        "num_warps": 8 if tile.chunk * columns > CHUNK * COLUMNS else 4,
+        "num_warps": 8 if tile.chunk * columns > most or tile.table is not None else 4,
         "num_stages": 3,
     }
     tiles = configured(toeplitz_kernel, rows, {"columns": tile.columns, "D": D, "L": L, "K": K}, tiles)
@@ -340,7 +341,7 @@ def _gradient_of_taps(
     K = k.shape[1]
     taps = min(K, L)
     lag_blocks = (taps + tile.chunk - 2) // tile.chunk + 1
-    columns = min(COLUMNS_OF_TERMS if terms.rows == terms.taps == 1 else 32, block_of(tile.columns))
+    columns = COLUMNS_OF_TERMS if terms.rows == terms.taps == 1 else COLUMNS_OF_TERMS // 2
     slots, blocks_per_slot = slots_of(triton.cdiv(tile.columns, columns), D * lag_blocks)
     sums = torch.empty(slots, D, lag_blocks, 2, tile.chunk, dtype=torch.float32, device=early.device)
     launch(
@@ -365,10 +366,9 @@ def _gradient_of_taps(
     dk = torch.empty(D, K, dtype=k.dtype, device=k.device)
     # The skip is one more weight at lag 0.
     dd_skip = None if d_skip is None else torch.empty(D, dtype=d_skip.dtype, device=d_skip.device)
-    block = min(256, block_of(K))
     launch(
         toeplitz_finish_kernel,
-        (D, triton.cdiv(K, block)),
+        (D, triton.cdiv(K, BLOCK)),
         sums_ptr=sums,
         dk_ptr=dk,
         dd_skip_ptr=dd_skip,
@@ -378,7 +378,7 @@ def _gradient_of_taps(
         K=K,
         D=D,
         CHUNK=tile.chunk,
-        BLOCK=block,
+        BLOCK=BLOCK,
         num_warps=4,
     )
     return dk, dd_skip

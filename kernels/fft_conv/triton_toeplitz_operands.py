@@ -16,6 +16,8 @@ from ..launch import launch
 # they are aligned, and any four neighbours are so in one of the copies. Eight would halve the loads and double the
 # table, which is predicted to take longer in all.
 COPIES = 4
+# Steps in a program that shifts taps.
+BLOCK = 256
 # Channels in a program that pads rows: where they are next to each other in memory, a sector has sixteen of them.
 CHANNELS = 32
 
@@ -46,9 +48,10 @@ def scales_kernel(
     tl.store(scales_ptr + tl.program_id(0), (inverse << 23).to(tl.float32, bitcast=True))
 
 
-@triton.jit(do_not_specialize=["K", "width"], do_not_specialize_on_alignment=["k"])
+@triton.jit(do_not_specialize=["k_stride", "K", "width"], do_not_specialize_on_alignment=["k_ptr"])
 def shifted_taps_kernel(
-    k,  # Strided [D,K]
+    k_ptr,  # [D,K], contiguous along K
+    k_stride,  # along D
     d_skip_ptr,  # [D], contiguous, or None
     scales_ptr,  # [D] float32, contiguous, or None: factors of the taps
     taps_ptr,  # [D,TERMS,COPIES,width], contiguous
@@ -66,7 +69,7 @@ def shifted_taps_kernel(
     d = tl.program_id(0).to(tl.int64)
     s, p = tl.arange(0, COPIES), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     lag = p[None, :] - s[:, None] - CHUNK
-    rest = load(k, (d, lag.to(tl.int64)), mask=(lag >= 0) & (lag < K)).to(tl.float32)
+    rest = tl.load(k_ptr + d * k_stride + lag, mask=(lag >= 0) & (lag < K), other=0.0).to(tl.float32)
     if d_skip_ptr is not None:
         rest += tl.where(lag == 0, tl.load(d_skip_ptr + d).to(tl.float32), 0.0)
     if scales_ptr is not None:
@@ -78,7 +81,7 @@ def shifted_taps_kernel(
         rest -= part.to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["columns"])
+@triton.jit(do_not_specialize=["L", "columns"])
 def padded_rows_kernel(
     x,  # Strided [B,D,L]
     gate,  # Strided [B,D,L] or None: factors of x
@@ -179,11 +182,12 @@ def shifted_taps(
     """The first K taps of k [D,K], the skip [D] among them, times scales [D], as [D, terms, COPIES, width]."""
     D = k.shape[0]
     taps = torch.empty(D, terms, COPIES, width, dtype=dtype, device=k.device)
-    block = min(256, triton.next_power_of_2(width))
+    k = k if k.stride(1) == 1 else k.contiguous()
     launch(
         shifted_taps_kernel,
-        (D, triton.cdiv(width, block)),
-        k=strided(k),
+        (D, triton.cdiv(width, BLOCK)),
+        k_ptr=k,
+        k_stride=k.stride(0),
         d_skip_ptr=contiguous(d_skip),
         scales_ptr=scales,
         taps_ptr=taps,
@@ -192,7 +196,7 @@ def shifted_taps(
         CHUNK=chunk,
         TERMS=terms,
         COPIES=COPIES,
-        BLOCK=block,
+        BLOCK=BLOCK,
         num_warps=4,
     )
     return taps
