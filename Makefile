@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 MINUTES := 10
+SECONDS := 540
 OP :=
 ENGINE := interpreter
 ENVIRONMENTS :=
@@ -18,7 +19,7 @@ export IMAGE := $(firstword $(sort $(wildcard examples/*.png)))
 export QUESTION := what digit is at the top left?
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-versions test-machines test-messages test-gpu bench compile-report emulate fuzz format lint tiny counts docs
+.PHONY: help demo test test-versions test-machines test-messages test-harness test-gpu bench gpu-day compile-report emulate fuzz format lint tiny counts docs
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -37,6 +38,9 @@ test-versions: $(READY) ## run the models' tests with the oldest and newest vers
 test-messages: $(READY) ## print all that the commands say where they cannot go on, to out/messages.md
 	OMP_NUM_THREADS=1 $(BIN)/python tests/support/messages.py out/messages.md
 
+test-harness: $(READY) ## run the embedded model in lmms-eval, in an environment of its own, and compare
+	$(BIN)/python tests/support/harness.py $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) --out docs/harness.md
+
 test-gpu: $(READY) ## run the kernels' tests on this machine's GPU, compiled, bfloat16 too
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "this PyTorch sees no GPU")'
 	TRITON_INTERPRET=0 $(BIN)/pytest -m "triton or gpu"
@@ -46,6 +50,9 @@ test-machines: $(READY) ## run all tests as on four CPUs, in random order (MACHI
 
 bench: $(READY) ## measure the kernels at a few sizes (all of them: firebolt bench kernels)
 	OMP_NUM_THREADS=1 $(BIN)/firebolt bench kernels --quick
+
+gpu-day: $(READY) ## test and measure all on this machine's GPU, in 9 minutes (SECONDS=540), to docs/gpu/; goes on if cut short
+	env -u TRITON_INTERPRET $(BIN)/firebolt bench gpu-day --seconds $(SECONDS)
 
 compile-report: $(READY) ## compile every kernel for GPUs that need not be there, at a few sizes
 	env -u TRITON_INTERPRET $(BIN)/firebolt bench compile --quick
@@ -98,5 +105,5 @@ $(READY): setup.py constraints.txt
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || "$$python" -m venv --clear $(VENV)
 	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -c 'import triton' 2>/dev/null || [ "$$(uname)" != Linux ] || $(BIN)/python -m pip install "triton==$(TRITON)"
-	$(BIN)/python -m pip install -c constraints.txt -e '.[train,video,test,lint]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[train,video,eval,test,lint]'
 	@touch $@

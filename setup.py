@@ -35,7 +35,11 @@ setup(
     python_requires=">=3.11",
     packages=packages,
     package_dir={FACE: FACE, **{f"{FACE}.{layer}": layer for layer in LAYERS}},
-    package_data={FACE: ["py.typed", "tiny/*"], f"{FACE}.train": ["configs/*.toml", "configs/accelerate/*.yaml"]},
+    package_data={
+        FACE: ["py.typed", "tiny/*"],
+        f"{FACE}.kernels": ["measured/*.json"],
+        f"{FACE}.train": ["configs/*.toml", "configs/accelerate/*.yaml"],
+    },
     # Lower bounds and upper bounds are the oldest and the newest minor versions that `make test-versions` passes with.
     install_requires=[
         "torch>=2.12,<2.16",
@@ -59,7 +63,12 @@ setup(
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.130"],
         # PyAV brings FFmpeg's libraries with it: nothing else is installed or run.
         "video": ["av>=14"],
+        # The data sets of benchmarks: parquet, saved folders, the hub.
+        "eval": ["datasets>=4,<6"],
         "lint": ["ruff>=0.12", "basedpyright>=1.31"],
     },
-    entry_points={"console_scripts": ["firebolt = firebolt_vl.cli:main"]},
+    entry_points={
+        "console_scripts": ["firebolt = firebolt_vl.cli:main"],
+        "lmms_eval.models": ["firebolt = firebolt_vl.harness.lmms_eval:manifest"],
+    },
 )

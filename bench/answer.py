@@ -44,6 +44,8 @@ PROMPT_TOKENS = 32
 PHOTO = (640, 480)
 OURS = ("ours", "ours-int8", "ours-compiled", "decoder-alone", "original-policy", "original-policy-plain")
 PEERS = ("lfm2-vl-450m", "smolvlm2-256m", "smolvlm2-500m")
+# Measured where they are asked for by name.
+ON_REQUEST = ("ours-int8-compiled",)
 DTYPES = ("float32", "bfloat16")
 # Answers of those that begin anew for each token are summed up from so many measured lengths.
 MEASURED_LENGTHS = 5
@@ -126,6 +128,8 @@ class Row:
     device: str
     threads: int
     torch: str
+    batch: int = 1
+    """Texts that are answered at once; tokens a second are of all of them."""
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in JSON_NAMES}
@@ -145,6 +149,7 @@ class Subject(NamedTuple):
     """Those whose weights each token reads."""
     anew: bool = False
     """Whether each token begins anew, so that the answer is summed up from some of its lengths."""
+    batch: int = 1
 
 
 class _Clock:
@@ -197,18 +202,25 @@ def _photo() -> Image.Image:
     return Image.fromarray(levels).resize(PHOTO, Image.Resampling.BICUBIC)
 
 
-def _text(tokens: int, vocabulary: int, device: str) -> dict[str, Tensor]:
-    ids = torch.randint(8, vocabulary, (1, tokens), generator=torch.Generator().manual_seed(0)).to(device)
+def _text(tokens: int, vocabulary: int, device: str, batch: int = 1) -> dict[str, Tensor]:
+    ids = torch.randint(8, vocabulary, (batch, tokens), generator=torch.Generator().manual_seed(0)).to(device)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def build(
-    dtype: str, device: str, new_tokens: int, peers: bool, only: Sequence[str] | None = None, sizes: Sizes = FULL_SIZE
+    dtype: str,
+    device: str,
+    new_tokens: int,
+    peers: bool,
+    only: Sequence[str] | None = None,
+    sizes: Sizes = FULL_SIZE,
+    batch: int = 1,
 ) -> Iterator[Subject]:
-    """The subjects of a dtype, one after the other as they are asked for."""
-    wanted = [name for name in (*OURS, *(PEERS if peers else ())) if not only or name in only]
-    if any(name in OURS for name in wanted):
-        yield from _ours(dtype, device, new_tokens, wanted, sizes)
+    """The subjects of a dtype, one after the other as they are asked for; those of the field answer one text."""
+    there = (*OURS, *(PEERS if peers else ()))
+    wanted = [name for name in (*there, *ON_REQUEST) if (name in only if only else name in there)]
+    if any(name not in PEERS for name in wanted):
+        yield from _ours(dtype, device, new_tokens, wanted, sizes, batch)
     for name in wanted:
         if name == "lfm2-vl-450m":
             yield _lfm2_vl(dtype, device, new_tokens, sizes)
@@ -216,38 +228,41 @@ def build(
             yield _smolvlm(name, dtype, device, new_tokens, sizes)
 
 
-def _ours(dtype: str, device: str, new_tokens: int, wanted: Sequence[str], sizes: Sizes) -> Iterator[Subject]:
+def _ours(
+    dtype: str, device: str, new_tokens: int, wanted: Sequence[str], sizes: Sizes, batch: int
+) -> Iterator[Subject]:
     torch.manual_seed(0)
     config = FireboltConfig(text_config=sizes.text, vision_config=sizes.vision)
     model = FireboltForConditionalGeneration(config).eval().to(device, getattr(torch, dtype)).requires_grad_(False)
     processor = FireboltImageProcessor(
         size={"height": sizes.image_size, "width": sizes.image_size}, tile_size=sizes.tile_size
     )
-    pixels = {name: value.to(device) for name, value in processor([[_photo()]], return_tensors="pt").items()}
-    text = _text(PROMPT_TOKENS, config.text_config.vocab_size, device)
+    images = processor([[_photo()]] * batch, return_tensors="pt")
+    pixels = {name: value.to(device) for name, value in images.items()}
+    text = _text(PROMPT_TOKENS, config.text_config.vocab_size, device, batch)
     inputs = {**text, **pixels}
     sharing = lambda: copy.deepcopy(model, {id(p): p for p in model.parameters()})  # noqa: E731
     for name in wanted:
-        if name in ("ours", "ours-int8", "ours-compiled"):  # as `firebolt ask` loads them
+        if name in ("ours", "ours-int8", "ours-compiled", *ON_REQUEST):  # as `firebolt ask` loads them
             ours = sharing()
-            if name == "ours-int8":
+            if "int8" in name:
                 quantize_int8(ours)
             prepack_weights(ours)
-            if name == "ours-compiled":
+            if "compiled" in name:
                 ours.compile_step()
-            kept_in = "int8" if name == "ours-int8" else dtype
-            yield Subject(name, kept_in, _generating(ours, inputs, new_tokens, device), ours, _step_modules(ours))
+            kept_in = "int8" if "int8" in name else dtype
+            answer = _generating(ours, inputs, new_tokens, device)
+            yield Subject(name, kept_in, answer, ours, _step_modules(ours), batch=batch)
         elif name == "decoder-alone":
             bare = decoder_alone(model)
-            yield Subject(
-                name, dtype, _generating(bare, text, new_tokens, device), bare, [bare.model.layers, bare.lm_head]
-            )
+            answer = _generating(bare, text, new_tokens, device)
+            yield Subject(name, dtype, answer, bare, [bare.model.layers, bare.lm_head], batch=batch)
         elif name in ("original-policy", "original-policy-plain"):
             anew = as_in_transformers(sharing())
             if name.endswith("plain"):
                 anew.model.connector = PlainModulator(anew.model.connector)
             answer = _beginning_anew(anew, inputs, device)
-            yield Subject(name, dtype, answer, anew, _step_modules(model), anew=True)
+            yield Subject(name, dtype, answer, anew, _step_modules(model), anew=True, batch=batch)
 
 
 def _step_modules(model: FireboltForConditionalGeneration) -> list[nn.Module]:
@@ -408,15 +423,16 @@ def _row(subject: Subject, times, need: int, bandwidth: float, new_tokens: int, 
         name=subject.name,
         dtype=subject.dtype,
         first_token_s=round(statistics.median(made[0] for made in times), 5),
-        decode_tok_s=round(1 / statistics.median(gaps), 4),
+        decode_tok_s=round(subject.batch / statistics.median(gaps), 4),
         answer_s=round(statistics.median(made[-1] for made in times), 5),
         peak_mb=round(need / 1e6, 1),
         read_mb=round(read / 1e6, 1),
-        floor_tok_s=round(bandwidth / read, 2),
+        floor_tok_s=round(subject.batch * bandwidth / read, 2),
         new_tokens=new_tokens,
         device=device_name(device),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
+        batch=subject.batch,
     )
 
 

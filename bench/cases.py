@@ -15,7 +15,8 @@ class Case(NamedTuple):
     sizes: dict[str, int]
     options: tuple[str, ...] = ()
     """What else varies: "masks", "dropout", "truncate", "no norm", "float32 parameters"; of convolutions "gate",
-    "fast", "spectrum"; of scans "state", "packed", "channels last", "constant" (B, C), "bare" (no skip, no gate)."""
+    "fast", "spectrum", "channels last"; of scans "state", "packed", "channels last", "constant" (B, C), "bare" (no
+    skip, no gate)."""
     quick: bool = False
     """Whether the short selections (`--quick`, CI) have it."""
     timed: bool = True
@@ -155,7 +156,8 @@ def _fft_conv(make: Maker, case: Case) -> Inputs:
     if "texts" in case.sizes:
         texts = case.sizes["texts"]
         options["cu_seqlens"] = torch.arange(texts + 1, device=make.device) * L // texts
-    return Inputs((make.real(B, D, L), k, d_skip), options)
+    u = make.real(B, L, D).mT if "channels last" in case.options else make.real(B, D, L)
+    return Inputs((u, k, d_skip), options)
 
 
 def _diagonal_scan(make: Maker, case: Case) -> Inputs:
@@ -179,7 +181,14 @@ def _selective_scan(make: Maker, case: Case) -> Inputs:
         return make.real(B, L, D).mT if "channels last" in case.options else make.real(B, D, L)
 
     A = -torch.arange(1.0, N + 1, device=make.device).expand(D, N).contiguous()
-    B_and_C = (make.real(*((D, N) if "constant" in case.options else (B, *groups, N, L))) for _ in range(2))
+
+    def matrix() -> Tensor:
+        if "constant" in case.options:
+            return make.real(D, N)
+        # Modes last where channels are, as the slices of one projection are.
+        return make.real(B, *groups, L, N).mT if "channels last" in case.options else make.real(B, *groups, N, L)
+
+    B_and_C = matrix(), matrix()
     # Steps are positive, which softplus sees to where it is asked for: otherwise states would grow.
     delta = over_time().abs() if "bare" in case.options else over_time()
     arguments = (over_time(), delta, A, *B_and_C)
@@ -206,6 +215,8 @@ CORRELATION_CASES = (
     correlation(4, 333, 5, 2, "masks", D=768, H=3, D_h=24),
     correlation(32, 1, 5, 4),
     correlation(8, 64, 1, 1),
+    correlation(8, 512, 8, 3, "masks", "dropout"),
+    correlation(8, 512, 8, 8, D=2048, H=8),
     correlation(8, 512, 16, 8, "dropout"),
     correlation(8, 512, 17, 4, "masks"),
     correlation(8, 512, 64, 32, "truncate", quick=True),
@@ -228,6 +239,7 @@ RESIDUAL_CASES = (
     residual(4, 333, 5, D=768),
     residual(32, 1, 5),
     residual(8, 64, 1),
+    residual(8, 512, 8, D=2048),
     residual(8, 512, 16),
     residual(8, 512, 17, "no norm"),
     residual(8, 512, 64, quick=True),
@@ -257,7 +269,10 @@ def convolution(B: int, D: int, L: int, *options: str, quick: bool = False, **si
 
 CONVOLUTION_CASES = (
     *(convolution(8, 1024, L, quick=L == 512) for L in (1, 64, 512, 1000, 4096)),
+    convolution(8, 1024, 512, "channels last", quick=True),  # what S4 and S4D have
     convolution(8, 1024, 512, "gate", "fast", quick=True),
+    convolution(8, 1024, 2048, "gate"),
+    convolution(8, 1024, 4096, "gate", "fast"),
     convolution(1, 768, 1024, "gate", texts=7),
     *(convolution(8, 1024, L, "gate", "spectrum") for L in (256, 512)),
     convolution(8, 1024, 1024, "gate", "spectrum", "fast", quick=True),

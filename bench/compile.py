@@ -1,7 +1,8 @@
 """The compile report: every kernel that the ops would start, compiled for GPUs that need not be there.
 
 Each op is called on tensors of a CPU while `recording()` notes what a GPU would be given (kernel, arguments, options);
-each launch is specialised by Triton's own rules and compiled. So a kernel that is added to an op is covered by itself.
+each launch is specialised by the rules of `kernels/compiled.py` and compiled. So a kernel that is added to an op is
+covered by itself.
 """
 
 import contextlib
@@ -23,16 +24,18 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel, make_backend
-from triton.runtime.jit import create_function_from_signature
 
 from .. import kernels
 from ..files.tables import markdown_table
 from ..kernels import use_implementation
+from ..kernels.compiled import compilation
 from ..kernels.launch import FP_FUSION, Launch, interpreting, recording
 from .cases import OPS, Case, Inputs, inputs
 
 
 class Chip(NamedTuple):
+    """A target of the compiler."""
+
     backend: str
     arch: int | str
     warp_size: int
@@ -40,13 +43,18 @@ class Chip(NamedTuple):
     """Bytes of shared memory that one program can have."""
 
 
+# Shared memory: CUDA Programming Guide, Technical Specifications per Compute Capability (8.6, 8.9 and 12.x: 99 KB), and
+# AMD's "GPU specifications" (rocm.docs.amd.com), LDS.
 CHIPS = {
     "sm_80": Chip("cuda", 80, 32, 163 * 1024),
     "sm_90": Chip("cuda", 90, 32, 227 * 1024),
     "sm_100": Chip("cuda", 100, 32, 227 * 1024),
+    "sm_120": Chip("cuda", 120, 32, 99 * 1024),
     "gfx942": Chip("hip", "gfx942", 64, 64 * 1024),
+    "gfx950": Chip("hip", "gfx950", 64, 160 * 1024),
 }
-TENSOR_CORE_INSTRUCTION = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_s?mfmac?_)")
+# PTX of NVIDIA; AMD's CDNA has v_mfma and, of sparse matrices, v_smfmac, its RDNA v_wmma and v_swmmac.
+TENSOR_CORE_INSTRUCTION = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_(?:s?mfmac?|s?wmmac?)_)")
 QUICK_DTYPES = ("float32", "bfloat16")
 
 
@@ -115,19 +123,23 @@ def run_forward(op: str, call: Inputs) -> list[Tensor]:
 def run_backward(call: Inputs, outputs: Sequence[Tensor]) -> None:
     """Take the gradients of all leaves of a call, for gradients of its outputs that are memory as it comes."""
     outputs = [output for output in outputs if output.requires_grad]
-    gradients = [torch.empty_like(output) for output in outputs]
+    gradients = [_gradient_of(output, call) for output in outputs]
     torch.autograd.grad(outputs, call.leaves(), gradients, allow_unused=True)
 
 
+def _gradient_of(output: Tensor, call: Inputs) -> Tensor:
+    """Memory in the layout of the first argument of the same shape: a model that gives channels last takes them so."""
+    alike = next((tensor for tensor in call.tensors() if tensor.shape == output.shape), output)
+    return torch.empty_like(alike, dtype=output.dtype, requires_grad=False)
+
+
 def specialise(launch: Launch, op: str, case: str, dtype: str, target: str) -> Job:
-    """The compilation that Triton's JIT would start for a launch on a GPU of the target."""
+    """The compilation that a launch would start on a GPU of the target."""
     kernel, chip = launch.kernel, CHIPS[target]
     backend = make_backend(GPUTarget(*chip[:3]))
-    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     known = backend.parse_options({"enable_fp_fusion": FP_FUSION}).__dict__  # `launch` gives maxnreg to NVIDIA alone
     options = {name: value for name, value in launch.options.items() if name in known}
-    bound, specialization, _ = bind(**launch.arguments)
-    _, signature, constexprs, attrs = kernel._pack_args(backend, dict(options), bound, specialization, options)
+    _, signature, constexprs, attrs = compilation(kernel, backend, tuple(launch.arguments.values()), options)
     function = kernel.fn
     names = function.__module__, function.__qualname__
     return Job(op, case, dtype, target, *names, signature, constexprs, attrs, options)
@@ -352,7 +364,7 @@ def markdown(rows: Sequence[Row], command: str) -> str:
         "",
         "Every launch of every op at the sizes of `bench/cases.py`, forward and backward, compiled without a GPU. Of",
         "each kernel, dtype and target the size with the most spilled bytes, then registers, is shown. Registers and",
-        "spilled bytes are per thread (`ptxas -v`, spill stores; gfx942: vector registers and scratch memory), shared",
+        "spilled bytes are per thread (`ptxas -v`, spill stores; AMD: vector registers and scratch memory), shared",
         "memory and its limit are bytes per program. Tensor cores: how many such instructions the kernel has (`-`: it",
         "has no dot). Seconds are those of one compilation, on a shared machine.",
         "",

@@ -89,10 +89,16 @@ def _timed_cases(op: str, dtype: str, quick: bool) -> list[Case]:
     return [case for case in cases if case.timed and (case.quick or not quick)]
 
 
-def op_subject(op: str, case: Case, dtype: str, device: str) -> Subject:
+Providers = dict[str, Callable[[], Any]]
+
+
+def op_subject(
+    op: str, case: Case, dtype: str, device: str, others: Callable[[str, Inputs], Providers] = lambda op, call: {}
+) -> Subject:
+    """An op at a size; `others` gives further providers for its arguments."""
     call = inputs(op, case, dtype, device).map(_as_leaf)
     public, definition = getattr(kernels, op), getattr(reference, op)
-    providers = {"ours": lambda: public(*call.args, **call.kwargs)}
+    providers: Providers = {**others(op, call), "ours": lambda: public(*call.args, **call.kwargs)}
     # Inductor makes no code for complex numbers: it would run the reference implementation as it is.
     if not OPS[op].loops and not any(tensor.is_complex() for tensor in call.tensors()):
         torch._dynamo.reset()

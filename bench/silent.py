@@ -1,8 +1,8 @@
 """A Triton driver without a GPU, which compiles and launches nothing: what a call costs the host, and when it compiles.
 
 Triton promises none of what is used of it here: the driver's interface, that `JITFunction._do_compile` makes what
-`JITFunction.run` has not in `device_caches`, and how a compiled kernel is started. It was tried with the versions in
-`TESTED`; others are refused.
+is not in `device_caches`, and how a compiled kernel is started. It was tried with the versions in
+`kernels.compiled.TESTED`; others are refused.
 """
 
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from ..kernels.compiled import TESTED, is_tested
 from ..kernels.launch import devices_are_not_needed, interpreting
 
-TESTED = ("3.7", "3.8", "3.9")
 _TARGET = GPUTarget("cuda", 90, 32)
 _devices = count()
 
@@ -74,8 +74,7 @@ def silent_driver() -> Iterator[Seen]:
     Tensors may be on a CPU. Outputs are as they were allocated. Raises Unsupported for a Triton that was not tried, and
     where kernels are interpreted.
     """
-    version = ".".join(triton.__version__.split(".")[:2])
-    if version not in TESTED:
+    if not is_tested():
         raise Unsupported(f"Triton is {triton.__version__}; expected one of {', '.join(TESTED)}")
     if interpreting(_probe):
         raise Unsupported("TRITON_INTERPRET is set, so that kernels are interpreted and not started; unset it")

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 PAGE = Path(__file__).with_name("api.md")
-PACKAGES = ("firebolt_vl", "firebolt_vl.kernels", "firebolt_vl.cmm", "firebolt_vl.model")
+PACKAGES = ("firebolt_vl", "firebolt_vl.kernels", "firebolt_vl.cmm", "firebolt_vl.model", "firebolt_vl.evaluate")
 HEAD = """# Public names
 
 Every name that the packages export, as `help()` tells it. Written by `make docs` from the docstrings, which is where to

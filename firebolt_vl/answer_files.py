@@ -7,21 +7,18 @@ A row of the answers is there whole and once, or not at all, and says what answe
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .errors import Failure, Misuse, disk_failure
+from .errors import Misuse
 from .files.reading import lines_of, parse_json
-from .files.writing import OutputError, check_output, followed, lock, same_file, words
-from .outputs import check_place
+from .files.writing import OutputError, check_output, followed, words
+from .row_files import ANOTHER, RowFile
 
 # In lower case: what a key for an image is spelt like by those who mean `image`.
 LIKE_IMAGE = ("image", "img", "picture", "photo", "video")
-FIRST_KEY = b'{"id": '
 MOST_SHOWN = 60
-ANOTHER = "name another file"
 
 
 class Question(NamedTuple):
@@ -139,68 +136,11 @@ def _whole_characters(value: str | int) -> str | int:
     return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
 
 
-class AnswerFile:
-    """The file of answers, open for this process alone. What an interrupted run left unfinished is cut off.
-
-    Nothing is written before all is checked: the file is not one of `inputs`, and holds nothing but answers.
-    """
+class AnswerFile(RowFile):
+    """The file of answers, open for this process alone. What an interrupted run left unfinished is cut off."""
 
     def __init__(self, out: str, inputs: Sequence[tuple[str, str | Path]], say: Callable[[str], None]):
-        self.out, self.path = out, followed(out)
-        check_place("--out", out)
-        try:
-            check_output("--out", out, inputs, lambda file: True)  # its rows are looked at below
-        except OutputError as error:
-            raise Misuse(str(error)) from None
-        try:
-            self.file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
-        except OSError as error:
-            raise Misuse(f"--out is {out}, which cannot be written ({words(error)}); name another place") from None
-        try:
-            if not lock(self.file):
-                say(f"--out is {out}, whose file system has no locks; make sure that no other run writes there")
-            self.rows = self._read()
-        except BlockingIOError:
-            self.file.close()
-            raise Misuse(f"--out is {out}, where another run is writing; wait for it or name another file") from None
-        except BaseException:
-            self.file.close()
-            raise
-
-    def __enter__(self) -> "AnswerFile":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.file.close()
-
-    def _read(self) -> dict[str, dict]:
-        self.file.seek(0)
-        content = self.file.read()
-        whole = content.rfind(b"\n") + 1
-        rows = {}
-        for number, line in enumerate(content[:whole].splitlines(), 1):
-            row = _answer_of(line)
-            if row is None:
-                raise Misuse(f"--out is {self.out}, whose line {number} is no answer of this command; {ANOTHER}")
-            rows[json.dumps(row["id"])] = {**row, "line": number}
-        self._mend(content[whole:], rows)
-        return rows
-
-    def _mend(self, rest: bytes, rows: dict[str, dict]) -> None:
-        """Mend what is after the last whole line: an answer without its end of line, the beginning of one, or nothing.
-
-        A crash of the machine may leave zeros. Behind whole answers anything may be cut off; alone it has to look like
-        the beginning of one.
-        """
-        if not rest:
-            return
-        if (row := _answer_of(rest)) is not None:
-            rows[json.dumps(row["id"])] = {**row, "line": len(rows) + 1}
-            self._write(b"\n")
-        elif rows or FIRST_KEY.startswith(rest[: len(FIRST_KEY)]) or not rest.strip(b"\0"):
-            self._cut(self._size() - len(rest))
-        else:
-            raise Misuse(f"--out is {self.out}, whose line 1 is no answer of this command; {ANOTHER}")
+        super().__init__("--out", out, inputs, say, ("id", "question", "image", "answer"), "answer")
 
     def keep_for(self, asked: Sequence[Question], by: dict, mixed: bool) -> set[str]:
         """The keys of the questions that have their answer.
@@ -219,61 +159,12 @@ class AnswerFile:
                     f"{row.key} in line {row.line}; {ANOTHER}"
                 )
             if not mixed:
-                self._check_by(found, by)
+                self.check_by(found, by, f"{ANOTHER}, or say --mixed to keep both")
         return there
-
-    def _check_by(self, found: dict, by: dict) -> None:
-        was = found.get("by")
-        where, advice = f"--out is {self.out}, whose line {found['line']}", f"{ANOTHER}, or say --mixed to keep both"
-        if not isinstance(was, dict):
-            raise Misuse(f"{where} does not say what answered it; {advice}")
-        for name, value in by.items():
-            if name != "checkpoint" and was.get(name) != value:
-                raise Misuse(
-                    f"{where} was answered with {name} {json.dumps(was.get(name))} "
-                    f"(checkpoint {was.get('checkpoint')}); expected {json.dumps(value)}, as in this run; {advice}"
-                )
 
     def add(self, answers: Sequence[Answer], by: dict) -> None:
         """Append the answers, each a whole line, and wait until the disk has them."""
-        if not answers:
-            return
-        if not same_file(self.path, self.file.fileno()):
-            raise Failure(f"--out is {self.out}, which was removed or replaced during this run; start it again")
-        before = self._size()
-        try:
-            self._write("".join(answer.to_json(by) + "\n" for answer in answers).encode())
-        except OSError as error:
-            self._cut(before)
-            raise disk_failure(OSError(error.errno, error.strerror, f"--out {self.out}")) or Failure(
-                f"--out is {self.out}, which could not be written ({words(error)}); start the command again"
-            ) from None
-
-    def _size(self) -> int:
-        return os.fstat(self.file.fileno()).st_size
-
-    def _write(self, data: bytes) -> None:
-        while data:
-            data = data[self.file.write(data) :]
-        os.fsync(self.file.fileno())
-
-    def _cut(self, size: int) -> None:
-        """Cut the file off if possible: what cannot be cut off here is cut off by the next run."""
-        try:
-            self.file.truncate(size)
-            os.fsync(self.file.fileno())
-        except OSError:
-            pass
-
-
-def _answer_of(line: bytes) -> dict | None:
-    """The row in a line of an answer file; None where it is something else."""
-    try:
-        row = parse_json(line)
-    except ValueError:
-        return None
-    whole = isinstance(row, dict) and all(name in row for name in ("id", "question", "image", "answer"))
-    return row if whole else None
+        self.append([answer.to_json(by) for answer in answers])
 
 
 class ProblemFile:

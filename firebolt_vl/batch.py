@@ -19,6 +19,7 @@ from .errors import Failure, first_line
 from .identity import answered_by
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
 
     from .evaluate.familiar import Familiar
@@ -65,6 +66,7 @@ def answer_file(
         Misuse, Failure: what cannot be done at all, in one line.
     """
     from .evaluate.familiar import read_familiar
+    from .model.images import open_image
 
     check_numbers(max_new_tokens, seed)
     place, folder = choose_device(device), locate(checkpoint)
@@ -92,7 +94,9 @@ def answer_file(
                 by["dtype"] = str(loaded.model.dtype).removeprefix("torch.")
                 answers.keep_for(asked, by, mixed)
                 start = time.perf_counter()
-                answering = Answering(loaded, Path(questions).parent, max_new_tokens, seed, read_familiar(folder))
+                base = Path(questions).parent
+                familiar = read_familiar(folder)
+                answering = Answering(loaded, lambda name: open_image(base / name), max_new_tokens, seed, familiar)
                 for rows in batches(todo, 1 if seed is not None else batch_size):
                     found = answering.answer(rows)
                     made = [row for row in found if isinstance(row, Answer)]
@@ -118,19 +122,37 @@ class View(NamedTuple):
     boxes: "Tensor"
     doubts: list[str]
 
+    @property
+    def bytes(self) -> int:
+        return self.features.nbytes + self.boxes.nbytes
+
 
 class Answering:
     """A model at work on the rows of a file. Images are encoded once, however often they are asked about."""
 
-    KEPT = 256
-    """How many images are remembered, those used last: some megabytes."""
+    KEPT = 2**28
+    """Bytes of the images that are remembered, those used last."""
 
     def __init__(
-        self, loaded: Loaded, base: Path, max_new_tokens: int, seed: int | None, familiar: "Familiar | None" = None
+        self,
+        loaded: Loaded,
+        opened: Callable[[str], "Image.Image"],
+        max_new_tokens: int,
+        seed: int | None = None,
+        familiar: "Familiar | None" = None,
+        prompted: Callable[[Question], str] | None = None,
     ):
-        self.loaded, self.base, self.max_new_tokens, self.seed = loaded, base, max_new_tokens, seed
+        """`opened` opens an image by its name in a row; ValueError or OSError where it cannot be opened. `prompted`
+        makes a row's prompt, by default the question as the user's turn, below its images; Failure where it cannot.
+        """
+        self.prompted = prompted or (lambda row: prompt(loaded, row.question, len(row.images)))
+        self.loaded, self.opened, self.max_new_tokens, self.seed = loaded, opened, max_new_tokens, seed
         self.familiar = familiar
         self.views: OrderedDict[str, View] = OrderedDict()
+        self.held = 0
+        """Bytes of `views`."""
+        self.encoded = 0
+        """How many images were encoded."""
 
     def answer(self, rows: Sequence[Question]) -> list[Answer | Problem]:
         """One answer or problem for each row, in their order."""
@@ -140,7 +162,7 @@ class Answering:
             if row.line in problems:
                 continue
             try:
-                text = prompt(self.loaded, row.question, len(row.images))
+                text = self.prompted(row)
                 tokens = self.loaded.processor.tokenizer(text, **specials(self.loaded, text)).input_ids
                 room_for_answer(self.loaded.model, len(tokens))
             except Failure as error:
@@ -149,8 +171,8 @@ class Answering:
             texts[row.line] = tokens
         good = [row for row in rows if row.line in texts]
         answers = {answer.asked.line: answer for answer in self._together_or_one_by_one(good, texts, problems)}
-        while len(self.views) > self.KEPT:
-            self.views.popitem(last=False)
+        while self.held > self.KEPT:
+            self.held -= self.views.popitem(last=False)[1].bytes
         return [
             answers[row.line] if row.line in answers else Problem(row.line, row.id, problems[row.line]) for row in rows
         ]
@@ -159,8 +181,6 @@ class Answering:
         """Encode the images that are not remembered, together. Returns what is wrong, by line."""
         import torch
 
-        from .model.images import open_image
-
         problems, opened = {}, {}
         for row in rows:
             for name in row.images:
@@ -168,7 +188,7 @@ class Answering:
                     self.views.move_to_end(name)
                 elif name not in opened:
                     try:
-                        opened[name] = open_image(self.base / name)
+                        opened[name] = self.opened(name)
                     except (ValueError, OSError) as error:  # not there, or not an image
                         problems[row.line] = first_line(error)
         # A second row with the same bad image is as bad: it was tried again above, with the same result.
@@ -176,9 +196,11 @@ class Answering:
             inputs = self.loaded.processor.image_processor([[image] for image in opened.values()], return_tensors="pt")
             with torch.no_grad():
                 seen = self.loaded.model.get_grids(**inputs.to(self.loaded.model.device))
+            self.encoded += len(opened)
             for name, features, mask, boxes in zip(opened, seen.features, seen.mask, seen.boxes):
                 doubts = self.familiar.doubts_of_image(opened[name]) if self.familiar is not None else []
                 self.views[name] = View(features[mask], boxes[mask], doubts)
+                self.held += self.views[name].bytes
         return problems
 
     def _together_or_one_by_one(

@@ -324,7 +324,7 @@ def answer_benchmark(
     from .checkpoint import choose_device, quiet
     from .files.writing import write_text, write_whole
 
-    chosen("--only", only, (*measuring.OURS, *measuring.PEERS))
+    chosen("--only", only, (*measuring.OURS, *measuring.PEERS, *measuring.ON_REQUEST))
     device = choose_device(device)
     dtypes = chosen("--dtype", dtypes or ["bfloat16" if device == "cuda" else "float32"], measuring.DTYPES)
     written = ("answer.csv", "answer.png")

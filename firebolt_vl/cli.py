@@ -9,8 +9,9 @@ import typer
 from typer.exceptions import TyperException
 
 from .ask_command import ask
-from .errors import Failure, Interrupted, disk_failure, told
-from .options import AsJson, Checkpoint, Device, Dtypes, OnDevice, Ops, Overwrite, Processes, Quick, ReportFile
+from .errors import Failure, Interrupted, disk_failure
+from .eval_command import evaluations
+from .options import AsJson, Device, Dtypes, OnDevice, Ops, Overwrite, Processes, Quick, ReportFile
 from .shown import new_console
 from .usage import complaint
 from .watch_command import watch
@@ -20,7 +21,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-evaluations = typer.Typer(help="Measure a model on a benchmark.")
 app.add_typer(evaluations, name="eval")
 benchmarks = typer.Typer(help="Measure the kernels, and compile them for GPUs that need not be there.")
 app.add_typer(benchmarks, name="bench")
@@ -82,35 +82,12 @@ def convert(
 app.command()(watch)
 
 
-@evaluations.command("tiny")
-def eval_tiny(checkpoint: Checkpoint = None, as_json: AsJson = False, device: OnDevice = Device.auto) -> None:
-    """Grounded questions over handwritten digits: accuracy per kind beside its baselines, and where the model looks."""
-    from .checkpoint import check_files, choose_device, locate, quiet
-
-    folder, place = locate(checkpoint), choose_device(device.value)
-    check_files(folder)
-    try:
-        from .evaluate.tiny import evaluate_tiny, print_report
-    except ModuleNotFoundError as error:
-        raise Failure(f"eval tiny needs {error.name}; pip install 'firebolt-vl[train]'") from None
-    from .progress import progress_bar
-
-    try:
-        with quiet(), progress_bar("examining") as progress:
-            report = evaluate_tiny(folder, device=place, progress=progress)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise Failure(f"checkpoint {folder} cannot be evaluated: {told(error)}") from None
-    if as_json:
-        print(json.dumps(report))
-    else:
-        print_report(report)
-
-
 @benchmarks.command("compile")
 def bench_compile(
     op: Ops = None,
     target: Annotated[
-        list[str] | None, typer.Option(metavar="CHIP", help="Only sm_80, sm_90, sm_100 or gfx942; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="CHIP", help="Only sm_80, sm_90, sm_100, sm_120, gfx942 or gfx950; may be repeated."),
     ] = None,
     dtype: Dtypes = None,
     quick: Quick = False,
@@ -119,7 +96,7 @@ def bench_compile(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compile every kernel for sm_80, sm_90, sm_100 and gfx942, without a GPU: registers, spills, shared memory.
+    """Compile every kernel for sm_80 to sm_120, gfx942 and gfx950, without a GPU: registers, spills, shared memory.
 
     Exit code 1 where something does not compile, spills, needs too much or has a dot without tensor cores.
     """
@@ -137,14 +114,20 @@ def bench_predict(
     dtype: Dtypes = None,
     quick: Quick = False,
     goals: Annotated[bool, typer.Option("--goals", help="Those sizes for which there is a goal on an H100.")] = False,
+    around: Annotated[
+        bool, typer.Option("--around", help="Other tiles and warps than the default ones instead, as JSON.")
+    ] = False,
     processes: Processes = None,
     out: ReportFile = None,
     as_json: AsJson = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Say how long every op would take on a GPU that need not be there, from its compiled code, and what limits it."""
-    from .without_gpu_commands import predictions
+    from .without_gpu_commands import predicted_configurations, predictions
 
+    if around:
+        predicted_configurations(op, chip, dtype, quick, processes)
+        return
     predictions(op, chip, dtype, quick, goals, processes, out, as_json, overwrite)
 
 
@@ -237,6 +220,26 @@ def bench_answer(
     from .bench_commands import answer_benchmark
 
     answer_benchmark(peers, device.value, dtype, new_tokens, rounds, only, threads, out, as_json)
+
+
+@benchmarks.command("gpu-day")
+def bench_gpu_day(
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where results go. Default: docs/gpu/ and the GPU's name.")
+    ] = None,
+    seconds: Annotated[int, typer.Option(metavar="N", min=30, help="How long it may take.")] = 540,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="Do it without a GPU, at tiny sizes, to see that it works.")
+    ] = False,
+) -> None:
+    """Find out all that a GPU can tell: tests, times beside others and predictions, configurations, whole answers.
+
+    A run that is cut short keeps what is finished, and the same command goes on. Exit code 1 where a test fails or a
+    result is beyond the error budget.
+    """
+    from .gpu_day_command import gpu_day
+
+    gpu_day(out, seconds, rehearse)
 
 
 @benchmarks.command("crossover")
@@ -393,8 +396,11 @@ KEPT = {
     ("ask",): "nothing was written; ask again",
     ("watch",): "nothing was written; ask again",
     ("convert",): "nothing is left of the new folder; start again",
-    ("eval",): "nothing was kept of it; start again",
+    ("eval", "tiny"): "nothing was kept of it; start again",
+    ("eval", "score"): "nothing was written; start again",
+    ("eval",): "the predictions in --out are kept; the same command goes on with the other questions",
     ("bench", "kernels"): "what was measured of whole ops is in --out; --op NAME measures the others",
+    ("bench", "gpu-day"): "the finished steps in --out are kept; the same command goes on with the others",
     ("bench",): "nothing was kept of it; start again",
     ("train",): "the last checkpoint in --out is kept; the same command with --resume goes on from it",
     ("ablate",): "the finished runs in --out are kept; the same command goes on with the others",

@@ -44,7 +44,7 @@ def collect() -> dict:
             }
         )
     ops = {op: {entry["device"]: implementation(op, entry["device"])._asdict() for entry in devices} for op in OPS}
-    versions = _versions(torch)
+    versions = installed_versions()
     return {
         "versions": versions,
         "untested": untested(versions),
@@ -54,7 +54,10 @@ def collect() -> dict:
     }
 
 
-def _versions(torch) -> dict[str, str | None]:
+def installed_versions() -> dict[str, str | None]:
+    """Versions of this package, of Python, of the libraries that answers depend on, and of CUDA."""
+    import torch
+
     versions = {"firebolt-vl": __version__, "python": platform.python_version()}
     for library in LIBRARIES:
         try:

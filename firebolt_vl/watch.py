@@ -55,7 +55,7 @@ class Watched:
 
 
 @dataclass
-class _Source:
+class Source:
     """Video or image that is watched: its frames, when each was on screen (None for an image), and how long it is."""
 
     frames: list["Image.Image"]
@@ -96,22 +96,22 @@ def watch(
     _check_video_path(video)
     if attention is not None:
         check_picture("--attention", attention, PICTURES, video, "video", overwrite)
-    source = _open(video, frames)
+    source = open_source(video, frames)
     place = choose_device(device)
     folder = locate(checkpoint)
 
     with quiet():
-        loaded = _load(folder, place)
+        loaded = load_foveated(folder, place)
         ignore_settings(loaded, seed, note)
         load_s = time.perf_counter() - start
         mode = mode or loaded.model.config.mode
-        inputs = _inputs(loaded, source, question)
+        inputs = inputs_of(loaded, source, question)
         try:
             start = time.perf_counter()
-            visual = _look(loaded.model, inputs, mode)
+            visual = look(loaded.model, inputs, mode)
             look_s = time.perf_counter() - start
             clock = TokenClock()
-            tokens = _generate(loaded.model, inputs, visual, max_new_tokens, seed, clock)
+            tokens = generate(loaded.model, inputs, visual, max_new_tokens, seed, clock)
         except (RuntimeError, MemoryError, ValueError) as error:  # out of memory, or settings that cannot be
             raise Failure(f"the model could not answer: {first_line(error)}") from None
         if source.times is None:
@@ -158,7 +158,8 @@ def _check_video_path(video: str) -> None:
         raise Misuse(f"{video} is a folder; expected one video file")
 
 
-def _open(path: str, frames: int | None) -> _Source:
+def open_source(path: str, frames: int | None) -> Source:
+    """Open a video or an image. Raises Misuse, Failure."""
     from .model.foveated import VideoError, read_video
     from .model.images import ImageError, open_image
 
@@ -166,13 +167,13 @@ def _open(path: str, frames: int | None) -> _Source:
         if _is_image(path):
             if frames is not None:
                 raise Misuse(f"--frames is {frames}, but {path} is an image; expected with a video alone")
-            return _Source([open_image(path)], None, None)
+            return Source([open_image(path)], None, None)
         video = read_video(path, frames)
     except (ImageError, VideoError) as error:
         raise Failure(str(error)) from None
     except OSError as error:
         raise Misuse(str(error)) from None
-    return _Source(video.frames, video.times, video.duration)
+    return Source(video.frames, video.times, video.duration)
 
 
 def _is_image(path: str) -> bool:
@@ -186,7 +187,7 @@ def _is_image(path: str) -> bool:
         return False
 
 
-def _load(folder: Path, device: str) -> Loaded:
+def load_foveated(folder: Path, device: str) -> Loaded:
     """A foveated model, ours or a folder with the original's weights and its decoder's tokenizer."""
     from .model import FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
     from .model.checkpoint_files import (
@@ -223,7 +224,8 @@ def _load(folder: Path, device: str) -> Loaded:
     return Loaded(model.eval().to(device), processor)
 
 
-def _inputs(loaded: Loaded, source: _Source, question: str):
+def inputs_of(loaded: Loaded, source: Source, question: str):
+    """Make the model's inputs of a question about a video. Raises Failure."""
     processor, model = loaded.processor, loaded.model
     check_controls(loaded, question)
     text = question
@@ -241,14 +243,16 @@ def _inputs(loaded: Loaded, source: _Source, question: str):
     return inputs.to(model.device, dtype=model.dtype)
 
 
-def _look(model, inputs, mode: str):
+def look(model, inputs, mode: str):
+    """Look at the frames of the inputs: their visual tokens, and where each query looked."""
     import torch
 
     with torch.no_grad():
         return model.get_visual_tokens(inputs["frames"], inputs["frame_mask"], mode, return_attention=True)
 
 
-def _generate(model, inputs, visual, max_new_tokens: int, seed: int | None, clock: TokenClock):
+def generate(model, inputs, visual, max_new_tokens: int, seed: int | None, clock: TokenClock):
+    """Generate the tokens of the answer."""
     import torch
 
     from .model.generation import settings_for
@@ -268,7 +272,7 @@ def _generate(model, inputs, visual, max_new_tokens: int, seed: int | None, cloc
     return sequences[0, prompt_tokens:]
 
 
-def _strongest(source: _Source, number: int, shares) -> Look:
+def _strongest(source: Source, number: int, shares) -> Look:
     """The patch that the query of frame `number` looked at most, of `shares` [h,w]."""
     rows, columns = shares.shape
     y, x = divmod(int(shares.argmax()), columns)
@@ -277,7 +281,7 @@ def _strongest(source: _Source, number: int, shares) -> Look:
     return Look(source.times[number] if source.times is not None else None, box, float(shares.max()))
 
 
-def _draw(path: str, source: _Source, maps, reply: Watched) -> None:
+def _draw(path: str, source: Source, maps, reply: Watched) -> None:
     from .gaze import draw_animation, draw_page
 
     times = source.times

@@ -50,6 +50,32 @@ def predictions(
     fail_for(bad, f"of {len(rows)} could not be predicted")
 
 
+def predicted_configurations(ops, chip: str, dtypes, quick: bool, processes: int | None) -> None:
+    """Print the configurations that are predicted to be quicker than the defaults, as a file of a chip has them."""
+    from .bench import compile as compiling
+    from .bench.cases import HALVES_AND_FLOAT32, OPS
+    from .bench.predict.around import trials
+    from .bench.predict.chips import CHIPS
+    from .bench.sweep import table_of
+
+    [name] = chosen("--chip", [chip], tuple(CHIPS))
+    dtypes = chosen("--dtype", dtypes, compiling.QUICK_DTYPES if quick else HALVES_AND_FLOAT32)
+    check_compiling(compiling.is_interpreting())
+    subjects = [
+        (op, case, dtype)
+        for op in chosen("--op", ops, tuple(OPS))
+        for case in OPS[op].cases
+        for dtype in OPS[op].dtypes
+        if dtype in dtypes and (case.quick or not quick)
+    ]
+    found = []
+    with progress_bar("trying") as progress:
+        for number, of_one in enumerate(trials(subjects, CHIPS[name], processes or os.cpu_count() or 1)):
+            found += of_one
+            progress(number + 1, len(subjects))
+    print(table_of(found, CHIPS[name].name, "firebolt bench predict --around"), end="")
+
+
 def host_costs(ops, dtypes, out: str | None, as_json: bool, overwrite: bool) -> None:
     file = report_file(out, "What the kernels cost the host\n", "host", overwrite)
     try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -24,6 +25,10 @@ OPS = (
 NAMES = ("reference", "pytorch", "triton")
 WIDE = (torch.float64, torch.complex128)
 TRITON_INSTALLED = find_spec("triton") is not None
+OLDEST_CAPABILITY = (8, 0)
+"""Of NVIDIA's GPUs: the first with bfloat16 on tensor cores and copies that are not waited for."""
+AMD_CHIPS = ("gfx942", "gfx950")
+"""Of AMD's GPUs: those that the kernels are compiled for (`firebolt bench compile`)."""
 
 
 class Implementation(NamedTuple):
@@ -70,7 +75,36 @@ def implementation(op: str, device: torch.device | str) -> Implementation:
     if kind != "cuda" or not TRITON_INSTALLED:
         missing = f"Triton has no {kind} devices" if kind != "cuda" else "Triton is not installed"
         return Implementation("pytorch", f"{missing}: the PyTorch form runs on {kind}")
+    if refusal := why_not_on(torch.device(device).index):
+        return Implementation("pytorch", refusal)
     return Implementation("triton", "the Triton kernel; the PyTorch form for float64 and for empty tensors")
+
+
+def why_not_on(index: int | None) -> str | None:
+    """Say in one sentence why no kernel runs on the GPU with this number (None: the current one); None where they run.
+
+    Each GPU is asked once in a process; of one that is not there nothing is known.
+    """
+    if not torch.cuda.device_count():
+        return None
+    return _refusal(torch.cuda.current_device() if index is None else index)
+
+
+# As `torch.compiler.assume_constant_result` does, which would have everyone wait for the compiler's import.
+why_not_on._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+@cache
+def _refusal(index: int) -> str | None:
+    card = torch.cuda.get_device_properties(index)
+    if torch.version.hip is not None:
+        chip = card.gcnArchName.partition(":")[0]
+        known = chip in AMD_CHIPS
+        wanted, found = f"are compiled for {' and '.join(AMD_CHIPS)}", chip
+    else:
+        known = (card.major, card.minor) >= OLDEST_CAPABILITY
+        wanted, found = "need compute capability {}.{}".format(*OLDEST_CAPABILITY), f"of {card.major}.{card.minor}"
+    return None if known else f"the kernels {wanted}, and this GPU is {found}: the PyTorch form runs"
 
 
 def choose(op: str, first: Tensor, *others: Tensor | None) -> str:

@@ -2,13 +2,15 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
+
+from . import compiled, replay
 
 # Multiplications and additions may fuse: said outright, since the default changes between Triton's versions.
 FP_FUSION = True
@@ -38,7 +40,8 @@ def starting_by(start: Callable[[Launch], None]) -> Iterator[None]:
     global _start
     before, _start = _start, start
     try:
-        yield
+        with replay.off():
+            yield
     finally:
         _start = before
 
@@ -61,7 +64,8 @@ def devices_are_not_needed() -> Iterator[None]:
     global _needs_device
     before, _needs_device = _needs_device, False
     try:
-        yield
+        with replay.on_any_device():
+            yield
     finally:
         _needs_device = before
 
@@ -86,9 +90,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, num_s
     if torch.version.hip is None:
         options["maxnreg"] = min(255, REGISTERS_OF_A_PROCESSOR // (32 * num_warps))
     if _start is not None:
-        bound = inspect.signature(kernel.fn).bind(*args, **named)
-        bound.apply_defaults()
-        _start(Launch(kernel, grid, dict(bound.arguments), options))
+        _start(Launch(kernel, grid, dict(zip(kernel.arg_names, _in_order(kernel, args, named))), options))
         return
     device = next(tensors((*args, *named.values()))).device
     if device.type == "cpu" and _needs_device and not interpreting(kernel):
@@ -96,5 +98,23 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, num_s
             f"{kernel.fn.__name__} is a Triton kernel: it runs on a GPU, or on a CPU where TRITON_INTERPRET=1 was set "
             "before firebolt_vl.kernels was imported"
         )
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[grid](*args, **named, **options)
+    with replay.on_device(device):
+        arguments = _in_order(kernel, args, named)
+        found = None if interpreting(kernel) else compiled.find(kernel, arguments, options)
+        if found is None:
+            kernel[grid](*args, **named, **options)
+            replay.note(None)
+        else:
+            launched = replay.Launched(compiled.start, found, (*grid, 1, 1)[:3], arguments)
+            compiled.start(*launched[1:])
+            replay.note(launched)
+
+
+def _in_order(kernel: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
+    """Every parameter of a kernel in its order. Raises TypeError as Python does for one too many or too few."""
+    names = kernel.arg_names
+    if len(given) + len(named) == len(names) and named.keys() >= set(names[len(given) :]):
+        return *given, *(named[name] for name in names[len(given) :])
+    bound = inspect.signature(kernel.fn).bind(*given, **named)
+    bound.apply_defaults()
+    return tuple(bound.arguments.values())

@@ -15,6 +15,22 @@ def transformed() -> bool:
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
+def unobserved(modes: int = 0) -> bool:
+    """Tell whether nobody looks at the single ops that run: no compiler, exporter or tracer, no mode of PyTorch's
+    dispatcher beside `modes` of our own, and no transform.
+
+    Public are `torch.compiler.is_compiling`, which torch.export sets too, and `torch.jit.is_tracing`; for modes (fake
+    tensors, `make_fx`, a default device) there is no public question.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage] documented, but not in `__all__`
+        or torch._C._len_torch_dispatch_stack() != modes
+        or torch._C._len_torch_function_stack()
+        or transformed()
+    )
+
+
 class WithFormula(Protocol):
     """An autograd function that has its forward pass also as `formula`, in plain operations."""
 

@@ -63,6 +63,9 @@ CASES: dict[str, tuple[Case, ...]] = {
     "fft_conv": (
         convolution(2, 2, 1),
         convolution(3, 2, 100, quick=True),
+        convolution(2, 2, 128),
+        convolution(2, 2, 70, "channels last"),
+        convolution(1, 1, 1100, "gate", "fast", K=200),  # chunks of long rows, and scales in float32
         convolution(3, 2, 150, "gate", "fast"),
         convolution(3, 2, 130, "gate", K=40),
         convolution(1, 2, 200, "gate", texts=5),

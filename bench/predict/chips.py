@@ -80,8 +80,9 @@ CHIPS = {
     "h100": H100,
     # NVIDIA H200 Tensor Core GPU (datasheet): the H100 with 4.8 TB/s.
     "h200": H100._replace(name="H200 SXM", memory_tb_per_s=4.8),
-    # NVIDIA A100 Tensor Core GPU Architecture (whitepaper): 108 processors, 1.41 GHz, 312 TFLOP/s, 5120 bytes a clock
-    # of L2, 164 KB of shared memory; the 80 GB datasheet: 2.039 TB/s.
+    # NVIDIA A100 Tensor Core GPU Architecture (whitepaper): 108 processors, 1.41 GHz, 312 TFLOP/s, 19.5 of float32 (its
+    # processors have half as many units as later ones), 5120 bytes a clock of L2, 164 KB of shared memory; the 80 GB
+    # datasheet: 2.039 TB/s.
     "a100": H100._replace(
         name="A100 SXM 80GB",
         target="sm_80",
@@ -93,6 +94,7 @@ CHIPS = {
         tensor=2048,
         warpgroup_tensor=2048,
         double=32,
+        single=64,
     ),
     # NVIDIA Ada GPU Architecture (whitepaper), RTX 4090: 128 processors, 2.52 GHz, 165.2 TFLOP/s of 16-bit operands
     # summed in float32, 1.008 TB/s; Programming Guide, 8.9: 48 warps, 24 programs, 100 KB, two float64 a clock. L2 as

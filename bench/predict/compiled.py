@@ -26,6 +26,8 @@ class Compiled(NamedTuple):
     """Bytes of a program."""
     warps: int
     """Of a program."""
+    spilled: int = 0
+    """Bytes of a thread."""
 
 
 def disassembler() -> str | None:
@@ -54,12 +56,12 @@ def compile_for_prediction(job: Job) -> Compiled | str:
     """Compile in this process and read the code; what went wrong, if it did."""
     try:
         kernel, log = compiled_kernel(job)
-        registers, _ = read_ptxas_log(log)
+        registers, spilled = read_ptxas_log(log)
         code, loops = sass.parse(disassemble(kernel.asm["cubin"])), ptx.loops(kernel.asm["ptx"])
         module = ttir.parse(kernel.asm["ttir"])
     except Exception as error:
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[-1]}"
-    return Compiled(code, loops, module, registers, kernel.metadata.shared, kernel.metadata.num_warps)
+    return Compiled(code, loops, module, registers, kernel.metadata.shared, kernel.metadata.num_warps, spilled)
 
 
 def compile_each(

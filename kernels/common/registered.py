@@ -9,6 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+
+from .. import replay
+from ..transforms import unobserved
 
 NAMESPACE = "firebolt_vl"
 
@@ -51,11 +55,12 @@ def register(
         kept: how many of the last outputs are not for callers but for the backward functions, which get them as they
             are, in the place of their gradients.
 
-    Returns: the op, called with the arguments of the schema.
+    Returns: the op, called with the arguments of the schema. Without gradients it is `forward` itself.
     """
     arguments, _, returned = schema.removeprefix("(").partition(") -> ")
     names = [argument.split()[-1] for argument in arguments.split(", ")]
     count = returned.count("Tensor")
+    forward = replay.replayed(forward)  # for compiled graphs, which call the op itself
     op = torch.library.custom_op(f"{NAMESPACE}::{name}", forward, mutates_args=(), schema=schema)
     op.register_fake(fake)
     steps = [_register_backward(backward, arguments, names, count, kept) for backward in backwards]
@@ -85,7 +90,31 @@ def register(
 
     if steps:
         op.register_autograd(differentiate, setup_context=save)
-    return op
+    floats = [position for position, argument in enumerate(arguments.split(", ")) if argument.startswith("float ")]
+
+    def call(*given: Any) -> Any:
+        if torch.compiler.is_compiling() or not _is_direct(given):
+            return op(*given)
+        if floats:
+            given = tuple(float(value) if i in floats else value for i, value in enumerate(given))
+        return forward(*given)
+
+    return call
+
+
+def _is_direct(given: Sequence[Any]) -> bool:
+    """Tell whether a forward pass needs nothing of PyTorch's dispatcher, which takes longer than most launches: no
+    gradient is wanted, every tensor is a plain one, and nobody looks at ops."""
+    wants_gradients = torch.is_grad_enabled()
+    for value in given:
+        if isinstance(value, Tensor) and (
+            type(value) not in (Tensor, Parameter)
+            or (wants_gradients and value.requires_grad)
+            or value.is_conj()
+            or value.is_neg()
+        ):
+            return False
+    return unobserved(modes=int(replay.is_noting()))
 
 
 def _register_backward(

@@ -13,6 +13,8 @@ from ..launch import interpreting
 from .random import DRAW_BITS, GOLDEN_RATIO, MIX_1, MIX_2
 
 HALF = (torch.float16, torch.bfloat16)
+# What a kernel calls the dtypes.
+DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 # Programs that fill a GPU.
 PROGRAMS = 256
 # Unsigned, as Triton computes them.

@@ -7,11 +7,13 @@ from ..checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, 
 from ..common.packed import check_packed
 from ..common.registered import Backward, register
 from ..implementation import choose
+from ..replay import replayed
 from . import pytorch, reference
 
 IMPLEMENTATIONS = {"reference": reference, "pytorch": pytorch}
 
 
+@replayed
 def diagonal_scan(
     u: Tensor,
     z: Tensor,

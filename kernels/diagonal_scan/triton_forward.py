@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..common.strided import at, load, strided
 from ..common.triton_tiles import slots_of
+from ..configurations import configured
 from ..launch import launch
 from .triton_chunks import (
     CHUNK,
@@ -319,6 +320,8 @@ def scan(
     starts = (h if reverse else state) is not None
     tile = tile_of(x, plan.rows, plan.texts.cu_seqlens_ptr is not None, starts)
     slots, blocks_per_slot = slots_of(triton.cdiv(plan.rows, tile.rows), plan.channels, fillings=8)
+    sizes = {"B": x.shape[0], "D": x.shape[1], "L": x.shape[2], "N": plan.tile["N"]}
+    warps = configured(diagonal_scan_kernel, x, sizes, {"num_warps": tile.warps})
     launch(
         diagonal_scan_kernel,
         (slots * plan.channels,),
@@ -337,8 +340,8 @@ def scan(
         ROWS=tile.rows,
         REVERSE=reverse,
         OUTPUT_TERMS=plan.terms_of_outputs,
-        num_warps=tile.warps,
         num_stages=tile.stages,
+        **warps,
     )
 
 

@@ -41,14 +41,20 @@ MOST_OF_ONE_CHUNK = 4096
 DIRECT_UP_TO, FEWEST_ROWS_OF_DIRECT = 48, 1024
 
 
-# Longest L for Toeplitz blocks by Triton's kernels. Counted, not measured; `firebolt bench crossover --device cuda`
-# measures it.
+# Longest L for Toeplitz blocks by Triton's kernels: predicted for an H100 by `bench/predict`, not measured; `firebolt
+# bench crossover --device cuda` measures it. Microseconds at B 64, D 768 with a gate, of Toeplitz / Monarch; of the
+# vendor's FFT its launches and bytes alone, 75 an output.
 #
-# Counted, as 16-bit multiply-adds an output: Toeplitz blocks take L / 2 for each pair of terms that stand for a product
-# (six in float32, two or three where u has 16 bits, one with precision "fast"), and no memory worth counting. A Monarch
-# FFT takes 500 to 900 for each, six, three or one of them, and beyond one kernel 36 bytes an output. The vendor's FFT
-# takes 75 bytes. An H100 does 2000 to 4000 multiply-adds in the time of 36 bytes.
-TOEPLITZ_UP_TO = {torch.float32: 1024, torch.float16: 2048, torch.bfloat16: 2048}
+#       L    bfloat16, fast    bfloat16         float32    vendor's FFT
+#    1024     119               133              344         923
+#    2048     307               476              817        1838
+#    4096    1026 /  3230      1797 /  5308     2886        3670
+#    8192    3699 /  6308      6954 / 10230                 7330
+#
+# Toeplitz blocks take L / 2 multiply-adds of 16-bit numbers an output for each pair of terms that stand for a product:
+# one with precision "fast", two or three where u has 16 bits; six in float32, and three beyond 1024. From 2048 on they
+# are bound by that.
+TOEPLITZ_UP_TO = {torch.float32: 4096, torch.float16: 8192, torch.bfloat16: 8192}
 # Beyond. In float32 Monarch and the vendor's FFT need as much; the vendor's is tuned on GPUs.
 BEYOND_TOEPLITZ = {torch.float32: "vendor", torch.float16: "monarch", torch.bfloat16: "monarch"}
 

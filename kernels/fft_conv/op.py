@@ -8,6 +8,7 @@ from ..checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, 
 from ..common.packed import check_packed
 from ..common.registered import Backward, register
 from ..implementation import choose
+from ..replay import replayed
 from . import pytorch, reference
 from .choice import choose_algorithm, has_transform, transform_size
 
@@ -15,6 +16,7 @@ IMPLEMENTATIONS = {"reference": reference, "pytorch": pytorch}
 PRECISIONS = ("accurate", "fast")
 
 
+@replayed
 def fft_conv(
     u: Tensor,
     k: Tensor,

@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.strided import strided
-from ..common.triton_tiles import HALF, contiguous, dot_precision, slots_of
+from ..common.triton_tiles import DTYPES, HALF, contiguous, dot_precision, slots_of
 from ..launch import launch
 from .triton_monarch_passes import (
     monarch_first_kernel,
@@ -48,8 +48,6 @@ ONE_KERNEL_UP_TO, ONE_KERNEL_UP_TO_BACKWARD, ONE_KERNEL_UP_TO_FAST = 1024, 512, 
 ROWS_UP_TO, ROWS_UP_TO_FAST = 512, 1024
 # Numbers of a transform between two passes through memory that are held at a time.
 MOST_NUMBERS = 2**28
-
-DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
 @triton.jit

@@ -1,8 +1,10 @@
 """Causal convolution in time as products of Toeplitz blocks with chunks of the rows, in Triton.
 
-B rows of D channels and L steps, K taps a channel. A row, or a packed sequence, is cut into chunks of CHUNK steps; each
-is a column, and a program has COLUMNS of them.
+B rows of D channels and L steps, K taps a channel. A row, or a packed text, is cut into chunks of CHUNK steps; each is
+a column of the output, and a program has COLUMNS of them. Of the input it takes STEPS steps of a column at a time.
 """
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -10,18 +12,24 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.strided import load, strided
-from ..common.triton_tiles import HALF, block_of, contiguous, dot, dot_precision, slots_of
-from ..launch import launch
+from ..common.triton_tiles import DTYPES, HALF, block_of, slots_of
+from ..configurations import configured
+from ..launch import interpreting, launch
+from .triton_toeplitz_operands import COPIES, packed_columns, padded_rows, scales_of, shifted_taps
 
-# Steps in a chunk.
-CHUNK = 64
-# How taps enter products: in float32; as two terms of the inputs' 16 bits; as one.
-WIDE, SPLIT, SINGLE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+# Steps of a chunk: few enough that the half of its own block that is zeros costs little, and of long rows more, since
+# each block of taps then serves as many columns with half of the loads.
+CHUNK, CHUNK_OF_LONG, LONG = 64, 128, 1024
+# Steps of the input and columns in one product, of terms that are there and of those that the program makes.
+STEPS, STEPS_OF_TERMS = 64, 32
+COLUMNS, COLUMNS_OF_TERMS = 128, 64
+# Vectors of 16 bytes are loaded where what lies before them is known to be a multiple of this.
+ALIGNED = 16
 
 
 @triton.jit
 def _columns(table_ptr, column, columns, B, L):
-    """Load a column's row, the start and length of its sequence, and which of its chunks it is (-1: none).
+    """Load a column's row, the start and length of its text, and which of its chunks it is (-1: none).
 
     Without packing the columns are (chunk, row), so that a block of them has few chunks and one row makes many columns.
     """
@@ -39,91 +47,104 @@ def _columns(table_ptr, column, columns, B, L):
 
 
 @triton.jit
-def _steps(start, length, chunk, j, CHUNK: tl.constexpr, REVERSE: tl.constexpr):
-    """Compute the positions in a row [steps, COLUMNS] of the steps j of chunks, and which of them exist."""
-    t = chunk[None, :] * CHUNK + j[:, None]
-    inside = (chunk >= 0)[None, :] & (t < length[None, :])
-    if REVERSE:
-        t = length[None, :] - 1 - t
-    return (start[None, :] + t).to(tl.int64), inside
+def _begin(x, table_ptr, row, column, chunk, CHUNK: tl.constexpr):
+    """Compute where the columns begin in the rows of a channel, as `padded_rows_kernel` lays them out."""
+    if table_ptr is None:
+        return row * x.strides[0] + chunk * CHUNK
+    return column.to(tl.int64) * CHUNK
 
 
 @triton.jit
-def _gated(x, gate, row, d, t, inside):
-    """x as it is, or gate x in float32."""
-    tile = load(x, (row[None, :], d, t), mask=inside)
-    if gate is not None:
-        tile = tile.to(tl.float32) * load(gate, (row[None, :], d, t), mask=inside).to(tl.float32)
-    return tile
+def _split(rest, kind: tl.constexpr, last: tl.constexpr):
+    """Take numbers apart: what 16 bits hold of them, and what they leave.
+
+    Of bfloat16 terms all but the last are bits cut off: a float32 is three of them, of eight bits each.
+    """
+    if last:
+        part = rest.to(kind)
+    elif kind == tl.float16:
+        part = rest.to(kind)
+        rest = rest.to(tl.float32) - part.to(tl.float32)
+    else:
+        bits = rest.to(tl.float32).to(tl.uint32, bitcast=True)
+        part = (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+        rest = rest.to(tl.float32) - (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
+    return part, rest
 
 
-@triton.jit(do_not_specialize=["B", "columns"])
+@triton.jit(do_not_specialize=["B", "columns", "lag_blocks"])
 def toeplitz_kernel(
-    x,  # Strided [B,D,L]
-    k,  # Strided [D,K]
-    d_skip_ptr,  # [D], contiguous, or None
+    x,  # Strided [B,D,chunks CHUNK], whose steps are next to each other; of packed texts [1,D,columns CHUNK]
+    taps_ptr,  # [D,TAP_TERMS,COPIES,width], contiguous: see `shifted_taps_kernel`
+    scales,  # of x [B,D] and of the taps [D], both float32 and contiguous, or None: see `scales_kernel`
     gate,  # Strided [B,D,L] or None
-    table_ptr,  # [3,columns] int32, contiguous, or None: of each column the sequence's start and length, and its chunk
+    table_ptr,  # [3,columns] int32, contiguous, or None: see `packed_columns_kernel`
     y_ptr,  # [B,D,L], contiguous
     B,
     L,
-    K,
+    lag_blocks,
     columns,
     D: tl.constexpr,
-    REVERSE: tl.constexpr,  # time runs backwards, which is the transposed product, and the gate is the input's
+    REVERSE: tl.constexpr,  # the transposed product, in which time runs backwards
     CHUNK: tl.constexpr,
+    STEPS: tl.constexpr,  # of the input in one product, a part of CHUNK
+    COPIES: tl.constexpr,
     COLUMNS: tl.constexpr,
-    STEPS: tl.constexpr,  # of a chunk in one product
-    OPERANDS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    X_TERMS: tl.constexpr,
+    TAP_TERMS: tl.constexpr,
 ):
-    """Each program takes COLUMNS chunks of a channel: y[:, c] = sum_m T_m x[:, c - m], T_m[i, j] = k[CHUNK m + i - j].
+    """Each program takes COLUMNS chunks of a channel: y = sum_m x_m T_m over STEPS steps m of the input at a time.
 
-    Error against float64, rms of the output, in Triton's interpreter with products taken apart as a GPU does, L = 500
-    to 2000: 1e-7 in bf16x6 and in float32, 4e-6 in bf16x3, 2e-3 of bfloat16 operands, 3e-4 of float16 ones.
+    x_m [COLUMNS,STEPS] are the m-th last steps that a column can see, and T_m[j, i] = k[t - s] for the step s of x that
+    is j and the step t of y that is i. Of the products of terms those are taken that are no smaller than the error.
     """
     blocks = tl.cdiv(columns, COLUMNS)
     d = (tl.program_id(0) // blocks).to(tl.int64)
     column = (tl.program_id(0) % blocks) * COLUMNS + tl.arange(0, COLUMNS)
     row, start, length, chunk = _columns(table_ptr, column, columns, B, L)
-    i = tl.arange(0, CHUNK)
-    acc = tl.zeros([CHUNK, COLUMNS], tl.float32)
     parts: tl.constexpr = CHUNK // STEPS
-    for part in range(0, (tl.minimum(tl.max(chunk, 0), (K + CHUNK - 2) // CHUNK) + 1) * parts):
-        m, j = part // parts, part % parts * STEPS + tl.arange(0, STEPS)
-        lag = m * CHUNK + i[:, None] - j[None, :]
-        inside = (lag >= 0) & (lag < K)
-        taps = load(k, (d, lag.to(tl.int64)), mask=inside)
-        t, inside = _steps(start, length, chunk - m, j, CHUNK, REVERSE)
-        if REVERSE:
-            tile = _gated(x, gate, row, d, t, inside)
-        else:
-            tile = _gated(x, None, row, d, t, inside)
-        if OPERANDS == WIDE:
-            acc += dot(taps.to(tl.float32), tile, PRECISION)
-        else:
-            tile = tile.to(x.ptr.dtype.element_ty)
-            high = taps.to(tile.dtype)
-            acc += dot(high, tile, PRECISION)
-            if OPERANDS == SPLIT:
-                acc += dot((taps.to(tl.float32) - high.to(tl.float32)).to(tile.dtype), tile, PRECISION)
-    t, inside = _steps(start, length, chunk, i, CHUNK, REVERSE)
-    if d_skip_ptr is not None:
-        if REVERSE:
-            tile = _gated(x, gate, row, d, t, inside)
-        else:
-            tile = _gated(x, None, row, d, t, inside)
-        acc += tl.load(d_skip_ptr + d).to(tl.float32) * tile.to(tl.float32)
-    if gate is not None and not REVERSE:
-        acc *= load(gate, (row[None, :], d, t), mask=inside).to(tl.float32)
-    tl.store(y_ptr + (row[None, :] * D + d) * L + t, acc, mask=inside)
+    i, j = tl.arange(0, CHUNK), tl.arange(0, STEPS)
+    begin = _begin(x, table_ptr, row, column, chunk, CHUNK)
+    width = lag_blocks * STEPS + CHUNK
+    block_ptr = taps_ptr + d * (TAP_TERMS * COPIES) * width
+    if REVERSE:  # from a chunk's first step on: T_m[j, i] = k[STEPS m + j - i]
+        last = tl.where(chunk >= 0, (length - 1) // STEPS - chunk * parts, -1)
+        step: tl.constexpr = STEPS
+        tile_ptr = x.ptr + d * x.strides[1]
+        block = (i % COPIES * width - i // COPIES * COPIES)[:, None] + (CHUNK + j)[None, :]
+    else:  # from its last steps back: T_m[j, i] = k[STEPS m + i - j - (CHUNK - STEPS)]
+        last = tl.where(chunk >= 0, (chunk + 1) * parts - 1, -1)
+        step: tl.constexpr = -STEPS
+        tile_ptr = x.ptr + d * x.strides[1] + (CHUNK - STEPS)
+        block = (j % COPIES * width - j // COPIES * COPIES)[:, None] + (STEPS + i)[None, :]
+    tile = begin[:, None] + j[None, :]
+    terms: tl.constexpr = max(X_TERMS, TAP_TERMS)
+    acc = tl.zeros([COLUMNS, CHUNK], tl.float32)
+    if scales is not None:
+        scale = tl.load(scales[0] + row * D + d)
+    for m in range(0, tl.minimum(tl.max(last, 0) + 1, lag_blocks)):
+        rest = tl.load(tile_ptr + m * step + tile, mask=(last >= m)[:, None], other=0.0)
+        if scales is not None:
+            rest = rest.to(tl.float32) * scale[:, None]
+        for x_term in tl.static_range(X_TERMS):
+            part, rest = _split(rest, taps_ptr.dtype.element_ty, x_term + 1 == X_TERMS)
+            for tap_term in tl.static_range(min(TAP_TERMS, terms - x_term)):
+                taps = tl.load(block_ptr + tap_term * COPIES * width + m * STEPS + block)
+                acc = tl.dot(part, tl.trans(taps) if REVERSE else taps, acc, input_precision="ieee")
+    if scales is not None:
+        acc = acc * (1 / scale)[:, None] * (1 / tl.load(scales[1] + d))
+    t = chunk[:, None] * CHUNK + i[None, :]
+    inside = (chunk >= 0)[:, None] & (t < length[:, None])
+    t = (start[:, None] + t).to(tl.int64)
+    if gate is not None:
+        acc *= load(gate, (row[:, None], d, t), mask=inside).to(tl.float32)
+    tl.store(y_ptr + (row[:, None] * D + d) * L + t, acc, mask=inside)
 
 
 @triton.jit(do_not_specialize=["B", "columns", "lag_blocks", "blocks_per_slot"])
 def toeplitz_taps_kernel(
-    late,  # Strided [B,D,L]
-    gate,  # Strided [B,D,L] or None: factors of `late`
-    early,  # Strided [B,D,L]
+    late,  # Strided, as x in `toeplitz_kernel`
+    early,  # Strided, likewise
     table_ptr,  # as in `toeplitz_kernel`
     sums_ptr,  # [slots,D,lag_blocks,2,CHUNK] float32, contiguous
     B,
@@ -134,16 +155,18 @@ def toeplitz_taps_kernel(
     D: tl.constexpr,
     CHUNK: tl.constexpr,
     COLUMNS: tl.constexpr,
-    SINGLE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    LATE_TERMS: tl.constexpr,
+    EARLY_TERMS: tl.constexpr,
+    OPERAND: tl.constexpr,
 ):
     """Each program takes a channel, the lags around CHUNK m and a slot of the columns: sum_t late_t early_{t - lag}.
 
-    A = sum over columns late[:, c] early[:, c - m]^T has the lag CHUNK m + i - j at [i, j]: its diagonals are summed.
+    A = sum over columns late[c, :]^T early[c - m, :] has the lag CHUNK m + i - j at [i, j]: its diagonals are summed.
     """
     d, m = (tl.program_id(0) // lag_blocks).to(tl.int64), tl.program_id(0) % lag_blocks
     slot = tl.program_id(1).to(tl.int64)
     i = tl.arange(0, CHUNK)
+    terms: tl.constexpr = max(LATE_TERMS, EARLY_TERMS)
     acc = tl.zeros([CHUNK, CHUNK], tl.float32)
     first = tl.program_id(1) * blocks_per_slot
     end = tl.minimum(first + blocks_per_slot, tl.cdiv(columns, COLUMNS))
@@ -151,14 +174,18 @@ def toeplitz_taps_kernel(
         first = tl.maximum(first, m * B // COLUMNS)  # earlier columns are of chunks before m
     for block in range(first, end):
         column = block * COLUMNS + tl.arange(0, COLUMNS)
-        row, start, length, chunk = _columns(table_ptr, column, columns, B, L)
-        t, inside = _steps(start, length, chunk, i, CHUNK, False)
-        late_tile = _gated(late, gate, row, d, t, inside)
-        t, inside = _steps(start, length, chunk - m, i, CHUNK, False)
-        early_tile = load(early, (row[None, :], d, t), mask=inside)
-        if SINGLE:
-            late_tile = late_tile.to(early_tile.dtype)
-        acc += dot(late_tile, tl.trans(early_tile), PRECISION)
+        row, _, _, chunk = _columns(table_ptr, column, columns, B, L)
+        inside = (chunk >= m)[:, None]
+        place = _begin(late, table_ptr, row, column, chunk, CHUNK)[:, None] + i[None, :]
+        late_rest = tl.load(late.ptr + d * late.strides[1] + place, mask=inside, other=0.0)
+        place = _begin(early, table_ptr, row, column, chunk, CHUNK)[:, None] + i[None, :]
+        early_tile = tl.load(early.ptr + d * early.strides[1] - m * CHUNK + place, mask=inside, other=0.0)
+        for late_term in tl.static_range(LATE_TERMS):
+            late_part, late_rest = _split(late_rest, OPERAND, late_term + 1 == LATE_TERMS)
+            early_rest = early_tile
+            for early_term in tl.static_range(min(EARLY_TERMS, terms - late_term)):
+                early_part, early_rest = _split(early_rest, OPERAND, early_term + 1 == EARLY_TERMS)
+                acc = tl.dot(tl.trans(late_part), early_part, acc, input_precision="ieee")
     back = i[:, None] - i[None, :]  # j of the lag CHUNK m + r, r = 0 .. CHUNK - 1
     on = tl.where(back >= 0, tl.gather(acc, tl.maximum(back, 0), 1), 0.0)
     before = tl.where(back < 0, tl.gather(acc, tl.where(back < 0, back + CHUNK, 0), 1), 0.0)
@@ -167,117 +194,209 @@ def toeplitz_taps_kernel(
     tl.store(sums + CHUNK, tl.sum(before, 0))
 
 
-def _table(cu_seqlens: Tensor, L: int, chunk: int) -> Tensor:
-    """The columns of packed sequences, as many as there can be: [3, columns], made on the device without a wait."""
-    columns = torch.arange(triton.cdiv(L, chunk) + cu_seqlens.numel() - 1, device=cu_seqlens.device)
-    starts, lengths = cu_seqlens[:-1], cu_seqlens.diff()
-    ends = ((lengths + (chunk - 1)) // chunk).cumsum(0)
-    text = torch.searchsorted(ends, columns, right=True)
-    there = text < lengths.numel()
-    text = torch.where(there, text, 0)
-    number = columns - torch.where(text > 0, ends[text - 1], 0)
-    return torch.stack([starts[text], lengths[text], torch.where(there, number, -1)]).int()
+@triton.jit(do_not_specialize=["slots", "lag_blocks", "taps", "K"])
+def toeplitz_finish_kernel(
+    sums_ptr,  # [slots,D,lag_blocks,2,CHUNK] float32, contiguous
+    dk_ptr,  # [D,K], contiguous
+    dd_skip_ptr,  # [D], contiguous, or None
+    slots,
+    lag_blocks,
+    taps,
+    K,
+    D: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Each program adds up BLOCK gradients of a channel's taps, zeros beyond `taps`; the skip's is that of lag 0."""
+    d, lag = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    m, r = lag // CHUNK, lag % CHUNK
+    total = tl.zeros([BLOCK], tl.float32)
+    sums = sums_ptr + (d * lag_blocks + m) * 2 * CHUNK + r
+    for _ in range(slots):
+        total += tl.load(sums, mask=lag < taps, other=0.0)
+        total += tl.load(sums + 3 * CHUNK, mask=(lag < taps) & (m + 1 < lag_blocks), other=0.0)
+        sums += lag_blocks.to(tl.int64) * D * 2 * CHUNK
+    tl.store(dk_ptr + d * K + lag, total, mask=lag < K)
+    if dd_skip_ptr is not None:
+        tl.store(dd_skip_ptr + d + lag * 0, total, mask=lag == 0)
 
 
-class _Chunks:
-    """Division of the rows of u [B,D,L] into chunks: their size, and the arguments that give their positions."""
+class _Tile(NamedTuple):
+    """The division of rows into chunks: the steps of one, how many there are, and the columns of packed texts."""
 
-    def __init__(self, u: Tensor, cu_seqlens: Tensor | None):
-        B, _, L = u.shape
-        self.size = min(CHUNK, block_of(L))
-        table = None if cu_seqlens is None else _table(cu_seqlens, L, self.size)
-        self.columns = B * triton.cdiv(L, self.size) if table is None else table.shape[1]
-        self.arguments = {"table_ptr": table, "B": B, "L": L, "columns": self.columns, "CHUNK": self.size}
+    chunk: int
+    columns: int
+    table: Tensor | None
+
+    @property
+    def long(self) -> bool:
+        return self.chunk == CHUNK_OF_LONG
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"table_ptr": self.table, "columns": self.columns, "CHUNK": self.chunk}
 
 
-def _operands(x: Tensor, k: Tensor, gated: bool, dtype: torch.dtype, fast: bool) -> int:
-    """WIDE, SPLIT or SINGLE, of x as it is or `gated`. Float16 has not the range to take taps of float32 apart."""
-    if x.dtype not in HALF:
-        return WIDE.value
-    if fast or (k.dtype == x.dtype and not gated):
-        return SINGLE.value
-    return SPLIT.value if x.dtype == dtype == torch.bfloat16 and not gated else WIDE.value
+def _tile_of(u: Tensor, cu_seqlens: Tensor | None, largest: int = CHUNK_OF_LONG) -> _Tile:
+    B, _, L = u.shape
+    chunk = min(largest if L > LONG else CHUNK, block_of(L))
+    if cu_seqlens is None:
+        return _Tile(chunk, B * triton.cdiv(L, chunk), None)
+    table = packed_columns(cu_seqlens, L, min(chunk, CHUNK))
+    return _Tile(min(chunk, CHUNK), table.shape[1], table)
+
+
+class _Terms(NamedTuple):
+    """The terms of which products are made: their dtype, and how many stand for the rows and for the taps."""
+
+    dtype: torch.dtype
+    rows: int
+    taps: int
+    scaled: bool = False
+    """Whether rows and taps are brought into the range of float16 before."""
+
+
+def _terms(rows: torch.dtype, taps: torch.dtype, fast: bool, *others: Tensor, long: bool = False) -> _Terms:
+    """Those of products of rows with taps, or of rows with rows; `others` are what the result is rounded to.
+
+    One where 16 bits are all that there is or is wanted; else of bfloat16, which has the range to take numbers apart.
+    Of `long` rows in float32 two of float16, 22 bits in all, which are half as many products as three of bfloat16. They
+    are worth a pass over the rows to find their scales; what is 2^-39 of the largest number of a row is lost, as it is
+    in an FFT. The interpreter knows float32 and float16 alone.
+    """
+    single = rows in HALF and (fast or rows == taps)
+    full = 2 if all(tensor.dtype in HALF for tensor in others) else 3
+    if long and full == 3 and not single:
+        return _Terms(torch.float16, 2, 2, scaled=True)
+    if interpreting(toeplitz_kernel):
+        return _Terms(torch.float16 if single and rows == torch.float16 else torch.float32, 1, 1)
+    if single:
+        return _Terms(rows, 1, 1)
+    of = {torch.bfloat16: 1, torch.float16: 2, torch.float32: full}
+    return _Terms(torch.bfloat16, of[rows], of[taps])
+
+
+def _rows(x: Tensor, gate: Tensor | None, tile: _Tile, dtype: torch.dtype) -> Tensor:
+    """gate x as the products read it: x itself, if its chunks are whole and lie where vectors are loaded."""
+    vectors = x.stride(2) == 1 and all(place % ALIGNED == 0 for place in (*x.stride()[:2], x.data_ptr()))
+    if gate is None and tile.table is None and vectors and x.shape[2] % tile.chunk == 0:
+        return x
+    return padded_rows(x, gate, tile.table, tile.columns, tile.chunk, dtype)
 
 
 def _convolve(
-    x: Tensor,
+    rows: Tensor,
     k: Tensor,
     d_skip: Tensor | None,
     gate: Tensor | None,
-    chunks: _Chunks,
-    dtype: torch.dtype,
-    fast: bool,
+    y: Tensor,
+    tile: _Tile,
+    terms: _Terms,
     reverse: bool = False,
 ) -> Tensor:
-    """gate (k * x + d x) in `dtype`, or the transpose of this applied to x."""
-    _, D, L = x.shape
-    y = torch.empty(x.shape, dtype=dtype, device=x.device)
-    operands = _operands(x, k, reverse and gate is not None, dtype, fast)
-    columns = min(32, block_of(chunks.columns))
-    given = [x, y] if gate is None else [x, y, gate]
+    """gate (k * x + d x) in y [B,D,L], or the transpose of k * x + d x, for x in `rows`."""
+    B, D, L = y.shape
+    K = min(k.shape[1], L)
+    # Where L is odd, numbers are stored one by one, and their addresses want registers.
+    columns = min(COLUMNS if terms.rows == 1 and L % ALIGNED == 0 else COLUMNS_OF_TERMS, block_of(tile.columns))
+    tiles = {
+        "STEPS": min(STEPS if terms.rows == terms.taps == 1 else STEPS_OF_TERMS, tile.chunk),
+        "COLUMNS": columns,
+        "num_warps": 8 if tile.chunk * columns > CHUNK * COLUMNS else 4,
+        "num_stages": 3,
+    }
+    tiles = configured(toeplitz_kernel, rows, {"columns": tile.columns, "D": D, "L": L, "K": K}, tiles)
+    steps, columns = min(tiles["STEPS"], tile.chunk), tiles["COLUMNS"]
+    lag_blocks = (K + tile.chunk - 2) // steps + 1
+    width = lag_blocks * steps + tile.chunk
+    of_taps = scales_of(k[None], K, d_skip) if terms.scaled else None
     launch(
         toeplitz_kernel,
-        (D * triton.cdiv(chunks.columns, columns),),
-        x=strided(x),
-        k=strided(k),
-        d_skip_ptr=contiguous(d_skip),
+        (D * triton.cdiv(tile.columns, columns),),
+        x=strided(rows),
+        taps_ptr=shifted_taps(k, d_skip, of_taps, K, width, tile.chunk, terms.dtype, terms.taps),
+        scales=None if of_taps is None else (scales_of(rows, L), of_taps),
         gate=strided(gate),
         y_ptr=y,
-        K=min(k.shape[1], L),
+        B=B,
+        L=L,
+        lag_blocks=lag_blocks,
         D=D,
         REVERSE=reverse,
-        COLUMNS=columns,
-        STEPS=chunks.size if operands == SINGLE.value else min(chunks.size, 32),
-        OPERANDS=operands,
-        PRECISION=dot_precision(toeplitz_kernel, *given),
-        num_warps=4,
-        num_stages=1 if operands == WIDE.value else 2,
-        **chunks.arguments,
+        COPIES=COPIES,
+        X_TERMS=terms.rows,
+        TAP_TERMS=terms.taps,
+        **tiles | {"STEPS": steps},
+        **tile.arguments,
     )
     return y
 
 
-def _of_taps(
-    dy: Tensor, u: Tensor, gate: Tensor | None, chunks: _Chunks, K: int, fast: bool, *rounded_to: Tensor
-) -> Tensor:
-    """sum_t (gate dy)_t u_{t - l} of l = 0 .. K - 1, [D,K] float32, to be rounded to dtypes of the last tensors."""
-    _, D, L = u.shape
+def _gradient_of_taps(
+    late: Tensor, early: Tensor, k: Tensor, d_skip: Tensor | None, L: int, tile: _Tile, terms: _Terms
+) -> tuple[Tensor, Tensor | None]:
+    """sum_t late_t early_{t - l} of l = 0 .. K - 1, the gradient of k [D,K], and that of d_skip, in their dtypes."""
+    B, D, _ = early.shape
+    K = k.shape[1]
     taps = min(K, L)
-    lag_blocks = (taps + chunks.size - 2) // chunks.size + 1
-    single = fast and u.dtype in HALF
-    exact = u.dtype in HALF and gate is None
-    columns = min(32 if single or exact else 16, block_of(chunks.columns))
-    slots, blocks_per_slot = slots_of(triton.cdiv(chunks.columns, columns), D * lag_blocks)
-    sums = torch.empty(slots, D, lag_blocks, 2, chunks.size, dtype=torch.float32, device=u.device)
+    lag_blocks = (taps + tile.chunk - 2) // tile.chunk + 1
+    columns = min(COLUMNS_OF_TERMS if terms.rows == terms.taps == 1 else 32, block_of(tile.columns))
+    slots, blocks_per_slot = slots_of(triton.cdiv(tile.columns, columns), D * lag_blocks)
+    sums = torch.empty(slots, D, lag_blocks, 2, tile.chunk, dtype=torch.float32, device=early.device)
     launch(
         toeplitz_taps_kernel,
         (D * lag_blocks, slots),
-        late=strided(dy),
-        gate=strided(gate),
-        early=strided(u),
+        late=strided(late),
+        early=strided(early),
         sums_ptr=sums,
+        B=B,
+        L=L,
         lag_blocks=lag_blocks,
         blocks_per_slot=blocks_per_slot,
         D=D,
         COLUMNS=columns,
-        SINGLE=single,
-        PRECISION=dot_precision(toeplitz_taps_kernel, u, *rounded_to),
+        LATE_TERMS=terms.rows,
+        EARLY_TERMS=terms.taps,
+        OPERAND=DTYPES[terms.dtype],
         num_warps=4,
-        num_stages=1,
-        **chunks.arguments,
+        num_stages=2,
+        **tile.arguments,
     )
-    on, before = sums.sum(0).unbind(2)
-    on[:, :-1] += before[:, 1:]
-    dk = sums.new_zeros(D, K)
-    dk[:, :taps] = on.flatten(1)[:, :taps]
-    return dk
+    dk = torch.empty(D, K, dtype=k.dtype, device=k.device)
+    # The skip is one more weight at lag 0.
+    dd_skip = None if d_skip is None else torch.empty(D, dtype=d_skip.dtype, device=d_skip.device)
+    block = min(256, block_of(K))
+    launch(
+        toeplitz_finish_kernel,
+        (D, triton.cdiv(K, block)),
+        sums_ptr=sums,
+        dk_ptr=dk,
+        dd_skip_ptr=dd_skip,
+        slots=slots,
+        lag_blocks=lag_blocks,
+        taps=taps,
+        K=K,
+        D=D,
+        CHUNK=tile.chunk,
+        BLOCK=block,
+        num_warps=4,
+    )
+    return dk, dd_skip
+
+
+def _kind(k: Tensor, d_skip: Tensor | None) -> torch.dtype:
+    """The dtype that holds the taps, with the skip as a part of the first."""
+    return k.dtype if d_skip is None else torch.float32
 
 
 def toeplitz(
     u: Tensor, k: Tensor, d_skip: Tensor | None, gate: Tensor | None, cu_seqlens: Tensor | None, fast: bool
 ) -> Tensor:
     """y [B,D,L] in the dtype of u [B,D,L]; k [D,K], d_skip [D], gate [B,D,L]; cu_seqlens as in the op."""
-    return _convolve(u, k, d_skip, gate, _Chunks(u, cu_seqlens), u.dtype, fast)
+    tile = _tile_of(u, cu_seqlens)
+    terms = _terms(u.dtype, _kind(k, d_skip), fast, u, long=tile.long)
+    y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    return _convolve(_rows(u, None, tile, u.dtype), k, d_skip, gate, y, tile, terms)
 
 
 def toeplitz_backward(
@@ -290,17 +409,31 @@ def toeplitz_backward(
     fast: bool,
 ) -> tuple[Tensor | None, ...]:
     """The gradients of u, k, d_skip and gate in their dtypes; None where there is none."""
-    chunks = _Chunks(u, cu_seqlens)
-    du = _convolve(dy, k, d_skip, gate, chunks, u.dtype, fast, reverse=True)
-    dk = _of_taps(dy, u, gate, chunks, k.shape[1], fast, k, *([] if d_skip is None else [d_skip]))
-    # The skip is one more weight at lag 0.
-    dd_skip = None if d_skip is None else dk[:, 0].to(d_skip.dtype, copy=True)
-    dgate = None if gate is None else _convolve(u, k, d_skip, dy, chunks, gate.dtype, fast)
-    return du, dk.to(k.dtype), dd_skip, dgate
+    tile, taps = _tile_of(u, cu_seqlens), _kind(k, d_skip)
+    exact = gate is None or (fast and u.dtype in HALF)  # whether the rows of dy need no more bits than u
+    late = _rows(dy, gate, tile, dy.dtype if exact else torch.float32)
+    early = _rows(u, None, tile, u.dtype)
+    du = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    _convolve(late, k, d_skip, None, du, tile, _terms(late.dtype, taps, fast, u, long=tile.long), reverse=True)
+    dgate = None
+    if gate is not None:
+        dgate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+        _convolve(early, k, d_skip, dy, dgate, tile, _terms(u.dtype, taps, fast, gate, long=tile.long))
+    of_taps = tile if tile.table is not None else _tile_of(u, None, CHUNK)
+    rounded_to = [k] if d_skip is None else [k, d_skip]
+    dk, dd_skip = _gradient_of_taps(
+        late, early, k, d_skip, u.shape[2], of_taps, _terms(late.dtype, early.dtype, fast, *rounded_to)
+    )
+    return du, dk, dd_skip, dgate
 
 
 def skip_gradient(dy: Tensor, u: Tensor, gate: Tensor | None, d_skip: Tensor | None) -> Tensor | None:
     """The gradient of d_skip where k is not among the tensors: the skip is one weight at lag 0. None for None."""
     if d_skip is None:
         return None
-    return _of_taps(dy, u, gate, _Chunks(u, None), 1, False, d_skip)[:, 0].to(d_skip.dtype, copy=True)
+    tile = _tile_of(u, None, CHUNK)
+    late = _rows(dy, gate, tile, dy.dtype if gate is None else torch.float32)
+    terms = _terms(late.dtype, u.dtype, False, d_skip)
+    return _gradient_of_taps(late, _rows(u, None, tile, u.dtype), d_skip[:, None], None, u.shape[2], tile, terms)[0][
+        :, 0
+    ]

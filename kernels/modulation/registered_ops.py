@@ -55,18 +55,24 @@ def _run_grounded(
     ln_weight: Tensor,
     ln_bias: Tensor,
     eps: float,
+    channels_first: bool,
     *selection: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x_f, w, and mean and 1 / deviation of the rows of x, [2,B,T] float32."""
     from . import triton_film
 
     bias, ln_weight, ln_bias = _contiguous(bias, ln_weight, ln_bias)
-    return triton_film.grounded_film(x, q, k, table, bias, gate, ln_weight, ln_bias, eps, Selection(*selection))
+    return triton_film.grounded_film(
+        x, q, k, table, bias, gate, ln_weight, ln_bias, eps, channels_first, Selection(*selection)
+    )
 
 
 def _fake_grounded(x: Tensor, q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from .triton_modulation import new_rows
+
+    channels_first = rest[6]
     statistics = x.new_empty(2, *x.shape[:2], dtype=torch.float32)
-    return x.new_empty(x.shape), q.new_empty(*q.shape[:2], k.shape[1]), statistics
+    return new_rows(x, channels_first), q.new_empty(*q.shape[:2], k.shape[1]), statistics
 
 
 def _differentiate_grounded(
@@ -80,13 +86,14 @@ def _differentiate_grounded(
     ln_weight: Tensor,
     ln_bias: Tensor,
     eps: float,
+    channels_first: bool,
     *selection: Any,
 ) -> tuple[Tensor, ...]:
-    from . import triton_film
+    from . import triton_film_backward
 
     dx_f, dw, statistics = grads
     bias, ln_weight, ln_bias = _contiguous(bias, ln_weight, ln_bias)
-    return triton_film.grounded_film_backward(
+    return triton_film_backward.grounded_film_backward(
         dx_f, dw, x, q, k, table, bias, gate, ln_weight, ln_bias, statistics, Selection(*selection)
     )
 
@@ -94,7 +101,7 @@ def _differentiate_grounded(
 grounded_film = register(
     "grounded_film",
     "(Tensor x, Tensor q, Tensor k, Tensor table, Tensor bias, Tensor gate, Tensor ln_weight, Tensor ln_bias, "
-    f"float eps, {SELECTION}) -> (Tensor, Tensor, Tensor)",
+    f"float eps, bool channels_first, {SELECTION}) -> (Tensor, Tensor, Tensor)",
     _run_grounded,
     _fake_grounded,
     Backward(
@@ -119,9 +126,11 @@ def _fake_residual(y: Tensor, x: Tensor, *rest: Any) -> Tensor:
 def _differentiate_residual(
     grads: list, y: Tensor, x: Tensor, w: Tensor, table: Tensor, bias: Tensor, gate: Tensor
 ) -> tuple[Tensor, ...]:
-    from . import triton_residual
+    from . import triton_residual_backward
 
-    return triton_residual.film_residual_backward(grads[0], None, y, x, w, table, bias.contiguous(), gate, None, None)
+    return triton_residual_backward.film_residual_backward(
+        grads[0], None, y, x, w, table, bias.contiguous(), gate, None, None
+    )
 
 
 film_residual = register(
@@ -168,11 +177,13 @@ def _differentiate_residual_norm(
     ln_bias: Tensor,
     eps: float,
 ) -> tuple[Tensor, ...]:
-    from . import triton_residual
+    from . import triton_residual_backward
 
     dr, dnormed, statistics = grads
     bias, ln_weight = _contiguous(bias, ln_weight)
-    return triton_residual.film_residual_backward(dr, dnormed, y, x, w, table, bias, gate, ln_weight, statistics)
+    return triton_residual_backward.film_residual_backward(
+        dr, dnormed, y, x, w, table, bias, gate, ln_weight, statistics
+    )
 
 
 film_residual_norm = register(

@@ -11,9 +11,25 @@ from torch import Tensor
 
 from ..common.strided import load, strided
 from ..common.triton_tiles import block_of, block_of_tokens, dot, dot_precision, token_block
+from ..configurations import configured
 from ..launch import launch
 from .selection import Selection
-from .triton_rows import kept, rows_from_table, store_rows, table_from_rows, weights_from_rows
+from .triton_few_grids import (
+    add_rows,
+    few_grids,
+    few_grids_tiles,
+    few_selection,
+    few_weights,
+    grids_kept,
+    heads_of_tokens,
+    heads_tiles,
+    queries_and_keys,
+    store_weights,
+    table_rows,
+)
+from .triton_many_weights import dtype_of_weights, many_weights
+from .triton_row_gradients import table_from_rows, weights_from_rows
+from .triton_rows import kept, rows_from_table, store_rows
 from .triton_selection import kernel_selection
 from .triton_weights import MOST_GRIDS_IN_REGISTERS, grid_weights, grid_weights_backward, token_weights
 
@@ -50,19 +66,65 @@ def correlation_context_kernel(
         store_rows(c_ptr, b, t, T, d, D, dot(w, v_tile, PRECISION))
 
 
+@triton.jit
+def few_grids_context_kernel(
+    q,  # [B,T,H,DH]
+    k,  # [B,G,H,DH]
+    v,  # [B,G,D]
+    selection,
+    c_ptr,  # [B,T,D], contiguous
+    w,  # [B,T,G], written
+    D: tl.constexpr,
+    DH: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_DH: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    FEW: tl.constexpr,
+):
+    """Each program takes a block of tokens of a row, and all columns: c = w v as a sum over grids."""
+    T, G = selection.T, selection.G
+    b, t = token_block(T, BLOCK_T)
+    head_t, h = heads_of_tokens(T, BLOCK_T, BLOCK_H)
+    d = tl.arange(0, BLOCK_D)
+    grid_kept = grids_kept(selection.grid_mask, b, G, FEW)
+    queries, keys = queries_and_keys(q, k, selection, b, head_t, h, grid_kept, DH, BLOCK_DH)
+    rows = table_rows(v, b, d[None, :], grid_kept, D)
+    weights = few_weights(queries, keys, selection, b, head_t, h, grid_kept, BLOCK_T, BLOCK_H)
+    store_weights(w, weights, b, t, T, G)
+    store_rows(c_ptr, b, t, T, d, D, add_rows(tl.zeros([1, BLOCK_D], tl.float32), weights, rows))
+
+
 def correlation_context(q: Tensor, k: Tensor, v: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
     """Compute c in the dtype of v and w in the dtype of q."""
     (B, T, _, D_h), (G, D) = q.shape, v.shape[1:]
     c = torch.empty(B, T, D, dtype=v.dtype, device=v.device)
     if G > MOST_GRIDS_IN_REGISTERS:
-        w = grid_weights(q, k, selection)
-        rows_from_table(w, v, selection.grid_mask, out=c)
+        w, rest = many_weights(q, k, selection, dtype_of_weights(q, v))
+        rows_from_table(w, v, selection.grid_mask, out=c, rest=rest)
         return c, w.to(q.dtype)
     w = torch.empty(B, T, G, dtype=q.dtype, device=q.device)
-    block_t = 16 if G > 32 else block_of_tokens(T)
+    if few_grids(G, D, q.shape[2:]):
+        sizes = few_grids_tiles(few_grids_context_kernel, G, c)
+        launch(
+            few_grids_context_kernel,
+            (B * triton.cdiv(T, sizes["BLOCK_T"]),),
+            q=strided(q),
+            k=strided(k),
+            v=strided(v),
+            selection=few_selection(selection, q, k),
+            c_ptr=c,
+            w=strided(w),
+            D=D,
+            **heads_tiles(k),
+            **sizes,
+        )
+        return c, w
+    tiles = {"BLOCK_T": 16 if G > 32 else block_of_tokens(T), "BLOCK_D": BLOCK_D, "num_warps": 4}
+    tiles = configured(correlation_context_kernel, q, {"T": T, "G": G, "D": D}, tiles)
     launch(
         correlation_context_kernel,
-        (B * triton.cdiv(T, block_t),),
+        (B * triton.cdiv(T, tiles["BLOCK_T"]),),
         q=strided(q),
         k=strided(k),
         v=strided(v),
@@ -71,12 +133,10 @@ def correlation_context(q: Tensor, k: Tensor, v: Tensor, selection: Selection) -
         w_ptr=w,
         DH=D_h,
         D=D,
-        BLOCK_T=block_t,
         BLOCK_G=block_of(G),
         BLOCK_DH=block_of(D_h),
-        BLOCK_D=BLOCK_D,
         PRECISION=dot_precision(correlation_context_kernel, q, k, v),
-        num_warps=4,
+        **tiles,
     )
     return c, w
 

@@ -13,7 +13,6 @@ number, t, grid and d the indices of a block.
 
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -22,25 +21,17 @@ from ..common.strided import Strided, load
 from ..common.triton_tiles import HALF, block_of, block_of_tokens, dot, pipeline_stages
 from .triton_rows import kept
 
-# Up to so many grids the sums over a block of tokens that make the table's gradient are kept block by block.
-MOST_GRIDS_IN_PARTS = 16
-
 
 class Film(NamedTuple):
     """A modulation as a kernel takes it: [gamma, beta] = w table + bias, both times the gate."""
 
-    w: Strided  # [B,T,G]
+    w: Strided | None  # [B,T,G]; None: not there yet, or apart from this
     table: Strided  # [B,G,2D]
     grid_mask: Strided | None  # [B,G]
     bias: Any  # [2D], contiguous
     gate: Any  # one number
 
-
-class PartialSums(NamedTuple):
-    """Sums over each program's tokens, float32, contiguous."""
-
-    columns: Any  # [programs,4,D]: e u, e, and the gradients of the norm's weight and bias
-    table: Any  # [programs,G,2D]: w^T [e u, e]; None: left to `table_from_rows`
+    do_not_specialize_on_alignment = ("w", "grid_mask")
 
 
 @triton.jit
@@ -97,23 +88,13 @@ def merge_statistics(x, mean, m2, start, d, D: tl.constexpr):
 
 
 @triton.jit
-def store_column_sums(sums, e, eu, dln_weight, dln_bias, d, D: tl.constexpr):
+def store_column_sums(columns_ptr, e, eu, dln_weight, dln_bias, d, D: tl.constexpr):
     """Write the sums over the block of tokens to this program's four rows."""
-    row = sums.columns + tl.program_id(0).to(tl.int64) * 4 * D + d
+    row = columns_ptr + tl.program_id(0).to(tl.int64) * 4 * D + d
     tl.store(row, tl.sum(eu, 0), mask=d < D)
     tl.store(row + D, tl.sum(e, 0), mask=d < D)
     tl.store(row + 2 * D, tl.sum(dln_weight, 0), mask=d < D)
     tl.store(row + 3 * D, tl.sum(dln_bias, 0), mask=d < D)
-
-
-@triton.jit
-def store_table_sums(sums, w, e, eu, d, G, D: tl.constexpr, BLOCK_G: tl.constexpr, PRECISION: tl.constexpr):
-    """Write w^T [e u, e] of the block of tokens to this program's [G,2D]."""
-    grid = tl.arange(0, BLOCK_G)
-    rows = sums.table + (tl.program_id(0).to(tl.int64) * G + grid[:, None]) * 2 * D + d[None, :]
-    inside = (grid < G)[:, None] & (d < D)[None, :]
-    tl.store(rows, dot(tl.trans(w), eu, PRECISION), mask=inside)
-    tl.store(rows + D, dot(tl.trans(w), e, PRECISION), mask=inside)
 
 
 def tiles(T: int, G: int, most_grids: int, *tensors: Tensor, backward: bool = False) -> dict:
@@ -132,20 +113,16 @@ def tiles(T: int, G: int, most_grids: int, *tensors: Tensor, backward: bool = Fa
     }
 
 
-def new_sums(programs: int, w: Tensor, table: Tensor) -> tuple[PartialSums, Tensor | None]:
-    """Allocate the sums, and where the table's are among them (up to `MOST_GRIDS_IN_PARTS` grids) dw [B,T,G]."""
-    G, two_D = table.shape[1:]
-    new = {"dtype": torch.float32, "device": table.device}
-    columns = torch.empty(programs, 4, two_D // 2, **new)
-    if G > MOST_GRIDS_IN_PARTS:
-        return PartialSums(columns, None), None
-    return PartialSums(columns, torch.empty(programs, G, two_D, **new)), torch.empty(w.shape, **new)
+def new_rows(x: Tensor, channels_first: bool) -> Tensor:
+    """Allocate a tensor like x [B,T,D], contiguous or, with `channels_first`, in memory as [B,D,T]."""
+    T, D = x.shape[1:]
+    return x.new_empty_strided(x.shape, (T * D, 1, T) if channels_first else (T * D, D, 1))
 
 
 def parameter_gradients(
     dtable: Tensor, columns: Tensor, table: Tensor, bias: Tensor, gate: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Compute dtable, dbias, dgate, dln_weight and dln_bias from w^T [e u, e] and the sums of `PartialSums`."""
+    """Compute dtable, dbias, dgate, dln_weight and dln_bias from w^T [e u, e] and the columns [programs,4,D]."""
     dbias = columns[:, :2].sum(0).flatten()
     dgate = (dtable * table.float()).sum() + (dbias * bias.float()).sum()
     factor = gate.float().reshape(())

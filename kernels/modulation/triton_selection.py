@@ -19,7 +19,9 @@ from .selection import Selection
 # How the K largest of a row are found: not at all, by K passes, by removing the G - K smallest, or by bisection.
 ALL, LARGEST, SMALLEST, BISECTION = (tl.constexpr(value) for value in range(4))
 MOST_PASSES = 24
+STEPS_OF_INDICES = tl.constexpr(16)  # of a bisection of as many as 2^15 grids
 INFINITY = tl.constexpr(float("inf"))
+LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
 class KernelSelection(NamedTuple):
@@ -37,6 +39,9 @@ class KernelSelection(NamedTuple):
     H: tl.constexpr
     RENORMALIZE: tl.constexpr
     SELECT: tl.constexpr
+
+    do_not_specialize = ("T", "G", "K", "drop_threshold")
+    do_not_specialize_on_alignment = ("grid_mask", "text_mask")
 
 
 def kernel_selection(selection: Selection, q: Tensor, k: Tensor) -> KernelSelection:
@@ -111,13 +116,75 @@ def _kth_largest(scores, grid, G, K, SELECT: tl.constexpr):
         equals = K - tl.sum((key > kth[:, None]).to(tl.int32), 1)
         cut = tl.zeros([BLOCK_T], tl.int32)
         step = tl.full([BLOCK_T], BLOCK_G, tl.int32)
-        for _ in range(16):  # as many as 2^15 grids need
+        for _ in range(STEPS_OF_INDICES):
             few = tl.sum(((key == kth[:, None]) & (grid[None, :] < (cut + step)[:, None])).to(tl.int32), 1) <= equals
             cut = tl.where(few, cut + step, cut)
             step = step >> 1
         bits = (kth ^ 0x80000000).to(tl.int32, bitcast=True)
         value = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
     return value, cut
+
+
+@triton.jit
+def halves(tile):
+    """The left and the right half of the columns: in registers, where a thread has both."""
+    ROWS: tl.constexpr = tile.shape[0]
+    COLUMNS: tl.constexpr = tile.shape[1]
+    return tl.split(tl.permute(tl.reshape(tile, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def _ordered(a, b):
+    return tl.maximum(a, b), tl.minimum(a, b)
+
+
+@triton.jit
+def _largest_of_many(scores, grid, token_kept, K):
+    """(left, value, highest): the scores of which those from `value` on are exactly the K largest, and the highest.
+
+    Each column of the quarters of a tile is sorted; then the next largest is in the first quarter, and is taken away by
+    moving its column up. Of equals that are too many the later ones are -inf in `left`.
+    """
+    BLOCK_T: tl.constexpr = scores.shape[0]
+    BLOCK_G: tl.constexpr = scores.shape[1]
+    one, other = halves(scores)
+    a, b = halves(one)
+    c, d = halves(other)
+    a, b = _ordered(a, b)
+    c, d = _ordered(c, d)
+    a, c = _ordered(a, c)
+    b, d = _ordered(b, d)
+    b, c = _ordered(b, c)
+    highest = tl.max(a, 1)
+    following, value = highest, highest
+    wanted = tl.full([BLOCK_T], 0, tl.int32) + K
+    places = wanted  # of those that are equal to `value`
+    for _ in range(1, K):
+        taken = a == following[:, None]
+        wanted -= tl.sum(tl.where(taken, 1.0, 0.0), 1).to(tl.int32)
+        a = tl.where(taken, b, a)
+        b = tl.where(taken, c, b)
+        c = tl.where(taken, d, c)
+        d = tl.where(taken, -INFINITY, d)
+        following = tl.max(a, 1)
+        places = tl.where((wanted > 0) & (following < value), wanted, places)
+        value = tl.where(wanted > 0, following, value)
+
+    reached = tl.sum(tl.where(scores >= value[:, None], 1.0, 0.0), 1)
+    tied = token_kept & (reached > K) & (value > -INFINITY)
+    left = scores
+    for i in range(tl.max(tl.where(tied, places, 0), 0)):
+        first = tl.min(tl.where(left == value[:, None], grid[None, :], BLOCK_G), 1)
+        first = tl.where(i < places, first, -1)
+        left = tl.where(grid[None, :] == first[:, None], INFINITY, left)
+    return left, tl.where(tied, _next_float(value), value), highest
+
+
+@triton.jit
+def _next_float(value):
+    """The least float32 above."""
+    bits = (value + 0.0).to(tl.int32, bitcast=True)
+    return tl.where(bits < 0, bits - 1, bits + 1).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -139,7 +206,35 @@ def softmax(products, selection, b, h, t, grid, token_kept, grid_kept):
     p = tl.exp(scores - tl.where(highest == -INFINITY, 0.0, highest)[:, None])
     total = tl.sum(p, 1)
     p /= tl.where(total == 0, 1.0, total)[:, None]
-    if selection.seed is not None:
-        index = (((b * selection.H + h) * selection.T + t) * G)[:, None] + grid[None, :]
-        chosen &= random_bits(tl.load(selection.seed), index) >= selection.drop_threshold
+    chosen = _drop(chosen, selection, b, h, t, grid)
     return p, chosen
+
+
+@triton.jit
+def _drop(chosen, selection, b, h, t, grid):
+    """Those that dropout leaves of the chosen ones."""
+    if selection.seed is not None:
+        index = (((b * selection.H + h) * selection.T + t) * selection.G)[:, None] + grid[None, :]
+        chosen &= random_bits(tl.load(selection.seed), index) >= selection.drop_threshold
+    return chosen
+
+
+@triton.jit
+def softmax_of_many(products, selection, b, h, t, grid, token_kept, grid_kept):
+    """Compute what `softmax` does with fewer instructions for each grid: p of tokens that are not kept is 0."""
+    scores = products * selection.scale + tl.where(grid_kept, 0.0, -INFINITY)[None, :]
+    if selection.SELECT == LARGEST:
+        left, value, highest = _largest_of_many(scores, grid, token_kept, selection.K)
+        chosen = left >= tl.maximum(value, LOWEST)[:, None]
+    else:
+        chosen = scores > -INFINITY
+        if selection.SELECT != ALL:
+            value, cut = _kth_largest(scores, grid, selection.G, selection.K, selection.SELECT)
+            chosen &= _among(scores, grid, value, cut)
+        highest = tl.max(scores, 1)
+    if selection.RENORMALIZE:
+        scores = tl.where(chosen, scores, -INFINITY)
+    p = tl.exp(scores - tl.where(highest == -INFINITY, 0.0, highest)[:, None])
+    total = tl.sum(p, 1)
+    p *= tl.where(token_kept, 1 / tl.where(total == 0, 1.0, total), 0.0)[:, None]
+    return p, _drop(chosen, selection, b, h, t, grid)

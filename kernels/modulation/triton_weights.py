@@ -1,8 +1,7 @@
 """The weights of grids for tokens in Triton (docs/mathematics.md, section 2).
 
 Scores, the selection and the softmax of few grids live in registers, one head at a time; only the mean over heads
-leaves the program, and the backward pass makes all else again. With more grids the scores of one head at a time go
-through memory, [B,T,G].
+leaves the program, and the backward pass makes all else again. More grids: `triton_many_weights.py`.
 
 Shapes: B rows of T tokens and G grids, H heads of DH numbers; q [B,T,H,DH], k [B,G,H,DH], w [B,T,G]. In kernels b and h
 are numbers, t, grid and d the indices of a block.
@@ -17,13 +16,13 @@ from ..common.strided import load, strided
 from ..common.triton_tiles import HALF, block_of, block_of_tokens, dot, dot_precision, slots_of, token_block
 from ..launch import launch
 from .selection import Selection
-from .triton_rows import kept, rows_from_table, store_rows, table_from_rows
+from .triton_many_weights import many_weights, many_weights_backward
+from .triton_rows import kept, store_rows
 from .triton_selection import kernel_selection, softmax
 
-# With more grids the scores of a head go through memory: their tile no longer fits in registers, or not beside dk.
+# With more grids the tile of a head's scores no longer fits in registers, or not beside dk.
 MOST_GRIDS_IN_REGISTERS = 64
 MOST_GRIDS_BESIDE_DK = 32
-NUMBERS_OF_A_TILE = 2048
 
 
 @triton.jit
@@ -95,9 +94,12 @@ def grid_weights_kernel(
 
 
 @triton.jit
-def _score_gradients(p, counts, dw_ptr, selection, b, t, grid):
+def _score_gradients(p, counts, dw_ptr, selection, b, t, grid, PARTS: tl.constexpr = 1):
     """ds = p (da - sum p da) scale, with da = dw / shares where an entry counts and 0 where not."""
-    dw = tl.load(dw_ptr + (b * selection.T + t[:, None]) * selection.G + grid[None, :], mask=counts, other=0.0)
+    dw = tl.zeros(p.shape, tl.float32)
+    for part in tl.static_range(PARTS):
+        row = (b * selection.T + t[:, None]) * PARTS + part
+        dw += tl.load(dw_ptr + row * selection.G + grid[None, :], mask=counts, other=0.0)
     da = dw / selection.shares
     return p * (da - tl.sum(p * da, 1)[:, None]) * selection.scale
 
@@ -107,7 +109,7 @@ def grid_weights_backward_kernel(
     q,  # [B,T,H,DH]
     k,  # [B,G,H,DH]
     selection,
-    dw_ptr,  # [B,T,G] float32, contiguous
+    dw_ptr,  # [B,T,PARTS,G] float32, contiguous: parts of a sum
     dq_ptr,  # [B,T,H,DH], contiguous
     dk_ptr,  # [slots,B,G,H,DH] float32, contiguous: a part for each slot
     B,
@@ -116,6 +118,7 @@ def grid_weights_backward_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_DH: tl.constexpr,
+    PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Each program takes a head of a row and a slot of its tokens: dq = ds k, dk = ds^T q."""
@@ -134,7 +137,7 @@ def grid_weights_backward_kernel(
         q_tile, k_tile, p, counts = _head_softmax(
             q, k, selection, b, h, t, grid, token_kept, grid_kept, DH, BLOCK_DH, PRECISION
         )
-        ds = _score_gradients(p, counts, dw_ptr, selection, b, t, grid)
+        ds = _score_gradients(p, counts, dw_ptr, selection, b, t, grid, PARTS)
         dq_rows = dq_ptr + ((b * T + t[:, None]) * H + h) * DH + d[None, :]
         tl.store(dq_rows, dot(ds, k_tile, PRECISION), mask=(t < T)[:, None] & (d < DH)[None, :])
         dk += dot(tl.trans(ds), q_tile, PRECISION)
@@ -142,66 +145,12 @@ def grid_weights_backward_kernel(
     tl.store(dk_rows, dk, mask=(grid < G)[:, None] & (d < DH)[None, :])
 
 
-@triton.jit(do_not_specialize=["h"])
-def many_grids_kernel(
-    scores_ptr,  # [B,T,G] float32, contiguous: the products q.k of head h; with dw their gradients take their place
-    selection,
-    w_ptr,  # [B,T,G] float32, contiguous: gets the head's weights added; None where there is dw
-    dw_ptr,  # [B,T,G] float32, contiguous, or None
-    h,
-    BLOCK_T: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-):
-    """Each program takes a few tokens of a row, after a head's scores: w += its weights, or scores = ds."""
-    T, G = selection.T, selection.G
-    b, t = token_block(T, BLOCK_T)
-    grid = tl.arange(0, BLOCK_G)
-    token_kept = kept(selection.text_mask, b, t, T)
-    grid_kept = kept(selection.grid_mask, b, grid, G)
-    tile = (b * T + t[:, None]) * G + grid[None, :]
-    inside = (t < T)[:, None] & (grid < G)[None, :]
-    products = tl.load(scores_ptr + tile, mask=inside, other=0.0)
-    p, counts = softmax(products, selection, b, h, t, grid, token_kept, grid_kept)
-    if dw_ptr is None:
-        w = tl.where(counts, p, 0.0) / selection.shares
-        if h > 0:
-            w += tl.load(w_ptr + tile, mask=inside, other=0.0)
-        tl.store(w_ptr + tile, w, mask=inside)
-    else:
-        ds = _score_gradients(p, counts, dw_ptr, selection, b, t, grid)
-        tl.store(scores_ptr + tile, ds, mask=inside)
-
-
-def _many_grids(q: Tensor, k: Tensor, h: int, selection: Selection, *, w: Tensor | None, dw: Tensor | None) -> Tensor:
-    """Add the weights of head h to w, or return the gradients [B,T,G] of its scores from dw."""
-    B, T, G = q.shape[0], q.shape[1], k.shape[1]
-    scores = torch.empty(B, T, G, dtype=torch.float32, device=q.device)
-    rows_from_table(q[:, :, h], k[:, :, h].mT, None, out=scores)
-    block_g = block_of(G)
-    block_t = max(1, NUMBERS_OF_A_TILE // block_g)
-    launch(
-        many_grids_kernel,
-        (B * triton.cdiv(T, block_t),),
-        scores_ptr=scores,
-        selection=kernel_selection(selection, q, k),
-        w_ptr=w,
-        dw_ptr=dw,
-        h=h,
-        BLOCK_T=block_t,
-        BLOCK_G=block_g,
-        num_warps=min(16, max(4, block_t * block_g // 512)),
-    )
-    return scores
-
-
 def grid_weights(q: Tensor, k: Tensor, selection: Selection) -> Tensor:
     """Compute w [B,T,G] in float32."""
-    (B, T, H, D_h), G = q.shape, k.shape[1]
-    w = torch.empty(B, T, G, dtype=torch.float32, device=q.device)
+    (B, T, _, D_h), G = q.shape, k.shape[1]
     if G > MOST_GRIDS_IN_REGISTERS:
-        for h in range(H):
-            _many_grids(q, k, h, selection, w=w, dw=None)
-        return w
+        return many_weights(q, k, selection, torch.float32)[0]
+    w = torch.empty(B, T, G, dtype=torch.float32, device=q.device)
     block_t = 16 if G > 32 else block_of_tokens(T)
     launch(
         grid_weights_kernel,
@@ -222,15 +171,19 @@ def grid_weights(q: Tensor, k: Tensor, selection: Selection) -> Tensor:
 
 def grid_weights_backward(dw: Tensor, q: Tensor, k: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
     """Compute dq and dk in the dtypes of q and k, from dw [B,T,G] float32, contiguous."""
+    if k.shape[1] > MOST_GRIDS_BESIDE_DK:
+        return many_weights_backward(dw, q, k, selection)
+    dq, dk = grid_weights_gradients(dw[:, :, None], q, k, selection)
+    return dq, dk.sum(0).to(k.dtype)
+
+
+def grid_weights_gradients(dw: Tensor, q: Tensor, k: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+    """Compute dq in the dtype of q, and dk [slots,B,G,H,D_h] float32 of each slot of tokens, for few grids.
+
+    dw [B,T,parts,G] float32, contiguous, is a sum that has come in parts.
+    """
     (B, T, H, D_h), G = q.shape, k.shape[1]
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    if G > MOST_GRIDS_BESIDE_DK:
-        dk = torch.empty(k.shape, dtype=k.dtype, device=k.device)
-        for h in range(H):
-            ds = _many_grids(q, k, h, selection, w=None, dw=dw)
-            rows_from_table(ds, k[:, :, h], selection.grid_mask, out=dq[:, :, h])
-            dk[:, :, h] = table_from_rows(ds, q[:, :, h], selection.text_mask)
-        return dq, dk
     block_t = block_of_tokens(T) if q.dtype in HALF and k.dtype in HALF else 16
     slots, blocks_per_slot = slots_of(triton.cdiv(T, block_t), B * H)
     dk = torch.empty(slots, *k.shape, dtype=torch.float32, device=k.device)
@@ -249,7 +202,8 @@ def grid_weights_backward(dw: Tensor, q: Tensor, k: Tensor, selection: Selection
         BLOCK_T=block_t,
         BLOCK_G=block_of(G),
         BLOCK_DH=block_of(D_h),
+        PARTS=dw.shape[2],
         PRECISION=dot_precision(grid_weights_backward_kernel, q, k),
         num_warps=4,
     )
-    return dq, dk.sum(0).to(k.dtype)
+    return dq, dk

@@ -7,12 +7,14 @@ from ..autocast import without_autocast
 from ..checks import COMPLEX, check_dtypes, check_given, check_integer, check_not_empty, check_shapes
 from ..common.registered import Backward, register
 from ..implementation import choose
+from ..replay import replayed
 from . import pytorch, reference
 from .shapes import by_channel
 
 IMPLEMENTATIONS = {"reference": reference, "pytorch": pytorch}
 
 
+@replayed
 def vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
     """Kernel of a diagonal state-space model: K[l] = 2 Re sum_n c_n z_n^l for l = 0 .. L-1, with z = exp(log_z).
 
@@ -41,6 +43,7 @@ def vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
         return IMPLEMENTATIONS[chosen].vandermonde(c, log_z, L)
 
 
+@replayed
 def cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
     """Cauchy product over conjugate pairs: sum_n v_n / (z - w_n) + conj(v_n) / (z - conj w_n).
 

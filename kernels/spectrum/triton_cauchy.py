@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..common.strided import load, strided
 from ..common.triton_tiles import parts_of, slots_of
+from ..configurations import configured
 from ..launch import launch
 
 # Poles at a time.
@@ -45,7 +46,7 @@ def _of_differences(p, q, s, t, v_real, v_imag, grad_real, grad_imag):
     return near_real, near_imag, far_real, far_imag
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "L"])
 def cauchy_kernel(
     v,  # Strided [C,R,N,2]
     z,  # Strided [L,2]
@@ -89,7 +90,7 @@ def cauchy_kernel(
     tl.store(sums + 1, sum_imag, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["C", "R", "L", "slots", "blocks_per_slot"])
 def cauchy_backward_kernel(
     grad,  # Strided [C,R,L,2]
     v,  # Strided [C,R,N,2]
@@ -137,7 +138,7 @@ def cauchy_backward_kernel(
     tl.store(of_w + 1, tl.sum(dw_imag, 1), mask=n < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["C", "R", "L", "rows_per_slot"])
 def cauchy_backward_nodes_kernel(
     grad,  # Strided [C,R,L,2]
     v,  # Strided [C,R,N,2]
@@ -192,18 +193,17 @@ def _operands(v: Tensor, z: Tensor, w: Tensor) -> dict:
 
 def cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
     """[C,R,L] complex64 of v [C,R,N], z [L] and w [C,N] complex64."""
-    (C, R, _), L = v.shape, z.shape[0]
+    (C, R, N), L = v.shape, z.shape[0]
     sums = torch.empty(C, R, L, 2, dtype=torch.float32, device=v.device)
-    block_r, block_l = min(MOST_ROWS, triton.next_power_of_2(R)), 128
+    tiles = {"BLOCK_R": min(MOST_ROWS, triton.next_power_of_2(R)), "BLOCK_L": 128, "num_warps": 4}
+    tiles = configured(cauchy_kernel, sums, {"L": L, "N": N, "R": R}, tiles)
     launch(
         cauchy_kernel,
-        (C * triton.cdiv(R, block_r) * triton.cdiv(L, block_l),),
+        (C * triton.cdiv(R, tiles["BLOCK_R"]) * triton.cdiv(L, tiles["BLOCK_L"]),),
         **_operands(v, z, w),
         sums_ptr=sums,
         SUMMED=SUMMED_AT_ONCE,
-        BLOCK_R=block_r,
-        BLOCK_L=block_l,
-        num_warps=4,
+        **tiles,
     )
     return torch.view_as_complex(sums)
 
@@ -211,31 +211,30 @@ def cauchy(v: Tensor, z: Tensor, w: Tensor) -> Tensor:
 def cauchy_backward(grad: Tensor, v: Tensor, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """dv [C,R,N] and dw [C,N] complex64."""
     (C, R, N), L, grad = v.shape, z.shape[0], parts_of(grad)
-    block_n, block_l = min(MOST_POLES, triton.next_power_of_2(N)), 32
-    blocks, tiles = triton.cdiv(L, block_l), triton.cdiv(N, block_n)
-    slots, blocks_per_slot = slots_of(blocks, C * R * tiles)
+    tiles = {"BLOCK_N": min(MOST_POLES, triton.next_power_of_2(N)), "BLOCK_L": 32, "num_warps": 4}
+    tiles = configured(cauchy_backward_kernel, grad, {"L": L, "N": N}, tiles)
+    parts = triton.cdiv(N, tiles["BLOCK_N"])
+    slots, blocks_per_slot = slots_of(triton.cdiv(L, tiles["BLOCK_L"]), C * R * parts)
     partials = torch.empty(2, slots, C, R, N, 2, dtype=torch.float32, device=v.device)
     launch(
         cauchy_backward_kernel,
-        (C * R * slots, tiles),
+        (C * R * slots, parts),
         **_operands(v, z, w),
         grad=strided(grad),
         partials_ptr=partials,
         C=C,
         slots=slots,
         blocks_per_slot=blocks_per_slot,
-        BLOCK_N=block_n,
-        BLOCK_L=block_l,
-        num_warps=4,
+        **tiles,
     )
     return torch.view_as_complex(partials[0].sum(0)), torch.view_as_complex(partials[1].sum((0, 2)))
 
 
 def cauchy_backward_nodes(grad: Tensor, v: Tensor, z: Tensor, w: Tensor) -> Tensor:
     """dz [L] complex64."""
-    (C, R, _), L, grad = v.shape, z.shape[0], parts_of(grad)
-    block_l = 128
-    blocks = triton.cdiv(L, block_l)
+    (C, R, N), L, grad = v.shape, z.shape[0], parts_of(grad)
+    tiles = configured(cauchy_backward_nodes_kernel, grad, {"L": L, "N": N}, {"BLOCK_L": 128, "num_warps": 4})
+    blocks = triton.cdiv(L, tiles["BLOCK_L"])
     slots, rows_per_slot = slots_of(C * R, blocks, fillings=4)
     partials = torch.empty(slots, L, 2, dtype=torch.float32, device=v.device)
     launch(
@@ -247,7 +246,6 @@ def cauchy_backward_nodes(grad: Tensor, v: Tensor, z: Tensor, w: Tensor) -> Tens
         C=C,
         rows_per_slot=rows_per_slot,
         SUMMED=SUMMED_AT_ONCE,
-        BLOCK_L=block_l,
-        num_warps=4,
+        **tiles,
     )
     return torch.view_as_complex(partials.sum(0))

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..common.strided import load, strided
 from ..common.triton_angles import sine_and_cosine
 from ..common.triton_tiles import block_of, dot, dot_precision, parts_of, slots_of
+from ..configurations import configured
 from ..launch import launch
 
 # Modes at a time.
@@ -44,7 +45,7 @@ def _powers(log_size, steps, rest, l):
     return size * cosine, size * sine
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])
 def vandermonde_kernel(
     c,  # Strided [D,N,2]
     log_z,  # Strided [D,N,2]
@@ -79,7 +80,7 @@ def vandermonde_kernel(
     tl.store(K_ptr + d * L + l, K, mask=l < L)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "slots", "blocks_per_slot"])
 def vandermonde_backward_kernel(
     dK,  # Strided [D,L]
     c,  # Strided [D,N,2]
@@ -135,11 +136,19 @@ def vandermonde_backward_kernel(
     tl.store(of_log_z + 1, -2 * (c_real * y_imag + c_imag * y_real), mask=n < N)
 
 
-def _split(L: int, most_rows: int = 16) -> tuple[int, int]:
-    """ROWS and WIDTH of a block of taps. What fits without spilling: 16 rows with four sums, or a loop over modes."""
+def _forward_tiles(L: int, N: int) -> dict[str, int]:
+    """Tiles that a warp or two get through: with more of them each would make the same powers again."""
     if L <= 256:
-        return 16, 16
-    return (16 if L <= 512 else most_rows), 32
+        return {"ROWS": 16, "WIDTH": 16, "num_warps": 1}
+    if L <= 512 or N > MOST_MODES:  # a loop over modes holds no more rows without spilling
+        return {"ROWS": 16, "WIDTH": 32, "num_warps": 1}
+    return {"ROWS": 32, "WIDTH": 32, "num_warps": 2}
+
+
+def _backward_tiles(L: int, N: int) -> dict[str, int]:
+    """Tiles beside which four sums are held without spilling."""
+    width = 16 if L <= 512 else 32
+    return {"BLOCK_N": min(MOST_MODES, block_of(N)), "ROWS": 16, "WIDTH": width, "num_warps": 2}
 
 
 def vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
@@ -147,20 +156,18 @@ def vandermonde(c: Tensor, log_z: Tensor, L: int) -> Tensor:
     D, N = c.shape
     c, log_z = parts_of(c), parts_of(log_z)
     K = torch.empty(D, L, dtype=torch.float32, device=c.device)
-    rows, width = _split(L, most_rows=32 if N <= MOST_MODES else 16)
+    tiles = configured(vandermonde_kernel, K, {"L": L, "N": N}, _forward_tiles(L, N))
     launch(
         vandermonde_kernel,
-        (D * triton.cdiv(L, rows * width),),
+        (D * triton.cdiv(L, tiles["ROWS"] * tiles["WIDTH"]),),
         c=strided(c),
         log_z=strided(log_z),
         K_ptr=K,
         L=L,
         N=N,
         BLOCK_N=min(MOST_MODES, block_of(N)),
-        ROWS=rows,
-        WIDTH=width,
         PRECISION=dot_precision(vandermonde_kernel, c),
-        num_warps=rows // 8,
+        **tiles,
     )
     return K
 
@@ -169,13 +176,13 @@ def vandermonde_backward(dK: Tensor, c: Tensor, log_z: Tensor) -> tuple[Tensor, 
     """dc and dlog_z [D,N] complex64."""
     (D, N), L = c.shape, dK.shape[1]
     c, log_z = parts_of(c), parts_of(log_z)
-    block_n, (rows, width) = min(MOST_MODES, block_of(N)), _split(L)
-    blocks, tiles = triton.cdiv(L, rows * width), triton.cdiv(N, block_n)
-    slots, blocks_per_slot = slots_of(blocks, D * tiles)
+    tiles = configured(vandermonde_backward_kernel, dK, {"L": L, "N": N}, _backward_tiles(L, N))
+    parts = triton.cdiv(N, tiles["BLOCK_N"])
+    slots, blocks_per_slot = slots_of(triton.cdiv(L, tiles["ROWS"] * tiles["WIDTH"]), D * parts)
     partials = torch.empty(2, slots, D, N, 2, dtype=torch.float32, device=c.device)
     launch(
         vandermonde_backward_kernel,
-        (D * slots, tiles),
+        (D * slots, parts),
         dK=strided(dK),
         c=strided(c),
         log_z=strided(log_z),
@@ -185,11 +192,8 @@ def vandermonde_backward(dK: Tensor, c: Tensor, log_z: Tensor) -> tuple[Tensor, 
         slots=slots,
         blocks_per_slot=blocks_per_slot,
         N=N,
-        BLOCK_N=block_n,
-        ROWS=rows,
-        WIDTH=width,
         PRECISION=dot_precision(vandermonde_backward_kernel, dK),
-        num_warps=4,
+        **tiles,
     )
     dc, dlog_z = (torch.view_as_complex(partial.sum(0)) for partial in partials)
     return dc, dlog_z

@@ -14,8 +14,17 @@ from firebolt_vl import cli, kernels
 from firebolt_vl.bench import compile as compiling
 from firebolt_vl.bench.cases import OPS as CASES
 from firebolt_vl.bench.cases import inputs
-from firebolt_vl.bench.compile import CHIPS, Row, find_problem, markdown, read_ptxas_log, wants_tensor_cores, worst
-from firebolt_vl.kernels.implementation import OPS
+from firebolt_vl.bench.compile import (
+    CHIPS,
+    TENSOR_CORE_INSTRUCTION,
+    Row,
+    find_problem,
+    markdown,
+    read_ptxas_log,
+    wants_tensor_cores,
+    worst,
+)
+from firebolt_vl.kernels.implementation import AMD_CHIPS, OPS
 
 ROW = Row("op", "kernel", "B=1", "bfloat16", "sm_90", 100, 0, 1024, 8, True, 1.5)
 
@@ -67,6 +76,24 @@ def test_limits():
     assert find_problem(replace(ROW, shared=CHIPS["sm_90"].shared_limit)) is None
     assert find_problem(replace(ROW, shared=2**18)) == "needs 262144 bytes of shared memory of 232448"
     assert find_problem(replace(ROW, tensor_core_instructions=0)) == "has a dot without tensor-core instructions"
+
+
+def test_the_kernels_run_on_those_chips_of_amd_that_are_targets():
+    assert tuple(name for name, chip in CHIPS.items() if chip.backend == "hip") == AMD_CHIPS
+
+
+@pytest.mark.parametrize(
+    ("assembly", "found"),
+    [
+        ("mma.sync.aligned.m16n8k16", 1),
+        ("wgmma.mma_async.sync.aligned", 1),
+        ("v_mfma_f32_32x32x8_bf16_1k a[0:15]\n v_smfmac_f32_16x16x32_bf16", 2),
+        ("v_wmma_f32_16x16x16_bf16 v[0:7]\n v_swmmac_f32_16x16x32_f16", 2),
+        ("v_fma_f32 v0, v1\n v_mul_f32 v2\n v_mac_f32 v1", 0),
+    ],
+)
+def test_instructions_of_matrices_by_nvidia_and_amd(assembly, found):
+    assert len(TENSOR_CORE_INSTRUCTION.findall(assembly)) == found
 
 
 def test_spills_are_the_spill_stores_and_not_the_stack():
@@ -148,7 +175,7 @@ class TestCommand:
         ("arguments", "words"),
         [
             (["--op", "fft"], "--op is fft; expected one of correlation_context, grounded_film"),
-            (["--target", "sm_75"], "--target is sm_75; expected one of sm_80, sm_90, sm_100, gfx942"),
+            (["--target", "sm_75"], "--target is sm_75; expected one of sm_80, sm_90, sm_100, sm_120, gfx942, gfx950"),
             (["--dtype", "float64"], "--dtype is float64; expected one of float32"),
             (["--quick", "--dtype", "float16"], "--dtype is float16; expected one of float32, bfloat16"),
             (["--out", "report.txt"], "--out is report.txt; expected a file that ends in .md or .json"),

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from firebolt_vl import cli, kernels
 from firebolt_vl.bench import compile as compiling
 from firebolt_vl.bench.cases import Case
-from firebolt_vl.bench.predict import beside, ptx, report, sass, trips, ttir
+from firebolt_vl.bench.predict import around, beside, ptx, report, sass, trips, ttir
 from firebolt_vl.bench.predict import compiled as compiled_kernels
 from firebolt_vl.bench.predict.accesses import bytes_of_sectors
 from firebolt_vl.bench.predict.chips import CHIPS, H100, MI300X, NAMES, chip_of, chip_of_device
@@ -25,6 +26,8 @@ from firebolt_vl.bench.predict.model import occupancy
 from firebolt_vl.bench.predict.recorded import distinct_bytes, record_modes
 from firebolt_vl.bench.predict.sass import Instruction, Loop, Place
 from firebolt_vl.bench.predict.warp import clocks_of, time_alone
+from firebolt_vl.bench.sweep import Trial, winners
+from firebolt_vl.kernels.configurations import read_table
 
 SASS = """
         //## File "/somewhere/kernels/toy.py", line 4
@@ -289,6 +292,14 @@ class TestModel:
         code = Compiled((), (), ttir.Module((), (), {}), registers, shared, warps)
         assert occupancy(code, H100) == programs
 
+    @pytest.mark.parametrize(("name", "single", "half"), [("a100", 19.5, 312), ("rtx4090", 82.6, 165.2)])
+    def test_rates_make_the_published_peaks(self, name, single, half):
+        """TFLOP/s of float32, and of 16-bit operands by tensor cores."""
+        chip = chip_of(name)
+        clocks = chip.processors * chip.clock_ghz / 1000
+        assert round(2 * chip.single * clocks, 1) == single
+        assert chip.tensor * clocks == pytest.approx(half, rel=0.002)
+
     def test_a_faster_memory_is_no_slower(self):
         assert chip_of("h200").memory_tb_per_s > H100.memory_tb_per_s
         assert {chip_of(name).target for name in CHIPS} <= set(compiling.CHIPS)
@@ -323,6 +334,48 @@ def test_a_compiled_kernel_is_read():
     assert 270 <= found["instructions"]["function"] <= 1.2 * 270
     assert found["programs"] == 4
     assert found["us"]["latency"] > 27 * found["us"]["memory"]
+
+
+@pytest.fixture
+def clockwork(monkeypatch):
+    """Predictions by tiles alone: 64 nodes are best for cauchy, and 8 warps spill."""
+    compiled = Compiled((), (), ttir.Module((), (), {}), 32, 0, 4)
+
+    def specialise(launch, op, case, dtype, target):
+        key = launch.kernel.fn.__name__, str(launch.arguments["BLOCK_L"]), str(launch.options["num_warps"])
+        return SimpleNamespace(key=lambda: key, target=target)
+
+    def us(launch, compiled, chip):
+        return SimpleNamespace(total_us=10 + abs(launch.arguments["BLOCK_L"] - 64) / 64)
+
+    monkeypatch.setattr(around, "specialise", specialise)
+    monkeypatch.setattr(
+        around, "compile_for_prediction", lambda job: compiled._replace(spilled=int(job.key()[2] == "8"))
+    )
+    monkeypatch.setattr(around, "predict", us)
+
+
+def test_configurations_around_the_default_are_tried_by_prediction(clockwork):
+    trials = around.trials_of("cauchy", Case({"D": 3, "N": 4, "L": 300}), "float32", H100)
+    assert {(trial.kernel, trial.mode) for trial in trials} == {
+        ("cauchy_kernel", "forward"),
+        ("cauchy_backward_kernel", "backward"),
+        ("cauchy_backward_nodes_kernel", "backward"),
+    }
+    best = {trial.kernel: json.loads(trial.configuration)["BLOCK_L"] for trial in winners(trials)}
+    assert best == {"cauchy_kernel": 64, "cauchy_backward_nodes_kernel": 64}
+    spilled = [trial for trial in trials if "spills 1 bytes" in trial.problem]
+    assert {json.loads(trial.configuration)["num_warps"] for trial in spilled} == {8}
+
+
+def test_configurations_are_printed_as_a_file_of_the_chip(bench, monkeypatch):
+    trial = Trial("cauchy", "D=3", "forward", "cauchy_kernel", "float32", "L=64", '{"BLOCK_L": 64}', 5.0, 10.0)
+    monkeypatch.setattr(around, "trials", lambda subjects, chip, processes: [[trial] for _ in subjects])
+    code, out, err = bench("--op", "cauchy", "--quick", "--around")
+    assert (code, err) == (0, "")
+    assert read_table(out, "out") == {("cauchy_kernel", "float32", "L=64"): {"BLOCK_L": 64}}
+    assert json.loads(out)["configurations"][0]["us"] == [10.0, 5.0]
+    assert "--chip is mi300x; expected one of h100, h200, a100, rtx4090" in bench("--around", "--chip", "mi300x")[2]
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from tiny_models import write_checkpoint
 from firebolt_vl import ask as asking
 from firebolt_vl import batch as batching
 from firebolt_vl.checkpoint import load
+from firebolt_vl.model.images import open_image
 
 TOKENS = 6
 
@@ -409,7 +410,7 @@ def test_a_checkpoints_ways_of_generating_are_told_and_not_followed(images, chec
     answered = []
     for loaded in (plain, other):
         rows = [batching.Question(i, i, question, []) for i, question in enumerate(("why?", "where is it?"), 1)]
-        answered.append(batching.Answering(loaded, images, TOKENS, None).answer(rows))
+        answered.append(batching.Answering(loaded, lambda name: open_image(images / name), TOKENS).answer(rows))
     assert answered[0] == answered[1]
     [line] = told
     assert next(iter(settings)) in line

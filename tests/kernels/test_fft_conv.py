@@ -263,12 +263,14 @@ def test_the_choice_names_an_algorithm_and_only_the_fft_grows_slower_than_the_sq
 
 
 @pytest.mark.parametrize(
-    ("dtype", "beyond"), [(torch.float32, "vendor"), (torch.float16, "monarch"), (torch.bfloat16, "monarch")], ids=str
+    ("dtype", "longest", "beyond"),
+    [(torch.float32, 4096, "vendor"), (torch.float16, 8192, "monarch"), (torch.bfloat16, 8192, "monarch")],
+    ids=str,
 )
-def test_where_kernels_run_the_choice_is_theirs(dtype, beyond):
-    for L in (1, 500, 1024):
+def test_where_kernels_run_the_choice_is_theirs(dtype, longest, beyond):
+    for L in (1, 500, longest):
         assert choose_algorithm(L, 64, 8, dtype, "cuda", kernels=True) == "toeplitz"
-    for L in (2049, 32768, 10**6):
+    for L in (longest + 1, 32768, 10**6):
         assert choose_algorithm(L, 64, 8, dtype, "cuda", kernels=True) == beyond
 
 

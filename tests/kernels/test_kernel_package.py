@@ -4,6 +4,7 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from firebolt_vl import kernels
 from firebolt_vl.kernels import reference
 from firebolt_vl.kernels.checks import REAL, check_dtypes, check_shapes
 from firebolt_vl.kernels.common.dtypes import compute_dtype
-from firebolt_vl.kernels.implementation import OPS, implementation, use_implementation
+from firebolt_vl.kernels.implementation import OPS, _refusal, implementation, use_implementation
 
 ROOT = Path(kernels.__file__).resolve().parents[1]
 
@@ -50,6 +51,53 @@ def test_every_op_says_what_runs_on_a_device(op):
     assert "CPU" in why
     name, why = implementation(op, "cuda:0")
     assert (name, "the Triton kernel" in why) == ("triton", True)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Pretend that there is one GPU, with the properties that the function is given."""
+
+    def pretend(**properties):
+        _refusal.cache_clear()
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(**properties))
+        monkeypatch.setattr(torch.version, "hip", "7.0" if "gcnArchName" in properties else None)
+
+    yield pretend
+    _refusal.cache_clear()
+
+
+@pytest.mark.parametrize("capability", [(7, 0), (7, 5), (8, 0), (8, 9), (9, 0), (12, 0)])
+def test_gpus_of_nvidia_before_8_0_run_the_pytorch_form(gpu, capability):
+    gpu(major=capability[0], minor=capability[1])
+    for device in ("cuda", "cuda:0"):
+        name, why = implementation("cauchy", device)
+        assert name == ("triton" if capability >= (8, 0) else "pytorch")
+        assert ("need compute capability 8.0, and this GPU is of {}.{}".format(*capability) in why) == (
+            name != "triton"
+        )
+
+
+@pytest.mark.parametrize("chip", ["gfx90a:sramecc+:xnack-", "gfx942:sramecc+:xnack-", "gfx950", "gfx1100"])
+def test_gpus_of_amd_that_were_not_compiled_for_run_the_pytorch_form(gpu, chip):
+    gpu(major=9, minor=4, gcnArchName=chip)
+    name, why = implementation("cauchy", "cuda:0")
+    known = chip.startswith(("gfx942", "gfx950"))
+    assert name == ("triton" if known else "pytorch")
+    assert (f"are compiled for gfx942 and gfx950, and this GPU is {chip.partition(':')[0]}:" in why) == (not known)
+    with use_implementation("triton"):
+        assert implementation("cauchy", "cuda:0").name == "triton"
+
+
+def test_the_refused_gpu_is_known_while_a_function_is_compiled(gpu):
+    gpu(major=7, minor=5)
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def chosen(x):
+        return 2 * x if implementation("cauchy", "cuda:0").name == "pytorch" else x
+
+    assert chosen(torch.ones(1)).item() == 2
 
 
 def test_an_implementation_can_be_chosen_for_a_region():

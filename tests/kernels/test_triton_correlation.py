@@ -55,7 +55,9 @@ def test_value_and_gradients_are_the_definitions(data, size, dtype, renormalize,
     )
 
 
-@pytest.mark.parametrize(("G", "top_k"), [(5, 4), (5, 1), (33, 3), (60, 30), (130, 100), (130, 50), (1024, 512)])
+@pytest.mark.parametrize(
+    ("G", "top_k"), [(5, 4), (5, 1), (33, 3), (60, 30), (130, 4), (130, 100), (130, 50), (1024, 512), (1030, 5)]
+)
 def test_equal_scores_keep_the_first_grids_and_exactly_k_of_them(G, top_k):
     """By every way to select: passes, removal, bisection; where all are equal, and where two values alternate."""
     q, k, v = inputs(B=1, T=3, G=G, H=1, D_h=4)
@@ -67,6 +69,21 @@ def test_equal_scores_keep_the_first_grids_and_exactly_k_of_them(G, top_k):
     order = torch.cat([torch.arange(1, G, 2), torch.arange(0, G, 2)])
     assert (w[..., order[:top_k]] > 0).all()
     assert (w[..., order[top_k:]] == 0).all()
+
+
+@pytest.mark.parametrize(("G", "top_k"), [(70, 1), (100, 4), (100, 80), (130, 24), (130, 30), (1030, 4)])
+@pytest.mark.parametrize("renormalize", [True, False])
+def test_many_grids_of_which_many_tie(G, top_k, renormalize):
+    """By every way to select among grids that fill registers, and from memory; masks leave a row fewer than top_k."""
+    generator = torch.Generator().manual_seed(3)
+    q, k = (torch.randint(-1, 2, (2, n, 2, 4), generator=generator).float() for n in (5, G))
+    v, dc, dw = (torch.randn(2, *shape, generator=generator) for shape in ((G, 7), (5, 7), (5, G)))
+    grid_mask, text_mask = torch.rand(2, G, generator=generator) < 0.8, torch.arange(5).expand(2, 5) > 0
+    grid_mask[1, 3:] = False
+    masks = {"grid_mask": grid_mask, "text_mask": text_mask}
+    check_against_definition(
+        correlation_context, [q, k, v], [dc, dw], (0, 1), top_k=top_k, renormalize=renormalize, **masks
+    )
 
 
 @pytest.mark.parametrize("renormalize", [True, False])

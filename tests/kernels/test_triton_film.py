@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from triton_kernels import DEVICE, DTYPES, MARKS, by_triton, check_against_definition, dtypes, results
 
 from firebolt_vl.kernels import film_residual, grounded_film, use_implementation
+from firebolt_vl.kernels.common import triton_tiles
+from firebolt_vl.kernels.modulation import triton_few_film, triton_few_grids, triton_gradients
 
 pytestmark = MARKS
 
@@ -150,3 +152,48 @@ def test_offsets_pass_2_to_the_31(G):
         found = results(grounded_film, [leaf.requires_grad_() for leaf in leaves], [far(gradients[0]), gradients[1]])
     for ours, near in zip(found, by_triton(grounded_film, tensors, gradients)):
         assert torch.equal(ours, near)
+
+
+@pytest.mark.parametrize("G", [5, 20, 70])
+def test_channels_first_is_another_layout_of_the_same_numbers(G):
+    """And so are the gradients, where what follows gives its gradient in that layout too."""
+    tensors, gradients = grounded_inputs(T=19, G=G)
+    wanted = by_triton(grounded_film, tensors, gradients, top_k=4)
+    gradients[0] = gradients[0].mT.contiguous().mT
+    found = by_triton(grounded_film, tensors, gradients, top_k=4, channels_first=True)
+    assert found[0].mT.is_contiguous()
+    assert not found[0].is_contiguous()
+    for ours, theirs in zip(found, wanted):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("T", [1, 19])
+def test_many_programs_take_larger_blocks(T, monkeypatch):
+    """Of few grids 8 tokens a program instead of 4, once there are as many programs as fill a GPU."""
+    monkeypatch.setattr(triton_few_grids, "PROGRAMS", 1)
+    rows = torch.empty(2, T, 7, dtype=torch.float16)
+    assert triton_few_grids.few_grids_tiles(triton_few_film.few_grids_film_kernel, 5, rows)["BLOCK_T"] == 8
+    check_against_definition(grounded_film, *grounded_inputs(T=T, G=5, dtype=torch.float16), top_k=4)
+
+
+@pytest.mark.parametrize(("programs", "few_tokens"), [(1, 0), (6, 2**15)], ids=["one of each", "several"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradients_are_the_sums_of_slots_of_tokens_and_parts_of_columns(programs, few_tokens, dtype, monkeypatch):
+    monkeypatch.setattr(triton_tiles, "PROGRAMS", programs)
+    monkeypatch.setattr(triton_gradients, "FEW_TOKENS", few_tokens)
+    sizes = {"T": 50, "G": 5, "D": 70, "dtype": dtype}
+    assert triton_gradients.parts_of_columns(2 * 50, 70) == (1 if few_tokens == 0 else 4)
+    check_against_definition(grounded_film, *grounded_inputs(**sizes), top_k=4)
+    check_against_definition(film_residual, *residual_inputs(**sizes))
+
+
+@pytest.mark.parametrize("G", [5, 20, 33])
+def test_a_masked_token_has_no_part_in_the_gradients_of_parameters(G):
+    """Those of a text whose last tokens are masked are those of the text without them."""
+    tensors, gradients = grounded_inputs(B=1, T=20, G=G)
+    mask = (torch.arange(20) < 13)[None].to(DEVICE)
+    masked = by_triton(grounded_film, tensors, gradients, top_k=3, text_mask=mask)
+    short = [tensor[:, :13].contiguous() for tensor in tensors[:2]]
+    without = by_triton(grounded_film, [*short, *tensors[2:]], [gradient[:, :13] for gradient in gradients], top_k=3)
+    for ours, theirs in zip(masked[4:], without[4:]):
+        torch.testing.assert_close(ours, theirs)

@@ -27,11 +27,11 @@ from tiny_models import make_processor
 from transformers import AddedToken
 from videos import write_video
 
+from firebolt_vl.files.problems import BadRow
 from firebolt_vl.model.foveated import read_video
 from firebolt_vl.train.data import BatchOrder, Collator, Conversations, TooManyBadRows
 from firebolt_vl.train.data.batches import StepBatches
 from firebolt_vl.train.data.chat import IGNORED, Chat
-from firebolt_vl.train.data.problems import BadRow
 from firebolt_vl.train.data.rows import ROLES, check_row, parse_row
 
 PROCESSOR = make_processor()

@@ -1,7 +1,7 @@
 """Training data: JSON lines of conversations about images, read with care, in batches of like length."""
 
+from ...files.problems import BadRow, Problem, Problems, TooManyBadRows
 from .batches import BatchOrder, Collator
 from .dataset import Conversations
-from .problems import BadRow, Problem, Problems, TooManyBadRows
 
 __all__ = ["BadRow", "BatchOrder", "Collator", "Conversations", "Problem", "Problems", "TooManyBadRows"]

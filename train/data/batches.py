@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...files.problems import BadRow, Problem
 from ...model import FireboltProcessor
 from .chat import IGNORED, Tokens
 from .dataset import Conversations, Example
-from .problems import BadRow, Problem
 
 BATCHES_A_POOL = 50
 

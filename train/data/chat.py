@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from ...files.problems import BadRow
 from ...model.chat_template import check_template
 from ...model.firebolt import CHAT_TEMPLATE, control_tokens
-from .problems import BadRow
 from .rows import ASSISTANT, Row, check_controls
 
 IGNORED = -100

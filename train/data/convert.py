@@ -12,11 +12,11 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
+from ...files.problems import BadRow, Problem, Problems
 from ...files.reading import decoded, encoding_of_file, lines_of, parse_json, read_text
 from ...files.writing import OutputError, check_output, followed, same_file, write_whole
 from .dataset import write_row
 from .pictures import SHARD, images_of, read_member, samples
-from .problems import BadRow, Problem, Problems
 
 # CC3M has captions alone; a chat needs a question.
 CAPTION_QUESTION = "Describe the image."

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
+from ...files.problems import BadRow, Problem, Problems
 from ...files.reading import encoding_of_file, parse_json
 from .chat import Chat, Tokens
 from .pictures import SHARD, Pictures, images_of, read_member, samples
-from .problems import BadRow, Problem, Problems
 from .rows import Row, check_row, parse_row, rejected_row
 
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from ...files.problems import BadRow
 from ...model.images import ImageError, decode_image, open_image
-from .problems import BadRow
 
 SHARD = ".tar"
 # Of a file in a sample, by the last part of its name: what is an image, and what needs not be one.

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from ...files.problems import BadRow
 from ...files.reading import decoded, parse_json
-from .problems import BadRow
 
 HUMAN, ASSISTANT = "human", "assistant"
 ROLES = (HUMAN, ASSISTANT)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 
 class BadRow(Exception):
-    """A row that cannot be trained on: `kind` is one of a few names, `message` says what was found."""
+    """A row that cannot be used: `kind` is one of a few names, `message` says what was found."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(f"{kind}: {message}")
@@ -60,7 +60,7 @@ class Problems:
     def check(self, max_share: float) -> None:
         """Check that at most `max_share` of all rows are bad and one is good. Raises TooManyBadRows."""
         if self.rows and len(self) == self.rows:
-            raise TooManyBadRows(f"{self.summary()}; no row is left to train on. The first: {next(iter(self))}")
+            raise TooManyBadRows(f"{self.summary()}; no row is left. The first: {next(iter(self))}")
         if len(self) > max_share * self.rows:
             raise TooManyBadRows(
                 f"{self.summary()}; max_bad_share={max_share:g} allows {int(max_share * self.rows)}. "

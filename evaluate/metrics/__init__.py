@@ -1,0 +1,1 @@
+"""Metrics: pure functions of answers and truth. They import nothing but Python's own library."""

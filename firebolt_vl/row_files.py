@@ -1,0 +1,141 @@
+"""A file of JSON lines that grows row by row: each is there whole and once, or not at all, and says what gave it."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .errors import Failure, Misuse, disk_failure
+from .files.reading import parse_json
+from .files.writing import OutputError, check_output, followed, lock, same_file, words
+from .outputs import check_place
+
+FIRST_KEY = b'{"id": '
+ANOTHER = "name another file"
+
+
+class RowFile:
+    """The rows of a file, open for this process alone. What an interrupted run left unfinished is cut off.
+
+    Nothing is written before all is checked: the file is not one of `inputs`, and holds nothing but rows of its kind.
+    """
+
+    def __init__(
+        self,
+        option: str,
+        out: str,
+        inputs: Sequence[tuple[str, str | Path]],
+        say: Callable[[str], None],
+        columns: Sequence[str],
+        what: str,
+    ):
+        """`option` names the file, `what` a row, which has the keys `columns`, `id` first; `say` is told a warning."""
+        self.option, self.out, self.path = option, out, followed(out)
+        self.columns, self.what = columns, what
+        check_place(option, out)
+        try:
+            check_output(option, out, inputs, lambda file: True)  # its rows are looked at below
+        except OutputError as error:
+            raise Misuse(str(error)) from None
+        try:
+            self.file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise Misuse(f"{option} is {out}, which cannot be written ({words(error)}); name another place") from None
+        try:
+            if not lock(self.file):
+                say(f"{option} is {out}, whose file system has no locks; make sure that no other run writes there")
+            self.rows = self._read()
+        except BlockingIOError:
+            self.file.close()
+            raise Misuse(f"{option} is {out}, where another run is writing; wait for it or name another file") from None
+        except BaseException:
+            self.file.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.file.close()
+
+    def _read(self) -> dict[str, dict]:
+        self.file.seek(0)
+        content = self.file.read()
+        whole = content.rfind(b"\n") + 1
+        rows = {}
+        for number, line in enumerate(content[:whole].splitlines(), 1):
+            row = self._row(line)
+            if row is None:
+                raise Misuse(
+                    f"{self.option} is {self.out}, whose line {number} is no {self.what} of this command; {ANOTHER}"
+                )
+            rows[json.dumps(row["id"])] = {**row, "line": number}
+        self._mend(content[whole:], rows)
+        return rows
+
+    def _row(self, line: bytes) -> dict | None:
+        """The row in a line of the file; None where it is something else."""
+        try:
+            row = parse_json(line)
+        except ValueError:
+            return None
+        return row if isinstance(row, dict) and all(name in row for name in self.columns) else None
+
+    def _mend(self, rest: bytes, rows: dict[str, dict]) -> None:
+        """Mend what is after the last whole line: a row without its end of line, the beginning of one, or nothing.
+
+        A crash of the machine may leave zeros. Behind whole rows anything may be cut off; alone it has to look like the
+        beginning of one.
+        """
+        if not rest:
+            return
+        if (row := self._row(rest)) is not None:
+            rows[json.dumps(row["id"])] = {**row, "line": len(rows) + 1}
+            self._write(b"\n")
+        elif rows or FIRST_KEY.startswith(rest[: len(FIRST_KEY)]) or not rest.strip(b"\0"):
+            self._cut(self._size() - len(rest))
+        else:
+            raise Misuse(f"{self.option} is {self.out}, whose line 1 is no {self.what} of this command; {ANOTHER}")
+
+    def check_by(self, found: dict, by: dict, advice: str = ANOTHER) -> None:
+        """Check that a row says that `by` gave it, the name of the checkpoint aside. Raises Misuse."""
+        was, where = found.get("by"), f"{self.option} is {self.out}, whose line {found['line']}"
+        if not isinstance(was, dict):
+            raise Misuse(f"{where} does not say what answered it; {advice}")
+        for name, value in by.items():
+            if name != "checkpoint" and was.get(name) != value:
+                raise Misuse(
+                    f"{where} was answered with {name} {json.dumps(was.get(name))} "
+                    f"(checkpoint {was.get('checkpoint')}); expected {json.dumps(value)}, as in this run; {advice}"
+                )
+
+    def append(self, rows: Sequence[str]) -> None:
+        """Append rows of JSON, each a whole line, and wait until the disk has them."""
+        if not rows:
+            return
+        if not same_file(self.path, self.file.fileno()):
+            raise Failure(f"{self.option} is {self.out}, which was removed or replaced during this run; start it again")
+        before = self._size()
+        try:
+            self._write("".join(row + "\n" for row in rows).encode())
+        except OSError as error:
+            self._cut(before)
+            raise disk_failure(OSError(error.errno, error.strerror, f"{self.option} {self.out}")) or Failure(
+                f"{self.option} is {self.out}, which could not be written ({words(error)}); start the command again"
+            ) from None
+
+    def _size(self) -> int:
+        return os.fstat(self.file.fileno()).st_size
+
+    def _write(self, data: bytes) -> None:
+        while data:
+            data = data[self.file.write(data) :]
+        os.fsync(self.file.fileno())
+
+    def _cut(self, size: int) -> None:
+        """Cut the file off if possible: what cannot be cut off here is cut off by the next run."""
+        try:
+            self.file.truncate(size)
+            os.fsync(self.file.fileno())
+        except OSError:
+            pass

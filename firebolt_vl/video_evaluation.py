@@ -1,0 +1,75 @@
+"""A foveated model that is examined: it watches each video of a benchmark and answers, in words and by loss."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from string import ascii_uppercase
+from typing import TYPE_CHECKING
+
+from .ask import TokenClock
+from .errors import Failure, first_line
+from .evaluate.benchmarks import CHOSEN
+from .evaluate.items import Item
+from .evaluation import Asking, Examinee
+from .files.problems import BadRow
+from .watch import generate, inputs_of, load_foveated, look, open_source
+
+if TYPE_CHECKING:
+    from .checkpoint import Loaded
+
+
+class VideoExaminee(Examinee):
+    """A foveated model to be examined."""
+
+    def __init__(self, root: Path, frames: int | None, **model):
+        """`root` is the folder of the videos, `frames` how many of each are shown; `model` as `Examinee` has it."""
+        super().__init__(**model)
+        self.root, self.frames = root, frames
+        self.by["frames"] = frames
+
+    def _load(self) -> "Loaded":
+        return load_foveated(self.folder, self.place)
+
+    def asking(self, report: Callable[[str], None]) -> "Watching":
+        return Watching(self.loaded(report), self.max_new_tokens, self.root, self.frames)
+
+
+class Watching(Asking):
+    """A foveated model that is asked items, one video at a time."""
+
+    def __init__(self, loaded: "Loaded", max_new_tokens: int, root: Path, frames: int | None):
+        self.loaded, self.max_new_tokens, self.root, self.frames = loaded, max_new_tokens, root, frames
+        self.watched = 0
+
+    @property
+    def encoded(self) -> int:
+        """How many videos were looked at."""
+        return self.watched
+
+    def ask(self, items: Sequence[tuple[int, Item]]) -> list[tuple[int, Item, str | BadRow, float]]:
+        """The answer to each item, whose `about` also gets the letter that is chosen by loss; or why there is none."""
+        found = []
+        for place, item in items:
+            start = time.perf_counter()
+            try:
+                got, chosen = self._watch(item)
+            except (Failure, RuntimeError, ValueError, MemoryError) as error:
+                found.append((place, item, BadRow("no answer", first_line(error)), 0.0))
+                continue
+            about = {**item.about, CHOSEN: ascii_uppercase[chosen]}
+            found.append((place, item._replace(about=about), got, time.perf_counter() - start))
+        return found
+
+    def _watch(self, item: Item) -> tuple[str, int]:
+        """The answer in words, and the number of the option with the lowest mean cross-entropy."""
+        from .evaluate.choices import choose
+
+        model, processor = self.loaded.model, self.loaded.processor
+        source = open_source(str(self.root / str(item.video)), self.frames)
+        inputs = inputs_of(self.loaded, source, item.question)
+        mode = model.config.mode
+        tokens = generate(model, inputs, look(model, inputs, mode), self.max_new_tokens, None, TokenClock())
+        shown = {"images": source.frames[0]} if source.times is None else {"videos": [source.frames]}
+        chosen, _ = choose(model, processor, item.bare, item.options, mode, **shown)
+        self.watched += 1
+        return processor.decode(tokens, skip_special_tokens=True).strip(), chosen
