@@ -77,8 +77,6 @@ class Texts(NamedTuple):
     """Borders [rows + 1], contiguous; None: a row of inputs is a sequence."""
     L: int
 
-    do_not_specialize = ("rows", "chunks")
-
 
 @triton.jit
 def times(a_real, a_imag, b_real, b_imag):
