@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.strided import at, strided
-from ..common.triton_tiles import slots_of
+from ..common.triton_tiles import HALF, slots_of
 from ..launch import launch
 from .triton_chunks import (
     CHUNK,
@@ -33,8 +33,8 @@ from .triton_chunks import (
 from .triton_forward import add_groups, outputs_of_groups, scan
 from .triton_layout import by_time
 
-# Chunks that a product adds up at a time.
-COLUMNS = 32
+# Chunks that a product adds up at a time: as many as leave no register to spill, where operands have three terms.
+COLUMNS, COLUMNS_OF_FLOAT32 = 32, 16
 
 
 @triton.jit
@@ -265,7 +265,7 @@ def diagonal_scan_backward(
     """Compute the gradients of u, z, b, c, d_skip and h0 in their dtypes, None where there is none; dh None is zero."""
     D, N = z.shape
     u, dy = by_time(u), by_time(dy)
-    plan = Plan(modes_of(z, b, c), d_skip, u, cu_seqlens, gradients=True, powers=True)
+    plan = Plan(modes_of(z, b, c), d_skip, u, cu_seqlens, gradients=True, starts=h0 is not None)
     new = {"dtype": torch.float32, "device": u.device}
     du, dh0 = outputs_of_groups(u, plan.groups), None if h0 is None else torch.empty(plan.rows, D, N, 2, **new)
     # Before each chunk, and the gradients after it: as many numbers as 2 N / CHUNK sequences each.
@@ -311,7 +311,7 @@ def _parameter_gradients(
         STARTS=starts,
         GROUPS=plan.groups,
         BLOCK_N=plan.block_n,
-        COLUMNS=COLUMNS,
+        COLUMNS=COLUMNS if u.dtype in HALF else COLUMNS_OF_FLOAT32,
         TERMS=plan.terms,
         num_warps=4,
         num_stages=1,

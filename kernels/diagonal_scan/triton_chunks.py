@@ -32,8 +32,8 @@ from ..common.strided import Strided, load, strided
 from ..common.triton_tiles import HALF, block_of, contiguous, parts_of
 from ..launch import interpreting, launch
 
-# Modes at a time: more are added up from several runs.
-MOST_MODES = 32
+# Modes at a time: more are added up from several runs. Where operands have three terms, registers hold no more.
+MOST_MODES, MOST_MODES_OF_FLOAT32 = 32, 16
 # Steps of a chunk. With more the tables take more memory, with fewer the states between chunks more work.
 CHUNK = tl.constexpr(32)
 # Powers z^(CHUNK 2^k) in the tables: the last is that of the most chunks of a tile.
@@ -76,8 +76,6 @@ class Texts(NamedTuple):
     cu_seqlens_ptr: Any
     """Borders [rows + 1], contiguous; None: a row of inputs is a sequence."""
     L: int
-
-    do_not_specialize = ("rows", "chunks")
 
 
 @triton.jit
@@ -334,7 +332,7 @@ class Plan:
         d_skip: skip weights [D], which the taps get.
         u: inputs [B,D,L]; their dtype is that of outputs, and says of how many terms products are.
         gradients: whether passes for gradients will follow, whose states are outputs too.
-        powers: whether the single powers of modes are needed.
+        starts: whether sequences start from states.
     """
 
     def __init__(
@@ -345,11 +343,11 @@ class Plan:
         cu_seqlens: Tensor | None,
         *,
         gradients: bool,
-        powers: bool,
+        starts: bool,
     ):
         (D, N), (B, _, L), self.rows = modes.z.ptr.shape[:2], u.shape, state_rows(u, cu_seqlens)
         self.modes, chunk = modes, CHUNK.value
-        self.block_n = min(MOST_MODES, block_of(N))
+        self.block_n = min(MOST_MODES if u.dtype in HALF else MOST_MODES_OF_FLOAT32, block_of(N))
         self.groups = triton.cdiv(N, self.block_n)
         self.channels = D * self.groups
         self.chunks = B * triton.cdiv(L, chunk) if cu_seqlens is None else L // chunk + self.rows
@@ -368,7 +366,7 @@ class Plan:
             new(self.terms, chunk, 2 * self.block_n, dtype=term),
             new(held, chunk, 2 * self.block_n, dtype=term),
             new(held, 2 * chunk, dtype=term),
-            new(2, chunk, self.block_n) if powers else None,
+            new(2, chunk, self.block_n) if starts or gradients else None,
             new(LEVELS.value, 2, 2, self.block_n),
         )
         launch(

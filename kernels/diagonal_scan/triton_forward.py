@@ -21,7 +21,6 @@ from .triton_chunks import (
     CHUNK,
     Plan,
     add_product,
-    by_turns,
     find_text,
     float32_terms,
     input_terms,
@@ -52,8 +51,21 @@ class Tile(NamedTuple):
     """Loads on their way at a time."""
 
 
-# Rows side by side where there are as many; else one, and more of its chunks.
-MANY_ROWS, ONE_ROW = Tile(8, 8, 4, 3), Tile(16, 1, 1, 1)
+# Rows that lie side by side in a tile, where there are as many.
+ROWS = 8
+
+
+def tile_of(x: Tensor, rows: int, packed: bool, starts: bool) -> Tile:
+    """The tile for inputs x [B,D,L]: of those that leave no register to spill, the one with most work for each warp.
+
+    On chips without products of whole warp groups each warp holds the tables that it multiplies by. Inputs of 16 bits
+    that are not bfloat16 or of 32 take more terms, times that are not aligned an address each, and what depends on the
+    start of a sequence a second tile of inputs.
+    """
+    light = x.dtype == torch.bfloat16 and not starts
+    if packed or rows < ROWS:
+        return Tile(16, 1, 4 if starts else 1, 1)
+    return Tile(8, ROWS, 4, 3) if light and x.shape[2] % 16 == 0 else Tile(4, ROWS, 4, 1)
 
 
 @triton.jit
@@ -130,14 +142,18 @@ def _load_powers(tables, v, length, CHUNKS: tl.constexpr, REVERSE: tl.constexpr,
     """Load z^(CHUNK 2^k) for the pairs inside a tile, real and imaginary parts in turn, and that of the whole tile."""
     real_0, _, imag_0, _ = load_level(tables.levels_ptr, v, 0, length, BLOCK_N, REVERSE)
     real_1, _, imag_1, _ = load_level(tables.levels_ptr, v, 1, length, BLOCK_N, REVERSE)
-    real_2, _, imag_2, _ = load_level(tables.levels_ptr, v, 2, length, BLOCK_N, REVERSE)
-    if CHUNKS == 8:
-        pairs = (real_0, imag_0, real_1, imag_1, real_2, imag_2)
-        whole = load_level(tables.levels_ptr, v, 3, length, BLOCK_N, REVERSE)
+    pairs = (real_0, imag_0, real_1, imag_1)
+    if CHUNKS == 4:
+        whole = load_level(tables.levels_ptr, v, 2, length, BLOCK_N, REVERSE)
     else:
-        real_3, _, imag_3, _ = load_level(tables.levels_ptr, v, 3, length, BLOCK_N, REVERSE)
-        pairs = (real_0, imag_0, real_1, imag_1, real_2, imag_2, real_3, imag_3)
-        whole = load_level(tables.levels_ptr, v, 4, length, BLOCK_N, REVERSE)
+        real_2, _, imag_2, _ = load_level(tables.levels_ptr, v, 2, length, BLOCK_N, REVERSE)
+        if CHUNKS == 8:
+            pairs = (real_0, imag_0, real_1, imag_1, real_2, imag_2)
+            whole = load_level(tables.levels_ptr, v, 3, length, BLOCK_N, REVERSE)
+        else:
+            real_3, _, imag_3, _ = load_level(tables.levels_ptr, v, 3, length, BLOCK_N, REVERSE)
+            pairs = (real_0, imag_0, real_1, imag_1, real_2, imag_2, real_3, imag_3)
+            whole = load_level(tables.levels_ptr, v, 4, length, BLOCK_N, REVERSE)
     return pairs, whole
 
 
@@ -224,8 +240,10 @@ def diagonal_scan_kernel(
             )
             if REVERSE:
                 first_imag = -first_imag
+            start_real, start_imag = _load_rows(state, own_row, d, n, own)
+            left_real, left_imag = times(first_real[None, :], first_imag[None, :], start_real, start_imag)
             # A sequence without steps hands its state on.
-            end_real, end_imag = _load_rows(state, own_row, d, n, own & (0 * n + length == 0)[None, :])
+            end_real, end_imag = tl.where(length == 0, start_real, 0.0), tl.where(length == 0, start_imag, 0.0)
         for tile in range(tiles):
             chunk = tile * CHUNKS + column // ROWS
             chunk = chunks - 1 - chunk if REVERSE else chunk + chunks - tiles * CHUNKS
@@ -244,29 +262,29 @@ def diagonal_scan_kernel(
             steps = input_terms(tl.load(sequences[:, None] + t * x.strides[2], mask=inside, other=0.0), TERMS)
             added = add_product(tl.zeros([CHUNKS * ROWS, 2 * BLOCK_N], tl.float32), steps, reach, TERMS)
             added_real, added_imag = parts(added)
-            if STARTS and not REVERSE:
-                known = (chunk == 0)[:, None] & (row < rows)[:, None] & (n < N)[None, :]
-                start_real, start_imag = _load_rows(state, row, d, n, known)
-                left_real, left_imag = times(first_real[None, :], first_imag[None, :], start_real, start_imag)
-                added_real, added_imag = added_real + left_real, added_imag + left_imag
             added_real = tl.reshape(added_real, [CHUNKS, ROWS, BLOCK_N])
             added_imag = tl.reshape(added_imag, [CHUNKS, ROWS, BLOCK_N])
+            is_first = tl.reshape(chunk == 0, [CHUNKS, ROWS, 1])
+            if STARTS and not REVERSE:
+                added_real += tl.where(is_first, left_real[None, :, :], 0.0)
+                added_imag += tl.where(is_first, left_imag[None, :, :], 0.0)
             before_real, before_imag, total_real, total_imag = _states_before(
                 added_real, added_imag, h_real, h_imag, pairs, 0
             )
             if STARTS and REVERSE:
-                last = tl.reshape(chunk == 0, [CHUNKS, ROWS, 1])
-                left_real, left_imag = times(
+                last_real, last_imag = times(
                     first_real[None, None, :], first_imag[None, None, :], before_real, before_imag
                 )
-                end_real += tl.sum(tl.where(last, left_real + added_real, 0.0), 0)
-                end_imag += tl.sum(tl.where(last, left_imag + added_imag, 0.0), 0)
+                end_real += tl.sum(tl.where(is_first, last_real + added_real, 0.0), 0)
+                end_imag += tl.sum(tl.where(is_first, last_imag + added_imag, 0.0), 0)
+            elif STARTS:
+                # Before the first chunk there was nothing but zeros.
+                before_real += tl.where(is_first, start_real[None, :, :], 0.0)
+                before_imag += tl.where(is_first, start_imag[None, :, :], 0.0)
             h_real, h_real_rest, h_imag, h_imag_rest = _moved_on(
                 whole, h_real, h_real_rest, h_imag, h_imag_rest, total_real, total_imag
             )
             before = tl.reshape(tl.join(before_real, before_imag), [CHUNKS * ROWS, 2 * BLOCK_N])
-            if STARTS and not REVERSE:
-                before += by_turns(start_real, start_imag)  # where 0 is
             if states_ptr is not None:
                 states = states_of_text(states_ptr, v, texts, rows, row, start, BLOCK_N)
                 states = (states + chunk * (2 * BLOCK_N))[:, None] + tl.arange(0, 2 * BLOCK_N)[None, :]
@@ -299,7 +317,8 @@ def scan(
     reverse: bool,
 ) -> None:
     """Run through the sequences of x [B,D,L] from `state`, and write those of y, h and `states` that are wanted."""
-    tile = MANY_ROWS if plan.texts.cu_seqlens_ptr is None and plan.rows >= MANY_ROWS.rows else ONE_ROW
+    starts = (h if reverse else state) is not None
+    tile = tile_of(x, plan.rows, plan.texts.cu_seqlens_ptr is not None, starts)
     slots, blocks_per_slot = slots_of(triton.cdiv(plan.rows, tile.rows), plan.channels, fillings=8)
     sizes = {"B": x.shape[0], "D": x.shape[1], "L": x.shape[2], "N": plan.tile["N"]}
     warps = configured(diagonal_scan_kernel, x, sizes, {"num_warps": tile.warps})
@@ -352,7 +371,7 @@ def diagonal_scan(
     if u.shape[2] == 1 and cu_seqlens is None:
         return scan_step(u, modes, d_skip, h0, h), torch.view_as_complex(h)
     u = by_time(u)
-    plan = Plan(modes, d_skip, u, cu_seqlens, gradients=False, powers=h0 is not None)
+    plan = Plan(modes, d_skip, u, cu_seqlens, gradients=False, starts=h0 is not None)
     y = outputs_of_groups(u, plan.groups)
     scan(u, h0, plan, y=y, h=h, states=None, reverse=False)
     return add_groups(y, u), torch.view_as_complex(h)
