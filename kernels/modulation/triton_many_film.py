@@ -9,14 +9,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.strided import strided
+from ..common.strided import store, strided
 from ..common.triton_tiles import dot_precision, token_block
 from ..configurations import configured
 from ..launch import launch
 from .selection import Selection
 from .triton_many_weights import RowStatistics, dtype_of_weights, many_weights
-from .triton_modulation import Film, row_tile
-from .triton_rows import Norm, Weights, kept, normalised, product, sizes_of_product, store_rows
+from .triton_modulation import Film, new_rows, row_tile
+from .triton_rows import Norm, Weights, kept, normalised, product, sizes_of_product
 from .triton_selection import halves
 
 
@@ -37,7 +37,7 @@ def many_film_kernel(
     film,  # its table [B,1,G,2D]
     norm,
     text_mask,  # [B,T] or None
-    x_f_ptr,  # [B,T,D], contiguous
+    x_f,  # [B,T,D], written
     T,
     G,
     D: tl.constexpr,
@@ -60,8 +60,8 @@ def many_film_kernel(
     gammas, betas = halves(gamma), halves(beta)
     for half in tl.static_range(2):  # one after the other, for want of registers
         d = first + half * (BLOCK_D // 2) + tl.arange(0, BLOCK_D // 2)
-        x_f = _modulated(x, film, norm, gammas[half], betas[half], b, t, d, mean, rstd, token_kept, D)
-        store_rows(x_f_ptr, b, t, T, d, D, x_f)
+        modulated = _modulated(x, film, norm, gammas[half], betas[half], b, t, d, mean, rstd, token_kept, D)
+        store(x_f, (b, t[:, None], d[None, :]), modulated, (t < T)[:, None] & (d < D)[None, :])
 
 
 def many_film(
@@ -74,11 +74,12 @@ def many_film(
     ln_weight: Tensor,
     ln_bias: Tensor,
     eps: float,
+    channels_first: bool,
     selection: Selection,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute x_f in the dtype of x, w in the dtype of q, and mean and rstd of the rows of x, [2,B,T] float32."""
     (B, T, D), G = x.shape, k.shape[1]
-    x_f = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    x_f = new_rows(x, channels_first)
     statistics = torch.empty(2, B, T, dtype=torch.float32, device=x.device)
     rows = RowStatistics(strided(x), statistics[0], statistics[1], eps)
     w, rest = many_weights(q, k, selection, dtype_of_weights(q, table), rows)
@@ -93,7 +94,7 @@ def many_film(
         film=Film(None, strided(table[:, None]), strided(selection.grid_mask), bias, gate),
         norm=Norm(ln_weight, ln_bias, *statistics),
         text_mask=strided(selection.text_mask),
-        x_f_ptr=x_f,
+        x_f=strided(x_f),
         T=T,
         G=G,
         D=D,

@@ -113,6 +113,12 @@ def tiles(T: int, G: int, most_grids: int, *tensors: Tensor, backward: bool = Fa
     }
 
 
+def new_rows(x: Tensor, channels_first: bool) -> Tensor:
+    """Allocate a tensor like x [B,T,D], contiguous or, with `channels_first`, in memory as [B,D,T]."""
+    T, D = x.shape[1:]
+    return x.new_empty_strided(x.shape, (T * D, 1, T) if channels_first else (T * D, D, 1))
+
+
 def parameter_gradients(
     dtable: Tensor, columns: Tensor, table: Tensor, bias: Tensor, gate: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
