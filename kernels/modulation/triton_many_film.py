@@ -81,7 +81,7 @@ def many_film(
     (B, T, D), G = x.shape, k.shape[1]
     x_f = new_rows(x, channels_first)
     statistics = torch.empty(2, B, T, dtype=torch.float32, device=x.device)
-    rows = RowStatistics(strided(x), *statistics, eps)
+    rows = RowStatistics(strided(x), statistics[0], statistics[1], eps)
     w, rest = many_weights(q, k, selection, dtype_of_weights(q, table), rows)
     sizes = sizes_of_product(B, T, 2 * D, w, table)
     sizes["BLOCK_D"] //= 2  # of gamma and as many of beta

@@ -38,10 +38,22 @@ class RowStatistics(NamedTuple):
 
 
 @triton.jit
-def _products(q, k, scores, b, h, t, grid, token_kept, grid_kept, DH: tl.constexpr, PRECISION: tl.constexpr):
+def _products(
+    q,
+    k,
+    scores,
+    b,
+    h,
+    t,
+    grid,
+    token_kept,
+    grid_kept,
+    DH: tl.constexpr,
+    BLOCK_DH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """q.k of a head, [BLOCK_T, BLOCK_G]: from `scores` [B,H,T,G], or from q and k where it is None."""
     if scores is None:
-        BLOCK_DH: tl.constexpr = max(16, triton.next_power_of_2(DH))
         d = tl.arange(0, BLOCK_DH)
         q_tile = load(q, (b, t[:, None], h, d[None, :]), token_kept[:, None] & (d < DH)[None, :])
         k_tile = load(k, (b, grid.to(tl.int64)[:, None], h, d[None, :]), grid_kept[:, None] & (d < DH)[None, :])
@@ -64,6 +76,7 @@ def many_weights_kernel(
     D: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_G: tl.constexpr,
+    BLOCK_DH: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -84,7 +97,7 @@ def many_weights_kernel(
 
     w = tl.zeros([BLOCK_T, BLOCK_G], tl.float32)
     for h in range(selection.H):
-        products = _products(q, k, scores, b, h, t, grid, token_kept, grid_kept, DH, PRECISION)
+        products = _products(q, k, scores, b, h, t, grid, token_kept, grid_kept, DH, BLOCK_DH, PRECISION)
         p, counts = softmax_of_many(products, selection, b, h, t, grid, token_kept, grid_kept)
         if not selection.RENORMALIZE or selection.seed is not None:
             p = tl.where(counts, p, 0.0)
@@ -106,6 +119,7 @@ def many_scores_backward_kernel(
     DH: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_G: tl.constexpr,
+    BLOCK_DH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Each program takes a block of tokens of a row and a head: ds = p (da - sum p da) scale, da = dw / shares.
@@ -118,7 +132,7 @@ def many_scores_backward_kernel(
     grid = tl.arange(0, BLOCK_G)
     token_kept = kept(selection.text_mask, b, t, T)
     grid_kept = kept(selection.grid_mask, b, grid, G)
-    products = _products(q, k, scores, b, h, t, grid, token_kept, grid_kept, DH, PRECISION)
+    products = _products(q, k, scores, b, h, t, grid, token_kept, grid_kept, DH, BLOCK_DH, PRECISION)
     p, counts = softmax_of_many(products, selection, b, h, t, grid, token_kept, grid_kept)
     counts &= token_kept[:, None]
     dw = tl.load(dw_ptr + (b * T + t[:, None]) * G + grid[None, :], mask=counts, other=0.0)
@@ -178,6 +192,7 @@ def many_weights(
         rest_ptr=rest,
         DH=D_h,
         D=D,
+        BLOCK_DH=block_of(D_h),
         BLOCK_D=min(block_of(D), NUMBERS_OF_A_TILE // tile["BLOCK_T"]),
         PRECISION=dot_precision(many_weights_kernel, q, k),
         **tile,
@@ -201,6 +216,7 @@ def many_weights_backward(dw: Tensor, q: Tensor, k: Tensor, selection: Selection
         dw_ptr=dw,
         ds_ptr=ds,
         DH=D_h,
+        BLOCK_DH=block_of(D_h),
         PRECISION=dot_precision(many_scores_backward_kernel, q, k),
         **tile,
     )

@@ -161,8 +161,9 @@ def table_from_rows_kernel(
 def _tiles(T: int, G: int, wide: dict[str, int] | None, *operands: Tensor) -> dict[str, int]:
     """Blocks, warps and stages of a kernel that makes gradients: `wide` ones, where FiLM is by many grids in bfloat16.
 
-    What FiLM makes of rows is made anew for each block of grids or columns: the wider, the less. Of other operands the
-    terms of products would take the registers.
+    What FiLM makes of rows is made anew for each block of grids or columns: the wider, the less. Fewer than 64 rows of
+    a product keep it from being asynchronous: of two stages the next tile would overwrite one that is still read. Of
+    other operands the terms of products would take the registers.
     """
     if wide is not None and G > 64 and all(operand.dtype == torch.bfloat16 for operand in operands):
         return wide
@@ -183,7 +184,7 @@ def weights_from_rows(
     """Compute dw + gate e table^T, [B,T,G] float32; with `u`, e stands for [e u, e], normalised first if `norm` is."""
     (B, T, D), G = e.shape, table.shape[1]
     out = torch.empty(B, T, G, dtype=torch.float32, device=e.device)
-    tiles = _tiles(T, G, None if u is None else sizes_of(64, 64, 32, 4, 2), e, table)
+    tiles = _tiles(T, G, None if u is None else sizes_of(32, 64, 32, 4, 2), e, table)
     launch(
         weights_from_rows_kernel,
         (B * triton.cdiv(T, tiles["BLOCK_T"]), triton.cdiv(G, tiles["BLOCK_G"])),
@@ -220,7 +221,7 @@ def table_from_rows(
     heads = e.shape[1:-2]
     e, u = with_heads(e), with_heads(u)
     (B, H, T, D), G = e.shape, w.shape[-1]
-    tiles = _tiles(T, G, None if u is None else sizes_of(32, 128, 64, 8, 2), e, w)
+    tiles = _tiles(T, G, None if u is None else sizes_of(32, 32, 64, 4, 2), e, w)
     blocks = triton.cdiv(T, tiles["BLOCK_T"])
     of_table = triton.cdiv(G, tiles["BLOCK_G"]), triton.cdiv(D, tiles["BLOCK_D"])
     slots, blocks_per_slot = slots_of(blocks, B * H * of_table[0] * of_table[1])
