@@ -110,8 +110,10 @@ def channels_of_block(block, group, GROUP_WIDTH: tl.constexpr, BLOCK_D: tl.const
 def load_channels(ptr, d, d_inside):
     """Load [1, BLOCK_D] of [D], contiguous, in float32; 0 where not inside, and where there is none."""
     if ptr is None:
-        return tl.zeros([1, d.shape[0]], tl.float32)
-    return tl.load(ptr + d, mask=d_inside, other=0.0).to(tl.float32)[None, :]
+        x = tl.zeros(d.shape, tl.float32)
+    else:
+        x = tl.load(ptr + d, mask=d_inside, other=0.0).to(tl.float32)
+    return x[None, :]
 
 
 @triton.jit
