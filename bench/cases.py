@@ -181,7 +181,14 @@ def _selective_scan(make: Maker, case: Case) -> Inputs:
         return make.real(B, L, D).mT if "channels last" in case.options else make.real(B, D, L)
 
     A = -torch.arange(1.0, N + 1, device=make.device).expand(D, N).contiguous()
-    B_and_C = (make.real(*((D, N) if "constant" in case.options else (B, *groups, N, L))) for _ in range(2))
+
+    def matrix() -> Tensor:
+        if "constant" in case.options:
+            return make.real(D, N)
+        # Modes last where channels are, as the slices of one projection are.
+        return make.real(B, *groups, L, N).mT if "channels last" in case.options else make.real(B, *groups, N, L)
+
+    B_and_C = matrix(), matrix()
     # Steps are positive, which softplus sees to where it is asked for: otherwise states would grow.
     delta = over_time().abs() if "bare" in case.options else over_time()
     arguments = (over_time(), delta, A, *B_and_C)

@@ -22,6 +22,9 @@ class SSMBlock(nn.Module, ABC):
     A subclass says what its state consists of (`state_shapes`) and how it runs (`_run`, `_run_step`).
     """
 
+    channels_first = False
+    """Whether `forward` reads x best where it lies in memory as [B, D, T]; without a mask, which moves it."""
+
     def __init__(self, width: int, dropout: float):
         super().__init__()
         check_integer(type(self).__name__, "width", width, at_least=1)
@@ -155,6 +158,8 @@ class GatedSSMBlock(SSMBlock):
 
     `output` is that Linear and nothing more: an adapter (peft) around it adds to 2 D channels, not to D.
     """
+
+    channels_first = True
 
     def __init__(self, width: int, dropout: float):
         super().__init__(width, dropout)

@@ -201,6 +201,7 @@ class CrossModalModulator(Connector[ModulatorSide]):
             self.norm_in.bias,
             top_k=self.config.top_k,
             eps=self.norm_in.eps,
+            channels_first=self.ssm.channels_first and options["text_mask"] is None,
             **options,
         )
         y, seen = ssm(x_f)

@@ -87,6 +87,7 @@ def grounded_film(
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
     eps: float = 1e-5,
+    channels_first: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Correlate tokens with grids, normalise the tokens and modulate them by what they see.
 
@@ -106,6 +107,8 @@ def grounded_film(
         ln_weight, ln_bias, eps: LayerNorm over D.
         top_k, grid_mask, text_mask, renormalize, dropout_p, seed: as in `correlation_context`. A token outside of
             text_mask has x_f = 0 and w = 0; one that sees no grid (all masked) is modulated by the bias alone.
+        channels_first: whether the kernels on a GPU lay x_f out in memory as [B,D,T], as convolutions and scans of
+            `x_f.mT` read it best. The numbers are the same.
 
     Returns: x_f in the dtype of x, w in the dtype of q (under autocast both in its dtype). Half precision is computed
     in float32.
@@ -128,7 +131,7 @@ def grounded_film(
     tensors = (x, q, k, table, bias, gate, ln_weight, ln_bias)
     with without_autocast(x.device):
         if chosen == "triton":
-            return registered_ops.grounded_film(*tensors, eps, *selection)[:2]
+            return registered_ops.grounded_film(*tensors, eps, channels_first, *selection)[:2]
         return IMPLEMENTATIONS[chosen].grounded_film(*tensors, eps=eps, **selection._asdict())
 
 

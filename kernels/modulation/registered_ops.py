@@ -55,18 +55,24 @@ def _run_grounded(
     ln_weight: Tensor,
     ln_bias: Tensor,
     eps: float,
+    channels_first: bool,
     *selection: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x_f, w, and mean and 1 / deviation of the rows of x, [2,B,T] float32."""
     from . import triton_film
 
     bias, ln_weight, ln_bias = _contiguous(bias, ln_weight, ln_bias)
-    return triton_film.grounded_film(x, q, k, table, bias, gate, ln_weight, ln_bias, eps, Selection(*selection))
+    return triton_film.grounded_film(
+        x, q, k, table, bias, gate, ln_weight, ln_bias, eps, channels_first, Selection(*selection)
+    )
 
 
 def _fake_grounded(x: Tensor, q: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from .triton_modulation import new_rows
+
+    channels_first = rest[6]
     statistics = x.new_empty(2, *x.shape[:2], dtype=torch.float32)
-    return x.new_empty(x.shape), q.new_empty(*q.shape[:2], k.shape[1]), statistics
+    return new_rows(x, channels_first), q.new_empty(*q.shape[:2], k.shape[1]), statistics
 
 
 def _differentiate_grounded(
@@ -80,6 +86,7 @@ def _differentiate_grounded(
     ln_weight: Tensor,
     ln_bias: Tensor,
     eps: float,
+    channels_first: bool,
     *selection: Any,
 ) -> tuple[Tensor, ...]:
     from . import triton_film_backward
@@ -94,7 +101,7 @@ def _differentiate_grounded(
 grounded_film = register(
     "grounded_film",
     "(Tensor x, Tensor q, Tensor k, Tensor table, Tensor bias, Tensor gate, Tensor ln_weight, Tensor ln_bias, "
-    f"float eps, {SELECTION}) -> (Tensor, Tensor, Tensor)",
+    f"float eps, bool channels_first, {SELECTION}) -> (Tensor, Tensor, Tensor)",
     _run_grounded,
     _fake_grounded,
     Backward(

@@ -28,7 +28,8 @@ from .triton_few_grids import (
     table_rows,
 )
 from .triton_many_weights import dtype_of_weights, many_weights
-from .triton_rows import kept, rows_from_table, store_rows, table_from_rows, weights_from_rows
+from .triton_row_gradients import table_from_rows, weights_from_rows
+from .triton_rows import kept, rows_from_table, store_rows
 from .triton_selection import kernel_selection
 from .triton_weights import MOST_GRIDS_IN_REGISTERS, grid_weights, grid_weights_backward, token_weights
 

@@ -43,9 +43,9 @@ def few_grids(G: int, D: int, query: Sequence[int] = ()) -> bool:
 def few_grids_tiles(kernel: Any, G: int, *rows: Tensor) -> dict[str, int]:
     """Blocks and warps of a kernel that holds whole rows of tokens, those of each of `rows` [B,T,D]."""
     B, T, D = rows[0].shape
-    narrow = len(rows) == 1 and rows[0].dtype in HALF
+    is_light = len(rows) == 1 and rows[0].dtype in HALF and G <= USUAL_GRIDS
     # With fewer programs than fill a GPU, more of them are worth more than a table that is read less often.
-    tokens = 8 if narrow and B * triton.cdiv(T, 8) >= PROGRAMS else 4
+    tokens = 8 if is_light and B * triton.cdiv(T, 8) >= PROGRAMS else 4
     tiles = {
         "BLOCK_T": tokens,
         "BLOCK_D": block_of(D),

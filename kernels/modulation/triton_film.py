@@ -18,16 +18,16 @@ from ..configurations import configured
 from ..launch import launch
 from . import triton_few_film
 from .selection import Selection
-from .triton_few_grids import few_grids
 from .triton_many_film import many_film
 from .triton_modulation import (
     Film,
     merge_statistics,
     modulation,
+    new_rows,
     row_tile,
     tiles,
 )
-from .triton_rows import Norm, kept, normalised, store_rows
+from .triton_rows import Norm, kept, normalised
 from .triton_selection import kernel_selection
 from .triton_weights import MOST_GRIDS_IN_REGISTERS, token_weights
 
@@ -43,7 +43,7 @@ def grounded_film_kernel(
     film,  # its w is written
     norm,  # its statistics are written
     selection,
-    x_f_ptr,  # [B,T,D], contiguous
+    x_f,  # [B,T,D], written
     eps,
     DH: tl.constexpr,
     D: tl.constexpr,
@@ -77,8 +77,8 @@ def grounded_film_kernel(
         d = start + tl.arange(0, BLOCK_D)
         gamma, beta = modulation(film, w, b, t, d, T, G, D, BLOCK_G, PRECISION)
         _, _, normed = normalised(row_tile(x, b, t, d, token_kept, D), mean, rstd, norm, d, D)
-        x_f = tl.where(token_kept[:, None], normed * (1 + gate * gamma) + gate * beta, 0.0)
-        store_rows(x_f_ptr, b, t, T, d, D, x_f)
+        modulated = tl.where(token_kept[:, None], normed * (1 + gate * gamma) + gate * beta, 0.0)
+        store(x_f, (b, t[:, None], d[None, :]), modulated, (t < T)[:, None] & (d < D)[None, :])
 
 
 def grounded_film(
@@ -91,18 +91,22 @@ def grounded_film(
     ln_weight: Tensor,
     ln_bias: Tensor,
     eps: float,
+    channels_first: bool,
     selection: Selection,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute x_f in the dtype of x, w in the dtype of q, and mean and rstd of the rows of x, [2,B,T] float32."""
+    """Compute x_f in the dtype of x, w in the dtype of q, and mean and rstd of the rows of x, [2,B,T] float32.
+
+    With `channels_first` x_f lies in memory as [B,D,T].
+    """
     (B, T, D), G, D_h = x.shape, k.shape[1], k.shape[3]
     if G > MOST_GRIDS_IN_REGISTERS:
-        return many_film(x, q, k, table, bias, gate, ln_weight, ln_bias, eps, selection)
-    x_f = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        return many_film(x, q, k, table, bias, gate, ln_weight, ln_bias, eps, channels_first, selection)
+    x_f = new_rows(x, channels_first)
     statistics = torch.empty(2, B, T, dtype=torch.float32, device=x.device)
     w = torch.empty(B, T, G, dtype=q.dtype, device=x.device)
     film = Film(strided(w), strided(table), strided(selection.grid_mask), bias, gate)
     norm = Norm(ln_weight, ln_bias, *statistics)
-    if few_grids(G, D, q.shape[2:]):
+    if triton_few_film.takes_grounded_film(x, q, k):
         triton_few_film.grounded_film(x, q, k, film, norm, selection, x_f, eps)
         return x_f, w, statistics
     sizes = tiles(T, G, MOST_GRIDS_IN_REGISTERS, x, table)
@@ -116,7 +120,7 @@ def grounded_film(
         film=film,
         norm=norm,
         selection=kernel_selection(selection, q, k),
-        x_f_ptr=x_f,
+        x_f=strided(x_f),
         eps=eps,
         DH=D_h,
         D=D,

@@ -9,14 +9,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.strided import strided
+from ..common.strided import store, strided
 from ..common.triton_tiles import dot_precision, token_block
 from ..configurations import configured
 from ..launch import launch
 from .selection import Selection
 from .triton_many_weights import RowStatistics, dtype_of_weights, many_weights
-from .triton_modulation import Film, row_tile
-from .triton_rows import Norm, Weights, kept, normalised, product, sizes_of_product, store_rows
+from .triton_modulation import Film, new_rows, row_tile
+from .triton_rows import Norm, Weights, kept, normalised, product, sizes_of_product
 from .triton_selection import halves
 
 
@@ -30,13 +30,14 @@ def _modulated(x, film, norm, gamma, beta, b, t, d, mean, rstd, token_kept, D: t
     return tl.where(token_kept[:, None], normed * (1 + gate * gamma) + gate * beta, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def many_film_kernel(
     x,  # [B,T,D]
-    film,  # its w Weights, table [B,1,G,2D]
+    w,  # Weights
+    film,  # its table [B,1,G,2D]
     norm,
     text_mask,  # [B,T] or None
-    x_f_ptr,  # [B,T,D], contiguous
+    x_f,  # [B,T,D], written
     T,
     G,
     D: tl.constexpr,
@@ -51,7 +52,7 @@ def many_film_kernel(
     both = tl.arange(0, 2 * BLOCK_D)
     column = tl.max_contiguous(first + both % BLOCK_D + both // BLOCK_D * D, BLOCK_D)
     exists = first + both % BLOCK_D < D
-    acc = product(film.w, film.table, film.grid_mask, b, 0, t, column, exists, T, G, BLOCK_G, PRECISION)
+    acc = product(w, film.table, film.grid_mask, b, 0, t, column, exists, T, G, BLOCK_G, PRECISION)
     token_kept = kept(text_mask, b, t, T)
     mean = tl.load(norm.mean + b * T + t, mask=t < T, other=0.0)
     rstd = tl.load(norm.rstd + b * T + t, mask=t < T, other=0.0)
@@ -59,8 +60,8 @@ def many_film_kernel(
     gammas, betas = halves(gamma), halves(beta)
     for half in tl.static_range(2):  # one after the other, for want of registers
         d = first + half * (BLOCK_D // 2) + tl.arange(0, BLOCK_D // 2)
-        x_f = _modulated(x, film, norm, gammas[half], betas[half], b, t, d, mean, rstd, token_kept, D)
-        store_rows(x_f_ptr, b, t, T, d, D, x_f)
+        modulated = _modulated(x, film, norm, gammas[half], betas[half], b, t, d, mean, rstd, token_kept, D)
+        store(x_f, (b, t[:, None], d[None, :]), modulated, (t < T)[:, None] & (d < D)[None, :])
 
 
 def many_film(
@@ -73,11 +74,12 @@ def many_film(
     ln_weight: Tensor,
     ln_bias: Tensor,
     eps: float,
+    channels_first: bool,
     selection: Selection,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute x_f in the dtype of x, w in the dtype of q, and mean and rstd of the rows of x, [2,B,T] float32."""
     (B, T, D), G = x.shape, k.shape[1]
-    x_f = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    x_f = new_rows(x, channels_first)
     statistics = torch.empty(2, B, T, dtype=torch.float32, device=x.device)
     rows = RowStatistics(strided(x), *statistics, eps)
     w, rest = many_weights(q, k, selection, dtype_of_weights(q, table), rows)
@@ -88,10 +90,11 @@ def many_film(
         many_film_kernel,
         (B * triton.cdiv(T, sizes["BLOCK_T"]), triton.cdiv(D, sizes["BLOCK_D"])),
         x=strided(x),
-        film=Film(Weights.of(w, rest), strided(table[:, None]), strided(selection.grid_mask), bias, gate),
+        w=Weights.of(w, rest),
+        film=Film(None, strided(table[:, None]), strided(selection.grid_mask), bias, gate),
         norm=Norm(ln_weight, ln_bias, *statistics),
         text_mask=strided(selection.text_mask),
-        x_f_ptr=x_f,
+        x_f=strided(x_f),
         T=T,
         G=G,
         D=D,

@@ -17,16 +17,14 @@ from ..launch import launch
 from .selection import Selection
 from .triton_many_weights import dtype_of_weights, many_weights, many_weights_backward
 from .triton_modulation import Film, parameter_gradients, row_tile
+from .triton_row_gradients import table_from_rows, weights_from_rows
 from .triton_rows import (
     Norm,
     Weights,
     kept,
-    normalised,
     product,
     sizes_of_product,
     store_rows,
-    table_from_rows,
-    weights_from_rows,
 )
 from .triton_selection import halves
 
@@ -40,11 +38,12 @@ class BlockSums(NamedTuple):
     columns: Any  # [blocks of tokens,4,D]: e u, e, and the gradients of the norm's weight and bias
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "T"])
 def many_film_backward_kernel(
     e,  # [B,T,D]
     x,  # [B,T,D]
-    film,  # its w Weights, table [B,1,G,2D]
+    w,  # Weights
+    film,  # its table [B,1,G,2D]
     norm,
     text_mask,  # [B,T] or None
     dn_ptr,  # [B,T,D] float32, contiguous: dn = e (1 + gate gamma) ln_weight
@@ -62,27 +61,31 @@ def many_film_backward_kernel(
     b, t = token_block(T, BLOCK_T)
     first = tl.program_id(1) * BLOCK_D
     column = first + tl.arange(0, BLOCK_D)
-    acc = product(film.w, film.table, film.grid_mask, b, 0, t, column, column < D, T, G, BLOCK_G, PRECISION)
+    acc = product(w, film.table, film.grid_mask, b, 0, t, column, column < D, T, G, BLOCK_G, PRECISION)
     token_kept = kept(text_mask, b, t, T)
     mean = tl.load(norm.mean + b * T + t, mask=t < T, other=0.0)
     rstd = tl.load(norm.rstd + b * T + t, mask=t < T, other=0.0)
-    gate = tl.load(film.gate).to(tl.float32)
-    gammas = halves(acc)
+    left, right = halves(acc)
+    gammas = halves(left) + halves(right)
     sum_dn = tl.zeros([BLOCK_T], tl.float32)
     sum_dn_n = tl.zeros([BLOCK_T], tl.float32)
-    for half in tl.static_range(2):  # one after the other, for want of registers
-        d = first + half * (BLOCK_D // 2) + tl.arange(0, BLOCK_D // 2)
-        gamma = gammas[half] + tl.load(film.bias + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+    for quarter in tl.static_range(4):  # one after the other, for want of registers
+        d = first + quarter * (BLOCK_D // 4) + tl.arange(0, BLOCK_D // 4)
+        gate = tl.load(film.gate).to(tl.float32)
+        gamma = gammas[quarter] + tl.load(film.bias + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
         e_tile = row_tile(e, b, t, d, token_kept, D)
-        n, ln_weight, normed = normalised(row_tile(x, b, t, d, token_kept, D), mean, rstd, norm, d, D)
+        n = (row_tile(x, b, t, d, token_kept, D) - mean[:, None]) * rstd[:, None]
+        ln_weight = tl.load(norm.weight + d, mask=d < D, other=0.0).to(tl.float32)
+        ln_bias = tl.load(norm.bias + d, mask=d < D, other=0.0).to(tl.float32)
         dnormed = e_tile * (1 + gate * gamma)
         dn = dnormed * ln_weight[None, :]
         store_rows(dn_ptr, b, t, T, d, D, dn)
         sum_dn += tl.sum(dn, 1)
         sum_dn_n += tl.sum(dn * n, 1)
         row = sums.columns + tl.program_id(0).to(tl.int64) * 4 * D + d
-        tl.store(row, tl.sum(e_tile * normed, 0), mask=d < D)
-        tl.store(row + D, tl.sum(e_tile, 0), mask=d < D)
+        sum_e = tl.sum(e_tile, 0)
+        tl.store(row, tl.sum(e_tile * n, 0) * ln_weight + sum_e * ln_bias, mask=d < D)
+        tl.store(row + D, sum_e, mask=d < D)
         tl.store(row + 2 * D, tl.sum(dnormed * n, 0), mask=d < D)
         tl.store(row + 3 * D, tl.sum(dnormed, 0), mask=d < D)
     of_rows = sums.rows + (tl.program_id(1) * 2 * B + b) * T + t
@@ -90,7 +93,7 @@ def many_film_backward_kernel(
     tl.store(of_rows + B * T, sum_dn_n, mask=t < T)
 
 
-@triton.jit(do_not_specialize=["blocks"])
+@triton.jit(do_not_specialize=["blocks", "B", "T"])
 def normalised_backward_kernel(
     dn_ptr,  # [B,T,D] float32, contiguous
     x,  # [B,T,D]
@@ -126,7 +129,7 @@ def normalised_backward_kernel(
 
 
 def _token_gradients(
-    e: Tensor, x: Tensor, film: Film, norm: Norm, text_mask: Tensor | None, sizes: dict[str, int]
+    e: Tensor, x: Tensor, w: Weights, film: Film, norm: Norm, text_mask: Tensor | None, sizes: dict[str, int]
 ) -> tuple[Tensor, Tensor]:
     """Compute dx in the dtype of x, and the sums of `BlockSums.columns`."""
     B, T, D = x.shape
@@ -140,6 +143,7 @@ def _token_gradients(
         (blocks_of_t, blocks_of_d),
         e=strided(e),
         x=strided(x),
+        w=w,
         film=film,
         norm=norm,
         text_mask=strided(text_mask),
@@ -191,11 +195,12 @@ def many_film_backward(
     B, T, D = x.shape
     grid_mask, text_mask = selection.grid_mask, selection.text_mask
     w, rest = many_weights(q, k, selection, dtype_of_weights(q, table))
-    film = Film(Weights.of(w, rest), strided(table[:, None]), strided(grid_mask), bias, gate)
-    dx, columns = _token_gradients(e, x, film, norm, text_mask, sizes_of_product(B, T, min(D, 128), w, table))
+    film = Film(None, strided(table[:, None]), strided(grid_mask), bias, gate)
+    sizes = sizes_of_product(B, T, min(D, 128), w, table)
+    dx, columns = _token_gradients(e, x, Weights.of(w, rest), film, norm, text_mask, sizes)
     dw = weights_from_rows(e, table, grid_mask, text_mask, dw, x, norm, gate)
     dq, dk = many_weights_backward(dw, q, k, selection)
-    dtable = table_from_rows(w if rest is None else w.float() + rest, e, text_mask, x, norm)
+    dtable = table_from_rows(w, e, text_mask, x, norm, rest)
     known = table if grid_mask is None else table.masked_fill(~grid_mask[:, :, None], 0)
     dtable, dbias, dgate, dln_weight, dln_bias = parameter_gradients(dtable, columns, known, bias, gate)
     return (

@@ -18,7 +18,8 @@ from ..common.triton_tiles import HALF, block_of, dot, dot_precision, token_bloc
 from ..launch import launch
 from .selection import Selection
 from .triton_modulation import merge_statistics, row_tile
-from .triton_rows import kept, rows_from_table, store_rows, table_from_rows
+from .triton_row_gradients import table_from_rows
+from .triton_rows import kept, rows_from_table, store_rows
 from .triton_selection import kernel_selection, softmax_of_many
 
 MOST_GRIDS_OF_HALF, MOST_GRIDS_OF_FLOAT32 = 512, 128
@@ -32,6 +33,8 @@ class RowStatistics(NamedTuple):
     mean: Any  # [B,T] float32, contiguous, as is rstd: written
     rstd: Any
     eps: float
+
+    do_not_specialize_on_alignment = ("mean", "rstd")
 
 
 @triton.jit

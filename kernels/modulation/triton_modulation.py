@@ -25,7 +25,7 @@ from .triton_rows import kept
 class Film(NamedTuple):
     """A modulation as a kernel takes it: [gamma, beta] = w table + bias, both times the gate."""
 
-    w: Any  # [B,T,G] Strided, or `Weights`; None: not there yet
+    w: Strided | None  # [B,T,G]; None: not there yet, or apart from this
     table: Strided  # [B,G,2D]
     grid_mask: Strided | None  # [B,G]
     bias: Any  # [2D], contiguous
@@ -111,6 +111,12 @@ def tiles(T: int, G: int, most_grids: int, *tensors: Tensor, backward: bool = Fa
         "num_warps": 4,
         "num_stages": 1 if backward else pipeline_stages(*tensors),
     }
+
+
+def new_rows(x: Tensor, channels_first: bool) -> Tensor:
+    """Allocate a tensor like x [B,T,D], contiguous or, with `channels_first`, in memory as [B,D,T]."""
+    T, D = x.shape[1:]
+    return x.new_empty_strided(x.shape, (T * D, 1, T) if channels_first else (T * D, D, 1))
 
 
 def parameter_gradients(

@@ -13,7 +13,8 @@ from ..common.strided import strided
 from ..common.triton_tiles import dot_precision, token_block
 from ..launch import launch
 from .triton_modulation import Film, modulation, parameter_gradients, row_tile, store_column_sums, tiles
-from .triton_rows import Norm, store_rows, table_from_rows, weights_from_rows
+from .triton_row_gradients import table_from_rows, weights_from_rows
+from .triton_rows import Norm, store_rows
 
 
 @triton.jit

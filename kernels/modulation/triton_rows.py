@@ -1,17 +1,11 @@
-"""Products between tokens' rows and a table of the grids, by their weights, in Triton (mathematics.md, 2a).
+"""Tokens' rows of a table of the grids, by their weights, in Triton (mathematics.md, 2a): rows = w table.
 
-    rows     e [B,T,D]                   table [B,G,D]        rows = w table, dw = e table^T, dtable = w^T e
-
-With FiLM a row stands for two: the table has 2 D columns, gamma's half first, and the gradients of gamma and beta
-are e u and e, where u is what was modulated, given as it is or as LayerNorm(u) from its statistics.
-
-Shapes: B rows of T tokens and G grids, D columns; w [B,T,G]; masks [B,T] and [B,G]. In kernels b is a number, t, grid
-and d are the indices of a block.
+Shapes: B rows of T tokens and G grids, D columns; rows [B,T,D], w [B,T,G], table [B,G,D]; masks [B,T] and [B,G]. In
+kernels b is a number, t, grid and d are the indices of a block.
 """
 
 from typing import Any, NamedTuple, overload
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -25,7 +19,6 @@ from ..common.triton_tiles import (
     dot,
     dot_precision,
     pipeline_stages,
-    slots_of,
     token_block,
 )
 from ..configurations import configured
@@ -95,23 +88,6 @@ def normalised(u, mean, rstd, norm, d, D):
 
 
 @triton.jit
-def _film_rows(e, u, norm, b, h, t, T, d, D, token_kept):
-    """e and e u, [BLOCK_T, BLOCK_D] float32; without u, e twice."""
-    index = (b, h, t[:, None], d[None, :])
-    inside = token_kept[:, None] & (d < D)[None, :]
-    e_tile = load(e, index, inside)
-    eu_tile = e_tile
-    if u is not None:
-        u_tile = load(u, index, inside).to(tl.float32)
-        if norm is not None:
-            mean = tl.load(norm.mean + b * T + t, mask=token_kept, other=0.0)
-            rstd = tl.load(norm.rstd + b * T + t, mask=token_kept, other=0.0)
-            _, _, u_tile = normalised(u_tile, mean, rstd, norm, d, D)
-        eu_tile = e_tile.to(tl.float32) * u_tile
-    return e_tile, eu_tile
-
-
-@triton.jit
 def product(
     w,
     table,
@@ -147,7 +123,7 @@ def product(
     return acc
 
 
-@triton.jit(do_not_specialize=["T", "G"])
+@triton.jit(do_not_specialize=["T"])
 def rows_from_table_kernel(
     w,  # Weights
     table,  # [B,H,G,D]
@@ -167,95 +143,6 @@ def rows_from_table_kernel(
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     acc = product(w, table, grid_mask, b, h, t, d, d < D, T, G, BLOCK_G, PRECISION)
     store(out, (b, h, t[:, None], d[None, :]), acc, (t < T)[:, None] & (d < D)[None, :])
-
-
-@triton.jit(do_not_specialize=["T", "G"])
-def weights_from_rows_kernel(
-    e,  # [B,1,T,D]
-    u,  # [B,1,T,D], or None: no FiLM
-    norm,  # Norm of u, or None: u is not normalised
-    table,  # [B,G,D], with FiLM [B,G,2D]
-    gate_ptr,  # a factor of the sum, or None
-    grid_mask,  # [B,G] or None
-    text_mask,  # [B,T] or None
-    dw,  # [B,T,G] or None: added
-    out_ptr,  # [B,T,G] float32, contiguous
-    T,
-    G,
-    D: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Each program takes a block of tokens of a row and a block of grids; it walks through the columns."""
-    b, t = token_block(T, BLOCK_T)
-    grid = tl.program_id(1).to(tl.int64) * BLOCK_G + tl.arange(0, BLOCK_G)
-    token_kept = kept(text_mask, b, t, T)
-    grid_kept = kept(grid_mask, b, grid, G)
-    acc = tl.zeros([BLOCK_T, BLOCK_G], tl.float32)
-    for start in range(0, D, BLOCK_D):
-        d = start + tl.arange(0, BLOCK_D)
-        e_tile, eu_tile = _film_rows(e, u, norm, b, 0, t, T, d, D, token_kept)
-        inside = (d < D)[:, None] & grid_kept[None, :]
-        acc += dot(eu_tile, load(table, (b, grid[None, :], d[:, None]), inside), PRECISION)
-        if u is not None:
-            acc += dot(e_tile, load(table, (b, grid[None, :], (D + d)[:, None]), inside), PRECISION)
-    if gate_ptr is not None:
-        acc *= tl.load(gate_ptr).to(tl.float32)
-    if dw is not None:
-        inside = (t < T)[:, None] & (grid < G)[None, :]
-        acc += load(dw, (b, t[:, None], grid[None, :]), inside).to(tl.float32)
-    store_rows(out_ptr, b, t, T, grid, G, acc)
-
-
-@triton.jit(do_not_specialize=["B", "T", "G", "blocks_per_slot"])
-def table_from_rows_kernel(
-    w,  # [B,H,T,G]
-    e,  # [B,H,T,D]
-    u,  # [B,1,T,D], or None: no FiLM
-    norm,  # Norm of u, or None: u is not normalised
-    text_mask,  # [B,T] or None
-    out_ptr,  # [slots,B,H,G,D], with FiLM [slots,B,1,G,2D], float32, contiguous: a part for each slot
-    B,
-    T,
-    G,
-    blocks_per_slot,  # how many blocks of tokens a program walks through
-    H: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Each program takes a head of a row, a slot of its tokens, a block of grids and one of columns; it loops over the
-    tokens."""
-    row = tl.program_id(0).to(tl.int64)
-    h = row % H
-    b = row // H % B
-    slot = row // H // B
-    grid = tl.program_id(1).to(tl.int64) * BLOCK_G + tl.arange(0, BLOCK_G)
-    d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
-    acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
-    acc_beta = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
-    for block in range(blocks_per_slot):
-        t = (slot * blocks_per_slot + block) * BLOCK_T + tl.arange(0, BLOCK_T)
-        token_kept = kept(text_mask, b, t, T)
-        e_tile, eu_tile = _film_rows(e, u, norm, b, h, t, T, d, D, token_kept)
-        w_tile = load(w, (b, h, t[None, :], grid[:, None]), token_kept[None, :] & (grid < G)[:, None])
-        acc += dot(w_tile, eu_tile, PRECISION)
-        if u is not None:
-            acc_beta += dot(w_tile, e_tile, PRECISION)
-    width = D if u is None else 2 * D
-    rows = out_ptr + (row * G + grid[:, None]) * width + d[None, :]
-    inside = (grid < G)[:, None] & (d < D)[None, :]
-    tl.store(rows, acc, mask=inside)
-    if u is not None:
-        tl.store(rows + D, acc_beta, mask=inside)
-
-
-def _block_t(T: int, film: bool) -> int:
-    return 16 if film else block_of_tokens(T)
 
 
 def rows_from_table(
@@ -295,83 +182,9 @@ def sizes_of_product(rows: int, T: int, columns: int, *operands: Tensor) -> dict
         sizes = (128, 32, 128, 8, 4)
     else:
         sizes = (128, 32, 256, 8, 3)
+    return sizes_of(*sizes)
+
+
+def sizes_of(block_t: int, block_g: int, block_d: int, warps: int, stages: int) -> dict[str, int]:
     names = "BLOCK_T", "BLOCK_G", "BLOCK_D", "num_warps", "num_stages"
-    return dict(zip(names, sizes))
-
-
-def weights_from_rows(
-    e: Tensor,
-    table: Tensor,
-    grid_mask: Tensor | None,
-    text_mask: Tensor | None,
-    dw: Tensor | None,
-    u: Tensor | None = None,
-    norm: Norm | None = None,
-    gate: Tensor | None = None,
-) -> Tensor:
-    """Compute dw + gate e table^T, [B,T,G] float32; with `u`, e stands for [e u, e], normalised first if `norm` is."""
-    (B, T, D), G = e.shape, table.shape[1]
-    out = torch.empty(B, T, G, dtype=torch.float32, device=e.device)
-    block_t, block_g = _block_t(T, film=u is not None), 16 if G <= 16 else BLOCK_G
-    launch(
-        weights_from_rows_kernel,
-        (B * triton.cdiv(T, block_t), triton.cdiv(G, block_g)),
-        e=strided(with_heads(e)),
-        u=strided(with_heads(u)),
-        norm=norm,
-        table=strided(table),
-        gate_ptr=gate,
-        grid_mask=strided(grid_mask),
-        text_mask=strided(text_mask),
-        dw=strided(dw),
-        out_ptr=out,
-        T=T,
-        G=G,
-        D=D,
-        BLOCK_T=block_t,
-        BLOCK_G=block_g,
-        BLOCK_D=BLOCK_D,
-        PRECISION=dot_precision(weights_from_rows_kernel, e, table),
-        num_warps=4,
-        num_stages=pipeline_stages(e, table),
-    )
-    return out
-
-
-def table_from_rows(
-    w: Tensor, e: Tensor, text_mask: Tensor | None, u: Tensor | None = None, norm: Norm | None = None
-) -> Tensor:
-    """Compute w^T e, [B,G,D] float32, or with `u` (and `norm`, as in `weights_from_rows`) w^T [e u, e], [B,G,2D].
-
-    w, e and what is returned may have an axis H of heads after B, without `u`.
-    """
-    heads = e.shape[1:-2]
-    w, e, u = with_heads(w), with_heads(e), with_heads(u)
-    (B, H, T, D), G = e.shape, w.shape[3]
-    block_t, block_g = _block_t(T, film=u is not None), 16 if G <= 16 else BLOCK_G
-    blocks, tiles = triton.cdiv(T, block_t), (triton.cdiv(G, block_g), triton.cdiv(D, BLOCK_D))
-    slots, blocks_per_slot = slots_of(blocks, B * H * tiles[0] * tiles[1])
-    out = torch.empty(slots, B, *heads, G, D if u is None else 2 * D, dtype=torch.float32, device=e.device)
-    launch(
-        table_from_rows_kernel,
-        (B * H * slots, *tiles),
-        w=strided(w),
-        e=strided(e),
-        u=strided(u),
-        norm=norm,
-        text_mask=strided(text_mask),
-        out_ptr=out,
-        B=B,
-        T=T,
-        G=G,
-        blocks_per_slot=blocks_per_slot,
-        H=H,
-        D=D,
-        BLOCK_T=block_t,
-        BLOCK_G=block_g,
-        BLOCK_D=BLOCK_D,
-        PRECISION=dot_precision(table_from_rows_kernel, e),
-        num_warps=4,
-        num_stages=pipeline_stages(e),
-    )
-    return out[0] if slots == 1 else out.sum(0)
+    return dict(zip(names, (block_t, block_g, block_d, warps, stages)))

@@ -11,7 +11,7 @@ from ..implementation import choose
 from ..replay import replayed
 from . import pytorch, reference
 from .inputs import Inputs
-from .shapes import blocks_of_steps, laid_out_like
+from .shapes import kept_states, laid_out_like
 
 IMPLEMENTATIONS = {"reference": reference, "pytorch": pytorch}
 
@@ -109,9 +109,9 @@ def _fake(*arguments):
     *given, keep_states = arguments
     inputs = Inputs(*given)
     (width, N), u = inputs.A.shape, inputs.u
-    blocks = blocks_of_steps(u, N, inputs.cu_seqlens) if keep_states else 0
+    kept = kept_states(u, inputs.cu_seqlens) if keep_states else 0
     last_state = u.new_empty(inputs.texts, width, N, dtype=torch.float32)
-    return laid_out_like(u, u.dtype), last_state, u.new_empty(blocks, N, width, dtype=torch.float32)
+    return laid_out_like(u, u.dtype), last_state, u.new_empty(kept, N, width, dtype=torch.float32)
 
 
 def _backward(outputs, *arguments) -> list[Tensor | None]:
@@ -142,5 +142,5 @@ _selective_scan = register(
         _backward,
         _fake_gradients,
     ),
-    kept=1,  # the state before each block of steps, which gradients are made from
+    kept=1,  # the states before some of the steps, which gradients are made from
 )

@@ -3,12 +3,14 @@
 import torch
 from torch import Tensor
 
-# What a tile [steps, modes, channels] holds at most: numbers, steps, and modes of all its channels together.
-TILE = 2048
-STEPS = 16
-CHANNELS, MODES = 16, 128
-# Up to so many modes a thread has all steps of one; beyond, half of the steps and of the numbers fit its registers.
-FEW_MODES = 16
+# What a tile [steps, modes, channels] holds at most: steps, forward and backward, channels, and modes of all its
+# channels together. With more channels fewer threads share the modes of one and add up their parts; with fewer
+# there are more programs, whose waits hide each other.
+FORWARD_STEPS, BACKWARD_STEPS = 8, 4
+CHANNELS, MODES = 8, 1024
+# The state before each so many steps is kept for the backward pass. A multiple of the steps of a tile.
+KEPT = 16
+WARP = 32
 
 
 def power_of_two(size: int) -> int:
@@ -16,10 +18,18 @@ def power_of_two(size: int) -> int:
     return 1 << (int(size) - 1).bit_length()
 
 
-def block_of_steps(N: int, L: int) -> int:
-    """Steps of a tile; the state before each such block is kept for the backward pass."""
-    steps = STEPS if N <= FEW_MODES else STEPS // 2
-    return 1 if L == 1 else max(2, min(steps, TILE // power_of_two(N)))
+def forward_steps(N: int, L: int) -> int:
+    """Steps of a tile of the forward pass."""
+    return _steps(FORWARD_STEPS, N, L)
+
+
+def backward_steps(N: int, L: int) -> int:
+    """Steps of a tile of the backward pass."""
+    return _steps(BACKWARD_STEPS, N, L)
+
+
+def _steps(most: int, N: int, L: int) -> int:
+    return 1 if L == 1 else max(2, min(most, most * MODES // power_of_two(N)))
 
 
 def block_of_channels(N: int, channels: int) -> int:
@@ -27,13 +37,17 @@ def block_of_channels(N: int, channels: int) -> int:
     return min(CHANNELS, power_of_two(channels), max(1, MODES // power_of_two(N)))
 
 
-def blocks_of_steps(u: Tensor, N: int, cu_seqlens: Tensor | None) -> int:
-    """Count the blocks of all rows of u, or room for those of all sequences wherever the borders lie: the blocks of
-    sequence i begin at number border // steps + i."""
-    L, steps = u.shape[2], block_of_steps(N, u.shape[2])
+def warps_of(steps: int, N: int, channels: int, numbers: int) -> int:
+    """Warps of a program whose threads have so many `numbers` of a tile each."""
+    return min(16, max(1, steps * power_of_two(N) * channels // (WARP * numbers)))
+
+
+def kept_states(u: Tensor, cu_seqlens: Tensor | None) -> int:
+    """Count the states that are kept of all rows of u, or room for those of all sequences wherever the borders lie:
+    those of sequence i begin at number border // KEPT + i."""
     if cu_seqlens is None:
-        return u.shape[0] * ((L + steps - 1) // steps)
-    return L // steps + cu_seqlens.shape[0] - 1
+        return u.shape[0] * ((u.shape[2] + KEPT - 1) // KEPT)
+    return u.shape[2] // KEPT + cu_seqlens.shape[0] - 1
 
 
 def laid_out_like(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,5 +1,6 @@
 """Mamba's selective scan for a real A in Triton: the gradients. Shapes: `triton_blocks.py`."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -7,33 +8,35 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.strided import strided
-from ..common.triton_tiles import slots_of
+from ..common.strided import load, strided
 from ..launch import launch
 from .inputs import Inputs
-from .shapes import FEW_MODES, laid_out_like
+from .shapes import backward_steps, laid_out_like, warps_of
 from .triton_blocks import (
     LOG2_E,
     by_group,
     channels_of_block,
     exp_of_minus,
     find_text,
-    first_step,
     load_channels,
     load_matrix,
     load_sequence,
-    load_steps,
-    numbers_of_a_tile,
     operands,
-    scan_block,
-    scanned,
+    scan,
     sequence_offsets,
     sigmoid,
+    step_of,
+    steps_of,
 )
+from .triton_sums import summed
+
+# Of a tile, in each thread: with the states and their gradients, products and sums, half of what the forward pass has.
+NUMBERS = 16
+_LN_2 = tl.constexpr(math.log(2))
 
 
 class Gradients(NamedTuple):
-    """Outputs of the backward kernel; all float32 and contiguous but the first three."""
+    """Outputs of the backward kernel, all contiguous but the first three; parts are float32."""
 
     du_ptr: Any
     """[batch,D,L], and so of delta and z, or None."""
@@ -41,153 +44,166 @@ class Gradients(NamedTuple):
     dz_ptr: Any
     strides: tuple[int, ...]
     """Of these three."""
-    dstate_ptr: Any
-    """[texts,N,D]: of the last state, and at the end of the initial one."""
+    dinitial_state_ptr: Any
+    """[texts,D,N], or None."""
     dA_ptr: Any
-    """[texts,N,D]: added to."""
+    """[texts,D,N]: a part for each text."""
     dB_ptr: Any
-    """[slots,batch,GROUPS,N,L]: a part for each slot; or as dA. dC likewise."""
+    """[parts,batch,B_GROUPS,N,L]: a part for each block of channels of a group; or as dA. dC likewise."""
     dC_ptr: Any
     dD_ptr: Any
-    """[texts,D]: added to; or None. That of the bias likewise."""
+    """[texts,D]: a part for each text; or None. That of the bias likewise."""
     ddelta_bias_ptr: Any
 
 
 @triton.jit
-def _turned(x, BLOCK_L: tl.constexpr):
-    """The last step first."""
-    if BLOCK_L > 1:
-        x = tl.flip(x, 0)
-    return x
+def _scan_back(decay, value, last):
+    """Results of `scan` for steps in reverse order, which reversed tiles give: where the steps of a mode are in one
+    thread that only renames registers."""
+    if value.shape[0] > 1:
+        decay, value = tl.flip(decay, 0), tl.flip(value, 0)
+    after, before = scan(decay, value, last)
+    if value.shape[0] > 1:
+        after, before = tl.flip(after, 0), tl.flip(before, 0)
+    return after, before
 
 
 @triton.jit
-def _add(ptr, x, mask):
-    tl.store(ptr, tl.load(ptr, mask=mask, other=0.0) + x, mask=mask)
+def _store_part(ptr, x, part, batch, row, group, t, t_inside, n, L, N: tl.constexpr, GROUPS: tl.constexpr):
+    """Store x [BLOCK_L, BLOCK_N] in [parts,batch,GROUPS,N,L]."""
+    of_part = ((part * batch + row) * GROUPS + group) * N * L
+    tl.store(ptr + of_part + n[None, :] * L + t[:, None], x, mask=t_inside[:, None] & (n < N)[None, :])
 
 
-@triton.jit(do_not_specialize=["batch", "slots", "blocks_per_slot"])
+@triton.jit(do_not_specialize=["batch"])
 def selective_scan_backward_kernel(
     dy,  # Strided [batch,D,L]
+    dlast_state,  # Strided [texts,D,N], or None: 0
     inputs,  # KernelInputs
     cu_seqlens_ptr,  # [texts + 1], contiguous, or None: a sequence is a row
-    states_ptr,  # [blocks of all sequences,N,D] float32, contiguous: the state before each block of steps
+    states_ptr,  # [kept,N,D] float32, contiguous
     out,  # Gradients
     batch,
     L,
-    slots,
-    blocks_per_slot,  # how many blocks of channels a program takes at each block of steps
     WIDTH: tl.constexpr,
     N: tl.constexpr,
     GROUPS: tl.constexpr,  # of channels that share B and C
     B_GROUPS: tl.constexpr,  # 0: constant in time
     C_GROUPS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
+    KEPT: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Each program takes a slot of a group's channels in a sequence; backwards in time, block after block of channels.
+    """Each program takes BLOCK_D channels of a group, of a sequence, backwards in time.
 
-        dh_t = C_t g_t + a_{t+1} dh_{t+1}           with a_t = exp(delta_t A) and g_t = dy_t silu(z_t)
+        dh_t = C_t g_t + e_{t+1},   e_t = a_t dh_t = a_t e_{t+1} + a_t C_t g_t
 
-    The states are made again from the one before the block of steps. dh is a forward scan of what is turned before and
-    after: with the steps of a mode in one thread that only renames registers. What belongs to a channel alone is added
-    up in memory that only this program touches; dB_t and dC_t, over the channels of the slot, in registers.
+    with a_t = exp(delta_t A) and g_t = dy_t silu(z_t). The states of a block of steps are made again, from the state
+    that was kept last before it. What belongs to a channel alone is added up in registers over all steps; dB_t and
+    dC_t, sums over channels, are left in parts.
     """
-    slot = (tl.program_id(0) % slots).to(tl.int64)
-    group = tl.program_id(0) // slots % GROUPS
-    text = (tl.program_id(0) // (slots * GROUPS)).to(tl.int64)
-    row, first, end, number = find_text(cu_seqlens_ptr, text, L, BLOCK_L)
-    n = tl.arange(0, BLOCK_N).to(tl.int64)
-    i = tl.arange(0, BLOCK_L)
+    blocks: tl.constexpr = tl.cdiv(WIDTH // GROUPS, BLOCK_D)
+    block = (tl.program_id(0) % blocks).to(tl.int64)
+    group = tl.program_id(0) // blocks % GROUPS
+    text = (tl.program_id(0) // (blocks * GROUPS)).to(tl.int64)
+    d, d_inside = channels_of_block(tl.program_id(0) % blocks, group, WIDTH // GROUPS, BLOCK_D)
+    row, first, end, number = find_text(cu_seqlens_ptr, text, L, KEPT)
     B_group, C_group = group * B_GROUPS // GROUPS, group * C_GROUPS // GROUPS
+    i = tl.arange(0, BLOCK_L)
+    n = tl.arange(0, BLOCK_N).to(tl.int64)
+    tile = (n < N)[:, None] & d_inside[None, :]  # [BLOCK_N, BLOCK_D]
+    A2 = tl.load(inputs.A_ptr + d[None, :] * N + n[:, None], mask=tile, other=0.0).to(tl.float32) * LOG2_E
+    D = load_channels(inputs.D_ptr, d, d_inside)
+    delta_bias = load_channels(inputs.delta_bias_ptr, d, d_inside)
+    e = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    if dlast_state is not None:
+        e += load(dlast_state, (text, d[None, :], n[:, None]), mask=tile).to(tl.float32)
+    dA = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dB = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dC = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dD = tl.zeros([BLOCK_L, BLOCK_D], tl.float32)
+    ddelta_bias = tl.zeros([BLOCK_L, BLOCK_D], tl.float32)
     block_count = tl.cdiv(end - first, BLOCK_L)
-    # Nothing is moved out of these loops: parts of addresses would take the registers that tiles need.
+    # Nothing is moved out of this loop: parts of addresses would take the registers that tiles need.
     for done in tl.range(0, block_count, disable_licm=True):
         of_time = block_count - 1 - done
+        kept = of_time // (KEPT // BLOCK_L)
+        of_kept = ((number + kept) * N + n[:, None]) * WIDTH + d[None, :]
+        h = tl.load(states_ptr + of_kept, mask=tile, other=0.0)
+        for early in range(kept * (KEPT // BLOCK_L), of_time):
+            t = first + early * BLOCK_L + i
+            inside = (t < end)[:, None] & d_inside[None, :]
+            delta = load_sequence(inputs.delta, row, t, d, inside)
+            u = load_sequence(inputs.u, row, t, d, inside)
+            B = load_matrix(inputs.B, row, B_group, t, t < end, n, d, d_inside, N, B_GROUPS)
+            step, _ = steps_of(delta + delta_bias, inside, SOFTPLUS)
+            states, _ = scan(tl.exp2(step[:, None, :] * A2[None, :, :]), (step * u)[:, None, :] * B, h)
+            h = step_of(states, BLOCK_L - 1)
+
+        # Whatever is loaded, before the first use of any of it.
         t = first + of_time * BLOCK_L + i
-        t_inside, before_inside = t < end, (i > 0) & (t <= end)
-        dB = tl.zeros([BLOCK_L, BLOCK_N, BLOCK_D], tl.float32)
-        dC = tl.zeros([BLOCK_L, BLOCK_N, BLOCK_D], tl.float32)
-        for block in tl.range(0, blocks_per_slot, disable_licm=True):
-            d, d_inside = channels_of_block(slot * blocks_per_slot + block, group, WIDTH // GROUPS, BLOCK_D)
-            tile = (n < N)[:, None] & d_inside[None, :]  # [BLOCK_N, BLOCK_D]
-            A = tl.load(inputs.A_ptr + d[None, :] * N + n[:, None], mask=tile, other=0.0)
-            A = A.to(tl.float32)
-            A2 = A * LOG2_E
-
-            # The state before each step.
-            inside = before_inside[:, None] & d_inside[None, :]
-            step, _ = load_steps(inputs, row, t - 1, d, inside, d_inside, SOFTPLUS)
-            u = load_sequence(inputs.u, row, t - 1, d, inside)
-            B = load_matrix(inputs.B, row, B_group, t - 1, before_inside, n, d, d_inside, N, B_GROUPS)
-            own = n[:, None] * WIDTH + d[None, :]
-            of_text = text * (N * WIDTH) + own
-            h = tl.load(states_ptr + (number + of_time) * (N * WIDTH) + own, mask=tile, other=0.0)
-            before = scan_block(step, u, A2, B, h, BLOCK_L)
-
-            inside = t_inside[:, None] & d_inside[None, :]
-            step, _ = load_steps(inputs, row, t, d, inside, d_inside, SOFTPLUS)
-            u = load_sequence(inputs.u, row, t, d, inside)
-            B = load_matrix(inputs.B, row, B_group, t, t_inside, n, d, d_inside, N, B_GROUPS)
-            C = load_matrix(inputs.C, row, C_group, t, t_inside, n, d, d_inside, N, C_GROUPS)
-            decay = tl.exp2(step[:, None, :] * A2[None, :, :])
-            first_decay = first_step(decay, BLOCK_L)
-            kept = decay * before
-            states = kept + (step * u)[:, None, :] * B
-            grad = load_sequence(dy, row, t, d, inside)
-            if inputs.z is not None:
-                z = load_sequence(inputs.z, row, t, d, inside)
-                gate = sigmoid(z, exp_of_minus(tl.abs(z)))
-                y = tl.sum(C * states, 1)
-                if inputs.D_ptr is not None:
-                    y += load_channels(inputs.D_ptr, d, d_inside)[None, :] * u
-                dz = grad * y * gate * (1 + z * (1 - gate))
-                tl.store(out.dz_ptr + sequence_offsets(out.strides, row, t, d), dz, mask=inside)
-                grad *= z * gate
-            if C_GROUPS > 0:
-                dC += states * grad[:, None, :]
-            else:
-                _add(out.dC_ptr + of_text, tl.sum(states * grad[:, None, :], 0), tile)
-
-            inside_after = (t + 1 < end)[:, None] & d_inside[None, :]
-            step_after, _ = load_steps(inputs, row, t + 1, d, inside_after, d_inside, SOFTPLUS)
-            dh = C * grad[:, None, :]
-            from_later = tl.load(out.dstate_ptr + of_text, mask=tile, other=0.0)[None, :, :]
-            dh += tl.where((i == BLOCK_L - 1)[:, None, None], from_later, 0.0)
-            decay_after = tl.exp2(step_after[:, None, :] * A2[None, :, :])
-            dh = _turned(scanned(_turned(decay_after, BLOCK_L), _turned(dh, BLOCK_L), BLOCK_L), BLOCK_L)
-            tl.debug_barrier()  # until every thread has read what is now overwritten
-            tl.store(out.dstate_ptr + of_text, first_decay * first_step(dh, BLOCK_L), mask=tile)
-
-            # Once more, since registers do not hold them over the scan.
-            step, slope = load_steps(inputs, row, t, d, inside, d_inside, SOFTPLUS)
-            u = load_sequence(inputs.u, row, t, d, inside)
-            B = load_matrix(inputs.B, row, B_group, t, t_inside, n, d, d_inside, N, B_GROUPS)
-            if B_GROUPS > 0:
-                dB += dh * (step * u)[:, None, :]
-            else:
-                _add(out.dB_ptr + of_text, tl.sum(dh * (step * u)[:, None, :], 0), tile)
-            dinput = tl.sum(dh * B, 1)
-            dh *= kept
-            _add(out.dA_ptr + of_text, tl.sum(dh * step[:, None, :], 0), tile)
-            ddelta = (tl.sum(dh * A[None, :, :], 1) + dinput * u) * slope
-            tl.store(out.ddelta_ptr + sequence_offsets(out.strides, row, t, d), ddelta, mask=inside)
-            if out.ddelta_bias_ptr is not None:
-                _add(out.ddelta_bias_ptr + text * WIDTH + d, tl.sum(tl.where(inside, ddelta, 0.0), 0), d_inside)
-            du = dinput * step
+        t_inside = t < end
+        inside = t_inside[:, None] & d_inside[None, :]
+        delta = load_sequence(inputs.delta, row, t, d, inside)
+        u = load_sequence(inputs.u, row, t, d, inside)
+        g = load_sequence(dy, row, t, d, inside)
+        if inputs.z is not None:
+            z = load_sequence(inputs.z, row, t, d, inside)
+        B = load_matrix(inputs.B, row, B_group, t, t_inside, n, d, d_inside, N, B_GROUPS)
+        C = load_matrix(inputs.C, row, C_group, t, t_inside, n, d, d_inside, N, C_GROUPS)
+        step, slope = steps_of(delta + delta_bias, inside, SOFTPLUS)
+        decay = tl.exp2(step[:, None, :] * A2[None, :, :])
+        states, before = scan(decay, (step * u)[:, None, :] * B, h)
+        if inputs.z is not None:
+            gate = sigmoid(z, exp_of_minus(tl.abs(z)))
+            y = tl.sum(C * states, 1)
             if inputs.D_ptr is not None:
-                du += load_channels(inputs.D_ptr, d, d_inside)[None, :] * grad
-                _add(out.dD_ptr + text * WIDTH + d, tl.sum(grad * u, 0), d_inside)
-            tl.store(out.du_ptr + sequence_offsets(out.strides, row, t, d), du, mask=inside)
-        part = (((slot * batch + row) * GROUPS + group) * N + n[None, :]) * L + t[:, None]
-        inside = t_inside[:, None] & (n < N)[None, :]
-        if B_GROUPS > 0:
-            tl.store(out.dB_ptr + part, tl.sum(dB, 2), mask=inside)
+                y += D * u
+            dz = g * y * gate * (1 + z * (1 - gate))
+            tl.store(out.dz_ptr + sequence_offsets(out.strides, row, t, d), dz, mask=inside)
+            g *= z * gate
+        of_C = states * g[:, None, :]
         if C_GROUPS > 0:
-            tl.store(out.dC_ptr + part, tl.sum(dC, 2), mask=inside)
-        tl.debug_barrier()  # what was written to memory is read again, maybe by other threads
+            part = group % (GROUPS // C_GROUPS) * blocks + block
+            _store_part(out.dC_ptr, tl.sum(of_C, 2), part, batch, row, C_group, t, t_inside, n, L, N, C_GROUPS)
+        else:
+            dC += tl.sum(of_C, 0)
+
+        from_y = C * g[:, None, :]
+        all_e, after = _scan_back(decay, decay * from_y, e)
+        e = step_of(all_e, 0)
+        dh = from_y + after
+        of_B = dh * (step * u)[:, None, :]
+        if B_GROUPS > 0:
+            part = group % (GROUPS // B_GROUPS) * blocks + block
+            _store_part(out.dB_ptr, tl.sum(of_B, 2), part, batch, row, B_group, t, t_inside, n, L, N, B_GROUPS)
+        else:
+            dB += tl.sum(of_B, 0)
+        dinput = tl.sum(dh * B, 1)
+        of_decay = before * all_e  # and of its logarithm: before dh decay
+        dA += tl.sum(of_decay * step[:, None, :], 0)
+        ddelta = (_LN_2 * tl.sum(of_decay * A2[None, :, :], 1) + dinput * u) * slope
+        tl.store(out.ddelta_ptr + sequence_offsets(out.strides, row, t, d), ddelta, mask=inside)
+        ddelta_bias += tl.where(inside, ddelta, 0.0)
+        du = dinput * step
+        if inputs.D_ptr is not None:
+            du += D * g
+            dD += g * u
+        tl.store(out.du_ptr + sequence_offsets(out.strides, row, t, d), du, mask=inside)
+    of_text = (text * WIDTH + d[None, :]) * N + n[:, None]
+    if out.dinitial_state_ptr is not None:
+        tl.store(out.dinitial_state_ptr + of_text, e, mask=tile)
+    tl.store(out.dA_ptr + of_text, dA, mask=tile)
+    if B_GROUPS == 0:
+        tl.store(out.dB_ptr + of_text, dB, mask=tile)
+    if C_GROUPS == 0:
+        tl.store(out.dC_ptr + of_text, dC, mask=tile)
+    if out.dD_ptr is not None:
+        tl.store(out.dD_ptr + text * WIDTH + d, tl.sum(dD, 0), mask=d_inside)
+    if out.ddelta_bias_ptr is not None:
+        tl.store(out.ddelta_bias_ptr + text * WIDTH + d, tl.sum(ddelta_bias, 0), mask=d_inside)
 
 
 def selective_scan_backward(
@@ -195,49 +211,38 @@ def selective_scan_backward(
 ) -> list[Tensor | None]:
     """The gradients of u, delta, A, B, C, D, z, delta_bias and initial_state; None where there is none."""
     u, delta, A, B, C, D, z, delta_bias, _, initial_state, _ = inputs
-    (width, N), texts = A.shape, inputs.texts
+    (width, N), texts, L = A.shape, inputs.texts, u.shape[2]
     arguments = operands(inputs)
-    groups = arguments["GROUPS"]
-    blocks = triton.cdiv(width // groups, arguments["BLOCK_D"])
-    slots, blocks_per_slot = slots_of(blocks, texts * groups)
+    groups, channels = arguments["GROUPS"], arguments["BLOCK_D"]
+    blocks, steps = triton.cdiv(width // groups, channels), backward_steps(N, L)
 
-    def sums(*shape: int) -> Tensor:
-        return torch.zeros(texts, *shape, dtype=torch.float32, device=u.device)
+    def of_texts(*shape: int) -> Tensor:
+        return torch.empty(texts, *shape, dtype=torch.float32, device=u.device)
 
-    def parts(matrix: Tensor) -> Tensor:
+    def parts_of(matrix: Tensor) -> Tensor:
         if matrix.ndim == 2:
-            return sums(N, width)
-        return torch.empty(slots, u.shape[0], groups, N, u.shape[2], dtype=torch.float32, device=u.device)
+            return of_texts(width, N)
+        own = by_group(matrix).shape[1]
+        shape = groups // own * blocks, u.shape[0], own, N, L
+        return torch.empty(shape, dtype=torch.float32, device=u.device)
 
-    dstate, dA, dB, dC = sums(N, width), sums(N, width), parts(B), parts(C)
-    if dlast_state is not None:
-        dstate.copy_(dlast_state.mT)
-    dD, ddelta_bias = (None if vector is None else sums(width) for vector in (D, delta_bias))
+    parts = [of_texts(width, N), parts_of(B), parts_of(C)]
+    parts += [None if vector is None else of_texts(width) for vector in (D, delta_bias)]
     du, ddelta = laid_out_like(u, u.dtype), laid_out_like(u, delta.dtype)
     dz = None if z is None else laid_out_like(u, z.dtype)
+    dinitial_state = None if initial_state is None else initial_state.new_empty(initial_state.shape)
     launch(
         selective_scan_backward_kernel,
-        (texts * groups * slots,),
+        (texts * groups * blocks,),
         **arguments,
         dy=strided(dy),
+        dlast_state=strided(dlast_state),
         states_ptr=states,
-        out=Gradients(du, ddelta, dz, du.stride(), dstate, dA, dB, dC, dD, ddelta_bias),
+        out=Gradients(du, ddelta, dz, du.stride(), dinitial_state, *parts),
         batch=u.shape[0],
-        slots=slots,
-        blocks_per_slot=blocks_per_slot,
-        num_warps=min(16, max(1, numbers_of_a_tile(arguments) // (512 if N <= FEW_MODES else 256))),
+        BLOCK_L=steps,
+        num_warps=warps_of(steps, N, channels, NUMBERS),
         num_stages=1,
     )
-
-    def summed(part: Tensor, matrix: Tensor) -> Tensor:
-        if matrix.ndim == 2:
-            return part.sum(0).mT.contiguous().to(matrix.dtype)
-        of_matrix = by_group(matrix).shape[1]
-        return part.unflatten(2, (of_matrix, -1)).sum((0, 3)).reshape(matrix.shape).to(matrix.dtype)
-
-    def of_channels(part: Tensor | None, vector: Tensor | None) -> Tensor | None:
-        return None if part is None or vector is None else part.sum(0).to(vector.dtype)
-
-    of_matrices = [summed(dA, A), summed(dB, B), summed(dC, C)]
-    of_state = None if initial_state is None else dstate.mT.contiguous().to(initial_state.dtype)
-    return [du, ddelta, *of_matrices, of_channels(dD, D), dz, of_channels(ddelta_bias, delta_bias), of_state]
+    dA, dB, dC, dD, ddelta_bias = summed(parts, (A, B, C, D, delta_bias))
+    return [du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state]

@@ -1,14 +1,15 @@
 """Mamba's selective scan for a real A in Triton: what the kernels share.
 
-A block of steps is computed at once, the state carried from block to block. A tile is [steps, modes, channels], so that
-the steps of a channel's mode lie in one thread, which scans them alone.
+A block of steps is computed at once, the state carried from block to block. A tile is [steps, modes, channels]: a warp
+has the channels and modes of it, a thread all steps of its modes, so that a scan is arithmetic alone, and few threads
+have to add up the modes of a channel.
 
 Shapes in these files:
     batch, D, L     rows, channels and steps; WIDTH is D in kernels, where D is the skip
     N               modes of a channel
     texts           states: batch, or the number of sequences where cu_seqlens packs them into one row
     GROUPS          groups of channels that share B and C
-    slots           programs that share the channels of a group
+    kept            states that the forward pass keeps, one before each KEPT steps of a text
 """
 
 import math
@@ -21,7 +22,7 @@ from torch import Tensor
 from ..common.strided import Strided, strided
 from ..common.triton_tiles import contiguous
 from .inputs import Inputs
-from .shapes import block_of_channels, block_of_steps, power_of_two
+from .shapes import KEPT, block_of_channels, power_of_two
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 # ln 2 in two parts, the first of 15 bits: a small integer times it is exact.
@@ -46,17 +47,18 @@ class KernelInputs(NamedTuple):
 
 
 @triton.jit
-def _compose(decay, value, next_decay, next_value):
-    """Compose h -> decay h + value and then h -> next_decay h + next_value."""
-    return decay * next_decay, next_decay * value + next_value
-
-
-@triton.jit
 def exp_of_minus(size):
-    """e^-size of size >= 0 to two roundings: those of size times log2 e would count for as much as size is large."""
-    size = tl.where(size > 200, 200.0, size)
-    whole = tl.floor(size * LOG2_E + 0.5)
-    return tl.exp2(-whole) * tl.exp2(((whole * _LN_2_HIGH - size) + whole * _LN_2_LOW) * LOG2_E)
+    """e^-size of size >= 0 to two roundings, 0 where it is below the normal numbers.
+
+    A product of 2^-whole, made from its bits, and e^-rest: the rounding of size times log2 e alone would count for as
+    much as size is large. A sum with 1.5 2^23 ends in the bits of the nearest integer.
+    """
+    near = tl.minimum(size, 87.0, propagate_nan=tl.PropagateNan.ALL)
+    shifted = near * LOG2_E + 12582912.0
+    whole = shifted - 12582912.0
+    power = (0x3F800000 - (shifted.to(tl.int32, bitcast=True) << 23)).to(tl.float32, bitcast=True)
+    rest = (whole * _LN_2_HIGH - near) + whole * _LN_2_LOW
+    return tl.where(size > 87, 0.0, power * tl.exp2(rest * LOG2_E))
 
 
 @triton.jit
@@ -78,16 +80,16 @@ def _softplus(x, e):
 
 
 @triton.jit
-def find_text(cu_seqlens_ptr, row, L, BLOCK_L: tl.constexpr):
-    """Find sequence `row` (int64): its row of u, its begin and end, and the number of its first block of steps."""
+def find_text(cu_seqlens_ptr, row, L, KEPT: tl.constexpr):
+    """Find sequence `row` (int64): its row of u, its begin and end, and the number of its first kept state."""
     if cu_seqlens_ptr is None:
         first = row * 0
         end = first + L
-        number = row * tl.cdiv(L, BLOCK_L)
+        number = row * tl.cdiv(L, KEPT)
     else:
         first = tl.load(cu_seqlens_ptr + row).to(tl.int64)
         end = tl.load(cu_seqlens_ptr + row + 1).to(tl.int64)
-        number = first // BLOCK_L + row
+        number = first // KEPT + row
         row = row * 0
     return row, first, end, number
 
@@ -106,8 +108,10 @@ def channels_of_block(block, group, GROUP_WIDTH: tl.constexpr, BLOCK_D: tl.const
 
 @triton.jit
 def load_channels(ptr, d, d_inside):
-    """Load [BLOCK_D] of [D], contiguous, in float32; 0 where not inside."""
-    return tl.load(ptr + d, mask=d_inside, other=0.0).to(tl.float32)
+    """Load [1, BLOCK_D] of [D], contiguous, in float32; 0 where not inside, and where there is none."""
+    if ptr is None:
+        return tl.zeros([1, d.shape[0]], tl.float32)
+    return tl.load(ptr + d, mask=d_inside, other=0.0).to(tl.float32)[None, :]
 
 
 @triton.jit
@@ -123,11 +127,8 @@ def load_sequence(x, row, t, d, inside):
 
 
 @triton.jit
-def load_steps(inputs, row, t, d, inside, d_inside, SOFTPLUS: tl.constexpr):
-    """delta [BLOCK_L, BLOCK_D] as the recurrence has it, and its derivative by the input; 0 where not inside."""
-    delta = load_sequence(inputs.delta, row, t, d, inside)
-    if inputs.delta_bias_ptr is not None:
-        delta += load_channels(inputs.delta_bias_ptr, d, d_inside)[None, :]
+def steps_of(delta, inside, SOFTPLUS: tl.constexpr):
+    """Steps [BLOCK_L, BLOCK_D] as the recurrence has them, and their derivative by delta; 0 where not inside."""
     slope = 1.0
     if SOFTPLUS:
         e = exp_of_minus(tl.abs(delta))
@@ -149,35 +150,36 @@ def load_matrix(x, row, group, t, t_inside, n, d, d_inside, N: tl.constexpr, GRO
 
 
 @triton.jit
-def scan_block(step, u, A2, B, h, BLOCK_L: tl.constexpr):
-    """The states [BLOCK_L, BLOCK_N, BLOCK_D] after steps from the state h: 2^(step A2) h + step B u.
+def _compose(decay, value, decay_before, value_before, next_decay, next_value, next_decay_before, next_value_before):
+    """Compose h -> decay h + value and h -> next_decay h + next_value; also without the last step of the second."""
+    return (
+        decay * next_decay,
+        next_decay * value + next_value,
+        decay * next_decay_before,
+        next_decay_before * value + next_value_before,
+    )
 
-    A step of 0 changes nothing.
+
+@triton.jit
+def scan(decay, value, h):
+    """The states after and before each step h -> decay h + value, from the state h [BLOCK_N, BLOCK_D].
+
+    All other arguments and results are [BLOCK_L, BLOCK_N, BLOCK_D]. No step at all is h -> 1 h - 0, which leaves every
+    number as it is, so that nothing is computed for it.
     """
-    decay = tl.exp2(step[:, None, :] * A2[None, :, :])
-    value = (step * u)[:, None, :] * B
-    i = tl.arange(0, BLOCK_L)[:, None, None]
-    value += tl.where(i == 0, decay * h[None, :, :], 0.0)
-    return scanned(decay, value, BLOCK_L)
+    is_first = (tl.arange(0, value.shape[0]) == 0)[:, None, None]
+    value = tl.where(is_first, decay * h[None, :, :] + value, value)
+    before = tl.where(is_first, h[None, :, :], tl.full(value.shape, -0.0, tl.float32))
+    if value.shape[0] > 1:
+        same = tl.full(value.shape, 1.0, tl.float32)
+        _, value, _, before = tl.associative_scan((decay, value, same, before), 0, _compose)
+    return value, before
 
 
 @triton.jit
-def scanned(decay, value, BLOCK_L: tl.constexpr):
-    if BLOCK_L > 1:
-        _, value = tl.associative_scan((decay, value), 0, _compose)
-    return value
-
-
-@triton.jit
-def last_step(x, BLOCK_L: tl.constexpr):
-    """x[-1]."""
-    return tl.sum(tl.where(tl.arange(0, BLOCK_L)[:, None, None] == BLOCK_L - 1, x, 0.0), 0)
-
-
-@triton.jit
-def first_step(x, BLOCK_L: tl.constexpr):
-    """x[0]."""
-    return tl.sum(tl.where(tl.arange(0, BLOCK_L)[:, None, None] == 0, x, 0.0), 0)
+def step_of(x, number: tl.constexpr):
+    """x[number] of a tile x."""
+    return tl.sum(tl.where((tl.arange(0, x.shape[0]) == number)[:, None, None], x, -0.0), 0)
 
 
 def by_group(matrix: Tensor) -> Tensor:
@@ -207,12 +209,7 @@ def operands(inputs: Inputs) -> dict:
         "B_GROUPS": B.shape[1] if B.ndim > 2 else 0,
         "C_GROUPS": C.shape[1] if C.ndim > 2 else 0,
         "SOFTPLUS": inputs.softplus,
-        "BLOCK_L": block_of_steps(N, u.shape[2]),
+        "KEPT": KEPT,
         "BLOCK_N": power_of_two(N),
         "BLOCK_D": block_of_channels(N, width // groups),
     }
-
-
-def numbers_of_a_tile(arguments: dict) -> int:
-    """Count the numbers in a tile."""
-    return arguments["BLOCK_L"] * arguments["BLOCK_N"] * arguments["BLOCK_D"]

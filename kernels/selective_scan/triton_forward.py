@@ -8,23 +8,25 @@ from torch import Tensor
 from ..common.strided import load, strided
 from ..launch import launch
 from .inputs import Inputs
-from .shapes import blocks_of_steps, laid_out_like
+from .shapes import forward_steps, kept_states, laid_out_like, warps_of
 from .triton_blocks import (
     LOG2_E,
     channels_of_block,
     exp_of_minus,
     find_text,
-    last_step,
     load_channels,
     load_matrix,
     load_sequence,
-    load_steps,
-    numbers_of_a_tile,
     operands,
-    scan_block,
+    scan,
     sequence_offsets,
     sigmoid,
+    step_of,
+    steps_of,
 )
+
+# Of a tile, in each thread.
+NUMBERS = 32
 
 
 @triton.jit
@@ -34,7 +36,7 @@ def selective_scan_kernel(
     cu_seqlens_ptr,  # [texts + 1], contiguous, or None: a sequence is a row
     y,  # Strided [batch,D,L]
     last_state_ptr,  # [texts,D,N] float32, contiguous
-    states_ptr,  # [blocks of all sequences,N,D] float32, contiguous: the state before each block of steps; or None
+    states_ptr,  # [kept,N,D] float32, contiguous, or None
     L,
     WIDTH: tl.constexpr,
     N: tl.constexpr,
@@ -42,6 +44,7 @@ def selective_scan_kernel(
     B_GROUPS: tl.constexpr,  # 0: constant in time
     C_GROUPS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
+    KEPT: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -51,53 +54,62 @@ def selective_scan_kernel(
     group = tl.program_id(0) // blocks % GROUPS
     text = (tl.program_id(0) // (blocks * GROUPS)).to(tl.int64)
     d, d_inside = channels_of_block(tl.program_id(0) % blocks, group, WIDTH // GROUPS, BLOCK_D)
-    row, first, end, number = find_text(cu_seqlens_ptr, text, L, BLOCK_L)
+    row, first, end, number = find_text(cu_seqlens_ptr, text, L, KEPT)
     n = tl.arange(0, BLOCK_N).to(tl.int64)
     tile = (n < N)[:, None] & d_inside[None, :]  # [BLOCK_N, BLOCK_D]
     A = tl.load(inputs.A_ptr + d[None, :] * N + n[:, None], mask=tile, other=0.0).to(tl.float32)
     A2 = A * LOG2_E
+    D = load_channels(inputs.D_ptr, d, d_inside)
+    delta_bias = load_channels(inputs.delta_bias_ptr, d, d_inside)
     h = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     if initial_state is not None:
         h += load(initial_state, (text, d[None, :], n[:, None]), mask=tile).to(tl.float32)
     for start in range(first, end, BLOCK_L):
         if states_ptr is not None:
-            tl.store(states_ptr + (number * N + n[:, None]) * WIDTH + d[None, :], h, mask=tile)
-            number += 1
+            done = start - first + tl.zeros([1, 1], tl.int64)
+            kept = ((number + done // KEPT) * N + n[:, None]) * WIDTH + d[None, :]
+            tl.store(states_ptr + kept, h, mask=tile & (done % KEPT == 0))
+        # Whatever is loaded, before the first use of any of it.
         t = start + tl.arange(0, BLOCK_L).to(tl.int64)
         inside = (t < end)[:, None] & d_inside[None, :]
-        step, _ = load_steps(inputs, row, t, d, inside, d_inside, SOFTPLUS)
+        delta = load_sequence(inputs.delta, row, t, d, inside)
         u = load_sequence(inputs.u, row, t, d, inside)
         B = load_matrix(inputs.B, row, group * B_GROUPS // GROUPS, t, t < end, n, d, d_inside, N, B_GROUPS)
         C = load_matrix(inputs.C, row, group * C_GROUPS // GROUPS, t, t < end, n, d, d_inside, N, C_GROUPS)
-        states = scan_block(step, u, A2, B, h, BLOCK_L)
-        h = last_step(states, BLOCK_L)
-        output = tl.sum(C * states, 1)
-        if inputs.D_ptr is not None:
-            output += load_channels(inputs.D_ptr, d, d_inside)[None, :] * u
         if inputs.z is not None:
             z = load_sequence(inputs.z, row, t, d, inside)
+        step, _ = steps_of(delta + delta_bias, inside, SOFTPLUS)
+        decay = tl.exp2(step[:, None, :] * A2[None, :, :])
+        states, _ = scan(decay, (step * u)[:, None, :] * B, h)
+        h = step_of(states, BLOCK_L - 1)
+        output = tl.sum(C * states, 1)
+        if inputs.D_ptr is not None:
+            output += D * u
+        if inputs.z is not None:
             output *= z * sigmoid(z, exp_of_minus(tl.abs(z)))
         tl.store(y.ptr + sequence_offsets(y.strides, row, t, d), output, mask=inside)
     tl.store(last_state_ptr + (text * WIDTH + d[None, :]) * N + n[:, None], h, mask=tile)
 
 
 def selective_scan(inputs: Inputs, keep_states: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """y in the dtype of u, the last state [texts,D,N] float32, and the states before blocks of steps."""
+    """y in the dtype of u, the last state [texts,D,N] float32, and the kept states [kept,N,D]."""
     (width, N), u, texts = inputs.A.shape, inputs.u, inputs.texts
     arguments = operands(inputs)
     y = laid_out_like(u, u.dtype)
     last_state = torch.empty(texts, width, N, dtype=torch.float32, device=u.device)
-    blocks = blocks_of_steps(u, N, inputs.cu_seqlens) if keep_states else 0
-    states = torch.empty(blocks, N, width, dtype=torch.float32, device=u.device)
-    groups = arguments["GROUPS"]
+    kept = kept_states(u, inputs.cu_seqlens) if keep_states else 0
+    states = torch.empty(kept, N, width, dtype=torch.float32, device=u.device)
+    groups, channels = arguments["GROUPS"], arguments["BLOCK_D"]
+    steps = forward_steps(N, u.shape[2])
     launch(
         selective_scan_kernel,
-        (texts * groups * triton.cdiv(width // groups, arguments["BLOCK_D"]),),
+        (texts * groups * triton.cdiv(width // groups, channels),),
         **arguments,
         initial_state=strided(inputs.initial_state),
         y=strided(y),
         last_state_ptr=last_state,
         states_ptr=states if keep_states else None,
-        num_warps=min(16, max(1, numbers_of_a_tile(arguments) // 1024)),
+        BLOCK_L=steps,
+        num_warps=warps_of(steps, N, channels, NUMBERS),
     )
     return y, last_state, states

@@ -45,7 +45,7 @@ def _powers(log_size, steps, rest, l):
     return size * cosine, size * sine
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])
 def vandermonde_kernel(
     c,  # Strided [D,N,2]
     log_z,  # Strided [D,N,2]
@@ -80,7 +80,7 @@ def vandermonde_kernel(
     tl.store(K_ptr + d * L + l, K, mask=l < L)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "slots", "blocks_per_slot"])
 def vandermonde_backward_kernel(
     dK,  # Strided [D,L]
     c,  # Strided [D,N,2]

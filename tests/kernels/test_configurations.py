@@ -10,7 +10,7 @@ import torch
 from triton_kernels import MARKS, check_against_definition
 
 from firebolt_vl import kernels
-from firebolt_vl.kernels import configurations, replay, use_implementation
+from firebolt_vl.kernels import configurations, use_implementation
 from firebolt_vl.kernels.configurations import answering, configured, files_of, read_table, size_class
 from firebolt_vl.kernels.launch import recording
 
@@ -109,13 +109,6 @@ def test_what_is_fixed_is_not_asked_for_and_kept(chip):
     assert configured(KERNEL, ON_GPU, {"L": 512}, DEFAULT, fixed=("BLOCK_D",)) == {"BLOCK_D": 64, "num_warps": 8}
     with answering(lambda question: {name: 2 * value for name, value in question.default.items()}):
         assert configured(KERNEL, ON_GPU, {"L": 512}, DEFAULT, ("BLOCK_D",)) == {"BLOCK_D": 64, "num_warps": 8}
-
-
-def test_nothing_is_repeated_from_memory_while_somebody_answers():
-    assert replay._is_on
-    with answering(lambda question: question.default):
-        assert not replay._is_on
-    assert replay._is_on
 
 
 def test_stages_need_be_no_power_of_two():

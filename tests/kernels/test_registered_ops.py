@@ -44,7 +44,10 @@ def calls(G=5, dtype=torch.float32):
     ops = torch.ops.firebolt_vl
     return {
         "correlation_context": (ops.correlation_context, (q, k, v, *options, seed)),
-        "grounded_film": (ops.grounded_film, (x, q, k, table, bias, gate, ln_weight, ln_bias, 1e-5, *options, seed)),
+        "grounded_film": (
+            ops.grounded_film,
+            (x, q, k, table, bias, gate, ln_weight, ln_bias, 1e-5, True, *options, seed),
+        ),
         "film_residual": (ops.film_residual, (y, x, w, table, bias, gate)),
         "film_residual_norm": (ops.film_residual_norm, (y, x, w, table, bias, gate, ln_weight, ln_bias, 1e-5)),
         "vandermonde": (ops.vandermonde, (c, log_z, 37)),
@@ -201,8 +204,9 @@ def test_autocast_gives_its_dtype_and_keeps_statistics_and_the_residual_stream_i
         c, weights = correlation_context(q, k, v, 3)
         x_f, _ = grounded_film(x, q, k, table, bias, gate, ln_weight, ln_bias, top_k=3)
         r, normed = film_residual(y, x, w, table, bias, gate, ln_weight, ln_bias)
+        layer = (bias, gate, ln_weight, ln_bias, 1e-5, False)
         statistics = torch.ops.firebolt_vl.grounded_film(
-            *(t.half() for t in (x, q, k, table)), bias, gate, ln_weight, ln_bias, 1e-5, 3, None, None, True, 0.0, None
+            *(t.half() for t in (x, q, k, table)), *layer, 3, None, None, True, 0.0, None
         )[2]
     assert {t.dtype for t in (c, weights, x_f, normed)} == {torch.float16}
     assert (r.dtype, statistics.dtype) == (torch.float32, torch.float32)

@@ -11,7 +11,7 @@ from triton_kernels import DEVICE, DTYPES, MARKS, by_triton, check_against_defin
 
 from firebolt_vl.kernels import film_residual, grounded_film, use_implementation
 from firebolt_vl.kernels.common import triton_tiles
-from firebolt_vl.kernels.modulation import triton_few_grids, triton_gradients
+from firebolt_vl.kernels.modulation import triton_few_film, triton_few_grids, triton_gradients
 
 pytestmark = MARKS
 
@@ -154,11 +154,25 @@ def test_offsets_pass_2_to_the_31(G):
         assert torch.equal(ours, near)
 
 
+@pytest.mark.parametrize("G", [5, 20, 70])
+def test_channels_first_is_another_layout_of_the_same_numbers(G):
+    """And so are the gradients, where what follows gives its gradient in that layout too."""
+    tensors, gradients = grounded_inputs(T=19, G=G)
+    wanted = by_triton(grounded_film, tensors, gradients, top_k=4)
+    gradients[0] = gradients[0].mT.contiguous().mT
+    found = by_triton(grounded_film, tensors, gradients, top_k=4, channels_first=True)
+    assert found[0].mT.is_contiguous()
+    assert not found[0].is_contiguous()
+    for ours, theirs in zip(found, wanted):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("T", [1, 19])
 def test_many_programs_take_larger_blocks(T, monkeypatch):
     """Of few grids 8 tokens a program instead of 4, once there are as many programs as fill a GPU."""
     monkeypatch.setattr(triton_few_grids, "PROGRAMS", 1)
-    assert triton_few_grids.few_grids_tiles(2, T, 5, torch.empty(2, T, 7, dtype=torch.float16))["BLOCK_T"] == 8
+    rows = torch.empty(2, T, 7, dtype=torch.float16)
+    assert triton_few_grids.few_grids_tiles(triton_few_film.few_grids_film_kernel, 5, rows)["BLOCK_T"] == 8
     check_against_definition(grounded_film, *grounded_inputs(T=T, G=5, dtype=torch.float16), top_k=4)
 
 

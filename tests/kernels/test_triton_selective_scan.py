@@ -15,20 +15,19 @@ from triton_kernels import DEVICE, MARKS, by_triton, check_against_definition, d
 
 from firebolt_vl.bench.budget import over_budget
 from firebolt_vl.kernels import reference, selective_scan, use_implementation
-from firebolt_vl.kernels.common import triton_tiles
 from firebolt_vl.kernels.launch import recording
 from firebolt_vl.kernels.selective_scan import shapes
 
 pytestmark = MARKS
 LENGTHS = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 37)
 # Of sizes that take several tiles, blocks of channels and slots already in a few numbers.
-SMALL = {"STEPS": (4, 16), "CHANNELS": (2, 16), "PROGRAMS": (1, 3, 256)}
+SMALL = {"FORWARD_STEPS": (4, 8), "BACKWARD_STEPS": (2, 4), "CHANNELS": (2, 8)}
 
 
 def small(data, patch):
     """Tiles of other sizes than a GPU has."""
     for name, values in SMALL.items():
-        patch.setattr(triton_tiles if name == "PROGRAMS" else shapes, name, data.draw(st.sampled_from(values)))
+        patch.setattr(shapes, name, data.draw(st.sampled_from(values)))
 
 
 def on_device(named):
@@ -198,8 +197,7 @@ def test_a_later_input_changes_no_bit_of_an_earlier_output(t):
 
 
 @pytest.mark.parametrize("kind", ["constant", "grouped"])
-def test_it_repeats_bit_for_bit(kind, monkeypatch):
-    monkeypatch.setattr(triton_tiles, "PROGRAMS", 4)
+def test_it_repeats_bit_for_bit(kind):
     named = float32_inputs(D=12, L=37, B_kind=kind, C_kind=kind)
     op, cotangents = in_order(selective_scan, named), [torch.randn(2, 12, 37), torch.randn(2, 12, 3)]
     for first, second in zip(*(by_triton(op, list(named.values()), cotangents) for _ in range(2))):
