@@ -30,7 +30,7 @@ MOST_PARTS = 4
 
 
 class RowSums(NamedTuple):
-    """What a token's gradients need of its row: weights, and sums over parts of the columns; float32, contiguous."""
+    """Weights of tokens, and sums over parts of the columns that their gradients need; float32, contiguous."""
 
     w: Any  # [B,T,G]
     dw: Any  # [B,T,PARTS,G]
@@ -42,7 +42,7 @@ class RowSums(NamedTuple):
 
 
 class TokenSums(NamedTuple):
-    """What a program has summed over a slot of the tokens of a row; float32, contiguous."""
+    """Sums that programs leave, each over a slot of the tokens of a row; float32, contiguous."""
 
     table: Any  # [B * slots,G+1,2D]: w^T [e u, e], the last row for the bias
     norm: Any  # [B * slots,2,D]: the gradients of a norm's weight and bias, or None

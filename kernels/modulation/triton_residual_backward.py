@@ -42,7 +42,7 @@ from .triton_rows import Norm
 
 
 class _Written(NamedTuple):
-    """What is written of the tokens, contiguous."""
+    """Gradients that are written token by token, contiguous."""
 
     dy: Any  # [B,T,D]
     dx: Any  # [B,T,D]
