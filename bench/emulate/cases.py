@@ -42,6 +42,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "film_residual": (
         residual(2, 20, 5, D=128, quick=True),
         residual(1, 33, 5, "no norm", D=96),
+        residual(1, 20, 5, "float32 parameters", D=128),
         residual(1, 20, 17, "float32 parameters", D=128),
         residual(2, 1, 5, D=128),
         residual(2, 19, 5, "strided", D=96),

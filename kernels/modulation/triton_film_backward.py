@@ -20,6 +20,7 @@ from .selection import Selection
 from .triton_finish import finish
 from .triton_gradients import (
     BLOCK_D,
+    BLOCK_G,
     BLOCK_T,
     MOST_GRIDS,
     RowSums,
@@ -169,7 +170,7 @@ def _sums_over_columns(
     new = {"dtype": torch.float32, "device": x.device}
     means = torch.empty(2, B, T, parts, **new)
     rows = RowSums(torch.empty(B, T, G, **new), torch.empty(B, T, parts, G, **new), *means, tl.constexpr(parts))
-    small = G <= 16 and all(tensor.dtype in HALF for tensor in (dx_f, x, film.table.ptr))
+    half = all(tensor.dtype in HALF for tensor in (dx_f, x, film.table.ptr))
     launch(
         film_rows_kernel,
         (B * triton.cdiv(T, BLOCK_T), parts),
@@ -185,9 +186,9 @@ def _sums_over_columns(
         DH=D_h,
         D=D,
         BLOCK_T=BLOCK_T,
-        BLOCK_G=block_of(G),
+        BLOCK_G=BLOCK_G,
         BLOCK_DH=block_of(D_h),
-        BLOCK_D=BLOCK_D if small else BLOCK_D // 2,
+        BLOCK_D=BLOCK_D if half else BLOCK_D // 2,
         PARTS=parts,
         PRECISION=dot_precision(film_rows_kernel, dx_f, x, q, k, film.table.ptr),
         num_warps=2,
@@ -202,10 +203,9 @@ def _sums_over_tokens(
     """Compute dx and the sums of slots of tokens."""
     (B, T, D), G = x.shape, film.table.ptr.shape[1]
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    half = all(tensor.dtype in HALF for tensor in (dx_f, x, film.table.ptr))
-    block_t, block_g, block_d = 16, block_of(G + 1), 128 if half else 64
-    if block_g > 16:
-        block_d //= 2
+    tensors = dx_f, x, film.table.ptr, film.bias, film.gate, norm.weight, norm.bias
+    half = all(tensor.dtype in HALF for tensor in tensors)
+    block_t, block_d = 16, 128 if half else 64
     column_blocks = triton.cdiv(D, block_d)
     slots, blocks_per_slot = slots_of(triton.cdiv(T, block_t), B * column_blocks)
     sums = new_token_sums(B * slots, column_blocks, G, D, x.device, norm=True)
@@ -225,9 +225,9 @@ def _sums_over_tokens(
         blocks_per_slot=blocks_per_slot,
         D=D,
         BLOCK_T=block_t,
-        BLOCK_G=block_g,
+        BLOCK_G=BLOCK_G,
         BLOCK_D=block_d,
-        PRECISION=dot_precision(film_columns_kernel, dx_f, x, film.table.ptr),
+        PRECISION=dot_precision(film_columns_kernel, *tensors),
         num_warps=4,
         num_stages=3 if half else 1,
     )

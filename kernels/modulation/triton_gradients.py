@@ -19,8 +19,9 @@ import triton.language as tl
 from ..common.strided import load
 from .triton_rows import kept
 
-# With more grids, and the bias, the sums for the table's gradient no longer fit in registers beside all else.
-MOST_GRIDS = 31
+# With the bias as many as a product has rows at least: more sums would not fit in registers beside all else.
+MOST_GRIDS = 15
+BLOCK_G = 16
 # Of sums over columns: each of two warps has rows of its own in every product, and none twice.
 BLOCK_T, BLOCK_D = 32, 32
 # Up to so many tokens the columns are divided into parts: else too few programs would wait for memory at a time.
@@ -29,7 +30,7 @@ MOST_PARTS = 4
 
 
 class RowSums(NamedTuple):
-    """What a token's gradients need of its row: weights, and sums over parts of the columns; float32, contiguous."""
+    """Weights of tokens, and sums over parts of the columns that their gradients need; float32, contiguous."""
 
     w: Any  # [B,T,G]
     dw: Any  # [B,T,PARTS,G]
@@ -41,7 +42,7 @@ class RowSums(NamedTuple):
 
 
 class TokenSums(NamedTuple):
-    """What a program has summed over a slot of the tokens of a row; float32, contiguous."""
+    """Sums that programs leave, each over a slot of the tokens of a row; float32, contiguous."""
 
     table: Any  # [B * slots,G+1,2D]: w^T [e u, e], the last row for the bias
     norm: Any  # [B * slots,2,D]: the gradients of a norm's weight and bias, or None
@@ -50,8 +51,8 @@ class TokenSums(NamedTuple):
 
 @triton.jit
 def _terms(a):
-    """a as a sum of two bfloat16 numbers, the first of them cut off."""
-    high = (a.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+    """a as a sum of two bfloat16 numbers, right to 2^-18; the first is rounded as an integer, which GPUs do faster."""
+    high = ((a.to(tl.int32, bitcast=True) + 32768) & -65536).to(tl.float32, bitcast=True)
     return high.to(tl.bfloat16), (a - high).to(tl.bfloat16)
 
 

@@ -16,14 +16,16 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.strided import load, strided
-from ..common.triton_tiles import HALF, block_of, dot_precision, slots_of, token_block
+from ..common.triton_tiles import HALF, dot_precision, slots_of, token_block
 from ..launch import launch
 from .triton_finish import finish
 from .triton_gradients import (
     BLOCK_D,
+    BLOCK_G,
     BLOCK_T,
     MOST_GRIDS,
     RowSums,
+    TokenSums,
     columns,
     dot_terms,
     new_token_sums,
@@ -40,7 +42,7 @@ from .triton_rows import Norm
 
 
 class _Written(NamedTuple):
-    """What is written of the tokens, contiguous."""
+    """Gradients that are written token by token, contiguous."""
 
     dy: Any  # [B,T,D]
     dx: Any  # [B,T,D]
@@ -125,10 +127,7 @@ def residual_columns_kernel(
     grid = tl.arange(0, BLOCK_G)
     gate = tl.load(film.gate).to(tl.float32)
     gamma, beta = table_tile(film, b, grid, d, exists, G), table_tile(film, b, grid, D + d, exists, G)
-    dw_ptr = (
-        written.dw
-        + tl.program_id(1) * (tl.num_programs(0) // tl.cdiv(tl.cdiv(T, BLOCK_T), blocks_per_slot)).to(tl.int64) * T * G
-    )
+    dw_ptr = written.dw + tl.program_id(1).to(tl.int64) * B * T * G
 
     ey_sums = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
     e_sums = ey_sums
@@ -175,7 +174,7 @@ def _sums_over_columns(dnormed: Tensor, y: Tensor, x: Tensor, film: Film, norm: 
     parts = parts_of_columns(B * T, D)
     rows = RowSums(None, None, *torch.empty(2, B, T, parts, dtype=torch.float32, device=x.device), tl.constexpr(parts))
     tensors = dnormed, y, x, film.w.ptr, film.table.ptr
-    small = G <= 16 and all(tensor.dtype in HALF for tensor in tensors)
+    half = all(tensor.dtype in HALF for tensor in tensors)
     launch(
         residual_rows_kernel,
         (B * triton.cdiv(T, BLOCK_T), parts),
@@ -189,14 +188,59 @@ def _sums_over_columns(dnormed: Tensor, y: Tensor, x: Tensor, film: Film, norm: 
         G=G,
         D=D,
         BLOCK_T=BLOCK_T,
-        BLOCK_G=block_of(G),
-        BLOCK_D=BLOCK_D if small else BLOCK_D // 2,
+        BLOCK_G=BLOCK_G,
+        BLOCK_D=BLOCK_D if half else BLOCK_D // 2,
         PARTS=parts,
         PRECISION=dot_precision(residual_rows_kernel, *tensors),
         num_warps=2,
         num_stages=2,
     )
     return rows
+
+
+def _sums_over_tokens(
+    dr: Tensor, dnormed: Tensor | None, y: Tensor, x: Tensor, film: Film, norm: Norm | None, rows: RowSums | None
+) -> tuple[_Written, TokenSums]:
+    """Compute what is written of the tokens, and the sums of slots of them."""
+    (B, T, D), G = x.shape, film.table.ptr.shape[1]
+    tensors = y, film.w.ptr, film.table.ptr, film.bias, film.gate
+    if norm is not None:
+        tensors = *tensors, norm.weight
+    half = all(tensor.dtype in HALF for tensor in tensors)
+    block_t, block_d = 16, 64 if half else 32
+    column_blocks = triton.cdiv(D, block_d)
+    slots, blocks_per_slot = slots_of(triton.cdiv(T, block_t), B * column_blocks)
+    sums = new_token_sums(B * slots, column_blocks, G, D, x.device, norm=rows is not None)
+    written = _Written(
+        torch.empty(y.shape, dtype=y.dtype, device=y.device),
+        torch.empty(x.shape, dtype=x.dtype, device=x.device),
+        torch.empty(column_blocks, B, T, G, dtype=torch.float32, device=x.device),
+    )
+    launch(
+        residual_columns_kernel,
+        (B * slots, column_blocks),
+        dr=strided(dr),
+        dnormed=strided(dnormed),
+        y=strided(y),
+        x=strided(x),
+        film=film,
+        norm=norm,
+        rows=rows,
+        written=written,
+        sums=sums,
+        B=B,
+        T=T,
+        G=G,
+        blocks_per_slot=blocks_per_slot,
+        D=D,
+        BLOCK_T=block_t,
+        BLOCK_G=BLOCK_G,
+        BLOCK_D=block_d,
+        PRECISION=dot_precision(residual_columns_kernel, *tensors),
+        num_warps=4,
+        num_stages=2 if half else 1,
+    )
+    return written, sums
 
 
 def film_residual_backward(
@@ -214,48 +258,12 @@ def film_residual_backward(
     """Compute the gradients of y, x, w, table, bias, gate and a norm's ln_weight and ln_bias; dnormed None is zero."""
     if w.shape[2] > MOST_GRIDS:
         return many_grids_residual_backward(dr, dnormed, y, x, w, table, bias, gate, ln_weight, statistics)
-    (B, T, D), G = x.shape, w.shape[2]
     film = Film(strided(w), strided(table), None, bias, gate)
-    norm = rows = None
-    if ln_weight is not None and statistics is not None:
-        norm = Norm(ln_weight, None, *statistics)
-    if norm is not None and dnormed is not None:
+    norm = rows = vectors = None
+    if ln_weight is not None and statistics is not None and dnormed is not None:
+        norm, vectors = Norm(ln_weight, None, *statistics), ln_weight
         rows = _sums_over_columns(dnormed, y, x, film, norm)
-    half = all(tensor.dtype in HALF for tensor in (y, w, table))
-    block_t, block_g, block_d = 16, block_of(G + 1), 64 if half else 32
-    column_blocks = triton.cdiv(D, block_d)
-    slots, blocks_per_slot = slots_of(triton.cdiv(T, block_t), B * column_blocks)
-    sums = new_token_sums(B * slots, column_blocks, G, D, x.device, norm=rows is not None)
-    written = _Written(
-        torch.empty(y.shape, dtype=y.dtype, device=y.device),
-        torch.empty(x.shape, dtype=x.dtype, device=x.device),
-        torch.empty(column_blocks, B, T, G, dtype=torch.float32, device=w.device),
-    )
-    launch(
-        residual_columns_kernel,
-        (B * slots, column_blocks),
-        dr=strided(dr),
-        dnormed=None if rows is None else strided(dnormed),
-        y=strided(y),
-        x=strided(x),
-        film=film,
-        norm=norm,
-        rows=rows,
-        written=written,
-        sums=sums,
-        B=B,
-        T=T,
-        G=G,
-        blocks_per_slot=blocks_per_slot,
-        D=D,
-        BLOCK_T=block_t,
-        BLOCK_G=block_g,
-        BLOCK_D=block_d,
-        PRECISION=dot_precision(residual_columns_kernel, y, w, table),
-        num_warps=4,
-        num_stages=2 if half else 1,
-    )
-    vectors = None if rows is None else ln_weight
+    written, sums = _sums_over_tokens(dr, dnormed, y, x, film, norm, rows)
     found = finish(sums, written.dw, table, bias, gate, vectors, vectors, w)
     gradients = written.dy, written.dx, found.of_parts, found.table, found.bias, found.gate
     if ln_weight is None:
