@@ -283,7 +283,7 @@ class Asking:
 
     @property
     def encoded(self) -> int:
-        """How many images were encoded."""
+        """Number of images that were encoded."""
         return self.answering.encoded
 
     def _open(self, name: str) -> "Image.Image":

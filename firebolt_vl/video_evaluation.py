@@ -43,7 +43,7 @@ class Watching(Asking):
 
     @property
     def encoded(self) -> int:
-        """How many videos were looked at."""
+        """Number of videos that were looked at."""
         return self.watched
 
     def ask(self, items: Sequence[tuple[int, Item]]) -> list[tuple[int, Item, str | BadRow, float]]:

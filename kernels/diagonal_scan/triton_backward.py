@@ -5,6 +5,8 @@ products with u and dy, over all chunks, are the gradients of a channel's tables
 Shapes and method: `triton_chunks.py`.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -286,7 +288,7 @@ def _parameter_gradients(
     new = {"dtype": torch.float32, "device": u.device}
     slots, rows_per_slot = slots_of(plan.rows, plan.channels)
     steps, width = CHUNK.value, 2 * plan.block_n
-    sums = {
+    sums: dict[str, Any] = {
         name: torch.empty(slots, plan.channels, *shape, **new)
         for name, shape in {
             "into_ptr": (steps, width),

@@ -283,7 +283,7 @@ def diagonal_scan_tables_kernel(
         tl.store(powers, next_real.to(tl.float32))
         tl.store(powers + CHUNK * BLOCK_N, next_imag.to(tl.float32))
 
-    width: tl.constexpr = 2 * BLOCK_N
+    width: tl.constexpr = BLOCK_N * 2
     column = tl.arange(0, 2 * BLOCK_N)[None, :]
     b_real, b_imag = load_modes(modes.b, d, n, N)
     into_real, into_imag = times(b_real[None, :].to(tl.float64), b_imag[None, :].to(tl.float64), real, imag)

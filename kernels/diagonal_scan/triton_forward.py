@@ -6,6 +6,9 @@ and so is the power that it is multiplied by, whose rounding, the same each time
 `triton_chunks.py`.
 """
 
+# In a kernel, what a constexpr decides is bound wherever it is read.
+# pyright: reportPossiblyUnboundVariable=false
+
 from typing import NamedTuple
 
 import torch
@@ -42,7 +45,7 @@ from .triton_step import scan_step
 
 
 class Tile(NamedTuple):
-    """What a program has on the chip at a time."""
+    """Chunks and rows that a program has on the chip at a time."""
 
     chunks: int
     rows: int
@@ -220,7 +223,7 @@ def diagonal_scan_kernel(
     n = (v % GROUPS).to(tl.int32) * BLOCK_N + tl.arange(0, BLOCK_N)
     column, step = tl.arange(0, CHUNKS * ROWS), tl.arange(0, CHUNK)[None, :]
     # Whether there is something that depends on where a sequence starts: h0, or its gradient.
-    STARTS: tl.constexpr = h_ptr is not None if REVERSE else state is not None
+    STARTS: tl.constexpr = h_ptr is not None if REVERSE else state is not None  # pyright: ignore[reportAssignmentType] (Triton makes it one)
     first_block = slot * blocks_per_slot
     for block in range(first_block, tl.minimum(first_block + blocks_per_slot, (rows + ROWS - 1) // ROWS)):
         of_x, start, length = find_text(texts, 0 * v + block * ROWS)

@@ -4,6 +4,9 @@ B rows of D channels and L steps, K taps a channel. A row, or a packed text, is 
 a column of the output, and a program has COLUMNS of them. Of the input it takes STEPS steps of a column at a time.
 """
 
+# In a kernel, what a constexpr decides is bound wherever it is read.
+# pyright: reportPossiblyUnboundVariable=false
+
 from typing import Any, NamedTuple
 
 import torch
@@ -107,14 +110,13 @@ def toeplitz_kernel(
     begin = _begin(x, table_ptr, row, column, chunk, CHUNK)
     width = lag_blocks * STEPS + CHUNK
     block_ptr = taps_ptr + d * (TAP_TERMS * COPIES) * width
+    step: tl.constexpr = STEPS if REVERSE else -STEPS
     if REVERSE:  # from a chunk's first step on: T_m[j, i] = k[STEPS m + j - i]
         last = tl.where(chunk >= 0, (length - 1) // STEPS - chunk * parts, -1)
-        step: tl.constexpr = STEPS
         tile_ptr = x.ptr + d * x.strides[1]
         block = (i % COPIES * width - i // COPIES * COPIES)[:, None] + (CHUNK + j)[None, :]
     else:  # from its last steps back: T_m[j, i] = k[STEPS m + i - j - (CHUNK - STEPS)]
         last = tl.where(chunk >= 0, (chunk + 1) * parts - 1, -1)
-        step: tl.constexpr = -STEPS
         tile_ptr = x.ptr + d * x.strides[1] + (CHUNK - STEPS)
         block = (j % COPIES * width - j // COPIES * COPIES)[:, None] + (STEPS + i)[None, :]
     tile = begin[:, None] + j[None, :]
@@ -132,7 +134,7 @@ def toeplitz_kernel(
                 taps = tl.load(block_ptr + tap_term * COPIES * width + m * STEPS + block)
                 acc = tl.dot(part, tl.trans(taps) if REVERSE else taps, acc, input_precision="ieee")
     if scales is not None:
-        acc = acc * (1 / scale)[:, None] * (1 / tl.load(scales[1] + d))
+        acc = acc * (1 / scale[:, None]) * (1 / tl.load(scales[1] + d))
     t = chunk[:, None] * CHUNK + i[None, :]
     inside = (chunk >= 0)[:, None] & (t < length[:, None])
     t = (start[:, None] + t).to(tl.int64)

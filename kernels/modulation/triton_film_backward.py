@@ -169,7 +169,9 @@ def _sums_over_columns(
     parts = parts_of_columns(B * T, D)
     new = {"dtype": torch.float32, "device": x.device}
     means = torch.empty(2, B, T, parts, **new)
-    rows = RowSums(torch.empty(B, T, G, **new), torch.empty(B, T, parts, G, **new), *means, tl.constexpr(parts))
+    rows = RowSums(
+        torch.empty(B, T, G, **new), torch.empty(B, T, parts, G, **new), means[0], means[1], tl.constexpr(parts)
+    )
     half = all(tensor.dtype in HALF for tensor in (dx_f, x, film.table.ptr))
     launch(
         film_rows_kernel,

@@ -144,7 +144,7 @@ def store_token_sums(sums, film, gamma, gate, en_sums, e_sums, norm, b, d, exist
 
 
 def parts_of_columns(tokens: int, D: int) -> int:
-    """Into how many parts the columns are divided, so that few tokens still fill a GPU."""
+    """Number of parts into which the columns are divided, so that few tokens still fill a GPU."""
     return min(MOST_PARTS, triton.next_power_of_2(triton.cdiv(D, BLOCK_D))) if tokens <= FEW_TOKENS else 1
 
 

@@ -168,12 +168,12 @@ def residual_columns_kernel(
         tl.store(vectors + D, tl.sum(dln_bias, 0), mask=exists)
 
 
-def _sums_over_columns(dnormed: Tensor, y: Tensor, x: Tensor, film: Film, norm: Norm) -> RowSums:
+def _sums_over_columns(dnormed: Tensor, y: Tensor, x: Tensor, w: Tensor, film: Film, norm: Norm) -> RowSums:
     """Compute the sums over parts of the columns that the norm's gradient takes."""
     (B, T, D), G = x.shape, film.table.ptr.shape[1]
     parts = parts_of_columns(B * T, D)
     rows = RowSums(None, None, *torch.empty(2, B, T, parts, dtype=torch.float32, device=x.device), tl.constexpr(parts))
-    tensors = dnormed, y, x, film.w.ptr, film.table.ptr
+    tensors = dnormed, y, x, w, film.table.ptr
     half = all(tensor.dtype in HALF for tensor in tensors)
     launch(
         residual_rows_kernel,
@@ -199,11 +199,18 @@ def _sums_over_columns(dnormed: Tensor, y: Tensor, x: Tensor, film: Film, norm: 
 
 
 def _sums_over_tokens(
-    dr: Tensor, dnormed: Tensor | None, y: Tensor, x: Tensor, film: Film, norm: Norm | None, rows: RowSums | None
+    dr: Tensor,
+    dnormed: Tensor | None,
+    y: Tensor,
+    x: Tensor,
+    w: Tensor,
+    film: Film,
+    norm: Norm | None,
+    rows: RowSums | None,
 ) -> tuple[_Written, TokenSums]:
     """Compute what is written of the tokens, and the sums of slots of them."""
     (B, T, D), G = x.shape, film.table.ptr.shape[1]
-    tensors = y, film.w.ptr, film.table.ptr, film.bias, film.gate
+    tensors = y, w, film.table.ptr, film.bias, film.gate
     if norm is not None:
         tensors = *tensors, norm.weight
     half = all(tensor.dtype in HALF for tensor in tensors)
@@ -262,8 +269,8 @@ def film_residual_backward(
     norm = rows = vectors = None
     if ln_weight is not None and statistics is not None and dnormed is not None:
         norm, vectors = Norm(ln_weight, None, *statistics), ln_weight
-        rows = _sums_over_columns(dnormed, y, x, film, norm)
-    written, sums = _sums_over_tokens(dr, dnormed, y, x, film, norm, rows)
+        rows = _sums_over_columns(dnormed, y, x, w, film, norm)
+    written, sums = _sums_over_tokens(dr, dnormed, y, x, w, film, norm, rows)
     found = finish(sums, written.dw, table, bias, gate, vectors, vectors, w)
     gradients = written.dy, written.dx, found.of_parts, found.table, found.bias, found.gate
     if ln_weight is None:

@@ -94,7 +94,7 @@ def grid_weights_kernel(
 
 
 @triton.jit
-def _score_gradients(p, counts, dw_ptr, selection, b, t, grid, PARTS: tl.constexpr = 1):
+def _score_gradients(p, counts, dw_ptr, selection, b, t, grid, PARTS: tl.constexpr = 1):  # pyright: ignore[reportArgumentType] (Triton makes it one)
     """ds = p (da - sum p da) scale, with da = dw / shares where an entry counts and 0 where not."""
     dw = tl.zeros(p.shape, tl.float32)
     for part in tl.static_range(PARTS):

@@ -1,5 +1,8 @@
 """Mamba's selective scan for a real A in Triton: the gradients. Shapes: `triton_blocks.py`."""
 
+# In a kernel, what a constexpr decides is bound wherever it is read.
+# pyright: reportPossiblyUnboundVariable=false
+
 import math
 from typing import Any, NamedTuple
 

@@ -1,5 +1,8 @@
 """Mamba's selective scan for a real A in Triton: the forward pass. Shapes: `triton_blocks.py`."""
 
+# In a kernel, what a constexpr decides is bound wherever it is read.
+# pyright: reportPossiblyUnboundVariable=false
+
 import torch
 import triton
 import triton.language as tl

@@ -16,13 +16,13 @@ class Sum(NamedTuple):
     """A tensor to sum over its first axis."""
 
     parts_ptr: Any
-    """[count,size] float32, contiguous."""
+    """[parts,size] float32, contiguous."""
     total_ptr: Any
     """[size], contiguous, of any dtype."""
-    count: int
+    parts: int
     size: int
 
-    do_not_specialize = ("count", "size")
+    do_not_specialize = ("parts", "size")
     do_not_specialize_on_alignment = ("parts_ptr", "total_ptr")
 
 
@@ -39,7 +39,7 @@ def selective_scan_sums_kernel(
             number = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
             parts_ptr = sums[which].parts_ptr + number
             total = tl.zeros([BLOCK], tl.float32)
-            for _ in tl.range(0, sums[which].count, loop_unroll_factor=4):
+            for _ in tl.range(0, sums[which].parts, loop_unroll_factor=4):
                 total += tl.load(parts_ptr, mask=number < size, other=0.0)
                 parts_ptr += size
             tl.store(sums[which].total_ptr + number, total, mask=number < size)
