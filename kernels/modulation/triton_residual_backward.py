@@ -172,7 +172,8 @@ def _sums_over_columns(dnormed: Tensor, y: Tensor, x: Tensor, w: Tensor, film: F
     """Compute the sums over parts of the columns that the norm's gradient takes."""
     (B, T, D), G = x.shape, film.table.ptr.shape[1]
     parts = parts_of_columns(B * T, D)
-    rows = RowSums(None, None, *torch.empty(2, B, T, parts, dtype=torch.float32, device=x.device), tl.constexpr(parts))
+    means = torch.empty(2, B, T, parts, dtype=torch.float32, device=x.device)
+    rows = RowSums(None, None, means[0], means[1], tl.constexpr(parts))
     tensors = dnormed, y, x, w, film.table.ptr
     half = all(tensor.dtype in HALF for tensor in tensors)
     launch(
