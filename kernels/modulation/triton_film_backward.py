@@ -172,7 +172,8 @@ def _sums_over_columns(
     rows = RowSums(
         torch.empty(B, T, G, **new), torch.empty(B, T, parts, G, **new), means[0], means[1], tl.constexpr(parts)
     )
-    half = all(tensor.dtype in HALF for tensor in (dx_f, x, film.table.ptr))
+    # With float16 every operand is two terms: smaller tiles, else registers are spilled.
+    small = all(tensor.dtype == torch.bfloat16 for tensor in (dx_f, x, film.table.ptr))
     launch(
         film_rows_kernel,
         (B * triton.cdiv(T, BLOCK_T), parts),
@@ -190,7 +191,7 @@ def _sums_over_columns(
         BLOCK_T=BLOCK_T,
         BLOCK_G=BLOCK_G,
         BLOCK_DH=block_of(D_h),
-        BLOCK_D=BLOCK_D if half else BLOCK_D // 2,
+        BLOCK_D=BLOCK_D if small else BLOCK_D // 2,
         PARTS=parts,
         PRECISION=dot_precision(film_rows_kernel, dx_f, x, q, k, film.table.ptr),
         num_warps=2,
