@@ -49,8 +49,12 @@ def grounded_film(
     dropout_p: float = 0.0,
     seed: Tensor | None = None,
     eps: float = 1e-5,
+    channels_first: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """x_f = LN(x) (1 + gate gamma) + gate beta with [gamma, beta] = w table + bias; zero where text_mask is False."""
+    """x_f = LN(x) (1 + gate gamma) + gate beta with [gamma, beta] = w table + bias; zero where text_mask is False.
+
+    `channels_first` is about memory, of which a definition says nothing.
+    """
     dtype = compute_dtype(x, q, k, table, bias, gate, ln_weight, ln_bias)
     selection = Selection(top_k, grid_mask, text_mask, renormalize, dropout_p, seed)
     w = grid_weights(q, k, selection, dtype=dtype, largest=largest_by_sort)
