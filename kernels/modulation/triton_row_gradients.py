@@ -86,7 +86,8 @@ def weights_from_rows_kernel(
     token_kept = kept(text_mask, b, t, T)
     grid_kept = kept(grid_mask, b, grid, G)
     acc = tl.zeros([BLOCK_T, BLOCK_G], tl.float32)
-    for start in range(0, D, BLOCK_D):
+    # Addresses taken out of the loop would be those of all its blocks, once LLVM has unrolled it.
+    for start in tl.range(0, D, BLOCK_D, disable_licm=True):
         d = start + tl.arange(0, BLOCK_D)
         e_tile, eu_tile = _film_rows(e, u, norm, b, 0, t, T, d, D, token_kept)
         inside = (d < D)[:, None] & grid_kept[None, :]
