@@ -114,12 +114,16 @@ def _chosen(scores, selection):
 
 @triton.jit
 def _head_weights(queries, keys, selection, b, t, h, grid_kept):
-    """Each head's weights for each grid, [rows] float32: softmax, selection and dropout."""
+    """Each head's weights for each grid, [rows] float32: softmax, selection and dropout.
+
+    A choice stands between each product and the sum that it goes into: fused with one side of an exchange between
+    threads, it would give the two sides sums that differ by a rounding, and warps that write one of them each.
+    """
     row_kept = kept(selection.text_mask, b, t, selection.T) & (h < selection.H)
     scores = ()
     for grid in tl.static_range(len(keys)):
-        products = tl.sum(queries.to(tl.float32) * keys[grid].to(tl.float32), 1)
-        scores += (tl.where(row_kept & grid_kept[grid], products * selection.scale, -INFINITY),)
+        products = tl.where(row_kept[:, None], queries.to(tl.float32) * keys[grid].to(tl.float32), 0.0)
+        scores += (tl.where(row_kept & grid_kept[grid], tl.sum(products, 1) * selection.scale, -INFINITY),)
     chosen = _chosen(scores, selection)
     highest = tl.full(t.shape, -INFINITY, tl.float32)
     for grid in tl.static_range(len(keys)):
@@ -134,7 +138,7 @@ def _head_weights(queries, keys, selection, b, t, h, grid_kept):
     factor = 1 / tl.where(total == 0, 1.0, total)
     found = ()
     for grid in tl.static_range(len(keys)):
-        weight = weights[grid] * factor
+        weight = tl.where(chosen[grid], weights[grid] * factor, 0.0)
         if selection.seed is not None:
             index = ((b * selection.H + h) * selection.T + t) * selection.G + grid
             stays = random_bits(tl.load(selection.seed), index) >= selection.drop_threshold
