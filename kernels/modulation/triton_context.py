@@ -29,7 +29,7 @@ from .triton_few_grids import (
 )
 from .triton_many_weights import dtype_of_weights, many_weights
 from .triton_row_gradients import table_from_rows, weights_from_rows
-from .triton_rows import kept, rows_from_table, store_rows
+from .triton_rows import rows_from_table, store_rows, tokens_and_grids
 from .triton_selection import kernel_selection
 from .triton_weights import MOST_GRIDS_IN_REGISTERS, grid_weights, grid_weights_backward, token_weights
 
@@ -54,10 +54,7 @@ def correlation_context_kernel(
 ):
     """Each program takes a block of tokens of a row: w in registers, then c = w v a block of columns at a time."""
     T, G = selection.T, selection.G
-    b, t = token_block(T, BLOCK_T)
-    grid = tl.arange(0, BLOCK_G)
-    token_kept = kept(selection.text_mask, b, t, T)
-    grid_kept = kept(selection.grid_mask, b, grid, G)
+    b, t, grid, token_kept, grid_kept = tokens_and_grids(selection, BLOCK_T, BLOCK_G)
     w = token_weights(q, k, selection, b, t, grid, token_kept, grid_kept, DH, BLOCK_DH, PRECISION)
     store_rows(w_ptr, b, t, T, grid, G, w)
     for start in range(0, D, BLOCK_D):

@@ -29,7 +29,7 @@ from .triton_few_grids import (
     table_rows,
 )
 from .triton_modulation import Film, row_tile
-from .triton_rows import Norm, kept, store_rows
+from .triton_rows import Norm, kept, store_rows, store_statistics
 
 # Predicted for an H100, D 1024, G 8: so many tokens take as long by products of tiles, which need more tokens for it.
 MOST_TOKENS_OF_MORE_GRIDS = 8192
@@ -64,8 +64,7 @@ def _normalise(rows, norm, b, t, T, d, eps, D: tl.constexpr):
     mean = tl.sum(rows, 1) / D
     deviation = tl.where(d < D, rows - mean[:, None], 0.0)
     rstd = 1 / tl.sqrt(tl.sum(deviation * deviation, 1) / D + eps)
-    tl.store(norm.mean + b * T + t, mean, mask=t < T)
-    tl.store(norm.rstd + b * T + t, rstd, mask=t < T)
+    store_statistics(norm, b, t, T, mean, rstd)
     return deviation * rstd[:, None] * weight.to(tl.float32) + bias.to(tl.float32)
 
 

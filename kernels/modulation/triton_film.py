@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.strided import store, strided
-from ..common.triton_tiles import block_of, dot_precision, token_block
+from ..common.triton_tiles import block_of, dot_precision
 from ..configurations import configured
 from ..launch import launch
 from . import triton_few_film
@@ -27,7 +27,7 @@ from .triton_modulation import (
     row_tile,
     tiles,
 )
-from .triton_rows import Norm, kept, normalised
+from .triton_rows import Norm, normalised, store_statistics, tokens_and_grids
 from .triton_selection import kernel_selection
 from .triton_weights import MOST_GRIDS_IN_REGISTERS, token_weights
 
@@ -56,10 +56,7 @@ def grounded_film_kernel(
 ):
     """Each program takes a block of tokens of a row: w, the statistics of x, then x_f a block of columns at a time."""
     T, G = selection.T, selection.G
-    b, t = token_block(T, BLOCK_T)
-    token_kept = kept(selection.text_mask, b, t, T)
-    grid = tl.arange(0, BLOCK_G)
-    grid_kept = kept(selection.grid_mask, b, grid, G)
+    b, t, grid, token_kept, grid_kept = tokens_and_grids(selection, BLOCK_T, BLOCK_G)
     w = token_weights(q, k, selection, b, t, grid, token_kept, grid_kept, DH, BLOCK_DH, PRECISION)
     store(film.w, (b, t[:, None], grid[None, :]), w, (t < T)[:, None] & (grid < G)[None, :])
 
@@ -69,8 +66,7 @@ def grounded_film_kernel(
         d = start + tl.arange(0, BLOCK_LN)
         mean, m2 = merge_statistics(row_tile(x, b, t, d, token_kept, D), mean, m2, start, d, D)
     rstd = 1 / tl.sqrt(m2 / D + eps)
-    tl.store(norm.mean + b * T + t, mean, mask=t < T)
-    tl.store(norm.rstd + b * T + t, rstd, mask=t < T)
+    store_statistics(norm, b, t, T, mean, rstd)
 
     gate = tl.load(film.gate).to(tl.float32)
     for start in range(0, D, BLOCK_D):

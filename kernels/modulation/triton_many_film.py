@@ -16,7 +16,7 @@ from ..launch import launch
 from .selection import Selection
 from .triton_many_weights import RowStatistics, dtype_of_weights, many_weights
 from .triton_modulation import Film, new_rows, row_tile
-from .triton_rows import Norm, Weights, kept, normalised, product, sizes_of_product
+from .triton_rows import Norm, Weights, kept, load_statistics, normalised, product, sizes_of_product
 from .triton_selection import halves
 
 
@@ -54,8 +54,7 @@ def many_film_kernel(
     exists = first + both % BLOCK_D < D
     acc = product(w, film.table, film.grid_mask, b, 0, t, column, exists, T, G, BLOCK_G, PRECISION)
     token_kept = kept(text_mask, b, t, T)
-    mean = tl.load(norm.mean + b * T + t, mask=t < T, other=0.0)
-    rstd = tl.load(norm.rstd + b * T + t, mask=t < T, other=0.0)
+    mean, rstd = load_statistics(norm, b, t, T, t < T)
     gamma, beta = halves(acc)
     gammas, betas = halves(gamma), halves(beta)
     for half in tl.static_range(2):  # one after the other, for want of registers

@@ -18,14 +18,7 @@ from .selection import Selection
 from .triton_many_weights import dtype_of_weights, many_weights, many_weights_backward
 from .triton_modulation import Film, parameter_gradients, row_tile
 from .triton_row_gradients import table_from_rows, weights_from_rows
-from .triton_rows import (
-    Norm,
-    Weights,
-    kept,
-    product,
-    sizes_of_product,
-    store_rows,
-)
+from .triton_rows import Norm, Weights, kept, load_statistics, product, sizes_of_product, store_rows
 from .triton_selection import halves
 
 NUMBERS_OF_A_TILE = 4096
@@ -63,8 +56,7 @@ def many_film_backward_kernel(
     column = first + tl.arange(0, BLOCK_D)
     acc = product(w, film.table, film.grid_mask, b, 0, t, column, column < D, T, G, BLOCK_G, PRECISION)
     token_kept = kept(text_mask, b, t, T)
-    mean = tl.load(norm.mean + b * T + t, mask=t < T, other=0.0)
-    rstd = tl.load(norm.rstd + b * T + t, mask=t < T, other=0.0)
+    mean, rstd = load_statistics(norm, b, t, T, t < T)
     left, right = halves(acc)
     gammas = halves(left) + halves(right)
     sum_dn = tl.zeros([BLOCK_T], tl.float32)
@@ -111,8 +103,7 @@ def normalised_backward_kernel(
     """Each program takes a few tokens of a row: dx = (dn - mean of dn - n mean of dn n) rstd, with n = LN(x) bare."""
     b, t = token_block(T, BLOCK_T)
     token_kept = kept(text_mask, b, t, T)
-    mean = tl.load(norm.mean + b * T + t, mask=t < T, other=0.0)
-    rstd = tl.load(norm.rstd + b * T + t, mask=t < T, other=0.0)
+    mean, rstd = load_statistics(norm, b, t, T, t < T)
     sum_dn = tl.zeros([BLOCK_T], tl.float32)
     sum_dn_n = tl.zeros([BLOCK_T], tl.float32)
     for block in range(blocks):

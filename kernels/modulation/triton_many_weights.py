@@ -14,12 +14,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.strided import Strided, load, strided
-from ..common.triton_tiles import HALF, block_of, dot, dot_precision, token_block
+from ..common.triton_tiles import HALF, block_of, dot, dot_precision
 from ..launch import launch
 from .selection import Selection
 from .triton_modulation import merge_statistics, row_tile
 from .triton_row_gradients import table_from_rows
-from .triton_rows import kept, rows_from_table, store_rows
+from .triton_rows import rows_from_table, store_rows, store_statistics, tokens_and_grids
 from .triton_selection import kernel_selection, softmax_of_many
 
 MOST_GRIDS_OF_HALF, MOST_GRIDS_OF_FLOAT32 = 512, 128
@@ -82,18 +82,14 @@ def many_weights_kernel(
 ):
     """Each program takes a block of tokens of a row: their statistics, then w, summed over the heads."""
     T, G = selection.T, selection.G
-    b, t = token_block(T, BLOCK_T)
-    grid = tl.arange(0, BLOCK_G)
-    token_kept = kept(selection.text_mask, b, t, T)
-    grid_kept = kept(selection.grid_mask, b, grid, G)
+    b, t, grid, token_kept, grid_kept = tokens_and_grids(selection, BLOCK_T, BLOCK_G)
     if rows is not None:
         mean = tl.zeros([BLOCK_T], tl.float32)
         m2 = tl.zeros([BLOCK_T], tl.float32)
         for start in range(0, D, BLOCK_D):
             d = start + tl.arange(0, BLOCK_D)
             mean, m2 = merge_statistics(row_tile(rows.x, b, t, d, token_kept, D), mean, m2, start, d, D)
-        tl.store(rows.mean + b * T + t, mean, mask=t < T)
-        tl.store(rows.rstd + b * T + t, 1 / tl.sqrt(m2 / D + rows.eps), mask=t < T)
+        store_statistics(rows, b, t, T, mean, 1 / tl.sqrt(m2 / D + rows.eps))
 
     w = tl.zeros([BLOCK_T, BLOCK_G], tl.float32)
     for h in range(selection.H):
@@ -127,11 +123,8 @@ def many_scores_backward_kernel(
     da is 0 for grids that do not count.
     """
     T, G = selection.T, selection.G
-    b, t = token_block(T, BLOCK_T)
     h = tl.program_id(1)
-    grid = tl.arange(0, BLOCK_G)
-    token_kept = kept(selection.text_mask, b, t, T)
-    grid_kept = kept(selection.grid_mask, b, grid, G)
+    b, t, grid, token_kept, grid_kept = tokens_and_grids(selection, BLOCK_T, BLOCK_G)
     products = _products(q, k, scores, b, h, t, grid, token_kept, grid_kept, DH, BLOCK_DH, PRECISION)
     p, counts = softmax_of_many(products, selection, b, h, t, grid, token_kept, grid_kept)
     counts &= token_kept[:, None]

@@ -76,6 +76,12 @@ def row_tile(x, b, t, d, token_kept, D: tl.constexpr):
 
 
 @triton.jit
+def residual_tile(y_tile, x, gate, gamma, beta, b, t, d, T, D: tl.constexpr):
+    """r = x + y (1 + gate gamma) + gate beta, [BLOCK_T, BLOCK_D] float32."""
+    return row_tile(x, b, t, d, t < T, D) + y_tile * (1 + gate * gamma) + gate * beta
+
+
+@triton.jit
 def merge_statistics(x, mean, m2, start, d, D: tl.constexpr):
     """Mean and sum of squared deviations of the columns so far, `start` of them, and the block x (Chan et al. 1979)."""
     count = tl.minimum(D - start, d.shape[0])
@@ -107,7 +113,7 @@ def tiles(T: int, G: int, most_grids: int, *tensors: Tensor, backward: bool = Fa
     return {
         "BLOCK_T": block_of_tokens(T) if half and (G <= 32 or not few) else 16,
         "BLOCK_G": block_of(G) if few else 32,
-        "BLOCK_D": (32 if half or not few else 16) if backward else (64 if half else 32),
+        "BLOCK_D": 64 if half and not backward else 32,
         "num_warps": 4,
         "num_stages": 1 if backward else pipeline_stages(*tensors),
     }

@@ -15,23 +15,9 @@ from ..configurations import configured
 from ..launch import launch
 from . import triton_few_film
 from .triton_few_grids import few_grids
-from .triton_modulation import (
-    Film,
-    merge_statistics,
-    modulation,
-    row_tile,
-    tiles,
-    weights_tile,
-)
-from .triton_rows import Norm, normalised, store_rows
+from .triton_modulation import Film, merge_statistics, modulation, residual_tile, row_tile, tiles, weights_tile
+from .triton_rows import Norm, normalised, store_rows, store_statistics
 from .triton_weights import MOST_GRIDS_IN_REGISTERS
-
-
-@triton.jit
-def _residual_tile(y, x, gate, gamma, beta, b, t, d, T, D: tl.constexpr):
-    """r = x + y (1 + gate gamma) + gate beta, [BLOCK_T, BLOCK_D]."""
-    y_tile = row_tile(y, b, t, d, t < T, D)
-    return row_tile(x, b, t, d, t < T, D) + y_tile * (1 + gate * gamma) + gate * beta
 
 
 @triton.jit(do_not_specialize=["T", "G"])
@@ -63,17 +49,16 @@ def film_residual_kernel(
     for start in range(0, D, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
         gamma, beta = modulation(film, w, b, t, d, T, G, D, BLOCK_G, PRECISION)
-        r = _residual_tile(y, x, gate, gamma, beta, b, t, d, T, D)
+        r = residual_tile(row_tile(y, b, t, d, t < T, D), x, gate, gamma, beta, b, t, d, T, D)
         store_rows(r_ptr, b, t, T, d, D, r)
         mean, m2 = merge_statistics(r, mean, m2, start, d, D)
     if norm is not None:
         rstd = 1 / tl.sqrt(m2 / D + eps)
-        tl.store(norm.mean + b * T + t, mean, mask=t < T)
-        tl.store(norm.rstd + b * T + t, rstd, mask=t < T)
+        store_statistics(norm, b, t, T, mean, rstd)
         for start in range(0, D, BLOCK_D):
             d = start + tl.arange(0, BLOCK_D)
             gamma, beta = modulation(film, w, b, t, d, T, G, D, BLOCK_G, PRECISION)
-            r = _residual_tile(y, x, gate, gamma, beta, b, t, d, T, D)
+            r = residual_tile(row_tile(y, b, t, d, t < T, D), x, gate, gamma, beta, b, t, d, T, D)
             _, _, normed = normalised(r, mean, rstd, norm, d, D)
             store_rows(normed_ptr, b, t, T, d, D, normed)
 

@@ -12,16 +12,9 @@ from torch import Tensor
 from ..common.strided import strided
 from ..common.triton_tiles import dot_precision, token_block
 from ..launch import launch
-from .triton_modulation import Film, modulation, parameter_gradients, row_tile, store_column_sums, tiles
+from .triton_modulation import Film, modulation, parameter_gradients, residual_tile, row_tile, store_column_sums, tiles
 from .triton_row_gradients import table_from_rows, weights_from_rows
-from .triton_rows import Norm, store_rows
-
-
-@triton.jit
-def _residual_tile(y, x, gate, gamma, beta, b, t, d, T, D: tl.constexpr):
-    """r = x + y (1 + gate gamma) + gate beta, [BLOCK_T, BLOCK_D]."""
-    y_tile = row_tile(y, b, t, d, t < T, D)
-    return row_tile(x, b, t, d, t < T, D) + y_tile * (1 + gate * gamma) + gate * beta
+from .triton_rows import Norm, load_statistics, store_rows
 
 
 @triton.jit(do_not_specialize=["T", "G"])
@@ -53,12 +46,11 @@ def residual_many_backward_kernel(
     sum_dn_n = tl.zeros([BLOCK_T], tl.float32)
     mean, rstd = sum_dn, sum_dn  # of a norm, if there is one
     if dnormed is not None:
-        mean = tl.load(norm.mean + b * T + t, mask=inside, other=0.0)
-        rstd = tl.load(norm.rstd + b * T + t, mask=inside, other=0.0)
+        mean, rstd = load_statistics(norm, b, t, T, inside)
         for start in range(0, D, BLOCK_D):
             d = start + tl.arange(0, BLOCK_D)
             gamma, beta = modulation(film, None, b, t, d, T, G, D, BLOCK_G, PRECISION)
-            r = _residual_tile(y, x, gate, gamma, beta, b, t, d, T, D)
+            r = residual_tile(row_tile(y, b, t, d, t < T, D), x, gate, gamma, beta, b, t, d, T, D)
             ln_weight = tl.load(norm.weight + d, mask=d < D, other=0.0).to(tl.float32)
             dn = row_tile(dnormed, b, t, d, inside, D) * ln_weight[None, :]
             sum_dn += tl.sum(dn, 1)
@@ -72,7 +64,7 @@ def residual_many_backward_kernel(
         dln_weight = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
         dln_bias = dln_weight
         if dnormed is not None:
-            r = row_tile(x, b, t, d, inside, D) + y_tile * (1 + gate * gamma) + gate * beta
+            r = residual_tile(y_tile, x, gate, gamma, beta, b, t, d, T, D)
             n = (r - mean[:, None]) * rstd[:, None]
             ln_weight = tl.load(norm.weight + d, mask=d < D, other=0.0).to(tl.float32)
             dln_bias = row_tile(dnormed, b, t, d, inside, D)

@@ -17,7 +17,18 @@ from torch import Tensor
 from ..common.strided import load, strided
 from ..common.triton_tiles import block_of_tokens, dot, dot_precision, pipeline_stages, slots_of, token_block
 from ..launch import launch
-from .triton_rows import BLOCK_D, BLOCK_G, Norm, Weights, kept, normalised, sizes_of, store_rows, with_heads
+from .triton_rows import (
+    BLOCK_D,
+    BLOCK_G,
+    Norm,
+    Weights,
+    kept,
+    load_statistics,
+    normalised,
+    sizes_of,
+    store_rows,
+    with_heads,
+)
 
 
 @triton.jit
@@ -54,8 +65,7 @@ def _film_rows(e, u, norm, b, h, t, T, d, D, token_kept):
     if u is not None:
         u_tile = load(u, index, inside).to(tl.float32)
         if norm is not None:
-            mean = tl.load(norm.mean + b * T + t, mask=token_kept, other=0.0)
-            rstd = tl.load(norm.rstd + b * T + t, mask=token_kept, other=0.0)
+            mean, rstd = load_statistics(norm, b, t, T, token_kept)
             _, _, u_tile = normalised(u_tile, mean, rstd, norm, d, D)
         eu_tile = e_tile.to(tl.float32) * u_tile
     return e_tile, eu_tile

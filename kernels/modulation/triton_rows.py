@@ -73,6 +73,28 @@ def kept(mask, b, index, size):
 
 
 @triton.jit
+def tokens_and_grids(selection, BLOCK_T: tl.constexpr, BLOCK_G: tl.constexpr):
+    """The row b and the tokens t of a program's block, all grids, and which of the tokens and grids are kept."""
+    b, t = token_block(selection.T, BLOCK_T)
+    grid = tl.arange(0, BLOCK_G)
+    return b, t, grid, kept(selection.text_mask, b, t, selection.T), kept(selection.grid_mask, b, grid, selection.G)
+
+
+@triton.jit
+def load_statistics(norm, b, t, T, mask):
+    """mean and rstd of the tokens t, which `Norm` has; 0 where `mask` is False."""
+    row = b * T + t
+    return tl.load(norm.mean + row, mask=mask, other=0.0), tl.load(norm.rstd + row, mask=mask, other=0.0)
+
+
+@triton.jit
+def store_statistics(norm, b, t, T, mean, rstd):
+    """Write mean and rstd of the tokens t."""
+    tl.store(norm.mean + b * T + t, mean, mask=t < T)
+    tl.store(norm.rstd + b * T + t, rstd, mask=t < T)
+
+
+@triton.jit
 def store_rows(ptr, b, t, T, d, D, value):
     """Write `value` [BLOCK_T, BLOCK_D] to the tokens t and columns d of a contiguous [B,T,D]."""
     tl.store(ptr + (b * T + t[:, None]) * D + d[None, :], value, mask=(t < T)[:, None] & (d < D)[None, :])

@@ -13,11 +13,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.strided import load, strided
-from ..common.triton_tiles import HALF, block_of, block_of_tokens, dot, dot_precision, slots_of, token_block
+from ..common.triton_tiles import HALF, block_of, block_of_tokens, dot, dot_precision, slots_of
 from ..launch import launch
 from .selection import Selection
 from .triton_many_weights import many_weights, many_weights_backward
-from .triton_rows import kept, store_rows
+from .triton_rows import kept, store_rows, tokens_and_grids
 from .triton_selection import kernel_selection, softmax
 
 # With more grids the tile of a head's scores no longer fits in registers, or not beside dk.
@@ -85,10 +85,7 @@ def grid_weights_kernel(
 ):
     """Each program takes a block of tokens of a row."""
     T, G = selection.T, selection.G
-    b, t = token_block(T, BLOCK_T)
-    grid = tl.arange(0, BLOCK_G)
-    token_kept = kept(selection.text_mask, b, t, T)
-    grid_kept = kept(selection.grid_mask, b, grid, G)
+    b, t, grid, token_kept, grid_kept = tokens_and_grids(selection, BLOCK_T, BLOCK_G)
     w = token_weights(q, k, selection, b, t, grid, token_kept, grid_kept, DH, BLOCK_DH, PRECISION)
     store_rows(w_ptr, b, t, T, grid, G, w)
 
