@@ -159,7 +159,7 @@ def plan(
                 try:
                     launches = record(op, case, dtype)
                 except Exception as error:
-                    failed.append(Row(op, op, str(case), dtype, "every target", problem=f"raises {_one_line(error)}"))
+                    failed.append(Row(op, op, str(case), dtype, "every target", problem=f"raises {one_line(error)}"))
                     continue
                 started |= bool(launches)
                 for launch in launches:
@@ -178,7 +178,7 @@ def compile_job(job: Job) -> Row:
     try:
         compiled, log = compiled_kernel(job)
     except Exception as error:
-        return Row(*names, problem=f"does not compile: {_one_line(error)}")
+        return Row(*names, problem=f"does not compile: {one_line(error)}")
     seconds = time.perf_counter() - start
     if CHIPS[job.target].backend == "cuda":
         assembly, registers, spilled = compiled.asm["ptx"], *read_ptxas_log(log)
@@ -306,7 +306,8 @@ def _probe():
     pass
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Say what an error is in its last line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # Triton's compilation errors quote the source first and end with the reason.
     return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"

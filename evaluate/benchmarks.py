@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from string import ascii_uppercase
 from typing import Any
 
@@ -30,7 +31,7 @@ IMAGES_OF_MMMU = 7
 
 
 def mean_score(marked: Sequence[Marked]) -> float:
-    return sum(one.mark.score for one in marked) / len(marked)
+    return fmean(one.mark.score for one in marked)
 
 
 def by_group(marked: Sequence[Marked], of: Callable[[Marked], Any]) -> dict[str, list[Marked]]:
@@ -88,7 +89,7 @@ def _vqa_scores(marked: Sequence[Marked]) -> dict:
     known = [one for one in marked if one.wanted is not None]
     if not known:
         return {}
-    by_rule = {rule: sum(vqa_accuracy(one.got, one.wanted, rule) for one in known) / len(known) for rule in RULES}
+    by_rule = {rule: fmean(vqa_accuracy(one.got, one.wanted, rule) for one in known) for rule in RULES}
     return {
         "score": by_rule["official"],
         "harness_score": by_rule["harness"],
@@ -277,7 +278,7 @@ def _grouped(*columns: str) -> Callable[[Sequence[Marked]], dict]:
         groups = {f"{column}s": _means(marked, column) for column in columns}
         found = {"score": mean_score(marked)} | {name: means for name, means in groups.items() if means}
         if all(CHOSEN in one.about for one in marked):
-            found["loss_score"] = sum(one.about[CHOSEN] == one.wanted for one in marked) / len(marked)
+            found["loss_score"] = fmean(one.about[CHOSEN] == one.wanted for one in marked)
         return found
 
     return scores

@@ -74,6 +74,11 @@ class Benchmark:
     """Scores that the paper of Firebolt-VL reports, by their names."""
 
 
+def numbered(item: Item, number: int) -> Item:
+    """The item with its row's number for an id, if it has none."""
+    return item if item.id is not None else item._replace(id=number)
+
+
 def text_of(row: Row, column: str) -> str:
     """A text in a row. Raises BadRow where it is none."""
     value = row[column]

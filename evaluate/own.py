@@ -8,6 +8,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from statistics import fmean
 from typing import Any
 
 from ..files.problems import BadRow
@@ -82,13 +83,13 @@ def _means(marked: Sequence[Marked]) -> dict:
     """Exact match (`score`), F1 of words, ANLS; VQA's accuracy where each question has three answers or more."""
     found = {
         "rows": len(marked),
-        "score": _mean(one.mark.score for one in marked),
-        "word_f1": _mean(word_f1(one.got, one.wanted) for one in marked),
-        "anls": _mean(anls(one.got, one.wanted) for one in marked),
+        "score": fmean(one.mark.score for one in marked),
+        "word_f1": fmean(word_f1(one.got, one.wanted) for one in marked),
+        "anls": fmean(anls(one.got, one.wanted) for one in marked),
         "majority": majority(marked),
     }
     if all(len(one.wanted) >= ENOUGH for one in marked):
-        found["vqa_accuracy"] = _mean(vqa_accuracy(one.got, one.wanted) for one in marked)
+        found["vqa_accuracy"] = fmean(vqa_accuracy(one.got, one.wanted) for one in marked)
     return found
 
 
@@ -99,11 +100,6 @@ def majority(marked: Sequence[Marked]) -> float:
         commonest = Counter(one.wanted[0].strip().lower() for one in inside).most_common(1)[0][0]
         right += sum(exact_match(commonest, one.wanted) for one in inside)
     return right / len(marked)
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return sum(values) / len(values)
 
 
 def with_other_images(items: Iterable[tuple[int, Item]]) -> Iterator[tuple[int, Item]]:
@@ -133,10 +129,10 @@ def grounding_scores(fits: Sequence[Fit]) -> dict:
     """The means of groundings: `pointing` and its `chance`, `inside`, and `iou` by threshold."""
     return {
         "questions": len(fits),
-        "pointing": _mean(one.pointing for one in fits),
-        "chance": _mean(one.chance for one in fits),
-        "inside": _mean(one.inside for one in fits),
-        "iou": {str(threshold): _mean(one.iou[threshold] for one in fits) for threshold in THRESHOLDS},
+        "pointing": fmean(one.pointing for one in fits),
+        "chance": fmean(one.chance for one in fits),
+        "inside": fmean(one.inside for one in fits),
+        "iou": {str(threshold): fmean(one.iou[threshold] for one in fits) for threshold in THRESHOLDS},
     }
 
 

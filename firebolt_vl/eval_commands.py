@@ -1,7 +1,8 @@
 """Commands `firebolt eval NAME`, `eval all` and `eval score`: arguments checked, the work, its results shown."""
 
+import csv
+import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -102,8 +103,8 @@ def _predictions(file: str) -> list[dict]:
     except (OSError, ValueError) as error:
         raise Misuse(f"{file} is no file of predictions ({words(error)}); check the path") from None
     for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict) or not {*COLUMNS, "about", "by"} <= set(row):
-            raise Misuse(f"{file}:{number} is no prediction; expected the keys {', '.join(COLUMNS)}, about and by")
+        if not isinstance(row, dict) or not set(COLUMNS) <= set(row):
+            raise Misuse(f"{file}:{number} is no prediction; expected the keys {', '.join(COLUMNS)}")
     if not rows:
         raise Misuse(f"{file} is empty; expected predictions")
     return rows
@@ -163,8 +164,9 @@ def _write_tables(found: Sequence[dict], out: Path, part: Shard) -> None:
     """Write what was found as table.md and table.csv."""
     columns, rows = table(found)
     write_text(out / f"{part.named('table')}.md", markdown_table(columns, rows) + "\n")
-    lines = [",".join(f'"{cell}"' for cell in row) for row in (columns, *rows)]
-    write_text(out / f"{part.named('table')}.csv", os.linesep.join(lines) + "\n")
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+    write_text(out / f"{part.named('table')}.csv", text.getvalue())
 
 
 def table(found: Sequence[dict]) -> tuple[list[str], list[list[str]]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .answer_files import Answer, Question
 from .errors import Failure, Misuse
-from .evaluate.items import Benchmark, Item, Marked
+from .evaluate.items import Benchmark, Item, Marked, numbered
 from .evaluate.rows import Cell, Data, DataError, open_data
 from .files.problems import BadRow, Problem, Problems, TooManyBadRows
 from .row_files import RowFile
@@ -27,7 +27,7 @@ WINDOW = 16
 """Batches that are looked at together, so that those of like length are answered in one."""
 Items = Iterator[tuple[int, Item]]
 """Questions with the numbers of their rows."""
-COLUMNS = ("id", "question", "wanted", "got", "parsed", "score", "seconds")
+COLUMNS = ("id", "question", "wanted", "got", "parsed", "score", "seconds", "about", "by")
 
 
 @dataclass(frozen=True)
@@ -143,10 +143,9 @@ def evaluate(
     make_folder(out)
     path = out / f"{shard.named(name or benchmark.name)}.predictions.jsonl"
     inputs = [("the data", source)] if Path(source).is_file() else []
-    with RowFile("--out", str(path), inputs, report, (*COLUMNS, "about", "by"), "prediction") as file:
+    with RowFile("--out", str(path), inputs, report, COLUMNS, "prediction") as file:
         by = {**examinee.by, "benchmark": benchmark.name}
-        for row in file.rows.values():
-            file.check_by(row, by)
+        file.check_all_by(by)
         reader = Reader(benchmark, data, file.rows, limit, shard, max_bad_share, report)
         run = Run(benchmark, path, before=len(file.rows))
         progress(run.before, reader.total)
@@ -156,8 +155,7 @@ def evaluate(
                 if asking is None:
                     asking = examinee.asking(report)
                     by = {**examinee.by, "benchmark": benchmark.name}
-                    for row in file.rows.values():
-                        file.check_by(row, by)
+                    file.check_all_by(by)
                 for batch in batches_of_like_length(items, batch_size):
                     predictions = []
                     for place, item, got, seconds in asking.ask(batch):
@@ -241,7 +239,7 @@ class Reader:
         for cell in item.images:
             if not isinstance(cell, Cell):
                 raise BadRow("image is no image", f"it is of type {type(cell).__name__}; expected an image or its path")
-        return item if item.id is not None else item._replace(id=number)
+        return numbered(item, number)
 
     def refuse(self, place: int, problem: BadRow) -> None:
         """Count and tell a row that cannot be used. Raises Failure where they are too many."""

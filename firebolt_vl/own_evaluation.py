@@ -1,13 +1,13 @@
 """Examination on own questions: answers, the baseline of a swapped image, and grounding where rows have a box."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .ask import prompt, specials
 from .checkpoint import quiet
-from .evaluate.items import Item
+from .evaluate.items import Item, numbered
 from .evaluate.metrics.grounding import Fit, fit
 from .evaluate.own import OWN, grounding_scores, with_other_images
 from .evaluate.rows import Cell, open_data
@@ -79,14 +79,11 @@ def _ground_rows(
     """Ground the answers to rows with a box, those that are not in the file yet. Returns the scores by method."""
     path = out / f"{shard.named('own')}.grounding.jsonl"
     with RowFile("--out", str(path), [("the data", source)], report, (*GROUNDED, "by"), "grounding") as file:
-        for row in file.rows.values():
-            file.check_by(row, examinee.by)
+        file.check_all_by(examinee.by)
         progress(len(file.rows), len(boxed))
         if len(file.rows) < len(boxed):
             loaded = examinee.loaded(report)
-            for place, row in open_data(source, OWN.split):
-                item = None if isinstance(row, BadRow) else _item(row, place)
-                key = None if item is None else json.dumps(item.id)
+            for key, item in _questions(source):
                 if key in boxed and key not in file.rows:
                     with quiet():
                         found = {"id": item.id, **_ground(loaded, item.question, item.images[0], boxed[key]["got"])}
@@ -97,13 +94,15 @@ def _ground_rows(
         return _fits(file.rows.values())
 
 
-def _item(row: Any, place: int) -> Item | None:
-    """The question of a row; None where it is none."""
-    try:
-        item = OWN.read(row)
-    except BadRow:
-        return None
-    return item if item.id is not None else item._replace(id=place)
+def _questions(source: str) -> Iterator[tuple[str, Item]]:
+    """The questions of a file, each with its id as a key; rows that are none are left out."""
+    for place, row in open_data(source, OWN.split):
+        if not isinstance(row, BadRow):
+            try:
+                item = numbered(OWN.read(row), place)
+            except BadRow:
+                continue
+            yield json.dumps(item.id), item
 
 
 def _ground(loaded: "Loaded", question: str, cell: Cell, got: str) -> dict[str, Any]:
@@ -140,11 +139,7 @@ def worst(source: str, run: Run, out: Path, count: int, shard: Shard = WHOLE) ->
             row = parse_json(line)
             strongest = max(range(len(row["boxes"])), key=row["occlusion"].__getitem__)
             views[json.dumps(row["id"])] = row["boxes"][strongest]
-    images = {}
-    for place, row in open_data(source, OWN.split):
-        item = None if isinstance(row, BadRow) else _item(row, place)
-        if item is not None and item.images and json.dumps(item.id) in wanted:
-            images[json.dumps(item.id)] = item.images[0].open()
+    images = {key: item.images[0].open() for key, item in _questions(source) if item.images and key in wanted}
     return [
         Worst(images.get(key), row["question"], row["wanted"][0], row["got"], row["about"].get("box"), views.get(key))
         for key, row in wanted.items()

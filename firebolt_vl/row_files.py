@@ -109,6 +109,11 @@ class RowFile:
                     f"(checkpoint {was.get('checkpoint')}); expected {json.dumps(value)}, as in this run; {advice}"
                 )
 
+    def check_all_by(self, by: dict) -> None:
+        """`check_by` for every row that is there."""
+        for row in self.rows.values():
+            self.check_by(row, by)
+
     def append(self, rows: Sequence[str]) -> None:
         """Append rows of JSON, each a whole line, and wait until the disk has them."""
         if not rows:

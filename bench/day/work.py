@@ -19,7 +19,7 @@ from transformers.utils import logging
 from .. import answer
 from .. import kernels as measuring
 from ..cases import OPS
-from ..compile import CHIPS, Job, compiled_kernel, pool_of_compilers, record, specialise
+from ..compile import CHIPS, Job, compiled_kernel, one_line, pool_of_compilers, record, specialise
 from ..predict.chips import chip_of_device
 from ..predict.report import Subject, predictions
 from ..sweep import asked, climb, replacing, winners
@@ -73,7 +73,7 @@ def _compile(job: Job) -> str:
     try:
         compiled_kernel(job)
     except Exception as error:
-        return _one_line(error)
+        return one_line(error)
     return ""
 
 
@@ -127,7 +127,7 @@ def time_op(argument: str, scale: Scale) -> Iterator[Row]:
                 subject = subject._replace(check=lambda: "not checked: products of 16 bits are beyond the budget")
             points = measuring.measure(subject, MODES, scale.device, scale.seconds, notes.append)
         except Exception as error:  # such as too little memory
-            notes.append(f"{op} {case} {dtype}: {_one_line(error)}")
+            notes.append(f"{op} {case} {dtype}: {one_line(error)}")
         yield from (asdict(point) for point in points)
         yield from ({"note": note} for note in notes)
 
@@ -179,11 +179,6 @@ def predict_all(_: str, scale: Scale) -> Iterator[Row]:
             "bound": longest.bound if longest else "",
             "problem": row.problem or "",
         }
-
-
-def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
 
 
 WORK: dict[str, Callable[[str, Scale], Iterator[Row]]] = {

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from string import ascii_uppercase, punctuation
 
-from .vqa import COMMAS, PERIOD, PERIODS, SIGNS
+from .vqa import in_one_line, without_signs
 
 # Where a letter may stand in a word: what is before it and behind it. The first that exactly one letter fits counts.
 AROUND = tuple(
@@ -93,12 +93,7 @@ def mvbench_letter(answer: str) -> str | None:
     """
     if found := re.match(r"([A-E])\.\s*.+$", answer.strip(), re.IGNORECASE):
         return found[1].upper()
-    text = answer.replace("\n", " ").replace("\t", " ").strip()
-    numbered, cleaned = COMMAS["official"].search(text) is not None, text
-    for sign in SIGNS:
-        beside = f"{sign} " in text or f" {sign}" in text
-        cleaned = cleaned.replace(sign, "" if beside or numbered else " ")
-    found = re.search(r"\b([A-E])\b", PERIOD.sub("", cleaned, count=PERIODS), re.IGNORECASE)
+    found = re.search(r"\b([A-E])\b", without_signs(in_one_line(answer)), re.IGNORECASE)
     return found[1].upper() if found else None
 
 

@@ -1,6 +1,7 @@
 """Scores of MMBench: a question is asked with its options in every rotation, and is right only if all of them are."""
 
 from collections.abc import Iterable
+from statistics import fmean
 from typing import NamedTuple
 
 ROTATIONS_APART = 1_000_000
@@ -32,8 +33,8 @@ def mmbench(judged: Iterable[Judged]) -> dict:
         raise ValueError("mmbench: judged has no index below 1,000,000; expected the first rotation of a question")
     right = {index: all(one.right for one in rotations[index]) for index in firsts}
     found = {
-        "score": _mean(right.values()),
-        "vanilla": _mean(one.right for one in firsts.values()),
+        "score": fmean(right.values()),
+        "vanilla": fmean(one.right for one in firsts.values()),
         "questions": len(firsts),
     }
     for name, group in (("categories", "category"), ("l2_categories", "l2_category")):
@@ -41,10 +42,5 @@ def mmbench(judged: Iterable[Judged]) -> dict:
         for index, one in firsts.items():
             if (of := getattr(one, group)) is not None:
                 groups.setdefault(of, []).append(right[index])
-        found[name] = {of: _mean(rights) for of, rights in groups.items()}
+        found[name] = {of: fmean(rights) for of, rights in groups.items()}
     return found
-
-
-def _mean(rights: Iterable[bool]) -> float:
-    rights = list(rights)
-    return sum(rights) / len(rights)

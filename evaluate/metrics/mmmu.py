@@ -6,6 +6,7 @@ Source: X. Yue et al., MMMU (arXiv 2311.16502), section 4.1, and its published e
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 from .letters import letters
@@ -121,7 +122,7 @@ def mmmu(judged: Iterable[Judged]) -> dict:
         for name, inside in DISCIPLINES.items()
     }
     return {
-        "score": _mean([one.right for one in judged]),
+        "score": fmean([one.right for one in judged]),
         "disciplines": _means(disciplines),
         "subjects": _means(subjects),
     }
@@ -134,8 +135,4 @@ def subject_of(identity: str) -> str | None:
 
 
 def _means(groups: Mapping[str, list[bool]]) -> dict[str, float]:
-    return {name: _mean(rights) for name, rights in groups.items() if rights}
-
-
-def _mean(rights: list[bool]) -> float:
-    return sum(rights) / len(rights)
+    return {name: fmean(rights) for name, rights in groups.items() if rights}

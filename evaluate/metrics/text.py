@@ -5,7 +5,8 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
-ARTICLES = ("a", "an", "the")
+from .vqa import ARTICLES
+
 LEAST_SIMILARITY = 0.5
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 

@@ -57,7 +57,7 @@ def vqa_accuracy(answer: str, answers: Sequence[str], rule: str = "official") ->
         raise ValueError(f"vqa_accuracy: rule is {rule!r}; expected one of {', '.join(RULES)}")
     if not answers:
         raise ValueError("vqa_accuracy: answers is empty; expected one of each annotator")
-    given, theirs = _lined(answer), [_lined(one) for one in answers]
+    given, theirs = in_one_line(answer), [in_one_line(one) for one in answers]
     if rule == "harness" or len(set(theirs)) > 1:
         given, theirs = normalise(given, rule), [normalise(one, rule) for one in theirs]
     same = sum(one == given for one in theirs)
@@ -65,7 +65,13 @@ def vqa_accuracy(answer: str, answers: Sequence[str], rule: str = "official") ->
 
 
 def normalise(text: str, rule: str = "official") -> str:
-    """Normalise an answer: punctuation, case, number words up to ten, articles, apostrophes of contractions.
+    """Normalise an answer: punctuation, case, number words up to ten, articles, apostrophes of contractions."""
+    words = [NUMBERS.get(word, word) for word in without_signs(text, rule).lower().split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def without_signs(text: str, rule: str = "official") -> str:
+    """Remove punctuation, and periods that no digit follows.
 
     A sign goes where a space is beside any such sign, or where the text has a number with commas; else a space takes
     its place.
@@ -74,9 +80,8 @@ def normalise(text: str, rule: str = "official") -> str:
     for sign in SIGNS:
         beside = f"{sign} " in text or f" {sign}" in text
         found = found.replace(sign, "" if beside or numbered else " ")
-    words = [NUMBERS.get(word, word) for word in PERIOD.sub("", found, count=PERIODS).lower().split()]
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+    return PERIOD.sub("", found, count=PERIODS)
 
 
-def _lined(text: str) -> str:
+def in_one_line(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()

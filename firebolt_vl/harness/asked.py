@@ -50,6 +50,7 @@ class AskedModel:
         with quiet():
             found = self.answering.answer(rows)
         self.images.clear()
+        self.conversations.clear()
         answers = []
         for one in found:
             if not isinstance(one, Answer):
