@@ -65,6 +65,8 @@ setup(
         "video": ["av>=14"],
         # The data sets of benchmarks: parquet, saved folders, the hub.
         "eval": ["datasets>=4,<6"],
+        # Preference tuning and reinforcement learning: `firebolt train sft`, `dpo` and `grpo`.
+        "trl": ["trl>=1.16,<1.17", "peft>=0.18,<0.22"],
         "lint": ["ruff>=0.12", "basedpyright>=1.31"],
     },
     entry_points={
