@@ -161,7 +161,7 @@ class FireboltModel(FireboltPreTrainedModel):
 
         seen = None
         if pixel_values is not None or grids is not None:
-            if memory is not None and memory.columns > 0:
+            if memory is not None and memory.begun:
                 check_same_images(memory, image_mask if pixel_values is not None else None)
             elif pixel_values is not None:
                 seen = self.get_grids(pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes)
