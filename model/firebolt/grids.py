@@ -102,8 +102,23 @@ def encode_views(views: Views, pool: Callable[[Tensor], Tensor], width: int, dty
 
     `pool` [n,3,S,S] -> [n,D_v] sees each size once. G = I (1 + M), image by image, the global view first.
     """
-    batch_size, images, tiles = views.tile_mask.shape
-    features = views.images.new_zeros(batch_size, images, 1 + tiles, width, dtype=dtype)
+    images = views.images.shape[1]
+    mask = torch.cat([views.image_mask[..., None], views.tile_mask], dim=-1)
+    if torch.compiler.is_compiling():
+        features = torch.where(mask[..., None], _all_features(views, pool), 0).to(dtype)
+    else:
+        features = _features_of_those_there(views, pool, views.images.new_zeros(*mask.shape, width, dtype=dtype))
+    index = torch.arange(images, device=features.device)[None, :, None].expand(mask.shape)
+    return Grids(
+        features.flatten(1, 2),
+        mask.flatten(1, 2),
+        views.boxes.flatten(1, 2) if views.boxes is not None else None,
+        index.flatten(1, 2) if images > 1 else None,
+    )
+
+
+def _features_of_those_there(views: Views, pool: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+    """Put the features of all views that are there into `features` [B,I,1+M,D_v]."""
     if views.image_mask.any():
         whole = views.images[views.image_mask]
         parts = whole[:0]
@@ -117,11 +132,18 @@ def encode_views(views: Views, pool: Callable[[Tensor], Tensor], width: int, dty
             rest = pool(parts) if len(parts) else globally[:0]
         features[..., 0, :][views.image_mask] = globally
         features[..., 1:, :][views.tile_mask] = rest
-    mask = torch.cat([views.image_mask[..., None], views.tile_mask], dim=-1)
-    index = torch.arange(images, device=features.device)[None, :, None].expand(mask.shape)
-    return Grids(
-        features.flatten(1, 2),
-        mask.flatten(1, 2),
-        views.boxes.flatten(1, 2) if views.boxes is not None else None,
-        index.flatten(1, 2) if images > 1 else None,
-    )
+    return features
+
+
+def _all_features(views: Views, pool: Callable[[Tensor], Tensor]) -> Tensor:
+    """Compute the features [B,I,1+M,D_v] of all views, black where there is none: a graph cannot look into a mask."""
+    batch_size, images, tiles = views.tile_mask.shape
+    globally = pool(_black(views.images, views.image_mask).flatten(0, 1)).unflatten(0, (batch_size, images, 1))
+    if views.tiles is None or not tiles:
+        return globally
+    parts = pool(_black(views.tiles, views.tile_mask).flatten(0, 2)).unflatten(0, (batch_size, images, tiles))
+    return torch.cat([globally, parts], dim=2)
+
+
+def _black(pixels: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask[..., None, None, None], pixels, 0)
