@@ -238,7 +238,9 @@ class FoveatedVLM(FoveatedModel, CachedGeneration, GenerationMixin):
                 kept = torch.cat([front, kept], dim=1)
         loss, count = next_token_loss(logits, labels, counted, kept)
         # Without a label that counts the original's loss is nan.
-        return loss / (total if total is not None else count if original else max(count, 1))
+        if not original:
+            count = count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+        return loss / (total if total is not None else count)
 
     def _given(self, tokens: Tensor, mask: Tensor | None) -> VisualTokens:
         width = backbone(self.config.text_config).hidden_size

@@ -11,10 +11,13 @@ import pytest
 import torch
 from numerics import assert_close
 from safetensors.torch import load_file, save_file
-from suite_subjects import FIREBOLT, FOVEATED
+from suite_subjects import FOVEATED
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers.exporters.exporter_dynamo import register_cache_pytrees_for_model
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from firebolt_vl.model.compat import CACHE
 
 # Both sides are float32: a few hundred operations apart, never more than this.
 ROUNDING = 2e-5
@@ -448,13 +451,19 @@ def test_causal_lm_can_accept_kwargs(subject, model):
 
 
 def test_torch_export(subject):
-    if subject is FOVEATED:
-        pytest.skip("frames are looked at one after another, each by what the decoder made of the one before")
-    inputs = {**subject.inputs(), "use_cache": False}
-    model = FIREBOLT.make()
+    """A prompt with its image in one graph, and the cache that it leaves; the step after it in another."""
+    register_cache_pytrees_for_model(model := subject.make())
+    inputs = {**subject.inputs(), "use_cache": True}
+    mask = nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
     with torch.no_grad():
-        graph = torch.export.export(model, (), inputs).module()
-        assert_close(graph(**inputs).logits, model(**inputs).logits, relative=ROUNDING)
+        wanted, found = model(**inputs), torch.export.export(model, (), inputs).module()(**inputs)
+        assert_close(found.logits[:, -1], wanted.logits[:, -1], relative=ROUNDING)
+        steps = [
+            {"input_ids": torch.tensor([[9], [11]]), "attention_mask": mask, "past_key_values": out[CACHE]}
+            for out in (found, wanted)
+        ]
+        step = torch.export.export(model, (), steps[0]).module()
+        assert_close(step(**steps[0]).logits, model(**steps[1]).logits, relative=ROUNDING)
 
 
 @pytest.mark.parametrize(
