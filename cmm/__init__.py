@@ -4,8 +4,21 @@ from .config import CMMConfig
 from .connectors import CrossAttend, Prepend
 from .mamba import Mamba
 from .modulator import CrossModalModulator
+from .routed import Routed
+from .routed_config import RoutedConfig
 from .s4 import S4
 from .s4d import S4D
 from .state import DecodeState
 
-__all__ = ["S4", "S4D", "CMMConfig", "CrossAttend", "CrossModalModulator", "DecodeState", "Mamba", "Prepend"]
+__all__ = [
+    "S4",
+    "S4D",
+    "CMMConfig",
+    "CrossAttend",
+    "CrossModalModulator",
+    "DecodeState",
+    "Mamba",
+    "Prepend",
+    "Routed",
+    "RoutedConfig",
+]
