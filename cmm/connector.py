@@ -75,6 +75,8 @@ class Connector(nn.Module, ABC, Generic[Side]):
 
     inserts_grids = False
     """Whether the grids stand in the output, before the text."""
+    places_images = False
+    """Whether they are one for each image, to be put where the text has a token for it."""
     weighs_grids = True
     """Whether there are weights to return."""
     reads_prompt = False

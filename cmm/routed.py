@@ -109,6 +109,10 @@ class Routed(Inserting[RoutedSide]):
         return self.config.route_by == "text"
 
     @property
+    def places_images(self) -> bool:
+        return self.config.insert == "mean_at_token"
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.experts.router.weight.dtype
 
