@@ -1,6 +1,7 @@
 """Firebolt-VL with its language-model head: answers, generated and cached, and where they come from."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple  # pyright: ignore[reportPrivateImportUsage]  # its documented place
 
+from ...cmm.inserting import Inserting
 from ...cmm.linear import Linear
 from ..checkpoint_sizes import check_model
 from ..compat import (
@@ -196,9 +198,9 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
 
         The original only names its backbones: their configurations are looked for as a local folder, then among the
         models that the hub gave before, then taken from `text_config=` / `vision_config=`. `kernel_taps=512` keeps its
-        truncated S4 kernel.
+        truncated S4 kernel, `insert=` says where V2 puts an image, "prepend" or "mean_at_token".
         """
-        backbones = {name: kwargs.pop(name, None) for name in ("text_config", "vision_config", "kernel_taps")}
+        backbones = {name: kwargs.pop(name, None) for name in ("text_config", "vision_config", "kernel_taps", "insert")}
         if pretrained_model_name_or_path is not None:
             opened = open_checkpoint(pretrained_model_name_or_path, kwargs)
             if kwargs.get("config") is None and is_original(opened.config):
@@ -338,7 +340,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         connector = self.model.connector
         if connector.inserts_grids and not connector.places_images and model_kwargs.get("grids") is not None:
             mask = named_grids(model_kwargs, model_kwargs["grids"]).mask
-            columns += connector.inserted_mask(mask, model_kwargs.get("grid_images")).shape[1]
+            columns += cast("Inserting", connector).inserted_mask(mask, model_kwargs.get("grid_images")).shape[1]
         elif self.config.fusion == "pool":
             columns += 1
         elif self.config.fusion == "concat" and model_kwargs.get("prompt_mask") is not None:
