@@ -114,7 +114,7 @@ class Routed(Inserting[RoutedSide]):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.experts.router.weight.dtype
+        return self.projector.norms[0].weight.dtype  # pyright: ignore[reportReturnType]  # a ModuleList's item
 
     def inserted_mask(self, grid_mask: Tensor, grid_images: Tensor | None = None) -> Tensor:
         """The inserted positions that there are, [B,M] bool, of grid_mask [B,G] and grid_images [B,G]."""

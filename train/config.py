@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, fields
 
-from ..cmm import CMMConfig
-from ..model.firebolt.configuration_firebolt import CONNECTORS, FUSIONS
+from ..model.firebolt.configuration_firebolt import CONNECTORS, FUSIONS, GRIDS, connector_config_class
 from .errors import ConfigError
 from .keys import check_bounds, check_keys, check_values, key, typed
 
 PARTS = ("vision", "connector", "decoder")
 PRECISIONS = ("float32", "bf16")
 LOSSES = ("text", "answers", "preferences")
+OPTIMIZERS = ("adamw", "muon")
 LOOKS = ("coarse_only", "coarse_fine", "autoregressive")
 QUERY = ("query_dim", "visual_scale", "deep_query", "lambda_coarse")
 LORA = {"rank": int, "alpha": float, "dropout": float, "targets": list[str]}
@@ -83,6 +83,11 @@ class RowsConfig:
     lr: float = key(5e-4, "peak learning rate", least=0)
     min_lr: float = key(1e-6, "where the cosine ends that follows warm-up", least=0)
     warmup_steps: int = key(100, "steps over which the learning rate rises linearly to its peak", least=0)
+    optimizer: str = key(
+        "adamw",
+        "AdamW, or Muon for the matrices of dense layers (steps of AdamW's size, at one rate) and AdamW for the rest",
+        choices=OPTIMIZERS,
+    )
     betas: list[float] = key([0.9, 0.95], "AdamW's two decay rates, from 0 to below 1")
     weight_decay: float = key(0.01, "AdamW's weight decay; none on norms, biases and other vectors", least=0)
     clip: float = key(1.0, "the largest norm of the gradient; 0: any", least=0)
@@ -151,7 +156,17 @@ class TrainConfig(RowsConfig):
         choices=FUSIONS,
         excludes={"model": NEW_ALONE},
     )
-    cmm: dict | None = key(None, "of a new model: keys of CMMConfig", excludes={"model": NEW_ALONE})
+    grids: str | None = key(
+        None,
+        "of a new model: what the connector sees of an image: views, patches or both; default: views",
+        choices=GRIDS,
+        excludes={"model": NEW_ALONE},
+    )
+    cmm: dict | None = key(
+        None,
+        "of a new model: keys of CMMConfig, with connector routed of RoutedConfig",
+        excludes={"model": NEW_ALONE},
+    )
     lora: dict | None = key(
         None,
         "rank, alpha, dropout, targets: adapters (peft) learn in the place of the decoder's weights",
@@ -168,7 +183,7 @@ class TrainConfig(RowsConfig):
         super().__post_init__()
         if self.fusion not in (None, "replace") and self.connector not in (None, "cmm"):
             raise ConfigError(f"fusion is {self.fusion!r}; expected with connector 'cmm' alone, not {self.connector!r}")
-        check_keys("cmm", self.cmm or {}, [one.name for one in fields(CMMConfig)])
+        check_keys("cmm", self.cmm or {}, [one.name for one in fields(connector_config_class(self.connector))])
         check_lora(self.lora or {})
 
 

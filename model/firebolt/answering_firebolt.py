@@ -221,7 +221,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         """Build a new Firebolt-VL around a trained LFM2 and a trained SigLIP, its connector freshly initialised.
 
         decoder, vision: local folders or hub ids; of a SigLIP with two towers only the vision tower is loaded.
-        `config` goes to FireboltConfig (cmm_config, connector, fusion).
+        `config` goes to FireboltConfig (cmm_config, connector, fusion, grids).
         """
         language_model = load_backbone(AutoModelForCausalLM, decoder, dtype)
         vision_tower = load_backbone(SiglipVisionModel, vision, dtype)
@@ -229,7 +229,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         model.to(language_model.dtype)  # pyright: ignore[reportArgumentType]  # `wraps` around it forgets self
         model.model.language_model.load_state_dict(language_model.model.state_dict())
         model.lm_head.load_state_dict(language_model.lm_head.state_dict())
-        model.model.vision_tower.load_state_dict(vision_tower.state_dict())
+        there = model.model.vision_tower.state_dict()  # without a head where patches alone are read
+        model.model.vision_tower.load_state_dict({n: t for n, t in vision_tower.state_dict().items() if n in there})
         model.generation_config = language_model.generation_config
         return model.eval()
 
