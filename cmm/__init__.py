@@ -2,6 +2,7 @@
 
 from .config import CMMConfig
 from .connectors import CrossAttend, Prepend
+from .liquid import LiquidS4
 from .mamba import Mamba
 from .modulator import CrossModalModulator
 from .routed import Routed
@@ -17,6 +18,7 @@ __all__ = [
     "CrossAttend",
     "CrossModalModulator",
     "DecodeState",
+    "LiquidS4",
     "Mamba",
     "Prepend",
     "Routed",

@@ -14,6 +14,7 @@ from ..configuration_checks import backbone, check_keys, check_sizes, named_part
 CONNECTORS = ("cmm", "prepend", "cross_attend", "routed")
 FUSIONS = ("replace", "concat", "pool")
 GRIDS = ("views", "patches", "both")
+NO_TOKEN = -1
 
 
 def connector_config_class(connector: str | None) -> type[CMMConfig]:
@@ -36,6 +37,9 @@ class FireboltConfig(PreTrainedConfig):
             `"concat"` (prompt, modulated prompt, answer) or `"pool"` (one pooled vector before the text).
         grids: what the connector sees of an image: `"views"` (one pooled vector of the whole image and of each tile),
             `"patches"` (the encoder's last hidden state over the whole image) or `"both"`.
+        image_token_id: id of the token that stands for an image in a text, as trainers and engines ask for it (trl
+            suppresses it while it samples): -1, an id that no token has, since Firebolt-VL has none but the one that
+            `cmm_config` may name.
 
     Raises:
         ValueError: a size that cannot be, an unknown connector, fusion or kind of grids, a fusion with a connector
@@ -56,6 +60,7 @@ class FireboltConfig(PreTrainedConfig):
     connector: str = "cmm"
     fusion: str = "replace"
     grids: str = "views"
+    image_token_id: int = NO_TOKEN
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
@@ -94,6 +99,8 @@ class FireboltConfig(PreTrainedConfig):
                 f"FireboltConfig: cmm_config.image_token_id is {token}; expected less than {text.vocab_size}, the "
                 "vocabulary of the decoder"
             )
+        if token is not None and self.image_token_id == NO_TOKEN:
+            self.image_token_id = token
 
     def _resolved_cmm_config(self, given: dict | CMMConfig | None, widths: dict[str, int]) -> dict:
         config_class = connector_config_class(self.connector)

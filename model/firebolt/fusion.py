@@ -5,11 +5,10 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ...cmm import DecodeState
 from ...cmm.connector import Connector
 from ...cmm.inserting import Inserting
 from ..packing import has_hole, pack
-from .cache_firebolt import ConnectorCacheLayer
+from .cache_firebolt import ConnectorCacheLayer, Images
 from .grids import Grids
 
 
@@ -95,7 +94,7 @@ class Fusion:
         self.fusion = fusion
         self.memory = memory
         self.balance: Tensor | None = None
-        self.started = memory is not None and memory.columns > 0
+        self.started = memory is not None and memory.begun
 
     def decoder_inputs(
         self,
@@ -118,7 +117,7 @@ class Fusion:
         if self.connector.places_images:
             decoder = self._placed(text, seen, attention_mask, position_ids, prompt_mask, prompt_summary)
         elif not self.connector.inserts_grids and self.fusion == "replace":
-            decoder = self._replaced(text, seen, attention_mask, position_ids, prompt_mask)
+            decoder = self._replaced(text, seen, attention_mask, position_ids)
         else:
             decoder = self._packed(text, self._layout(text, seen, prompt_mask, prompt_summary))
         decoder = decoder._replace(balance=self.balance)
@@ -126,6 +125,7 @@ class Fusion:
             assert memory.kept is not None  # since `_begin`
             memory.columns += text.shape[1]
             memory.kept = memory.kept + text.lengths
+            memory.record(text.embeddings, text.mask)
         return decoder
 
     @staticmethod
@@ -139,34 +139,29 @@ class Fusion:
             return seen.rows
         return self.memory.image_rows if self.memory is not None else None
 
-    def _connect(self, text: Tensor, mask: Tensor | None, seen: Grids | None, history: int = 0) -> Tensor:
+    def _connect(self, text: Tensor, mask: Tensor | None, seen: Grids | None) -> Tensor:
         """The connector's output, leaving its state in the memory where there is one."""
         memory = self.memory
-        if memory is not None and (state := memory.state) is not None:
-            if text.shape[1] == 1 and not history and mask is None:
-                output, memory.state = self.connector.step(text, state)
-            else:
-                output, memory.state = self.connector.prefill(text, text_mask=mask, state=state, history=history)
-            return output
-        assert seen is not None  # what there is no state of comes with this call
-        grids = (seen.features, mask, seen.mask, seen.boxes)
-        if memory is None:
-            return self.connector(text, *grids, grid_images=seen.images)
-        output, memory.state = self.connector.prefill(text, *grids, grid_images=seen.images, history=history)
+        state = memory.state_of(self.connector) if memory is not None else None
+        if memory is None or state is None:
+            assert seen is not None  # what there is no state of comes with this call
+            if memory is None:
+                return self.connector(text, seen.features, mask, seen.mask, seen.boxes, grid_images=seen.images)
+            state = self.connector.encode_grids(seen.features, seen.mask, seen.boxes, grid_images=seen.images)
+            memory.start(state)
+        if text.shape[1] == 1 and mask is None:
+            output, memory.state = self.connector.step(text, state)
+        else:
+            output, memory.state = self.connector.prefill(text, text_mask=mask, state=state)
         return output
 
     def _replaced(
-        self,
-        text: Text,
-        seen: Grids | None,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        prompt_mask: Tensor | None,
+        self, text: Text, seen: Grids | None, attention_mask: Tensor | None, position_ids: Tensor | None
     ) -> DecoderInputs:
         """T positions: the connector's output in the rows with an image, the text embeddings in the others."""
         embeddings = text.embeddings
         if (rows := self._image_rows(seen)) is not None:
-            connected = self._connect(embeddings, text.mask, seen, self._history(text, prompt_mask))
+            connected = self._connect(embeddings, text.mask, seen)
             embeddings = torch.where(rows[:, None, None], connected.to(embeddings.dtype), embeddings)
         return self._in_place(text, embeddings, attention_mask, position_ids)
 
@@ -192,34 +187,31 @@ class Fusion:
     ) -> DecoderInputs:
         """T positions: the vector of each image of a row in the place of the next of its tokens."""
         prompt, unfinished = self._prompt(text, prompt_mask)
-        memory, waiting = self.memory, None
+        waiting = self.memory.images if self.memory is not None else None
         if seen is not None and not self.started:
             vectors = self._inserted(text, seen, prompt, unfinished, summary)
             there = self._inserted_mask(seen)
             first = torch.argsort(~there, dim=1, stable=True)  # the images that there are, in their order
-            vectors = vectors.gather(1, first[..., None].expand_as(vectors))
-            waiting = DecodeState({"images": vectors, "there": there.sum(-1)}, torch.zeros_like(text.lengths))
-        elif memory is not None:
-            waiting = memory.state
+            waiting = Images(vectors.gather(1, first[..., None].expand_as(vectors)), there.sum(-1), text.kept[:, :0])
         if waiting is None:
             return self._in_place(text, text.embeddings, attention_mask, position_ids)
         assert text.images is not None  # of a connector that places images
         tokens = text.images & text.kept
-        number = waiting.length[:, None] + tokens.long().cumsum(-1) - 1
-        images, count = waiting.tensors["images"], waiting.tensors["there"]
-        here = (tokens & (number < count[:, None]))[..., None]
-        chosen = number.clamp(0, images.shape[1] - 1)[..., None].expand(-1, -1, images.shape[-1])
-        embeddings = torch.where(here, images.gather(1, chosen), text.embeddings)
-        placed = waiting.length + tokens.sum(-1)
-        lacking = (placed < count) & ~unfinished
+        number = waiting.tokens.sum(-1, keepdim=True) + tokens.long().cumsum(-1) - 1
+        here = (tokens & (number < waiting.count[:, None]))[..., None]
+        chosen = number.clamp(0, waiting.vectors.shape[1] - 1)[..., None].expand(-1, -1, waiting.vectors.shape[-1])
+        embeddings = torch.where(here, waiting.vectors.gather(1, chosen), text.embeddings)
+        waiting = waiting._replace(tokens=torch.cat([waiting.tokens, tokens], 1))
+        lacking = (waiting.tokens.sum(-1) < waiting.count) & ~unfinished
         if bool(lacking.any()):
             row = int(lacking.nonzero()[0])
             raise ValueError(
-                f"FireboltModel: input_ids has {int(placed[row])} image tokens in row {row}; expected one in the "
-                f"prompt for each of its {int(count[row])} images (insert 'mean_at_token', image_token_id)"
+                f"FireboltModel: input_ids has {int(waiting.tokens[row].sum())} image tokens in row {row}; expected "
+                f"one in the prompt for each of its {int(waiting.count[row])} images (insert 'mean_at_token', "
+                "image_token_id)"
             )
-        if memory is not None:
-            memory.state = DecodeState(waiting.tensors, placed) if bool(unfinished.any()) else None
+        if self.memory is not None:
+            self.memory.images = waiting
         return self._in_place(text, embeddings, attention_mask, position_ids)
 
     def _inserted_mask(self, seen: Grids) -> Tensor:
@@ -237,13 +229,6 @@ class Fusion:
         balance = self.connector.balances and self.connector.training
         made, self.balance = inserted_grids(self.connector, text.embeddings, text.mask, prompt, seen, balance)
         return made
-
-    def _history(self, text: Text, prompt_mask: Tensor | None) -> int:
-        """Count this call's columns that a crop may have to forget: guesses of an assistant, never the prompt."""
-        if self.memory is None or not self.memory.record_past:
-            return 0
-        prompt = prompt_mask.shape[1] if prompt_mask is not None and not self.started else 0
-        return max(text.shape[1] - prompt, 0)
 
     @staticmethod
     def _positions(shape: torch.Size, mask: Tensor | None, device: torch.device) -> Tensor:

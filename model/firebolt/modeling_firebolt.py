@@ -34,7 +34,16 @@ from ..packing import has_hole
 from .cache_firebolt import ConnectorCacheLayer
 from .configuration_firebolt import FireboltConfig
 from .fusion import DecoderInputs, Fusion, Text
-from .grids import BLACK, Grids, Seen, encode_views, given_grids, views_of, with_black_images
+from .grids import (
+    BLACK,
+    Grids,
+    Seen,
+    encode_views,
+    given_grids,
+    rows_with_images,
+    views_of,
+    with_black_images,
+)
 
 CONNECTOR_CLASSES: dict[str, type[Connector]] = {
     "cmm": CrossModalModulator,
@@ -119,6 +128,8 @@ class FireboltModel(FireboltPreTrainedModel):
         tile_mask: Tensor | None = None,
         image_mask: Tensor | None = None,
         grid_boxes: Tensor | None = None,
+        image_position_ids: Tensor | None = None,
+        pixel_attention_mask: Tensor | None = None,
         *,
         black_rows: Tensor | None = None,
     ) -> Grids:
@@ -127,13 +138,19 @@ class FireboltModel(FireboltPreTrainedModel):
         pixel_values [B,3,S,S] or [B,I,3,S,S]; pixel_tiles [B,M,3,t,t] or [B,I,M,3,t,t]; tile_mask [B,M] or [B,I,M];
         image_mask [B] or [B,I]; grid_boxes [B,1+M,4] or [B,I,1+M,4]; black_rows [B], rows without an image that are
         shown a black one. Masked views are not encoded; their features are zero. G is I times the grids of an image:
-        with `config.grids` "views" 1 + M, the global view first; with "patches" its P patches; with "both" 1 + M + P.
+        with `config.grids` "views" 1 + M, the global view first; with "patches" its P patches, for which no tiles are
+        needed; with "both" 1 + M + P. Packed views are pixel_values [n,3,H,W] with image_position_ids [n,1+M,2,4] and
+        pixel_attention_mask [B]; see FireboltImageProcessor.
+
+        Raises ValueError where a shape is not as above, or tiles are missing.
         """
-        views = views_of(pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes)
+        tiled = self.config.grids != "patches"
+        packed = (image_position_ids, pixel_attention_mask)
+        views = views_of(pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes, *packed, tiled=tiled)
         if black_rows is not None:
             views = with_black_images(views, black_rows & ~views.image_mask.any(-1))
         vision = backbone(self.config.vision_config)
-        height, width = (side // vision.patch_size for side in pixel_values.shape[-2:])
+        height, width = (side // vision.patch_size for side in views.images.shape[-2:])
         return encode_views(views, self._see, self.config.grids, (height, width), vision.hidden_size, self.dtype)
 
     def _see(self, pixels: Tensor) -> Seen:
@@ -171,6 +188,7 @@ class FireboltModel(FireboltPreTrainedModel):
         return {
             "pixel_values": torch.full((rows, 3, side, side), BLACK, dtype=self.dtype, device=self.device),
             "image_mask": torch.zeros(rows, dtype=torch.bool, device=self.device),
+            "tile_mask": torch.zeros(rows, 0, dtype=torch.bool, device=self.device),
         }
 
     @can_return_tuple
@@ -184,6 +202,8 @@ class FireboltModel(FireboltPreTrainedModel):
         tile_mask: Tensor | None = None,
         image_mask: Tensor | None = None,
         grid_boxes: Tensor | None = None,
+        image_position_ids: Tensor | None = None,
+        pixel_attention_mask: Tensor | None = None,
         grids: Tensor | None = None,
         grid_mask: Tensor | None = None,
         grid_images: Tensor | None = None,
@@ -211,15 +231,19 @@ class FireboltModel(FireboltPreTrainedModel):
 
         seen = None
         image_tokens = self.image_tokens(input_ids)
-        begins = memory is None or memory.columns == 0
+        begins = memory is None or not memory.begun
         black = self.black_rows(image_tokens, text.shape[0]) if begins and grids is None else None
         if black is not None and pixel_values is None:
-            pixel_values, image_mask = self.black_pixels(text.shape[0]).values()
+            pixel_values, image_mask, tile_mask = self.black_pixels(text.shape[0]).values()
         if pixel_values is not None or grids is not None:
-            if memory is not None and memory.columns > 0:
-                check_same_images(memory, image_mask if pixel_values is not None else None)
+            if memory is not None and memory.begun:
+                told = rows_with_images(image_mask, pixel_attention_mask) if pixel_values is not None else None
+                check_same_images(memory, told)
             elif pixel_values is not None:
-                seen = self.get_grids(pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes, black_rows=black)
+                packed = (image_position_ids, pixel_attention_mask)
+                seen = self.get_grids(
+                    pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes, *packed, black_rows=black
+                )
             elif grids is not None:
                 seen = given_grids(grids, grid_mask, grid_boxes, grid_images, text)
         if prompt_mask is not None and (prompt_mask.dim() != 2 or prompt_mask.shape[0] != text.shape[0]):
@@ -296,19 +320,20 @@ class FireboltModel(FireboltPreTrainedModel):
         return layer_masks(config, decoder.embeddings, mask, kept, decoder.position_ids, cache)
 
 
-def check_same_images(memory: ConnectorCacheLayer, image_mask: Tensor | None) -> None:
-    """Raise ValueError for images other than those of a cache's first turn: they are not encoded again."""
+def check_same_images(memory: ConnectorCacheLayer, rows: Tensor | None) -> None:
+    """Raise ValueError for images other than those of a cache's first turn; `rows` [B] are said to have one.
+
+    They are not encoded again.
+    """
     if memory.image_rows is None:
         raise ValueError(
             "FireboltModel: pixel_values is given with a cache whose first turn had no image; expected images in the "
             "first turn alone"
         )
-    if image_mask is not None:
-        rows = image_mask.bool().flatten(1).any(-1) if image_mask.dim() > 1 else image_mask.bool()
-        if rows.shape != memory.image_rows.shape or bool((rows != memory.image_rows).any()):
-            raise ValueError(
-                "FireboltModel: image_mask has other rows with an image; expected those of this cache's first turn"
-            )
+    if rows is not None and (rows.shape != memory.image_rows.shape or bool((rows != memory.image_rows).any())):
+        raise ValueError(
+            "FireboltModel: image_mask has other rows with an image; expected those of this cache's first turn"
+        )
 
 
 __all__ = ["FireboltModel", "FireboltPreTrainedModel", "check_same_images"]

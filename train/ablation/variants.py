@@ -33,6 +33,7 @@ VARIANTS = {
     BASE: Variant("base: S4, CMM, top 4, replace"),
     "s4d": Variant("S4D", cmm={"ssm": "s4d"}),
     "mamba": Variant("Mamba", cmm={"ssm": "mamba"}),
+    "liquid": Variant("Liquid-S4", cmm={"ssm": "liquid"}),
     "prepend": Variant("prepend", connector="prepend"),
     "cross-attend": Variant("cross-attend", connector="cross_attend"),
     "routed": Variant("routed, mended", connector="routed", cmm=ROUTED),
@@ -57,7 +58,7 @@ VARIANTS = {
 }
 # table -> variant -> what it is called there
 TABLES = {
-    "ssm": {"mamba": "Mamba", "s4d": "S4D", BASE: "S4"},
+    "ssm": {"mamba": "Mamba", "s4d": "S4D", "liquid": "Liquid-S4", BASE: "S4"},
     "connector": {"prepend": "prepend", "cross-attend": "cross-attend", BASE: "CMM"},
     "routed": {
         "routed-as-written": "as written",
