@@ -16,12 +16,12 @@ class Images(NamedTuple):
     """Images of a connector that puts them where the text has a token for each.
 
     vectors  [B,I,D], those that a row has first
-    count    [B] int64, how many it has
+    counts   [B] int64, how many it has
     tokens   [B,columns] bool, the columns so far that have such a token
     """
 
     vectors: Tensor
-    count: Tensor
+    counts: Tensor
     tokens: Tensor
 
 

@@ -198,16 +198,16 @@ class Fusion:
         assert text.images is not None  # of a connector that places images
         tokens = text.images & text.kept
         number = waiting.tokens.sum(-1, keepdim=True) + tokens.long().cumsum(-1) - 1
-        here = (tokens & (number < waiting.count[:, None]))[..., None]
+        here = (tokens & (number < waiting.counts[:, None]))[..., None]
         chosen = number.clamp(0, waiting.vectors.shape[1] - 1)[..., None].expand(-1, -1, waiting.vectors.shape[-1])
         embeddings = torch.where(here, waiting.vectors.gather(1, chosen), text.embeddings)
         waiting = waiting._replace(tokens=torch.cat([waiting.tokens, tokens], 1))
-        lacking = (waiting.tokens.sum(-1) < waiting.count) & ~unfinished
+        lacking = (waiting.tokens.sum(-1) < waiting.counts) & ~unfinished
         if bool(lacking.any()):
             row = int(lacking.nonzero()[0])
             raise ValueError(
                 f"FireboltModel: input_ids has {int(waiting.tokens[row].sum())} image tokens in row {row}; expected "
-                f"one in the prompt for each of its {int(waiting.count[row])} images (insert 'mean_at_token', "
+                f"one in the prompt for each of its {int(waiting.counts[row])} images (insert 'mean_at_token', "
                 "image_token_id)"
             )
         if self.memory is not None:
@@ -218,7 +218,7 @@ class Fusion:
         return cast("Inserting", self.connector).inserted_mask(seen.mask, seen.images)
 
     def _inserted(self, text: Text, seen: Grids, prompt: Tensor, unfinished: Tensor, summary: Tensor | None) -> Tensor:
-        """What the connector puts before the text, [B,M,D]."""
+        """Positions that the connector puts before the text, [B,M,D]."""
         if summary is not None:
             return summary
         if self.connector.reads_prompt and bool((unfinished & seen.rows).any()):

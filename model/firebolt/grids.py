@@ -194,7 +194,7 @@ def encode_views(views: Views, encode: Encode, kind: str, sides: tuple[int, int]
 
 
 def _encoded(views: Views, whole: Tensor, encode: Encode, tiles: bool) -> tuple[Seen | None, Seen | None]:
-    """What is seen of the images `whole` and of the tiles, None of what there is none."""
+    """The images `whole` and the tiles as they are seen, None of what there is none."""
     if not len(whole):
         return None, None
     parts = whole[:0]
