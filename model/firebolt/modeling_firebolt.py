@@ -297,6 +297,8 @@ class FireboltModel(FireboltPreTrainedModel):
         if columns == 1 and prompt_mask is not None and past >= prompt_mask.shape[1]:
             return None
         mask = attention_mask.bool()
+        if torch.compiler.is_compiling():  # a graph cannot look into a mask
+            return mask[:, past:]
         if has_hole(mask).any():
             raise ValueError(
                 "FireboltModel: attention_mask drops a position between two kept ones; expected padding on the left "
