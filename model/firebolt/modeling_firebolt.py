@@ -55,8 +55,8 @@ class FireboltPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = False
-    # The parameters of the state-space models; see cmm.precision for casts after loading.
-    _keep_in_fp32_modules_strict = ["ssm.kernel"]
+    # The decoder's masks are made for a text alone, and where it is to be compiled as tensors.
+    _supports_flex_attn = False
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -88,6 +88,9 @@ class FireboltModel(FireboltPreTrainedModel):
         pool_by_one_query(self.vision_tower)
         compute_fast(self)
         self.compiled_step: Callable[..., Any] | None = None
+        # The parameters of the state-space models; see cmm.precision for casts after loading.
+        if any(".ssm.kernel." in name for name, _ in self.connector.named_parameters(prefix=".")):
+            self._keep_in_fp32_modules_strict = ["ssm.kernel"]
         self.post_init()
 
     def __getstate__(self):
@@ -154,6 +157,11 @@ class FireboltModel(FireboltPreTrainedModel):
         cache: Cache | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
+        """Compute the decoder's last hidden states [B,T,D] at the text columns.
+
+        Arguments are those of `FireboltForConditionalGeneration.forward` but labels, without which fusions "concat" and
+        "pool" must be told the prompt: prompt_mask [B,T], or in the place of its mean prompt_summary [B,D].
+        """
         if (input_ids is None) == (inputs_embeds is None):
             given = "are both given" if input_ids is not None else "are not given"
             raise ValueError(f"FireboltModel: input_ids and inputs_embeds {given}; expected one of them")
@@ -182,7 +190,14 @@ class FireboltModel(FireboltPreTrainedModel):
             raise ValueError(
                 f"FireboltModel: prompt_mask has shape {list(prompt_mask.shape)}; expected [{text.shape[0]}, T]"
             )
-        decoder = Fusion(self.connector, self.config.fusion, memory).decoder_inputs(
+        fusion = Fusion(self.connector, self.config.fusion, memory)
+        if seen is not None and prompt_mask is None and prompt_summary is None and self.config.fusion != "replace":
+            raise ValueError(
+                f"FireboltModel: prompt_mask is not given with fusion {self.config.fusion!r}; expected [B,T], the "
+                "positions of the question, since an answer must not be taken for it (trainers that score answers "
+                "call this model without labels: let the data collator add prompt_mask, or train fusion 'replace')"
+            )
+        decoder = fusion.decoder_inputs(
             Text(text, text_mask), seen, attention_mask, position_ids, prompt_mask, prompt_summary
         )
         compiled = self.compiled_step
