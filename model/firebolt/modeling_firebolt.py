@@ -178,7 +178,7 @@ class FireboltModel(FireboltPreTrainedModel):
 
         seen = None
         if pixel_values is not None or grids is not None:
-            if memory is not None and memory.columns > 0:
+            if memory is not None and memory.begun:
                 told = rows_with_images(image_mask, pixel_attention_mask) if pixel_values is not None else None
                 check_same_images(memory, told)
             elif pixel_values is not None:
