@@ -21,7 +21,7 @@ from .checkpoints import CHECKPOINTS, kept_in, newest, step_of
 from .config import DpoConfig, GrpoConfig, PostConfig
 from .goals import goal_of
 from .habits import Habits
-from .models import choose_parts, load_model, write_trained
+from .models import choose_parts, drop_nothing, load_model, write_trained
 from .rows import Source
 
 ADAPTERS = "adapters"
@@ -51,6 +51,8 @@ def train_post(
         config, processor, report if main else lambda problem: None, **reading
     )
     choose_parts(model, config.train)
+    if isinstance(config, DpoConfig | GrpoConfig):
+        drop_nothing(model)
     parts = trainers.Parts(model, processor, Source(dataset, rows), Source(validation, held_out), folder)
     trainer = trainers.trainer_of(config, parts, processes)
     if main:
