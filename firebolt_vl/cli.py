@@ -224,6 +224,32 @@ def bench_answer(
     answer_benchmark(peers, device.value, dtype, new_tokens, rounds, only, threads, out, as_json)
 
 
+@benchmarks.command("evaluation")
+def bench_evaluation(
+    rows: Annotated[int, typer.Option(metavar="N", min=1, help="Questions.")] = 200,
+    images: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Images that they are about. Default: one for each.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Questions at a time.")] = 8,
+    new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of an answer.")] = 4,
+    device: OnDevice = Device.auto,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="DTYPE", help="float32 (default; on a GPU bfloat16) or bfloat16.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads on a CPU. Default: all.")] = None,
+    out: ReportFile = None,
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Time `eval pope` at full size, random weights, beside processor and `generate` alone, in turns; and its memory.
+
+    Exit code 1 where an answer is another one.
+    """
+    from .evaluation_benchmark import evaluation_benchmark
+
+    evaluation_benchmark(rows, images, batch_size, new_tokens, device.value, dtype, threads, out, as_json, overwrite)
+
+
 @benchmarks.command("gpu-day")
 def bench_gpu_day(
     out: Annotated[
