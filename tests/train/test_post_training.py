@@ -82,7 +82,7 @@ def test_an_answer_is_no_part_of_the_prompt(tmp_path, fusion):
 
 
 def test_preferences_begin_without_one(tmp_path):
-    """The reference is the model at the start, and the connector's dropout is off: the first loss is log 2, and falls."""
+    """The reference is the model at the start, without dropout: the first loss is log 2, and falls."""
     write_start(tmp_path, dropout=0.2)
     keys = {"max_steps": 4, "lr": 1e-2, "train": ["connector", "decoder"]}
     losses = [line["loss"] for line in told(run(tmp_path, "dpo", **keys))]

@@ -85,7 +85,10 @@ class DpoConfig(PostConfig):
 
 @dataclass(frozen=True)
 class GrpoConfig(PostConfig):
-    """Keys of training on rewards by trl, beside those of PostConfig: the model's own answers are scored in groups."""
+    """Keys of training on rewards by trl, beside those of PostConfig: the model's own answers are scored in groups.
+
+    Source: docs/mathematics.md, equation 8.2.
+    """
 
     rewards: dict = key(
         {"exact": 1.0},
