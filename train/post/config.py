@@ -87,7 +87,7 @@ class DpoConfig(PostConfig):
 class GrpoConfig(PostConfig):
     """Keys of training on rewards by trl, beside those of PostConfig: the model's own answers are scored in groups.
 
-    Source: docs/mathematics.md, equation 8.2.
+    Source: docs/mathematics.md, 8.2.
     """
 
     rewards: dict = key(
