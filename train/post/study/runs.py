@@ -27,7 +27,7 @@ class Sizes:
     """Amounts of everything: scenes and steps of the start model, steps of each training and questions of each."""
 
     scenes: int = 2500
-    start_steps: int = 200
+    start_steps: int = 300
     steps: int = 30
     questions: int = 8
     generations: int = 8
