@@ -203,7 +203,6 @@ def test_adapters_are_trained_and_merged(firebolt, tmp_path):
     )
     made = firebolt("train", "sft", "own.toml", "lr=1e-3", "--out", "run")
     assert (made.code, made.out) == (0, "run/model.safetensors\n")
-    assert "step 2 of 2: loss" not in made.err or "tokens/s" in made.err
     assert firebolt("train", "sft", "own.toml", "--out", "run").code == 2
     merged = firebolt("adapters", "merge", "run/adapters", "merged")
     assert (merged.code, merged.out) == (0, "merged/model.safetensors\n")
@@ -227,7 +226,7 @@ def test_adapters_are_trained_and_merged(firebolt, tmp_path):
         (["train", "sft", "beta=0.1"], "beta is not a known key"),
         (["train", "dpo", "beta=0"], "beta is 0.0; expected more than 0: without the reference model a preference has"),
         (["train", "grpo", "rewards.exakt=1"], "rewards.exakt is unknown; the known keys are exact, number, words"),
-        (["train", "grpo", "stage1"], "expected 'grpo', or no recipe"),
+        (["train", "grpo", "tiny"], "expected 'grpo', or no recipe"),
     ],
 )
 def test_what_cannot_be_trained_by_trl_is_one_line(firebolt, arguments, said):
