@@ -109,6 +109,17 @@ def _both(first, second):
     return call
 
 
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_a_run_that_was_killed_after_its_last_step_takes_no_other(folder, lora):
+    """It had its last checkpoint, and the model was not written yet."""
+    out = run(folder, "sft", lora=lora, max_steps=2)
+    whole, weights = told(out), (out / "model.safetensors").read_bytes()
+    (out / "model.safetensors").unlink()
+    run(folder, "sft", resume=True, lora=lora, max_steps=2)
+    assert told(out) == whole
+    assert (out / "model.safetensors").read_bytes() == weights
+
+
 def test_a_damaged_checkpoint_is_told_of_and_the_one_before_taken(folder):
     """A seal that is missing, a bit that turned, half a file: at each, one checkpoint is left fewer."""
     out = run(folder, "sft", save_every=1, max_steps=4, keep=4)
