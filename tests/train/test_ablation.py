@@ -57,7 +57,7 @@ def rows(out):
 def test_the_pool_is_what_the_tables_hold():
     assert set(VARIANTS) == {name for table in TABLES.values() for name in table}
     assert variants_of(["ssm"]) == [BASE, "s4d", "mamba", "liquid"]
-    assert len(variants_of(list(TABLES))) == 15
+    assert len(variants_of(list(TABLES))) == 23
     assert all(BASE in table for table in TABLES.values())
 
 
