@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.strided import Strided, load, strided
+from ..common.strided import Strided, at, strided
 from ..common.triton_tiles import contiguous, slots_of
 from ..launch import launch
 from .triton_columns import load_columns, packed_columns
@@ -50,58 +50,52 @@ def products_of(
 
 
 @triton.jit
-def _input(products, row, d, place, inside):
-    return load(products.u, (row, d, place), mask=inside).to(tl.float32)
+def _read(x, tile, ahead, inside):
+    row, d, first, steps, _, _ = tile
+    address = at(x, (row, d, first + ahead)) + steps.to(tl.int64) * x.strides[2]
+    return tl.load(address, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _gradient(products, row, d, place, inside):
-    e = load(products.dy, (row, d, place), mask=inside).to(tl.float32)
+def _earlier(products, tile, delay):
+    _, _, _, _, t, inside = tile
+    return _read(products.u, tile, -delay, inside & (t >= delay))
+
+
+@triton.jit
+def _gradient(products, tile, ahead, inside):
+    e = _read(products.dy, tile, ahead, inside)
     if products.gate is not None:
-        e *= load(products.gate, (row, d, place), mask=inside).to(tl.float32)
+        e *= _read(products.gate, tile, ahead, inside)
     return e
 
 
 @triton.jit
-def _steps(table_ptr, column, columns, B, L, CHUNK: tl.constexpr):
-    """Rows, and the starts and lengths of texts [COLUMNS, 1], the steps of their chunks [COLUMNS, CHUNK] in int64, and
-    which of them are there."""
-    row, start, length, chunk = load_columns(table_ptr, column, columns, B, L)
-    t = (chunk[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]).to(tl.int64)
-    inside = (chunk >= 0)[:, None] & (t < length[:, None])
-    return row[:, None], start[:, None].to(tl.int64), length[:, None], t, inside
+def add_products(y, products, tile):
+    """y_t plus its products, of a tile (row, channel, first, steps, t, inside).
 
-
-@triton.jit
-def add_products(y, products, begin, t, inside):
-    """y_t plus its products: t a block of steps of texts that `begin` at (row, channel, step), all of them int64."""
-    row, d, start = begin
+    The steps t of texts are those at first + steps of their rows, and `inside` says which of them are there. Addresses
+    are made of `first` and `steps`, of one axis each where rows are chunks: made of t they would take two registers for
+    each number. Row, channel and first are int64.
+    """
+    _, d, _, _, _, inside = tile
     weights = products.weights + d * products.orders
-    product = _input(products, row, d, start + t, inside)
+    product = _read(products.u, tile, 0, inside)
     for delay in range(1, products.orders + 1):
-        product *= _input(products, row, d, start + t - delay, inside & (t >= delay))
+        product *= _earlier(products, tile, delay)
         y += product * tl.load(weights + delay - 1).to(tl.float32)
     return y
 
 
 @triton.jit
-def _gradients(products, begin, length, t, inside):
-    """The gradient of u_t, of texts with `length` steps; otherwise as `add_products`."""
-    row, d, start = begin
-    du = tl.zeros(t.shape, tl.float32)
-    weights = products.weights + d * products.orders
-    later = tl.full(du.shape, 1.0, tl.float32)
-    for ahead in range(0, products.orders + 1):
-        earlier = tl.full(du.shape, 1.0, tl.float32)
-        first = tl.load(weights + ahead - 1, mask=ahead > 0, other=0.0).to(tl.float32)
-        factor = tl.zeros(du.shape, tl.float32) + first
-        for delay in range(1, products.orders + 1 - ahead):
-            earlier *= _input(products, row, d, start + t - delay, inside & (t >= delay))
-            factor += earlier * tl.load(weights + ahead + delay - 1).to(tl.float32)
-        e = _gradient(products, row, d, start + t + ahead, inside & (t + ahead < length))
-        du += e * later * factor
-        later *= _input(products, row, d, start + t + ahead + 1, inside & (t + ahead + 1 < length))
-    return du
+def _chunks(table_ptr, column, columns, B, L, CHUNK: tl.constexpr):
+    """Row, first, steps, t and inside of a tile of columns (see `add_products`), and the lengths of their texts."""
+    row, start, length, chunk = load_columns(table_ptr, column, columns, B, L)
+    i = tl.arange(0, CHUNK)[None, :]
+    t = chunk[:, None] * CHUNK + i
+    first = (start + chunk * CHUNK)[:, None].to(tl.int64)
+    inside = (chunk >= 0)[:, None] & (t < length[:, None])
+    return row[:, None], first, i, t, inside, length[:, None]
 
 
 @triton.jit(do_not_specialize=["B", "L", "columns"])
@@ -120,9 +114,21 @@ def product_gradient_kernel(
     blocks = tl.cdiv(columns, COLUMNS)
     d = (tl.program_id(0) // blocks).to(tl.int64)
     column = (tl.program_id(0) % blocks) * COLUMNS + tl.arange(0, COLUMNS)
-    row, start, length, t, inside = _steps(table_ptr, column, columns, B, L, CHUNK)
-    du = _gradients(products, (row, d, start), length, t, inside)
-    tl.store(du_ptr + (row * D + d) * L + start + t, du, mask=inside)
+    row, first, steps, t, inside, length = _chunks(table_ptr, column, columns, B, L, CHUNK)
+    tile = row, d, first, steps, t, inside
+    weights = products.weights + d * products.orders
+    du = tl.zeros([COLUMNS, CHUNK], tl.float32)
+    later = tl.full([COLUMNS, CHUNK], 1.0, tl.float32)
+    for ahead in range(0, products.orders + 1):
+        earlier = tl.full([COLUMNS, CHUNK], 1.0, tl.float32)
+        alone = tl.load(weights + ahead - 1, mask=ahead > 0, other=0.0).to(tl.float32)
+        factor = tl.zeros([COLUMNS, CHUNK], tl.float32) + alone
+        for delay in range(1, products.orders + 1 - ahead):
+            earlier *= _earlier(products, tile, delay)
+            factor += earlier * tl.load(weights + ahead + delay - 1).to(tl.float32)
+        du += later * factor * _gradient(products, tile, ahead, inside & (t + ahead < length))
+        later *= _read(products.u, tile, ahead + 1, inside & (t + ahead + 1 < length))
+    tl.store(du_ptr + (row * D + d) * L + first + steps, du, mask=inside)
 
 
 @triton.jit(do_not_specialize=["B", "L", "columns", "blocks_per_slot"])
@@ -144,10 +150,11 @@ def product_sums_kernel(
     first = tl.program_id(1) * blocks_per_slot
     for block in range(first, tl.minimum(first + blocks_per_slot, tl.cdiv(columns, COLUMNS))):
         column = block * COLUMNS + tl.arange(0, COLUMNS)
-        row, start, _, t, inside = _steps(table_ptr, column, columns, B, L, CHUNK)
-        product = _gradient(products, row, d, start + t, inside) * _input(products, row, d, start + t, inside)
+        row, start, steps, t, inside, _ = _chunks(table_ptr, column, columns, B, L, CHUNK)
+        tile = row, d, start, steps, t, inside
+        product = _gradient(products, tile, 0, inside) * _read(products.u, tile, 0, inside)
         for delay in range(1, order + 2):
-            product *= _input(products, row, d, start + t - delay, inside & (t >= delay))
+            product *= _earlier(products, tile, delay)
         acc += product
     tl.store(sums_ptr + (slot * D + d) * products.orders + order, tl.sum(tl.sum(acc, 1), 0))
 

@@ -122,7 +122,8 @@ def toeplitz_kernel(
     t = chunk[:, None] * CHUNK + i[None, :]
     inside = (chunk >= 0)[:, None] & (t < length[:, None])
     if products is not None and not REVERSE:
-        acc = add_products(acc, products, (row[:, None], d, start[:, None].to(tl.int64)), t.to(tl.int64), inside)
+        first = (start + chunk * CHUNK)[:, None].to(tl.int64)
+        acc = add_products(acc, products, (row[:, None], d, first, i[None, :], t, inside))
     t = (start[:, None] + t).to(tl.int64)
     if products is not None and REVERSE:
         acc += load(products, (row[:, None], d, t), mask=inside)

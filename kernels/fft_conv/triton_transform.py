@@ -122,8 +122,8 @@ def add_products_of_pair(real, imag, products, pair, d, t, B, L, REVERSE: tl.con
             imag += of_second
         else:
             first, second = t < L, t < tl.where(2 * pair + 1 < B, L, 0)
-            real = add_products(real, products, (2 * pair, d, 0 * pair), t.to(tl.int64), first)
-            imag = add_products(imag, products, (2 * pair + 1, d, 0 * pair), t.to(tl.int64), second)
+            real = add_products(real, products, (2 * pair, d, 0 * pair, t, t, first))
+            imag = add_products(imag, products, (2 * pair + 1, d, 0 * pair, t, t, second))
     return real, imag
 
 
