@@ -298,12 +298,13 @@ def _convolve(
     tiles = {
         "STEPS": STEPS if terms.rows == terms.taps == 1 else STEPS_OF_TERMS,
         "COLUMNS": columns,
-        "num_warps": 8
-        if tile.chunk * columns > most or tile.table is not None or isinstance(products, Products)
-        else 4,
+        "num_warps": 8 if tile.chunk * columns > most or tile.table is not None or makes_products else 4,
         "num_stages": 3,
     }
-    tiles = configured(toeplitz_kernel, rows, {"columns": tile.columns, "D": D, "L": L, "K": K}, tiles)
+    sizes = {"columns": tile.columns, "D": D, "L": L, "K": K}
+    if makes_products:  # beside them there are registers for less
+        sizes["P"] = products.orders + 1
+    tiles = configured(toeplitz_kernel, rows, sizes, tiles)
     steps, columns = min(tiles["STEPS"], tile.chunk), tiles["COLUMNS"]
     lag_blocks = (K + tile.chunk - 2) // steps + 1
     width = lag_blocks * steps + tile.chunk
