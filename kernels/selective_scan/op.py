@@ -5,13 +5,13 @@ from torch import Tensor
 
 from ..autocast import without_autocast
 from ..checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_shapes
-from ..common.packed import check_packed
+from ..common.packed import check_packed, kept_states
 from ..common.registered import Backward, contiguous_gradients, register
 from ..implementation import choose
 from ..replay import replayed
 from . import pytorch, reference
 from .inputs import Inputs
-from .shapes import kept_states, laid_out_like
+from .shapes import KEPT, laid_out_like
 
 IMPLEMENTATIONS = {"reference": reference, "pytorch": pytorch}
 
@@ -109,7 +109,7 @@ def _fake(*arguments):
     *given, keep_states = arguments
     inputs = Inputs(*given)
     (width, N), u = inputs.A.shape, inputs.u
-    kept = kept_states(u, inputs.cu_seqlens) if keep_states else 0
+    kept = kept_states(u.shape[0], u.shape[2], KEPT, inputs.cu_seqlens) if keep_states else 0
     last_state = u.new_empty(inputs.texts, width, N, dtype=torch.float32)
     return laid_out_like(u, u.dtype), last_state, u.new_empty(kept, N, width, dtype=torch.float32)
 
