@@ -49,7 +49,8 @@ def register(
     memory for one number; None for the others. Of an argument that is None: None.
 
     Arguments:
-        schema: PyTorch's, with neither name nor defaults, such as "(Tensor x, Tensor? bias, SymInt L) -> Tensor".
+        schema: PyTorch's, with neither name nor defaults, such as "(Tensor x, Tensor? bias, SymInt L) -> Tensor"; an
+            argument that the op changes is "Tensor(a!) state".
         forward: called with the arguments of the schema. No output may share memory with an argument.
         fake: called alike; allocates the outputs.
         kept: how many of the last outputs are not for callers but for the backward functions, which get them as they
@@ -61,7 +62,8 @@ def register(
     names = [argument.split()[-1] for argument in arguments.split(", ")]
     count = returned.count("Tensor")
     forward = replay.replayed(forward)  # for compiled graphs, which call the op itself
-    op = torch.library.custom_op(f"{NAMESPACE}::{name}", forward, mutates_args=(), schema=schema)
+    changed = [own for own, argument in zip(names, arguments.split(", ")) if "!" in argument]
+    op = torch.library.custom_op(f"{NAMESPACE}::{name}", forward, mutates_args=changed, schema=schema)
     op.register_fake(fake)
     steps = [_register_backward(backward, arguments, names, count, kept) for backward in backwards]
 
