@@ -181,7 +181,7 @@ def selective_state_update(
     Source: Mamba (Gu and Dao 2023, arXiv 2312.00752), section 3.2; docs/mathematics.md, 4.5.
     """
     y = _updated(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus)
-    if not state.is_inference():
+    if not (torch.compiler.is_dynamo_compiling() or state.is_inference()):
         torch.autograd.graph.increment_version(state)  # a graph that had saved the state knows that it is another
     return y
 
