@@ -277,6 +277,7 @@ def markdown(found: Report) -> str:
     """The table, and what it was measured on."""
     how = (
         f"Full-size model, random weights, {found.dtype}; batches of {found.batch_size}, {found.new_tokens} tokens an "
-        f"answer; {device_name(found.device)}, {found.threads} threads, torch {found.torch}."
+        f"answer; {device_name(found.device)}, {found.threads} thread{'s' if found.threads > 1 else ''}, torch "
+        f"{found.torch}."
     )
     return f"{markdown_table(COLUMNS, [cells(found)])}\n\n{how}"
