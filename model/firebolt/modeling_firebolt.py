@@ -266,9 +266,9 @@ class FireboltModel(FireboltPreTrainedModel):
         if seen is not None and prompt_mask is None and prompt_summary is None and self.reads_prompt:
             raise ValueError(
                 f"FireboltModel: prompt_mask is not given with fusion {self.config.fusion!r} and connector "
-                f"{self.config.connector!r}; expected [B,T], the positions of the question, since an answer must not be "
-                "taken for it (trainers that score answers call this model without labels: let the data collator add "
-                "prompt_mask, or train fusion 'replace')"
+                f"{self.config.connector!r}; expected [B,T], the positions of the question, since an answer must not "
+                "be taken for it (trainers that score answers call this model without labels: let the data collator "
+                "add prompt_mask, or train fusion 'replace')"
             )
         decoder = Fusion(self.connector, self.config.fusion, memory).decoder_inputs(
             Text(text, text_mask, image_tokens), seen, attention_mask, position_ids, prompt_mask, prompt_summary
