@@ -14,7 +14,7 @@ from ..kernels.modulation.selection import Selection
 from ..kernels.symbolic import varies
 from .block import SSMBlock
 from .config import CMMConfig
-from .connector import After, Connector, GridSide
+from .connector import After, Connector, GridSide, PlacedGrids
 from .feed_forward import FeedForward
 from .inputs import without_masked
 from .linear import Linear, without_bias
@@ -48,19 +48,20 @@ def uses_grid_table(width: int, grids: int, tokens: int | None = None) -> bool:
     return 4 * width * (tokens - grids) > 3 * tokens * grids
 
 
-def _ssm(config: CMMConfig) -> SSMBlock:
+def ssm_block(config: CMMConfig, width: int) -> SSMBlock:
+    """Make the state-space model that a configuration names, of `width` channels."""
     if config.ssm == "s4":
-        return S4(config.text_width, config.state_size, kernel_taps=config.kernel_taps)
+        return S4(width, config.state_size, kernel_taps=config.kernel_taps)
     if config.ssm == "liquid":
         return LiquidS4(
-            config.text_width,
+            width,
             config.state_size,
             liquid_order=config.liquid_order,
             liquid_kernel=config.liquid_kernel,
         )
     if config.ssm == "s4d":
-        return S4D(config.text_width, config.state_size, dropout=config.dropout)
-    return Mamba(config.text_width, config.state_size)
+        return S4D(width, config.state_size, dropout=config.dropout)
+    return Mamba(width, config.state_size)
 
 
 def _film(x: Tensor, film: Tensor, gate: Tensor) -> Tensor:
@@ -119,7 +120,7 @@ class CrossModalModulator(Connector[ModulatorSide]):
         self.v_proj = Linear(config.grid_width, width, bias=False)
         self.norm_in = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.film_in = Linear(width, 2 * width)
-        self.ssm = _ssm(config)
+        self.ssm = ssm_block(config, width)
         self.film_out = Linear(width, 2 * width)
         self.gate = nn.Parameter(torch.full((1,), 0.5))
         self.ffn = FeedForward(width, config.ffn_multiplier, config.dropout, config.layer_norm_eps)
@@ -158,7 +159,8 @@ class CrossModalModulator(Connector[ModulatorSide]):
             cls, state_dict, heads=heads, head_dim=head_dim, top_k=top_k, ssm=ssm, kernel_taps=kernel_taps
         )
 
-    def _side_of(self, x: Tensor, mask: Tensor | None, tokens: int | None) -> ModulatorSide:
+    def _side_of(self, seen: PlacedGrids, tokens: int | None) -> ModulatorSide:
+        x, mask = seen.x, seen.mask
         k = self.k_proj(x).unflatten(-1, (self.config.heads, self.config.head_dim))
         v = self.v_proj(x)
         if not uses_grid_table(self.config.text_width, x.shape[1], tokens):

@@ -11,6 +11,7 @@ from ..common.dtypes import compute_dtype
 from ..symbolic import varies
 from ..transforms import apply, gradients
 from .doubling import scan_by_doubling
+from .heads import by_heads
 from .inputs import Inputs
 from .packed import text_by_text
 
@@ -65,6 +66,39 @@ def selective_scan(
         y = y * F.silu(z.to(dtype))
     y = y.to(u.dtype)
     return (y, h) if return_last_state else y
+
+
+def selective_state_update(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+) -> Tensor:
+    """h <- exp(dt A) h + dt B x in place,  y = (C . h + D x) silu(z)."""
+    dtype = compute_dtype(state, x, dt, A, B, C, D, z, dt_bias)
+    before, u, step, A, B, C, D, z, dt_bias, _ = by_heads(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus)
+    u, step = u.to(dtype), step.to(dtype)  # [batch, H, P]
+    B, C = (matrix.to(dtype).repeat_interleave(before.shape[1] // matrix.shape[1], 1) for matrix in (B, C))
+    if dt_bias is not None:
+        step = step + dt_bias.to(dtype)
+    if dt_softplus:
+        step = F.softplus(step)
+    h = torch.addcmul(
+        (step * u).unsqueeze(-1) * B.unsqueeze(2), torch.exp(step.unsqueeze(-1) * A.to(dtype)), before.to(dtype)
+    )
+    before.copy_(h)
+    y = (h @ C.unsqueeze(-1)).squeeze(-1)
+    if D is not None:
+        y = torch.addcmul(y, D.to(dtype), u)
+    if z is not None:
+        y = y * F.silu(z.to(dtype))
+    return y.reshape(x.shape).to(x.dtype)
 
 
 def _time_first(matrix: Tensor, groups: int) -> Tensor:
