@@ -93,14 +93,17 @@ class Connector(nn.Module, ABC, Generic[Side]):
     def forward(
         self,
         text: Tensor,
-        grids: Tensor,
+        grids: Tensor | None = None,
         text_mask: Tensor | None = None,
         grid_mask: Tensor | None = None,
         grid_boxes: Tensor | None = None,
         *,
         grid_images: Tensor | None = None,
         return_weights: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        state: DecodeState | None = None,
+        history: int = 0,
+        mode: Literal["whole", "piece", "token"] = "whole",
+    ) -> Any:
         """Run over whole sequences.
 
         Arguments:
@@ -110,14 +113,36 @@ class Connector(nn.Module, ABC, Generic[Side]):
             grid_boxes: [B,G,4], y0, x0, y1, x1 in 0..1 of the image. None: the global view and n x n tiles.
             grid_images: [B,G] integers, which image of the row a grid is of; None: all of image 0.
             return_weights: return w too.
+            state, history, mode: of `prefill` and `step`, which are calls of the module in the modes "piece" and
+                "token", so that what stands around it (hooks, sharding, offloading) stands around them too.
 
         Returns: y [B,T,D_t] in the dtype of text, or (y, w [B,T,G]). Raises ValueError or TypeError, which name the
         argument.
         """
+        if mode == "token":
+            return self._token(text, cast(DecodeState, state))
         self._check(text, text_mask, return_weights)
-        side = self._grid_side(grids, grid_mask, grid_boxes, grid_images, text.shape[0], text.shape[1])
+        if mode == "piece":
+            check_prefill(type(self).__name__, text, grids, state)
+            before = state or self.encode_grids(cast(Tensor, grids), grid_mask, grid_boxes, grid_images)
+            return self._piece(text, text_mask, before, history, return_weights)
+        given = (cast(Tensor, grids), grid_mask, grid_boxes, grid_images)
+        side = self._grid_side(*given, text.shape[0], text.shape[1])
         y, w, _ = self._connect(text, text_mask, side, lambda x: (self._mix(x, text_mask), None))
         return (y, w) if w is not None and return_weights else y
+
+    def _piece(
+        self, text: Tensor, text_mask: Tensor | None, before: DecodeState, history: int, return_weights: bool
+    ) -> tuple:
+        """`prefill` after a state, that of the grids at the start."""
+        side = self.side_class.of(before)
+        y, w, after = self._connect(text, text_mask, side, lambda x: self._mix_piece(x, text_mask, before, history))
+        return (y, after, w) if w is not None and return_weights else (y, after)
+
+    def _token(self, token: Tensor, state: DecodeState) -> tuple[Tensor, DecodeState]:
+        text = token_as_text(type(self).__name__, token, self.config.text_width, self.dtype, state)
+        y, _, after = self._connect(text, None, self.side_class.of(state), lambda x: self._mix_token(x, state))
+        return y.view(token.shape), after
 
     def encode_grids(
         self,
@@ -185,22 +210,25 @@ class Connector(nn.Module, ABC, Generic[Side]):
 
         Returns: (y [B,T,D_t], state), with return_weights (y, state, w).
         """
-        self._check(text, text_mask, return_weights)
-        check_prefill(type(self).__name__, text, grids, state)
-        before = self.encode_grids(grids, grid_mask, grid_boxes, grid_images) if grids is not None else state
-        assert before is not None  # one of the two is given
-        side = self.side_class.of(before)
-        y, w, after = self._connect(text, text_mask, side, lambda x: self._mix_piece(x, text_mask, before, history))
-        return (y, after, w) if w is not None and return_weights else (y, after)
+        return self(
+            text,
+            grids,
+            text_mask,
+            grid_mask,
+            grid_boxes,
+            grid_images=grid_images,
+            return_weights=return_weights,
+            state=state,
+            history=history,
+            mode="piece",
+        )
 
     def step(self, token: Tensor, state: DecodeState) -> tuple[Tensor, DecodeState]:
         """Run over one token, [B,D_t] or [B,1,D_t], in time that does not depend on how many are before it.
 
         Returns: (y of the shape of token, the next state); `state` itself is not changed.
         """
-        text = token_as_text(type(self).__name__, token, self.config.text_width, self.dtype, state)
-        y, _, after = self._connect(text, None, self.side_class.of(state), lambda x: self._mix_token(x, state))
-        return y.view(token.shape), after
+        return self(token, state=state, mode="token")
 
     def _mix(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Let the tokens of whole sequences x [B,T,D_t] see those before them; here they do not."""

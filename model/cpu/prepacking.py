@@ -5,12 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...cmm.classes import change_class
-from ...cmm.linear import Linear
 from ...kernels.linear import LEAST_WEIGHTS, can_prepack, linear_prepacked, prepacked
 from .mapped_memory import release_file_pages
 
 
-class PrepackedLinear(Linear):
+class PrepackedLinear(nn.Linear):
     """Linear layer y = x W^T + b with W in oneDNN's own layout (`kernels.linear.prepacked`), bfloat16 on a CPU.
 
     As many bytes as W, which `weight` makes anew at each call. A module of class `nn.Linear` is turned into one in
@@ -45,7 +44,7 @@ class PrepackedLinear(Linear):
     def _become_plain(self, weight: Tensor) -> None:
         """Be the layer that this one was made of, with W = weight."""
         self.__dict__.pop("packed")
-        change_class(self, Linear)
+        change_class(self, nn.Linear)
         self.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
 
     def __getstate__(self):
@@ -56,9 +55,6 @@ class PrepackedLinear(Linear):
         super().__setstate__(state)
         self._become_plain(state["packed"])
         prepack_linear(self)
-
-
-PREPACKED = (nn.Linear, Linear)
 
 
 @torch.no_grad()
@@ -89,7 +85,7 @@ def prepack_weights(model: nn.Module) -> nn.Module:
     """
     model.requires_grad_(False)
     for module in model.modules():
-        if isinstance(module, nn.Linear) and type(module) in PREPACKED and module.weight.numel() >= LEAST_WEIGHTS:
+        if type(module) is nn.Linear and module.weight.numel() >= LEAST_WEIGHTS:
             prepack_linear(module)
     return model
 

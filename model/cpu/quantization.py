@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...cmm.classes import change_class
-from ...cmm.linear import Linear
 from .mapped_memory import release_file_pages
 
 LARGEST = 127
@@ -32,7 +31,7 @@ def has_kernels() -> bool:
     return there and built_in and torch.cpu._is_vnni_supported()
 
 
-class Int8Linear(Linear):
+class Int8Linear(nn.Linear):
     """A linear layer whose weights are 8-bit integers, each output channel with a scale of its own.
 
         y = s_x (round(x / s_x) round(W / s_w)^T) s_w + b        s_x = max |x| / 127 of each token, s_w of each channel
@@ -137,7 +136,7 @@ def quantized_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and type(module) in (nn.Linear, Linear) and name.startswith(tuple(inside))
+        if type(module) is nn.Linear and name.startswith(tuple(inside))
     }
 
 

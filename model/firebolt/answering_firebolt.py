@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple  # pyright: ignore[reportPrivateImportUsage]  # its documented place
 
-from ...cmm.linear import Linear
+from ...cmm.linear import product
 from ..checkpoint_sizes import check_model
 from ..compat import (
     CACHE,
@@ -56,7 +56,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         super().__init__(config)
         self.model = FireboltModel(config)
         text = backbone(config.text_config)
-        self.lm_head = Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -150,7 +150,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(kept_columns(outputs.last_hidden_state, logits_to_keep))
+        logits = product(self.lm_head, kept_columns(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             vocab_size = backbone(self.config.text_config).vocab_size

@@ -17,7 +17,6 @@ from transformers.utils import can_return_tuple  # pyright: ignore[reportPrivate
 
 from ...cmm import CrossAttend, CrossModalModulator, Prepend
 from ...cmm.connector import Connector
-from ...cmm.linear import compute_fast
 from ..compat import (
     CACHE,
     CACHE_NAMES,
@@ -86,7 +85,6 @@ class FireboltModel(FireboltPreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         step_by_products(self.language_model)
         pool_by_one_query(self.vision_tower)
-        compute_fast(self)
         self.compiled_step: Callable[..., Any] | None = None
         self.post_init()
 

@@ -6,7 +6,6 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 
-from ...cmm.linear import compute_fast
 from ..compat import CACHE, CACHE_NAMES, extend
 from ..configuration_checks import backbone
 from ..loading import load_checked
@@ -59,7 +58,6 @@ class FoveatedModel(FoveatedPreTrainedModel):
         self.llm = AutoModelForCausalLM.from_config(text)
         self.dino_to_llm = nn.Linear(vision.hidden_size, text.hidden_size)
         self.llm_to_query = nn.Linear(text.hidden_size, config.query_dim)
-        compute_fast(self)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.llm.get_input_embeddings()
