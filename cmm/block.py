@@ -1,6 +1,7 @@
 """Base class of the state-space blocks: three ways to run one, masks, the state and its history."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 from ..kernels.checks import REAL, check_dtypes, check_integer, check_shapes
 from .compaction import Packing
 from .linear import in_dtype_of, product
-from .precision import WideParameters
 from .state import DecodeState
 
 
@@ -24,7 +24,8 @@ class SSMBlock(nn.Module, ABC):
     call of its `kernel`, whose parameters it reads.
     """
 
-    kernel: WideParameters
+    kernel: Any
+    """WideParameters, each block's own."""
 
     channels_first = False
     """Whether `forward` reads x best where it lies in memory as [B, D, T]; without a mask, which moves it."""
