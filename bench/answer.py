@@ -229,18 +229,27 @@ def build(
             yield _smolvlm(name, dtype, device, new_tokens, sizes)
 
 
+def random_model(dtype: str, device: str, sizes: Sizes = FULL_SIZE) -> FireboltForConditionalGeneration:
+    """Firebolt-VL of these sizes with random weights, the same each time, in eval mode."""
+    torch.manual_seed(0)
+    config = FireboltConfig(text_config=sizes.text, vision_config=sizes.vision)
+    return FireboltForConditionalGeneration(config).eval().to(device, getattr(torch, dtype)).requires_grad_(False)
+
+
+def image_processor(sizes: Sizes = FULL_SIZE) -> FireboltImageProcessor:
+    """Make the image processor that belongs to these sizes."""
+    return FireboltImageProcessor(
+        size={"height": sizes.image_size, "width": sizes.image_size}, tile_size=sizes.tile_size
+    )
+
+
 def _ours(
     dtype: str, device: str, new_tokens: int, wanted: Sequence[str], sizes: Sizes, batch: int
 ) -> Iterator[Subject]:
-    torch.manual_seed(0)
-    config = FireboltConfig(text_config=sizes.text, vision_config=sizes.vision)
-    model = FireboltForConditionalGeneration(config).eval().to(device, getattr(torch, dtype)).requires_grad_(False)
-    processor = FireboltImageProcessor(
-        size={"height": sizes.image_size, "width": sizes.image_size}, tile_size=sizes.tile_size
-    )
-    images = processor([[_photo()]] * batch, return_tensors="pt")
+    model = random_model(dtype, device, sizes)
+    images = image_processor(sizes)([[_photo()]] * batch, return_tensors="pt")
     pixels = {name: value.to(device) for name, value in images.items()}
-    text = _text(PROMPT_TOKENS, config.text_config.vocab_size, device, batch)
+    text = _text(PROMPT_TOKENS, model.config.text_config.vocab_size, device, batch)
     inputs = {**text, **pixels}
     sharing = lambda: copy.deepcopy(model, {id(p): p for p in model.parameters()})  # noqa: E731
     for name in wanted:

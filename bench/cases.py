@@ -156,6 +156,8 @@ def _fft_conv(make: Maker, case: Case) -> Inputs:
     if "texts" in case.sizes:
         texts = case.sizes["texts"]
         options["cu_seqlens"] = torch.arange(texts + 1, device=make.device) * L // texts
+    if "P" in case.sizes:
+        options["product_weights"] = make.real(D, case.sizes["P"] - 1, dtype=torch.float32)
     u = make.real(B, L, D).mT if "channels last" in case.options else make.real(B, D, L)
     return Inputs((u, k, d_skip), options)
 
@@ -279,6 +281,13 @@ CONVOLUTION_CASES = (
     convolution(1, 768, 8192),
     convolution(4, 256, 32768, "gate", "spectrum"),
     convolution(4, 256, 32768, "spectrum", "fast"),
+    # With products of P inputs, as Liquid-S4 has them.
+    convolution(8, 1024, 512, "channels last", P=2, quick=True),
+    convolution(8, 1024, 2048, "gate", P=4),
+    convolution(1, 768, 1024, texts=7, P=3),
+    convolution(8, 1024, 1024, "gate", "spectrum", "fast", P=2),
+    convolution(8, 1024, 256, "gate", "spectrum", P=3),
+    convolution(4, 256, 32768, "spectrum", P=2),
 )
 
 

@@ -2,10 +2,21 @@
 
 from .config import CMMConfig
 from .connectors import CrossAttend, Prepend
+from .liquid import LiquidS4
 from .mamba import Mamba
 from .modulator import CrossModalModulator
 from .s4 import S4
 from .s4d import S4D
 from .state import DecodeState
 
-__all__ = ["S4", "S4D", "CMMConfig", "CrossAttend", "CrossModalModulator", "DecodeState", "Mamba", "Prepend"]
+__all__ = [
+    "S4",
+    "S4D",
+    "CMMConfig",
+    "CrossAttend",
+    "CrossModalModulator",
+    "DecodeState",
+    "LiquidS4",
+    "Mamba",
+    "Prepend",
+]

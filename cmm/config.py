@@ -5,7 +5,8 @@ from typing import Any
 
 from ..kernels.checks import check_integer, check_one_of
 
-SSMS = ("s4", "s4d", "mamba")
+SSMS = ("s4", "s4d", "mamba", "liquid")
+LIQUID_KERNELS = ("elementwise", "product")
 TOP_K_MODES = ("renormalize", "truncate")
 
 
@@ -20,9 +21,12 @@ class CMMConfig:
     top_k                     grids that each head of a token keeps; None or 0: all
     top_k_mode                "renormalize": softmax over the kept scores alone (the released code);
                               "truncate": softmax over all, then all but the top_k are zeroed (the paper's wording)
-    ssm                       "s4", "s4d" or "mamba"
-    state_size                the SSM's real state size N; None: 64 for s4 and s4d, 16 for mamba
+    ssm                       "s4", "s4d", "mamba", or "liquid": s4 with products of neighbouring inputs
+    state_size                the SSM's real state size N; None: 64 for s4, s4d and liquid, 16 for mamba
     kernel_taps               s4 only: cut the kernel after so many taps (the original: 512); None: as long as the text
+    liquid_order              liquid only: the most inputs of one product; 1: none, which is s4
+    liquid_kernel             liquid only: "elementwise" or "product", how the products' weights are made of s4's
+                              parameters
     dropout                   on the correlation's weights, in the FFN and in the s4d block
     grid_positions            add to each grid where it lies in its image
     ffn_multiplier            hidden width of the FFN over text_width
@@ -38,6 +42,8 @@ class CMMConfig:
     ssm: str = "s4"
     state_size: int | None = None
     kernel_taps: int | None = None
+    liquid_order: int = 2
+    liquid_kernel: str = "elementwise"
     dropout: float = 0.1
     grid_positions: bool = True
     ffn_multiplier: int = 4
@@ -53,12 +59,22 @@ class CMMConfig:
                 check_integer("CMMConfig", name, getattr(self, name), at_least=1)
         check_one_of("CMMConfig", "top_k_mode", self.top_k_mode, TOP_K_MODES)
         check_one_of("CMMConfig", "ssm", self.ssm, SSMS)
-        if self.ssm in ("s4", "s4d") and self.state_size is not None and self.state_size % 2:
+        if self.ssm in ("s4", "s4d", "liquid") and self.state_size is not None and self.state_size % 2:
             raise ValueError(
                 f"CMMConfig: state_size is {self.state_size}; expected an even number, as {self.ssm} needs"
             )
         if self.kernel_taps is not None and self.ssm != "s4":
             raise ValueError(f"CMMConfig: kernel_taps is {self.kernel_taps}; expected None where ssm is {self.ssm!r}")
+        check_integer("CMMConfig", "liquid_order", self.liquid_order, at_least=1)
+        check_one_of("CMMConfig", "liquid_kernel", self.liquid_kernel, LIQUID_KERNELS)
+        if self.ssm != "liquid":
+            for field in fields(self):
+                value = getattr(self, field.name)
+                if field.name.startswith("liquid_") and value != field.default:
+                    raise ValueError(
+                        f"CMMConfig: {field.name} is {value!r}; expected {field.default!r}, the default, where ssm is "
+                        f"{self.ssm!r}"
+                    )
         if not isinstance(self.grid_positions, bool):
             raise TypeError(f"CMMConfig: grid_positions is {self.grid_positions!r}; expected True or False")
         self._check_number("dropout")

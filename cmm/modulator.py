@@ -17,6 +17,7 @@ from .connector import After, Connector, GridSide
 from .feed_forward import FeedForward
 from .inputs import without_masked
 from .linear import is_plain, product, product_and_bias
+from .liquid import LiquidS4
 from .mamba import Mamba
 from .precision import wide_dtype
 from .s4 import S4
@@ -44,6 +45,13 @@ def uses_grid_table(width: int, grids: int, tokens: int | None = None) -> bool:
 def _ssm(config: CMMConfig) -> SSMBlock:
     if config.ssm == "s4":
         return S4(config.text_width, config.state_size, kernel_taps=config.kernel_taps)
+    if config.ssm == "liquid":
+        return LiquidS4(
+            config.text_width,
+            config.state_size,
+            liquid_order=config.liquid_order,
+            liquid_kernel=config.liquid_kernel,
+        )
     if config.ssm == "s4d":
         return S4D(config.text_width, config.state_size, dropout=config.dropout)
     return Mamba(config.text_width, config.state_size)

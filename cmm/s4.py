@@ -73,6 +73,12 @@ class S4Kernel(WideParameters):
     def chunk(self) -> Chunk:
         return self.derived("chunk", self._chunk)
 
+    def in_float64(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(w, P, B, C [D, N/2] complex128, dt [D] float64): the model in continuous time, and its time step."""
+        w = torch.complex(-self.log_A_real.double().exp(), self.A_imag.double())
+        P, B, C = (torch.view_as_complex(parameter.double()) for parameter in (self.P, self.B, self.C))
+        return w, P, B, C, self.log_dt.double().exp()
+
     def _real_step(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         step, C = self.discrete()
         return step.diagonal, column(step.g), readout(step.h).squeeze(-2), column(step.dB), readout(C).squeeze(-2)
@@ -90,9 +96,8 @@ class S4Kernel(WideParameters):
 
     def _discretise(self, dtype: torch.dtype) -> tuple[Discrete, Tensor]:
         # In float64, since every power of the step multiplies what is lost here, and it is few numbers.
-        w = torch.complex(-self.log_A_real.double().exp(), self.A_imag.double())
-        P, B, C = (torch.view_as_complex(parameter.double()) for parameter in (self.P, self.B, self.C))
-        step = discretise(w, P, B, self.log_dt.double().exp())
+        w, P, B, C, dt = self.in_float64()
+        step = discretise(w, P, B, dt)
         narrow = torch.promote_types(dtype, torch.complex64)
         return Discrete(*(coefficient.to(narrow) for coefficient in step)), C.to(narrow)
 
@@ -123,7 +128,7 @@ class S4(GatedSSMBlock):
     ):
         super().__init__(width, dropout)
         self.state_size = 64 if state_size is None else state_size
-        check_state_size("S4", self.state_size)
+        check_state_size(type(self).__name__, self.state_size)
         if kernel_taps is not None:
             check_integer("S4", "kernel_taps", kernel_taps, at_least=1)
         self.kernel_taps = kernel_taps
@@ -142,6 +147,10 @@ class S4(GatedSSMBlock):
         if self.kernel_taps is not None:
             return {"inputs": (self.kernel_taps - 1, self.width)}
         return {"modes": (self.width, self.state_size // 2, 2)}
+
+    def product_weights(self) -> Tensor | None:
+        """Weights [D, P - 1] of the products of 2 .. P neighbouring inputs; here there are none."""
+        return None
 
     def _run(self, x, packing, state, need_state):
         u = x.to(self.dtype)
@@ -164,7 +173,8 @@ class S4(GatedSSMBlock):
     def _convolve(
         self, u: Tensor, packing: Packing, state: dict[str, Tensor] | None, need_state: bool
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        y = fft_conv(u.mT, self.kernel.taps(u.shape[1]), self.kernel.D)
+        taps, weights = self.kernel.taps(u.shape[1]), self.product_weights()
+        y = fft_conv(u.mT, taps, self.kernel.D, product_weights=weights)
         if not need_state:
             return y.mT, None
         step, _ = self.kernel.discrete()

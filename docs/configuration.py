@@ -13,6 +13,8 @@ from firebolt_vl.files.tables import markdown_table
 from firebolt_vl.model import FireboltConfig, FoveatedVLMConfig
 from firebolt_vl.train.config import FoveatedConfig, RowsConfig, TinyConfig, TrainConfig
 from firebolt_vl.train.keys import Key, keys_of
+from firebolt_vl.train.post.config import DpoConfig, GrpoConfig, PostConfig
+from firebolt_vl.train.run_config import RunConfig
 
 PAGE = Path(__file__).with_name("configuration.md")
 HEAD = """# Configuration keys
@@ -21,7 +23,12 @@ Every key of a training and of a model: its default, what it means, and what it 
 `make docs` from the dataclasses, which is where to mend it. How to run a training: [training.md](training.md).
 """
 TRAININGS = (
-    (RowsConfig, "Every training on rows of data files", ""),
+    (RunConfig, "Every training on rows of data files", ""),
+    (
+        RowsConfig,
+        "Where such a training starts",
+        "Beside those above, but in the trainings by trl: `recipe` is `conversations` or `foveated`.",
+    ),
     (
         TrainConfig,
         "Training on conversations",
@@ -32,6 +39,14 @@ TRAININGS = (
         "Training of the foveated model",
         'Beside those above, or in their place: `recipe = "foveated"` (`foveated-stage1`, `-stage2`, `-stage3`).',
     ),
+    (
+        PostConfig,
+        "Every training by trl",
+        "Beside those of every training on rows, or in their place: `recipe` is `sft`, which has no others, `dpo` or "
+        "`grpo`. What they do: [post-training.md](post-training.md).",
+    ),
+    (DpoConfig, "Training on preferences by trl", 'Beside those above, or in their place: `recipe = "dpo"`.'),
+    (GrpoConfig, "Training on rewards by trl", 'Beside those of every training by trl: `recipe = "grpo"`.'),
     (TinyConfig, "Training of the embedded model", 'These alone: `recipe = "tiny"` (`tiny`).'),
 )
 MODELS = (
@@ -52,10 +67,9 @@ def page() -> str:
 
 
 def own_keys(recipe: type) -> list[Key]:
-    """The keys of a recipe without those that it has from RowsConfig as they are."""
-    if recipe is RowsConfig or not issubclass(recipe, RowsConfig):
-        return keys_of(recipe)
-    shared = {_core(key) for key in keys_of(RowsConfig)}
+    """The keys of a recipe without those that it has from another one on the page as they are."""
+    told = [one for one, *_ in TRAININGS if one is not recipe and issubclass(recipe, one)]
+    shared = {_core(key) for one in told for key in keys_of(one)}
     return [key for key in keys_of(recipe) if _core(key) not in shared]
 
 

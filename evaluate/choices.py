@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..model import FoveatedProcessor, FoveatedVLM
 from ..model.firebolt import control_tokens
-from ..model.foveated import sequence_log_probabilities
+from ..model.foveated import VisualTokens, sequence_log_probabilities
 
 
 @torch.no_grad()
@@ -20,11 +20,13 @@ def option_losses(
     frames: Tensor | None = None,
     frame_mask: Tensor | None = None,
     mode: str | None = None,
+    visual: VisualTokens | None = None,
 ) -> Tensor:
     """Mean cross-entropy of the tokens of each option after the prompt, [n] float32, on the model's device.
 
-    prompt [P] and each of the n options [L_i] are token ids; frames [1,T,3,H,W] with frame_mask [1,T]. The frames are
-    looked at once, and all options are read in one batch. Raises ValueError for no option or one without a token.
+    prompt [P] and each of the n options [L_i] are token ids; frames [1,T,3,H,W] with frame_mask [1,T], or `visual`,
+    what `get_visual_tokens` made of them. The frames are looked at once, and all options are read in one batch. Raises
+    ValueError for no option or one without a token.
     """
     if not len(prompt):
         raise ValueError("option_losses: prompt is empty; expected at least one token")
@@ -36,9 +38,10 @@ def option_losses(
     lengths = torch.tensor([len(text) for text in texts], device=ids.device)[:, None]
     columns = torch.arange(ids.shape[1], device=ids.device)
     read = columns < lengths
-    shown = {}
-    if frames is not None:
+    if visual is None and frames is not None:
         visual = model.get_visual_tokens(frames, frame_mask, mode)
+    shown = {}
+    if visual is not None:
         shown = {
             "visual_tokens": visual.tokens.expand(len(ids), -1, -1),
             "visual_mask": visual.mask.expand(len(ids), -1),
@@ -54,12 +57,14 @@ def choose(
     question: str,
     options: Sequence[str],
     mode: str | None = None,
+    visual: VisualTokens | None = None,
     **shown,
 ) -> tuple[int, list[float]]:
     """The option with the lowest mean cross-entropy (the first of equal ones), and that of each.
 
     The model is asked `question` with the options as lettered lines below it, and each option is scored as it stands
-    there ("A. text"). `shown` goes to the processor: images= or videos=, with their options.
+    there ("A. text"). `shown` goes to the processor: images= or videos=, with their options; or `visual` is what the
+    model made of them before.
     """
     if not 1 <= len(options) <= len(ascii_uppercase):
         raise ValueError(f"choose: options has {len(options)}; expected 1 to {len(ascii_uppercase)}")
@@ -78,7 +83,6 @@ def choose(
     answers = [
         processor.tokenizer(answer, add_special_tokens=False, return_tensors="pt").input_ids[0] for answer in lettered
     ]
-    losses = option_losses(
-        model, inputs["input_ids"][0].cpu(), answers, inputs.get("frames"), inputs.get("frame_mask"), mode
-    )
+    prompt, frames, frame_mask = inputs["input_ids"][0].cpu(), inputs.get("frames"), inputs.get("frame_mask")
+    losses = option_losses(model, prompt, answers, frames, frame_mask, mode, visual)
     return int(losses.argmin()), losses.tolist()

@@ -8,6 +8,8 @@ from ..files.problems import BadRow
 
 Row = Mapping[str, Any]
 """A row of a data file: column -> value."""
+LIKE_IMAGE = ("image", "img", "picture", "photo", "video")
+"""In lower case: what a key for an image is spelt like by those who mean `image`."""
 
 
 class Item(NamedTuple):
@@ -79,6 +81,11 @@ def numbered(item: Item, number: int) -> Item:
     return item if item.id is not None else item._replace(id=number)
 
 
+def no_column(row: Row, column: str) -> BadRow:
+    """Complaint about a row that lacks a column."""
+    return BadRow(f"no column {column}", f"the columns are {', '.join(row) or 'none'}")
+
+
 def text_of(row: Row, column: str) -> str:
     """A text in a row. Raises BadRow where it is none."""
     value = row[column]
@@ -113,6 +120,13 @@ def image_of(row: Row, column: str = "image") -> tuple[Any, ...]:
     if absent(row[column]):
         raise BadRow(f"no {column}", f"it is {shown(row[column])}; expected an image")
     return (row[column],)
+
+
+def meant_for_image(row: Row) -> str | None:
+    """The key of a row without `image` that looks like another spelling of it; None where there is none."""
+    if "image" in row:
+        return None
+    return next((key for key in row if any(like in key.lower() for like in LIKE_IMAGE)), None)
 
 
 def absent(value: Any) -> bool:

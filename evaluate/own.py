@@ -13,7 +13,7 @@ from typing import Any
 
 from ..files.problems import BadRow
 from .benchmarks import by_group
-from .items import Benchmark, Item, Mark, Marked, Row, absent, shown, text_of
+from .items import Benchmark, Item, Mark, Marked, Row, absent, meant_for_image, no_column, shown, text_of
 from .metrics.grounding import THRESHOLDS, Fit
 from .metrics.text import anls, exact_match, word_f1
 from .metrics.vqa import ENOUGH, vqa_accuracy
@@ -25,6 +25,10 @@ TURNS = ("human", "assistant")
 def _read(row: Row) -> Item:
     question, wanted = _conversation(row["conversations"]) if "conversations" in row else _question(row)
     image = row.get("image")
+    if meant := meant_for_image(row):
+        raise BadRow("no image", f"{meant} is not a known key; did you mean image?")
+    if isinstance(image, str) and absent(image):
+        raise BadRow("no image", "image is empty; expected a path, or no such key for a question about no image")
     images = () if absent(image) else tuple(image) if isinstance(image, list) else (image,)
     about: dict[str, Any] = {"kind": NO_KIND if absent(row.get("kind")) else str(row["kind"])}
     if not absent(row.get("box")):
@@ -38,7 +42,10 @@ def _read(row: Row) -> Item:
 
 
 def _question(row: Row) -> tuple[str, list[str]]:
-    answers = row["answers"] if not absent(row.get("answers")) else [row["answer"]] if "answer" in row else []
+    for column in ("question", *(() if not absent(row.get("answers")) else ("answer",))):
+        if column not in row:
+            raise no_column(row, column)
+    answers = row["answers"] if not absent(row.get("answers")) else [row["answer"]]
     wanted = [str(one) if isinstance(one, int | float) and not isinstance(one, bool) else one for one in answers]
     if not wanted or not all(isinstance(one, str) and one.strip() for one in wanted):
         raise BadRow(

@@ -72,7 +72,7 @@ def open_data(source: str, split: str, subset: str | None = None) -> Data:
     """
     path = Path(source)
     if not path.exists():
-        if source.count("/") == 1 and not path.suffix and all(source.split("/")):
+        if is_hub_id(source):
             return _from_hub(source, split, subset)
         raise DataError(f"{source} does not exist; expected a file, a folder, or the id ORG/NAME of a data set")
     try:
@@ -83,6 +83,12 @@ def open_data(source: str, split: str, subset: str | None = None) -> Data:
         return {".tsv": _table, ".parquet": _parquet}.get(path.suffix.lower(), _json_lines)(path)
     except (OSError, UnicodeError) as error:
         raise DataError(f"{source} cannot be read ({words(error)}); check the file") from None
+
+
+def is_hub_id(source: str) -> bool:
+    """Tell whether a source can only be meant as the id ORG/NAME of a data set on the hub."""
+    path = Path(source)
+    return not path.exists() and source.count("/") == 1 and not path.suffix and all(source.split("/"))
 
 
 def _json_lines(path: Path) -> Data:
@@ -110,7 +116,7 @@ def _file(value: Any, folder: Path) -> Any:
     """The image at a path beside the file, or a list of them; what is none stays as it is."""
     if isinstance(value, list):
         return [_file(one, folder) for one in value]
-    return Cell(folder / value) if isinstance(value, str) and value.strip() else value
+    return Cell(folder / value, name=value) if isinstance(value, str) and value.strip() else value
 
 
 def _table(path: Path) -> Data:
@@ -122,10 +128,13 @@ def _table(path: Path) -> Data:
             yield from csv.DictReader(opened, delimiter="\t")
 
     total, named = 0, set()
-    for row in rows():
-        total += 1
-        if (name := row.get("image")) and len(name) <= LONGEST_REFERENCE:
-            named.add(name)
+    try:
+        for row in rows():
+            total += 1
+            if (name := row.get("image")) and len(name) <= LONGEST_REFERENCE:
+                named.add(name)
+    except csv.Error as error:
+        raise DataError(f"{path} is no table ({error}); expected columns with tabs between them") from None
     images = {row["index"]: row["image"] for row in rows() if row.get("index") in named} if named else {}
 
     def row_of(row: dict[str, Any]) -> Mapping[str, Any] | BadRow:
@@ -143,11 +152,7 @@ def _table(path: Path) -> Data:
         return found
 
     def read() -> Iterator[tuple[int, Mapping[str, Any] | BadRow]]:
-        try:
-            for number, row in enumerate(rows(), 1):
-                yield number, row_of(row)
-        except csv.Error as error:
-            raise DataError(f"{path} is no table ({error}); expected columns with tabs between them") from None
+        return ((number, row_of(row)) for number, row in enumerate(rows(), 1))
 
     return Data(str(path), total, read)
 
@@ -187,7 +192,7 @@ def _stored(name: str, value: Any) -> Any:
     if isinstance(value, Mapping) and set(value) == {"bytes", "path"}:
         if value["bytes"] is not None:
             return Cell(data=value["bytes"], name=name)
-        return Cell(Path(value["path"])) if value["path"] else None
+        return Cell(Path(value["path"]), name=value["path"]) if value["path"] else None
     if isinstance(value, bytes) and name.startswith("image"):
         return Cell(data=value, name=name)
     return value

@@ -57,12 +57,13 @@ class Problems:
         counted = ", ".join(f"{count} {kind}" for kind, count in self.by_kind.items())
         return f"{len(self)} of {self.rows} rows cannot be used" + (f": {counted}" if counted else "")
 
-    def check(self, max_share: float) -> None:
-        """Check that at most `max_share` of all rows are bad and one is good. Raises TooManyBadRows."""
+    def check(self, max_share: float, told: str = "max_bad_share=") -> None:
+        """Check that at most `max_share`, which `told` names, of all rows are bad and one is good. Raises
+        TooManyBadRows."""
         if self.rows and len(self) == self.rows:
             raise TooManyBadRows(f"{self.summary()}; no row is left. The first: {next(iter(self))}")
         if len(self) > max_share * self.rows:
             raise TooManyBadRows(
-                f"{self.summary()}; max_bad_share={max_share:g} allows {int(max_share * self.rows)}. "
+                f"{self.summary()}; {told}{max_share:g} allows {int(max_share * self.rows)}. "
                 f"The first: {next(iter(self))}"
             )

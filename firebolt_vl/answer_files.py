@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .errors import Misuse
+from .evaluate.items import meant_for_image
 from .files.reading import lines_of, parse_json
 from .files.writing import OutputError, check_output, followed, words
 from .row_files import ANOTHER, RowFile
 
-# In lower case: what a key for an image is spelt like by those who mean `image`.
-LIKE_IMAGE = ("image", "img", "picture", "photo", "video")
 MOST_SHOWN = 60
 
 
@@ -111,8 +110,8 @@ def _question(number: int, line: bytes) -> Question | Problem:
 def _images(row: dict) -> list[str]:
     """The images of a row: none where it has no such key. Raises ValueError."""
     if "image" not in row:
-        if meant := [key for key in row if any(like in key.lower() for like in LIKE_IMAGE)]:
-            raise ValueError(f"{meant[0]} is not a known key; did you mean image?")
+        if meant := meant_for_image(row):
+            raise ValueError(f"{meant} is not a known key; did you mean image?")
         return []
     images = row["image"]
     images = [images] if isinstance(images, str) or images is None else images

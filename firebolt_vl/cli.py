@@ -26,6 +26,8 @@ benchmarks = typer.Typer(help="Measure the kernels, and compile them for GPUs th
 app.add_typer(benchmarks, name="bench")
 data = typer.Typer(help="Check training data, and make it from what others release.")
 app.add_typer(data, name="data")
+adapters = typer.Typer(help="Adapters (peft) that a training wrote.")
+app.add_typer(adapters, name="adapters")
 
 
 def _version(wanted: bool) -> None:
@@ -222,6 +224,32 @@ def bench_answer(
     answer_benchmark(peers, device.value, dtype, new_tokens, rounds, only, threads, out, as_json)
 
 
+@benchmarks.command("evaluation")
+def bench_evaluation(
+    rows: Annotated[int, typer.Option(metavar="N", min=1, help="Questions.")] = 200,
+    images: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Images that they are about. Default: one for each.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Questions at a time.")] = 8,
+    new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of an answer.")] = 4,
+    device: OnDevice = Device.auto,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="DTYPE", help="float32 (default; on a GPU bfloat16) or bfloat16.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads on a CPU. Default: all.")] = None,
+    out: ReportFile = None,
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Time `eval pope` at full size, random weights, beside processor and `generate` alone, in turns; and its memory.
+
+    Exit code 1 where an answer is another one.
+    """
+    from .evaluation_benchmark import evaluation_benchmark
+
+    evaluation_benchmark(rows, images, batch_size, new_tokens, device.value, dtype, threads, out, as_json, overwrite)
+
+
 @benchmarks.command("gpu-day")
 def bench_gpu_day(
     out: Annotated[
@@ -260,17 +288,24 @@ def bench_crossover(
 @app.command()
 def train(
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="stage1, stage2, lora or tiny, or a TOML or YAML file.")
+        str,
+        typer.Argument(
+            metavar="CONFIG", help="stage1, stage2, lora, tiny, sft, dpo, grpo, ..., or a TOML or YAML file."
+        ),
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of it to set, such as max_steps=100.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Keys of it to set, such as max_steps=100. After sft, dpo or grpo a file of keys may come first.",
+        ),
     ] = None,
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="Where the model and everything else goes. Default: its key out.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in DIR.")] = False,
 ) -> None:
-    """Train a model: the paper's two stages, adapters, or the small model inside the package."""
+    """Train a model: the paper's two stages, adapters, on answers, preferences or rewards, or the embedded model."""
     from .train_commands import train as start
 
     start(config, overrides or [], out, resume)
@@ -300,6 +335,21 @@ def ablate(
     from .train_commands import ablate as start
 
     start(tables or [], seeds, out, quick, processes)
+
+
+@adapters.command("merge")
+def adapters_merge(
+    source: Annotated[str, typer.Argument(metavar="ADAPTERS", help="A folder of adapters, such as OUT/adapters.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A new folder for the merged model.")],
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="DIR_OR_ID", help="The model to add them to. Default: the one that they name."),
+    ] = None,
+) -> None:
+    """Add adapters (peft) to the weights of their model, and write that: it loads like any other."""
+    from .train_commands import merge_adapters
+
+    merge_adapters(source, out, model)
 
 
 @data.command("check")
@@ -403,6 +453,7 @@ KEPT = {
     ("bench", "gpu-day"): "the finished steps in --out are kept; the same command goes on with the others",
     ("bench",): "nothing was kept of it; start again",
     ("train",): "the last checkpoint in --out is kept; the same command with --resume goes on from it",
+    ("adapters",): "nothing is left of the new folder; start again",
     ("ablate",): "the finished runs in --out are kept; the same command goes on with the others",
     ("data", "convert"): "nothing was written; start again",
     ("data",): "nothing was written; start again",

@@ -6,16 +6,18 @@ are computed from predictions alone, so that they can be computed again.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .answer_files import Answer, Question
 from .errors import Failure, Misuse
-from .evaluate.items import Benchmark, Item, Marked, numbered
-from .evaluate.rows import Cell, Data, DataError, open_data
-from .files.problems import BadRow, Problem, Problems, TooManyBadRows
+from .evaluate.items import Benchmark, Item, Marked
+from .evaluate.rows import Cell, DataError, open_data
+from .exam_rows import WHOLE, Items, Reader, Shard, argument_of, batches_of_like_length, names, windows
+from .files.problems import BadRow
 from .row_files import RowFile
 
 if TYPE_CHECKING:
@@ -25,51 +27,21 @@ if TYPE_CHECKING:
 
 WINDOW = 16
 """Batches that are looked at together, so that those of like length are answered in one."""
-Items = Iterator[tuple[int, Item]]
-"""Questions with the numbers of their rows."""
 COLUMNS = ("id", "question", "wanted", "got", "parsed", "score", "seconds", "about", "by")
 
 
 @dataclass(frozen=True)
-class Shard:
-    """Part `number` of `count`: the rows whose number is `number` modulo `count`."""
-
-    number: int = 1
-    count: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> "Shard":
-        """Read "i/n". Raises Misuse."""
-        try:
-            number, count = map(int, text.split("/"))
-        except ValueError:
-            number = count = 0
-        if not 1 <= number <= count:
-            raise Misuse(f"--shard is {text}; expected i/n with i from 1 to n, such as 1/4")
-        return cls(number, count)
-
-    def has(self, row: int) -> bool:
-        return (row - self.number) % self.count == 0
-
-    def named(self, name: str) -> str:
-        return name if self.count == 1 else f"{name}.{self.number}-of-{self.count}"
-
-
-WHOLE = Shard()
-
-
-@dataclass
 class Run:
     """Outcome of a run: its predictions, and counts."""
 
     benchmark: Benchmark
     predictions: Path
-    rows: list[dict] = field(default_factory=list)
-    """The predictions, in the order of their file."""
-    bad: int = 0
-    before: int = 0
+    rows: list[dict]
+    """The predictions of the rows that were asked for, in the order of their file."""
+    bad: int
+    before: int
     """How many were there already."""
-    images: int = 0
+    images: int
     """How many were encoded in this run."""
 
 
@@ -121,7 +93,7 @@ def evaluate(
     shard: Shard = WHOLE,
     batch_size: int = 8,
     max_bad_share: float = 0.01,
-    arrange: Callable[[Items], Items] = iter,
+    arrange: Callable[[Items], Items] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Run:
@@ -130,7 +102,7 @@ def evaluate(
     `out` is the folder of the predictions, which is made; `name` names their file, NAME.predictions.jsonl, in the
     place of the benchmark. `limit` takes the first rows of the file. `arrange` may change the questions.
     `progress(done, total)` is called after each batch; `report` with a line for each row that cannot be used: more than
-    `max_bad_share` of the rows stop the run.
+    `max_bad_share` of the rows stop the run. Of the predictions that are there, those of other rows are left out.
 
     Raises Misuse, Failure: what cannot be done, in one line.
     """
@@ -139,17 +111,17 @@ def evaluate(
     try:
         data = open_data(source, benchmark.split, benchmark.subset)
     except DataError as error:
-        raise Misuse(f"--data: {error}") from None
+        raise Misuse(f"{argument_of(benchmark)}{error}") from None
     make_folder(out)
     path = out / f"{shard.named(name or benchmark.name)}.predictions.jsonl"
     inputs = [("the data", source)] if Path(source).is_file() else []
-    with RowFile("--out", str(path), inputs, report, COLUMNS, "prediction") as file:
+    with RowFile("--out", str(path), inputs, report, COLUMNS, "prediction", "name another folder") as file:
         by = {**examinee.by, "benchmark": benchmark.name}
         file.check_all_by(by)
-        reader = Reader(benchmark, data, file.rows, limit, shard, max_bad_share, report)
-        run = Run(benchmark, path, before=len(file.rows))
-        progress(run.before, reader.total)
-        with quiet():
+        reader = Reader(benchmark, data, dict(file.rows), limit, shard, max_bad_share, report)
+        done = min(len(file.rows), reader.total)
+        progress(done, reader.total)
+        with quiet(), readable(benchmark):
             asking = None
             for items in windows(reader.items(arrange), WINDOW * batch_size):
                 if asking is None:
@@ -165,12 +137,25 @@ def evaluate(
                             reader.refuse(place, got)
                     file.append([json.dumps(row, ensure_ascii=False) for row in predictions])
                     file.rows |= {json.dumps(row["id"]): row for row in predictions}
-                    progress(len(file.rows), reader.total)
+                    progress(done := min(done + len(batch), reader.total), reader.total)
         if not reader.total:
-            raise Failure(f"--data is {source}, which has no rows here; expected one or more")
-        run.rows, run.bad = list(file.rows.values()), len(reader.problems)
-        run.images = asking.encoded if asking is not None else 0
-    return run
+            part = "" if shard.count == 1 else f" in part {shard.number} of {shard.count}"
+            raise Failure(f"{argument_of(benchmark)}{source} has no rows{part}; expected one or more")
+        reader.check()
+        rows = [row for key, row in file.rows.items() if key in reader.met]
+        if others := len(file.rows) - len(rows):
+            report(f"{path} also has {others} predictions of other rows than these; they are kept, and not scored here")
+        before = len(reader.met & reader.there.keys())
+        return Run(benchmark, path, rows, len(reader.problems), before, asking.encoded if asking is not None else 0)
+
+
+@contextmanager
+def readable(benchmark: Benchmark) -> Iterator[None]:
+    """Turn data that breaks off in the middle into a Failure."""
+    try:
+        yield
+    except DataError as error:
+        raise Failure(f"{argument_of(benchmark)}{error}") from None
 
 
 def make_folder(out: Path) -> None:
@@ -179,95 +164,6 @@ def make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Misuse(f"--out is {out}, which cannot be a folder ({error.strerror}); name another place") from None
-
-
-class Reader:
-    """The questions of a file that are still to be answered; bad rows are counted and told."""
-
-    def __init__(
-        self,
-        benchmark: Benchmark,
-        data: Data,
-        there: Mapping[str, dict],
-        limit: int | None,
-        shard: Shard,
-        max_bad_share: float,
-        report: Callable[[str], None],
-    ):
-        self.benchmark, self.data, self.there, self.limit, self.shard = benchmark, data, there, limit, shard
-        self.max_bad_share, self.report = max_bad_share, report
-        rows = data.total if limit is None else min(limit, data.total)
-        self.total = sum(shard.has(row) for row in range(1, rows + 1))
-        self.problems = Problems(self.total)
-
-    def items(self, arrange: Callable[[Items], Items]) -> Items:
-        """The questions without a prediction, with the numbers of their rows."""
-        for place, item in arrange(self._good()):
-            done = self.there.get(json.dumps(item.id))
-            if done is not None and done["question"] != item.question:
-                raise Misuse(
-                    f"--out has another question for id {json.dumps(item.id)} (line {done.get('line')}) than row "
-                    f"{place}; name another folder"
-                )
-            if done is None and self.shard.has(place):
-                yield place, item
-
-    def _good(self) -> Items:
-        """The questions of all rows that are ones."""
-        seen: dict[str, int] = {}
-        for place, row in self.data:
-            if self.limit is not None and place > self.limit:
-                return
-            try:
-                if isinstance(row, BadRow):
-                    raise row
-                item = self._item(place, row)
-                key = json.dumps(item.id)
-                if (first := seen.setdefault(key, place)) != place:
-                    raise BadRow("id twice", f"{key} is that of row {first} too")
-            except BadRow as problem:
-                if self.shard.has(place):
-                    self.refuse(place, problem)
-                continue
-            yield place, item
-
-    def _item(self, number: int, row: Mapping[str, Any]) -> Item:
-        for column in self.benchmark.columns:
-            if column not in row:
-                raise BadRow(f"no column {column}", f"the columns are {', '.join(row) or 'none'}")
-        item = self.benchmark.read(row)
-        for cell in item.images:
-            if not isinstance(cell, Cell):
-                raise BadRow("image is no image", f"it is of type {type(cell).__name__}; expected an image or its path")
-        return numbered(item, number)
-
-    def refuse(self, place: int, problem: BadRow) -> None:
-        """Count and tell a row that cannot be used. Raises Failure where they are too many."""
-        found = Problem(self.data.name, str(place), problem.kind, problem.message)
-        if self.problems.add(found):
-            self.report(str(found))
-        if len(self.problems) > max(self.max_bad_share * self.total, 0):
-            try:
-                self.problems.check(self.max_bad_share)
-            except TooManyBadRows as error:
-                raise Failure(f"--data: {error}") from None
-
-
-def windows(items: Items, size: int) -> Iterator[list[tuple[int, Item]]]:
-    window: list[tuple[int, Item]] = []
-    for item in items:
-        window.append(item)
-        if len(window) == size:
-            yield window
-            window = []
-    if window:
-        yield window
-
-
-def batches_of_like_length(items: Sequence[tuple[int, Item]], size: int) -> Iterator[Sequence[tuple[int, Item]]]:
-    ordered = sorted(items, key=lambda pair: (len(pair[1].images), len(pair[1].question)))
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
 
 
 class Asking:
@@ -298,7 +194,7 @@ class Asking:
         found = self.answering.answer(rows)
         self.cells.clear()
         seconds = (time.perf_counter() - start) / len(items)
-        got = [one.answer if isinstance(one, Answer) else BadRow("no answer", one.error) for one in found]
+        got = [one.answer if isinstance(one, Answer) else BadRow("not answered", one.error) for one in found]
         return [(number, item, answer, seconds) for (number, item), answer in zip(items, got)]
 
 
@@ -313,6 +209,7 @@ def prediction(benchmark: Benchmark, item: Item, got: str, seconds: float, by: d
         "parsed": mark.parsed,
         "score": mark.score,
         "seconds": round(seconds, 4),
+        "images": names(item),
         "about": item.about,
         "by": dict(by),
     }

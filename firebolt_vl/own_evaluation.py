@@ -11,7 +11,8 @@ from .evaluate.items import Item, numbered
 from .evaluate.metrics.grounding import Fit, fit
 from .evaluate.own import OWN, grounding_scores, with_other_images
 from .evaluate.rows import Cell, open_data
-from .evaluation import WHOLE, Examinee, Run, Shard, evaluate, results
+from .evaluation import Examinee, Run, evaluate, results
+from .exam_rows import WHOLE, Shard
 from .files.problems import BadRow
 from .files.reading import lines_of, parse_json
 from .row_files import RowFile
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 OF_ANOTHER_IMAGE = ("rows", "score", "word_f1", "anls", "kinds")
 METHODS = ("weights", "occlusion")
+ANOTHER = "name another folder"
 GROUNDED = ("id", "boxes", "box", *METHODS)
 """Keys of a line of own.grounding.jsonl; without weights, where the connector has none, they are null."""
 Progress = Callable[[int, int], None]
@@ -78,20 +80,22 @@ def _ground_rows(
 ) -> dict[str, Any]:
     """Ground the answers to rows with a box, those that are not in the file yet. Returns the scores by method."""
     path = out / f"{shard.named('own')}.grounding.jsonl"
-    with RowFile("--out", str(path), [("the data", source)], report, (*GROUNDED, "by"), "grounding") as file:
+    with RowFile("--out", str(path), [("the data", source)], report, (*GROUNDED, "by"), "grounding", ANOTHER) as file:
         file.check_all_by(examinee.by)
-        progress(len(file.rows), len(boxed))
-        if len(file.rows) < len(boxed):
+        missing = boxed.keys() - file.rows.keys()
+        progress(len(boxed) - len(missing), len(boxed))
+        if missing:
             loaded = examinee.loaded(report)
             for key, item in _questions(source):
-                if key in boxed and key not in file.rows:
+                if key in missing:
                     with quiet():
                         found = {"id": item.id, **_ground(loaded, item.question, item.images[0], boxed[key]["got"])}
                     found |= {"box": boxed[key]["about"]["box"], "by": dict(examinee.by)}
                     file.append([json.dumps(found)])
                     file.rows[key] = found
-                    progress(len(file.rows), len(boxed))
-        return _fits(file.rows.values())
+                    missing.remove(key)
+                    progress(len(boxed) - len(missing), len(boxed))
+        return _fits([row for key, row in file.rows.items() if key in boxed])
 
 
 def _questions(source: str) -> Iterator[tuple[str, Item]]:

@@ -28,10 +28,12 @@ class RowFile:
         say: Callable[[str], None],
         columns: Sequence[str],
         what: str,
+        advice: str = ANOTHER,
     ):
-        """`option` names the file, `what` a row, which has the keys `columns`, `id` first; `say` is told a warning."""
+        """`option` names the file, `what` a row, which has the keys `columns`, `id` first; `say` is told a warning, and
+        `advice` is what to do where the file is another one."""
         self.option, self.out, self.path = option, out, followed(out)
-        self.columns, self.what = columns, what
+        self.columns, self.what, self.advice = columns, what, advice
         check_place(option, out)
         try:
             check_output(option, out, inputs, lambda file: True)  # its rows are looked at below
@@ -67,7 +69,7 @@ class RowFile:
             row = self._row(line)
             if row is None:
                 raise Misuse(
-                    f"{self.option} is {self.out}, whose line {number} is no {self.what} of this command; {ANOTHER}"
+                    f"{self.option} is {self.out}, whose line {number} is no {self.what} of this command; {self.advice}"
                 )
             rows[json.dumps(row["id"])] = {**row, "line": number}
         self._mend(content[whole:], rows)
@@ -95,10 +97,11 @@ class RowFile:
         elif rows or FIRST_KEY.startswith(rest[: len(FIRST_KEY)]) or not rest.strip(b"\0"):
             self._cut(self._size() - len(rest))
         else:
-            raise Misuse(f"{self.option} is {self.out}, whose line 1 is no {self.what} of this command; {ANOTHER}")
+            raise Misuse(f"{self.option} is {self.out}, whose line 1 is no {self.what} of this command; {self.advice}")
 
-    def check_by(self, found: dict, by: dict, advice: str = ANOTHER) -> None:
+    def check_by(self, found: dict, by: dict, advice: str | None = None) -> None:
         """Check that a row says that `by` gave it, the name of the checkpoint aside. Raises Misuse."""
+        advice = advice or self.advice
         was, where = found.get("by"), f"{self.option} is {self.out}, whose line {found['line']}"
         if not isinstance(was, dict):
             raise Misuse(f"{where} does not say what answered it; {advice}")

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import sys
 import warnings
 from contextlib import contextmanager
@@ -175,6 +176,39 @@ def train(name: str, overrides: list[str], out: str | None, resume: bool) -> Non
         leave_others()
     if is_first_process():
         print(folder / "model.safetensors")
+
+
+def merge_adapters(source: str, out: str, model: str | None) -> None:
+    """Write a model with its adapters merged to the new folder `out`, which is there whole or not at all."""
+    from .checkpoint import quiet
+    from .outputs import check_place
+
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise Misuse(f"OUT is {out}, which exists already; name a new folder")
+    check_place("OUT", out)
+    try:
+        import peft  # noqa: F401  (whether it is there)
+
+        from .train.errors import ConfigError
+        from .train.post.adapters import base_of, merge
+    except ModuleNotFoundError as error:
+        raise Failure(f"adapters needs {error.name}; pip install 'firebolt-vl[train]'") from None
+    unfinished = target.absolute().with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with quiet(), _plain_warnings():
+            base = base_of(Path(source)) if model is None else model
+            merge(Path(source), base, unfinished)
+        if target.is_dir():
+            target.rmdir()
+        unfinished.replace(target)
+    except ConfigError as error:
+        raise Misuse(str(error)) from None
+    except OSError as error:
+        raise (disk_failure(error) or Failure(f"OUT is {out}: {first_line(error)}")) from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    print(target / "model.safetensors")
 
 
 def ablate(tables: list[str], seeds: int, out: str, quick: bool, processes: int | None) -> None:

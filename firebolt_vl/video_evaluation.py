@@ -7,15 +7,28 @@ from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
 from .ask import TokenClock
-from .errors import Failure, first_line
+from .errors import Failure, Misuse, first_line
 from .evaluate.benchmarks import CHOSEN
 from .evaluate.items import Item
+from .evaluate.rows import is_hub_id
 from .evaluation import Asking, Examinee
 from .files.problems import BadRow
-from .watch import generate, inputs_of, load_foveated, look, open_source
+from .watch import generate, inputs_of, load_foveated, open_source
 
 if TYPE_CHECKING:
     from .checkpoint import Loaded
+
+
+def root_of(given: str | None, source: str) -> Path:
+    """The folder of the videos: the one that is given, or that of the data. Raises Misuse."""
+    path = Path(source)
+    if given is None:
+        if is_hub_id(source):
+            raise Misuse(f"--video-root is missing; expected the folder of the videos, since --data is {source}, an id")
+        return path if path.is_dir() else path.parent
+    if not Path(given).is_dir():
+        raise Misuse(f"--video-root is {given}, which is no folder; expected that of the videos")
+    return Path(given)
 
 
 class VideoExaminee(Examinee):
@@ -54,22 +67,24 @@ class Watching(Asking):
             try:
                 got, chosen = self._watch(item)
             except (Failure, RuntimeError, ValueError, MemoryError) as error:
-                found.append((place, item, BadRow("no answer", first_line(error)), 0.0))
+                found.append((place, item, BadRow("not answered", first_line(error)), 0.0))
                 continue
             about = {**item.about, CHOSEN: ascii_uppercase[chosen]}
             found.append((place, item._replace(about=about), got, time.perf_counter() - start))
         return found
 
     def _watch(self, item: Item) -> tuple[str, int]:
-        """The answer in words, and the number of the option with the lowest mean cross-entropy."""
+        """The answer in words, and the number of the option with the lowest mean cross-entropy, after one look."""
+        import torch
+
         from .evaluate.choices import choose
 
         model, processor = self.loaded.model, self.loaded.processor
         source = open_source(str(self.root / str(item.video)), self.frames)
         inputs = inputs_of(self.loaded, source, item.question)
-        mode = model.config.mode
-        tokens = generate(model, inputs, look(model, inputs, mode), self.max_new_tokens, None, TokenClock())
-        shown = {"images": source.frames[0]} if source.times is None else {"videos": [source.frames]}
-        chosen, _ = choose(model, processor, item.bare, item.options, mode, **shown)
+        with torch.no_grad():
+            visual = model.get_visual_tokens(inputs["frames"], inputs["frame_mask"])
+        tokens = generate(model, inputs, visual, self.max_new_tokens, None, TokenClock())
+        chosen, _ = choose(model, processor, item.bare, item.options, visual=visual)
         self.watched += 1
         return processor.decode(tokens, skip_special_tokens=True).strip(), chosen

@@ -90,16 +90,16 @@ class Checkpoints:
         save_states(unfinished, self.states, self.accelerator)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            files = {str(file.relative_to(unfinished)): _sums(file) for file in _files(unfinished)}
+            files = {str(file.relative_to(unfinished)): sums_of(file) for file in files_below(unfinished)}
             processes = self.accelerator.num_processes
             manifest = {"format": FORMAT, "step": step, "processes": processes, "notes": notes, "files": files}
-            whole = {"manifest": manifest, "sum": _sum_of(manifest)}
+            whole = {"manifest": manifest, "sum": sum_of(manifest)}
             (unfinished / MANIFEST).write_text(json.dumps(whole, indent=1), encoding="utf-8")
-            for file in _files(unfinished):
-                _flush(file)
+            for file in files_below(unfinished):
+                flush(file)
             self._remove(step)
             unfinished.rename(self.path(step))
-            _flush(self.folder)
+            flush(self.folder)
             for old in self.steps()[self.keep :]:
                 self._remove(old)
         self.accelerator.wait_for_everyone()
@@ -174,11 +174,13 @@ class Checkpoints:
             shutil.rmtree(going)
 
 
-def _files(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
+    """The files in a folder and in those below it, by name."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _sums(file: Path) -> list:
+def sums_of(file: Path) -> list:
+    """The size of a file and its SHA-256."""
     with file.open("rb") as data:
         return [file.stat().st_size, hashlib.file_digest(data, "sha256").hexdigest()]
 
@@ -189,7 +191,7 @@ def _verified(folder: Path, step: int) -> dict:
         raise ValueError(f"{MANIFEST} is missing")
     whole = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     manifest = whole["manifest"]
-    if whole["sum"] != _sum_of(manifest):
+    if whole["sum"] != sum_of(manifest):
         raise ValueError(f"{MANIFEST} is not what was written")
     if "format" not in manifest:
         raise OtherFormat(
@@ -203,7 +205,7 @@ def _verified(folder: Path, step: int) -> dict:
     for name, sums in manifest["files"].items():
         if not (folder / name).is_file():
             raise ValueError(f"{name} is missing")
-        if _sums(folder / name) != sums:
+        if sums_of(folder / name) != sums:
             raise ValueError(f"{name} is not what was written")
     return manifest
 
@@ -217,11 +219,12 @@ def _check_notes(notes: dict) -> None:
         raise ValueError(f"{MANIFEST}: skipped and in_a_row are {counts}; expected counts")
 
 
-def _sum_of(manifest: dict) -> str:
+def sum_of(manifest: dict) -> str:
+    """The SHA-256 of what a manifest says."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Write a file's contents onto the disk itself, since a machine may lose power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

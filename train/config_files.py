@@ -12,6 +12,7 @@ from ..files.writing import words
 from .config import EITHER, RECIPES, Config
 from .errors import ConfigError
 from .keys import check_choice, meant
+from .post.config import POST
 
 SHIPPED = Path(__file__).parent / "configs"
 
@@ -24,10 +25,17 @@ def shipped() -> list[str]:
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     """The configuration in a TOML or YAML file, or of a shipped name, with `key=value` after it laid over.
 
-    A value is read as TOML where it can be (`max_steps=10`, `train=["connector"]`, `lora.rank=8`), else as text.
+    A value is read as TOML where it can be (`max_steps=10`, `train=["connector"]`, `lora.rank=8`), else as text. After
+    the name of a recipe by trl (sft, dpo, grpo) a file may come: its keys, in the place of those that ship.
     Raises ConfigError.
     """
-    values = _read(name)
+    if name in POST and overrides and "=" not in overrides[0]:
+        values = {"recipe": name, **_read(overrides[0])}
+        if values["recipe"] != name:
+            raise ConfigError(f"{overrides[0]} is of recipe {values['recipe']!r}; expected {name!r}, or no recipe")
+        overrides = overrides[1:]
+    else:
+        values = _read(name)
     told = {override.partition("=")[0] for override in overrides}
     for one, other in (*EITHER, *(pair[::-1] for pair in EITHER)):
         if one in told and other not in told:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ..cmm.precision import WideParameters
 from ..model import FireboltForConditionalGeneration, FireboltProcessor
-from .config import EPOCHS, RowsConfig
+from .config import RowsConfig
 from .data import BatchOrder, Collator, Conversations, Problem
 from .data.batches import MicroBatch, StepBatches
 from .data.chat import IGNORED
@@ -24,6 +24,7 @@ from .interrupts import ignore_interrupts, interrupts_held
 from .loop import Job, agreed
 from .models import choose_parts, part_modules, save_trained, start_model
 from .optimizer import parameter_groups, set_learning_rates
+from .run_config import EPOCHS, RunConfig
 from .states import States
 
 TEXT = ("input_ids", "attention_mask", "labels")
@@ -243,7 +244,7 @@ class ConversationsJob(Job):
 
 
 def read_data(
-    config: RowsConfig, processor: FireboltProcessor, report: Callable[[Problem], None], **reading
+    config: RunConfig, processor: FireboltProcessor, report: Callable[[Problem], None], **reading
 ) -> tuple[Conversations, np.ndarray, np.ndarray, Conversations]:
     """The data, the rows of it to train on, those held out, and the data that these are rows of.
 

@@ -126,7 +126,8 @@ def read_history(file: Path) -> list[dict]:
 
 def holds_run(out: Path) -> bool:
     """Tell whether a run wrote a folder: of one model, or of several seeds below it."""
-    found = (out / HISTORY, *out.glob(f"seed-*/{HISTORY}"), *out.glob("checkpoints/step-*"))
+    kept = (*out.glob("checkpoints/step-*"), *out.glob("checkpoints/checkpoint-*"))
+    found = (out / HISTORY, *out.glob(f"seed-*/{HISTORY}"), *kept)
     return any(path.exists() for path in found)
 
 
@@ -224,12 +225,18 @@ def skipped_words(skipped: int, steps: int) -> str:
 
 
 def save_model(job: Job, folder: Path, accelerator: Accelerator) -> None:
-    """The model's files in `folder`, each renamed into its place when all of them are written, the weights last.
-
-    Raises TrainingError where they cannot be written, or weights are not finite; what was there stays.
-    """
+    """Write the model of a job (`write_model`). Raises TrainingError where weights are not finite too."""
     if (name := not_finite(job.states(), accelerator)) is not None:
         raise TrainingError(f"{name} is not finite; the model is not written to {folder}. A lower rate may help (lr=)")
+    write_model(job.save, folder, accelerator)
+
+
+def write_model(write: Callable[[Path], None], folder: Path, accelerator: Accelerator) -> None:
+    """A model's files in `folder`, each renamed into its place when all of them are written, the weights last.
+
+    `write` writes them into the folder that it is given; every process calls this, and `write` is called by each.
+    Raises TrainingError where they cannot be written; what was there stays.
+    """
     # Within the folder, which may be a link to another disk.
     unfinished = folder / ".unfinished"
     try:
@@ -237,7 +244,7 @@ def save_model(job: Job, folder: Path, accelerator: Accelerator) -> None:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
         accelerator.wait_for_everyone()
-        job.save(unfinished)
+        write(unfinished)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             for file in sorted(unfinished.iterdir(), key=lambda file: file.suffix == ".safetensors"):

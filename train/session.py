@@ -21,6 +21,16 @@ def is_first_process() -> bool:
 
 def new_accelerator(trackers: list[str], folder: Path, cpu: bool = False) -> Accelerator:
     """One that leaves numbers as they are: autocast and accumulation are the job's. Raises ConfigError."""
+    check_trackers(trackers)
+    # It says of each checkpoint that tied weights are written once.
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    # Where it is not told, accelerate lets several processes without a GPU know nothing of one another.
+    cpu = cpu or not torch.accelerator.is_available()
+    return Accelerator(mixed_precision="no", cpu=cpu, log_with=trackers or None, project_dir=str(folder / "logs"))
+
+
+def check_trackers(trackers: list[str]) -> None:
+    """Check that trackers are ones that accelerate knows and that are installed. Raises ConfigError."""
     for tracker in trackers:
         check_choice("trackers", tracker, [one.value for one in LoggerType if one != LoggerType.ALL])
     if "tensorboard" in trackers and find_spec("tensorboard") is None:
@@ -31,11 +41,6 @@ def new_accelerator(trackers: list[str], folder: Path, cpu: bool = False) -> Acc
     for tracker in trackers:
         if tracker not in there:
             raise ConfigError(f"trackers is {tracker}, which is not installed; install it, or leave it out")
-    # It says of each checkpoint that tied weights are written once.
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
-    # Where it is not told, accelerate lets several processes without a GPU know nothing of one another.
-    cpu = cpu or not torch.accelerator.is_available()
-    return Accelerator(mixed_precision="no", cpu=cpu, log_with=trackers or None, project_dir=str(folder / "logs"))
 
 
 def close(accelerator: Accelerator) -> None:

@@ -7,14 +7,17 @@ from pathlib import Path
 from accelerate.utils import set_seed
 
 from ..model.places import PlaceError, find_here
-from .config import EVAL_EVERY, Config, FoveatedConfig, RowsConfig, TinyConfig
+from .config import Config, FoveatedConfig, RowsConfig, TinyConfig
 from .conversations import ConversationsJob
 from .data import Problem
 from .errors import ConfigError
 from .foveated.job import FoveatedJob
 from .loop import LoopOptions, run, skipped_words
 from .outputs import alone_in, check_out, keep_config
+from .post.config import PostConfig
+from .post.run import train_post
 from .progress import Shown
+from .run_config import EVAL_EVERY
 from .session import close, is_first_process, new_accelerator
 from .tiny.recipe import train_tiny
 
@@ -43,6 +46,8 @@ def train(
             check_out(folder, resume)
         if isinstance(config, TinyConfig):
             train_tiny(config, folder, resume, note)
+        elif isinstance(config, PostConfig):
+            train_post(config, folder, resume, note, report)
         else:
             train_on_rows(config, folder, resume, note, report)
     return folder
@@ -97,7 +102,7 @@ def check_inputs(config: Config) -> None:
     if config.image_root is not None and not Path(config.image_root).is_dir():
         raise ConfigError(f"image_root is {config.image_root}; expected a folder that exists")
     for key in ("model", "decoder", "vision", "tokenizer"):
-        if (place := getattr(config, key)) is not None:
+        if (place := getattr(config, key, None)) is not None:
             try:
                 find_here(place)
             except PlaceError as error:

@@ -15,6 +15,7 @@ MANY_GRIDS = (
     correlation(1, 16, 200, 90, "masks", **FILM),
 )
 LONG = convolution(3, 1, 1100, "spectrum")
+PRODUCTS = convolution(2, 2, 70, "channels last", P=2)
 STEP = sequence(2, 3, 1, 32)
 GRIDS = correlation(1, 16, 200, 90, "masks", "dropout", **FILM)
 COPIED = sequence(1, 2, 1030, 16, "channels last")
@@ -76,6 +77,12 @@ CASES: dict[str, tuple[Case, ...]] = {
         convolution(2, 2, 500, "gate", "spectrum", "fast"),
         LONG,
         convolution(2, 1, 2100, "gate", "spectrum", "fast"),
+        PRODUCTS,
+        convolution(2, 2, 130, "gate", P=4),
+        convolution(1, 2, 150, "gate", texts=5, P=3),
+        convolution(3, 2, 90, "gate", "strided", P=3),
+        convolution(3, 2, 100, "gate", "spectrum", P=3),
+        convolution(1, 1, 1100, "spectrum", P=2),
     ),
     "diagonal_scan": SCANS,
     "selective_scan": (
@@ -92,6 +99,6 @@ CASES: dict[str, tuple[Case, ...]] = {
 
 # Few, with every kernel among them: the quick cases, and what these leave out.
 EACH_KERNEL: dict[str, tuple[Case, ...]] = {
-    op: tuple(case for case in cases if case.quick or case in (LONG, STEP, GRIDS, COPIED))
+    op: tuple(case for case in cases if case.quick or case in (LONG, PRODUCTS, STEP, GRIDS, COPIED))
     for op, cases in CASES.items()
 }

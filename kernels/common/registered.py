@@ -49,7 +49,9 @@ def register(
     memory for one number; None for the others. Of an argument that is None: None.
 
     Arguments:
-        schema: PyTorch's, with neither name nor defaults, such as "(Tensor x, Tensor? bias, SymInt L) -> Tensor".
+        schema: PyTorch's, without a name, such as "(Tensor x, Tensor? bias, SymInt L) -> Tensor". A default ("Tensor?
+            y=None") is for an argument that the op did not always have, so that programs exported before still load;
+            `forward` has the same default, since PyTorch leaves out what equals it.
         forward: called with the arguments of the schema. No output may share memory with an argument.
         fake: called alike; allocates the outputs.
         kept: how many of the last outputs are not for callers but for the backward functions, which get them as they
@@ -58,12 +60,13 @@ def register(
     Returns: the op, called with the arguments of the schema. Without gradients it is `forward` itself.
     """
     arguments, _, returned = schema.removeprefix("(").partition(") -> ")
-    names = [argument.split()[-1] for argument in arguments.split(", ")]
+    all_given = ", ".join(argument.partition("=")[0] for argument in arguments.split(", "))
+    names = [argument.split()[-1] for argument in all_given.split(", ")]
     count = returned.count("Tensor")
     forward = replay.replayed(forward)  # for compiled graphs, which call the op itself
     op = torch.library.custom_op(f"{NAMESPACE}::{name}", forward, mutates_args=(), schema=schema)
     op.register_fake(fake)
-    steps = [_register_backward(backward, arguments, names, count, kept) for backward in backwards]
+    steps = [_register_backward(backward, all_given, names, count, kept) for backward in backwards]
 
     def save(ctx: Any, inputs: tuple, output: Tensor | tuple[Tensor, ...]) -> None:
         outputs = output if isinstance(output, tuple) else (output,)

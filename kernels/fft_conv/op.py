@@ -1,4 +1,4 @@
-"""Causal convolution with a skip and a gate: the public function, and its Triton kernels as a registered op."""
+"""Causal convolution with a skip, products of inputs and a gate: the public function, its Triton kernels as an op."""
 
 import torch
 from torch import Tensor
@@ -26,10 +26,11 @@ def fft_conv(
     k_spectrum: Tensor | None = None,
     precision: str = "accurate",
     cu_seqlens: Tensor | None = None,
+    product_weights: Tensor | None = None,
 ) -> Tensor:
-    """Causal convolution of each channel with its own kernel, plus a skip, gated:
+    """Causal convolution of each channel with its own kernel, plus a skip and products of neighbouring inputs, gated:
 
-        y_t = gate_t (sum_{s <= t} k_{t-s} u_s + d u_t)
+        y_t = gate_t (sum_{s <= t} k_{t-s} u_s + d u_t + sum_{p = 2 .. P} a_p u_t u_{t-1} ... u_{t-p+1})
 
     Arguments:
         u: inputs [B, D, L], real.
@@ -44,26 +45,41 @@ def fft_conv(
             takes 2e-3 and 2e-4. Taps of float16 end at 65504.
         cu_seqlens: borders [texts + 1] of sequences packed into one row (B = 1), int32 or int64, from 0 to L: each is
             convolved alone, as if it were a row of its own.
+        product_weights: a_p [D, P - 1], real, of the products of p = 2 .. P inputs. Before a sequence all inputs are 0.
 
     Returns: y [B, D, L] in the dtype of u. Half precision is computed in float32.
 
     Raises TypeError for a wrong dtype and ValueError for a wrong shape, value or device.
 
-    Source: S4 (Gu et al. 2021, arXiv 2111.00396), section 2.4.
+    Source: S4 (Gu et al. 2021, arXiv 2111.00396), section 2.4; the products, Liquid-S4 (Hasani et al. 2022, arXiv
+    2209.12951), section 3.
     """
     check_given("fft_conv", u=u, k=k)
-    check_shapes("fft_conv", u=(u, "B D L"), k=(k, "D K"), d_skip=(d_skip, "D"), gate=(gate, "B D L"))
-    check_dtypes("fft_conv", REAL, u=u, k=k, d_skip=d_skip, gate=gate)
+    check_shapes(
+        "fft_conv",
+        u=(u, "B D L"),
+        k=(k, "D K"),
+        d_skip=(d_skip, "D"),
+        gate=(gate, "B D L"),
+        product_weights=(product_weights, "D orders"),
+    )
+    check_dtypes("fft_conv", REAL, u=u, k=k, d_skip=d_skip, gate=gate, product_weights=product_weights)
     check_dtypes("fft_conv", COMPLEX, k_spectrum=k_spectrum)
-    check_not_empty("fft_conv", u=u, k=k)
+    check_not_empty("fft_conv", u=u, k=k, **({} if product_weights is None else {"product_weights": product_weights}))
     check_one_of("fft_conv", "precision", precision, PRECISIONS)
     check_packed("fft_conv", u, cu_seqlens)
     if k_spectrum is not None:
         if cu_seqlens is not None:
             raise ValueError("fft_conv: k_spectrum and cu_seqlens are both given; expected one of them")
         _check_spectrum(u, k, k_spectrum)
-    options = {"gate": gate, "k_spectrum": k_spectrum, "precision": precision, "cu_seqlens": cu_seqlens}
-    chosen = choose("fft_conv", u, k, d_skip, gate, k_spectrum)
+    options = {
+        "gate": gate,
+        "k_spectrum": k_spectrum,
+        "precision": precision,
+        "cu_seqlens": cu_seqlens,
+        "product_weights": product_weights,
+    }
+    chosen = choose("fft_conv", u, k, d_skip, gate, k_spectrum, product_weights)
     with without_autocast(u.device):
         if chosen == "triton":
             return convolve_by(_choose_form(u, k_spectrum, cu_seqlens), u, k, d_skip, **options)
@@ -89,14 +105,15 @@ def convolve_by(
     k_spectrum: Tensor | None = None,
     precision: str = "accurate",
     cu_seqlens: Tensor | None = None,
+    product_weights: Tensor | None = None,
 ) -> Tensor:
     """`fft_conv` where Triton's kernels run, by "toeplitz", "monarch" or "vendor"."""
     if form == "vendor":
-        return pytorch.fft_conv(u, k, d_skip, gate=gate, k_spectrum=k_spectrum)
+        return pytorch.fft_conv(u, k, d_skip, gate=gate, k_spectrum=k_spectrum, product_weights=product_weights)
     if form == "monarch":
         L, taps = u.shape[-1], k.shape[-1]
         k = torch.fft.rfft(k[:, :L].float(), transform_size(L, taps)) if k_spectrum is None else k_spectrum
-    return _fft_conv(u, k, d_skip, gate, cu_seqlens, precision == "fast")
+    return _fft_conv(u, k, d_skip, gate, cu_seqlens, precision == "fast", product_weights)
 
 
 def _check_spectrum(u: Tensor, k: Tensor, k_spectrum: Tensor) -> None:
@@ -109,32 +126,35 @@ def _check_spectrum(u: Tensor, k: Tensor, k_spectrum: Tensor) -> None:
         )
 
 
-def _forward(u, k, d_skip, gate, cu_seqlens, fast) -> Tensor:
+def _forward(u, k, d_skip, gate, cu_seqlens, fast, product_weights=None) -> Tensor:
     from . import triton_monarch, triton_toeplitz
 
     if k.is_complex():
-        return triton_monarch.monarch(u, k, d_skip, gate, fast)
-    return triton_toeplitz.toeplitz(u, k, d_skip, gate, cu_seqlens, fast)
+        return triton_monarch.monarch(u, k, d_skip, gate, fast, product_weights)
+    return triton_toeplitz.toeplitz(u, k, d_skip, gate, cu_seqlens, fast, product_weights)
 
 
 def _fake(u, *rest):
     return u.new_empty(u.shape)
 
 
-def _backward(grads, u, k, d_skip, gate, cu_seqlens, fast) -> tuple[Tensor | None, ...]:
-    from . import triton_monarch, triton_toeplitz
+def _backward(grads, u, k, d_skip, gate, cu_seqlens, fast, product_weights=None) -> tuple[Tensor | None, ...]:
+    from . import triton_monarch, triton_products, triton_toeplitz
 
     (dy,) = grads
+    of_products = triton_products.gradient_of_weights(dy, u, product_weights, gate, cu_seqlens)
     if not k.is_complex():
-        return triton_toeplitz.toeplitz_backward(dy, u, k, d_skip, gate, cu_seqlens, fast)
-    du, dk, dgate = triton_monarch.monarch_backward(dy, u, k, d_skip, gate, fast)
-    return du, dk, triton_toeplitz.skip_gradient(dy, u, gate, d_skip), dgate
+        found = triton_toeplitz.toeplitz_backward(dy, u, k, d_skip, gate, cu_seqlens, fast, product_weights)
+        return *found, of_products
+    du, dk, dgate = triton_monarch.monarch_backward(dy, u, k, d_skip, gate, fast, product_weights)
+    return du, dk, triton_toeplitz.skip_gradient(dy, u, gate, d_skip), dgate, of_products
 
 
 _fft_conv = register(
     "fft_conv",
-    "(Tensor u, Tensor k, Tensor? d_skip, Tensor? gate, Tensor? cu_seqlens, bool fast) -> Tensor",
+    "(Tensor u, Tensor k, Tensor? d_skip, Tensor? gate, Tensor? cu_seqlens, bool fast, Tensor? product_weights=None) "
+    "-> Tensor",
     _forward,
     _fake,
-    Backward("fft_conv_backward", ("u", "k", "d_skip", "gate"), _backward),
+    Backward("fft_conv_backward", ("u", "k", "d_skip", "gate", "product_weights"), _backward),
 )

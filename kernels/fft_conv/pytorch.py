@@ -22,36 +22,59 @@ def fft_conv(
     k_spectrum: Tensor | None = None,
     precision: str = "accurate",
     cu_seqlens: Tensor | None = None,
+    product_weights: Tensor | None = None,
 ) -> Tensor:
-    """y_t = gate_t (sum_{s <= t} k_{t-s} u_s + d u_t) by the algorithm that `choose_algorithm` names.
+    """y_t = gate_t (sum_{s <= t} k_{t-s} u_s + d u_t + sum_p a_p u_t u_{t-1} ... u_{t-p+1}).
 
-    Everything is computed in float32 or wider, whatever `precision` allows. Packed sequences are convolved one by one.
+    The convolution is by the algorithm that `choose_algorithm` names. Everything is computed in float32 or wider,
+    whatever `precision` allows. Packed sequences are convolved one by one.
     """
-    dtype = compute_dtype(u, k, d_skip, gate, k_spectrum)
+    dtype = compute_dtype(u, k, d_skip, gate, k_spectrum, product_weights)
     x = u.to(dtype)
+    weights = None if product_weights is None else product_weights.to(dtype)
     if k_spectrum is not None:
         size = 2 * (k_spectrum.shape[-1] - 1)
         spectrum = k_spectrum if d_skip is None else k_spectrum + d_skip.to(dtype).unsqueeze(-1)
         y = torch.fft.irfft(torch.fft.rfft(x, n=size) * spectrum, n=size)[..., : u.shape[-1]]
+        y = _with_products(y, x, weights)
     else:
         k = k[:, : u.shape[-1]].to(dtype)
         if d_skip is not None:
             # The skip is one more weight at lag 0.
             k = torch.cat([k[:, :1] + d_skip.to(dtype).unsqueeze(-1), k[:, 1:]], -1)
         if cu_seqlens is None:
-            y = _convolve(x, k)
+            y = _convolve(x, k, weights)
         else:
             # `split`, so that the gradients of the sequences are put side by side, not each among zeros.
             texts = x.split(cu_seqlens.diff().tolist(), -1)
-            y = torch.cat([_convolve(text, k[:, : text.shape[-1]]) for text in texts if text.shape[-1]], -1)
+            y = torch.cat([_convolve(text, k[:, : text.shape[-1]], weights) for text in texts if text.shape[-1]], -1)
     if gate is not None:
         y = y * gate
     return y.to(u.dtype)
 
 
-def _convolve(u: Tensor, k: Tensor) -> Tensor:
+def _convolve(u: Tensor, k: Tensor, weights: Tensor | None) -> Tensor:
     batch, width, L = u.shape
-    return ALGORITHMS[choose_algorithm(L, width, batch, u.dtype, u.device)](u, k)
+    y = ALGORITHMS[choose_algorithm(L, width, batch, u.dtype, u.device)](u, k)
+    return _with_products(y, u, weights)
+
+
+def _with_products(y: Tensor, u: Tensor, weights: Tensor | None) -> Tensor:
+    """y + sum_p a_p u_t u_{t-1} ... u_{t-p+1} of one text u [B,D,L]; weights [D,P-1], None: y."""
+    if weights is None:
+        return y
+    product = u
+    for delay, weight in enumerate(weights.unsqueeze(-1).unbind(1), start=1):
+        product = product * _delayed(u, min(delay, u.shape[-1]))
+        y = torch.addcmul(y, product, weight)
+    return y
+
+
+def _delayed(u: Tensor, steps: int) -> Tensor:
+    """u [B,D,L] `steps` later, zeros before; it lies in memory as u does, with time or with channels last."""
+    if u.stride(1) == 1:
+        return F.pad(u.mT, (0, 0, steps, -steps)).mT
+    return F.pad(u, (steps, -steps))
 
 
 def convolve_direct(u: Tensor, k: Tensor) -> Tensor:

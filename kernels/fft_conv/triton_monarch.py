@@ -31,7 +31,9 @@ from .triton_monarch_passes import (
     monarch_middle_kernel,
     monarch_middle_spectrum_kernel,
 )
+from .triton_products import Products, products_of
 from .triton_transform import (
+    add_products_of_pair,
     apply_spectrum,
     finish_pair,
     frequencies,
@@ -56,6 +58,7 @@ def monarch_kernel(
     spectrum,  # Strided [D,N/2+1,2] float32, N = HEIGHT WIDTH
     d_skip_ptr,  # [D], contiguous, or None
     gate,  # Strided [B,D,L] or None
+    products,  # Products or None: with REVERSE their gradient
     y,  # Strided [B,D,L]
     B,
     L,
@@ -75,6 +78,7 @@ def monarch_kernel(
     f = frequencies(0, 1, HEIGHT, WIDTH)
     real, imag = apply_spectrum(real, imag, spectrum, d, f, HEIGHT * WIDTH, WIDTH, REVERSE)
     real, imag = transform_back(real, imag, ROWS, HEIGHT, WIDTH, OPERAND, PRECISION)
+    real, imag = add_products_of_pair(real, imag, products, pair, d, t, B, L, REVERSE)
     finish_pair(real, imag, x, d_skip_ptr, gate, y, pair, d, t, B, L, REVERSE)
 
 
@@ -176,16 +180,19 @@ def _convolve(
     gate: Tensor | None,
     y: Tensor,
     plan: _Plan,
+    products: Products | None,
     rows: Tensor | None = None,
     reverse: bool = False,
 ) -> None:
-    """y = gate (k * x + d x), or the transpose of this applied to x; `rows` are those of `_first`, where there are."""
+    """y = gate (k * x + d x + products), or the transpose of gate (k * x + d x) applied to x, plus gradients of the
+    products; `rows` are those of `_first`, where there are."""
     B, D, L = x.shape
     pairs = triton.cdiv(B, 2)
     ends = {
         "x": strided(x),
         "d_skip_ptr": contiguous(d_skip),
         "gate": strided(gate),
+        "products": products,
         "y": strided(y),
         "B": B,
         "L": L,
@@ -295,25 +302,40 @@ def _of(channels: slice, tensor: Tensor | None, axis: int = 1) -> Tensor | None:
     return tensor[channels] if axis == 0 else tensor[:, channels]
 
 
-def monarch(u: Tensor, spectrum: Tensor, d_skip: Tensor | None, gate: Tensor | None, fast: bool) -> Tensor:
-    """y [B,D,L] in the dtype of u [B,D,L]; spectrum [D,N/2+1] complex64, d_skip [D], gate [B,D,L]."""
+def monarch(
+    u: Tensor, spectrum: Tensor, d_skip: Tensor | None, gate: Tensor | None, fast: bool, weights: Tensor | None
+) -> Tensor:
+    """y [B,D,L] in the dtype of u [B,D,L]; spectrum [D,N/2+1] complex64, d_skip [D], gate [B,D,L], weights [D,P-1]."""
     spectrum = torch.view_as_real(spectrum.resolve_conj())
-    return _in_blocks(u, spectrum, d_skip, gate, u.dtype, fast)
+    return _in_blocks(u, spectrum, d_skip, gate, weights, u.dtype, fast)
 
 
 def _in_blocks(
-    u: Tensor, spectrum: Tensor, d_skip: Tensor | None, gate: Tensor | None, dtype: torch.dtype, fast: bool
+    u: Tensor,
+    spectrum: Tensor,
+    d_skip: Tensor | None,
+    gate: Tensor | None,
+    weights: Tensor | None,
+    dtype: torch.dtype,
+    fast: bool,
 ) -> Tensor:
     y = torch.empty(u.shape, dtype=dtype, device=u.device)
     given = [u, y] if gate is None else [u, y, gate]
     plan = _Plan(spectrum, u.shape[2], fast, *given, one_kernel_up_to=ONE_KERNEL_UP_TO)
     for c in _blocks(u, plan):
-        _convolve(u[:, c], spectrum[c], _of(c, d_skip, 0), _of(c, gate), y[:, c], plan)
+        products = products_of(u[:, c], _of(c, weights, 0))
+        _convolve(u[:, c], spectrum[c], _of(c, d_skip, 0), _of(c, gate), y[:, c], plan, products)
     return y
 
 
 def monarch_backward(
-    dy: Tensor, u: Tensor, spectrum: Tensor, d_skip: Tensor | None, gate: Tensor | None, fast: bool
+    dy: Tensor,
+    u: Tensor,
+    spectrum: Tensor,
+    d_skip: Tensor | None,
+    gate: Tensor | None,
+    fast: bool,
+    weights: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """du, the gradient of the spectrum, and that of the gate where there is one."""
     spectrum = torch.view_as_real(spectrum.resolve_conj())
@@ -330,6 +352,7 @@ def monarch_backward(
             _first(early, None, plan, rows[0])
             _first(late, gated, plan, of_late)
         parts.append(_of_spectrum(late, early, gated, plan, rows))
-        _convolve(late, spectrum[c], _of(c, d_skip, 0), gated, du[:, c], plan, of_late, reverse=True)
-    dgate = None if gate is None else _in_blocks(u, spectrum, d_skip, dy, gate.dtype, fast)
+        products = products_of(early, _of(c, weights, 0), late, gated)
+        _convolve(late, spectrum[c], _of(c, d_skip, 0), gated, du[:, c], plan, products, of_late, reverse=True)
+    dgate = None if gate is None else _in_blocks(u, spectrum, d_skip, dy, weights, gate.dtype, fast)
     return du, torch.cat(parts), dgate

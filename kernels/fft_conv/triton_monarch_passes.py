@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from .triton_transform import (
+    add_products_of_pair,
     apply_spectrum,
     finish_pair,
     frequencies,
@@ -129,6 +130,7 @@ def monarch_last_kernel(
     x,  # Strided [B,D,L]
     d_skip_ptr,  # [D], contiguous, or None
     gate,  # Strided [B,D,L] or None
+    products,  # Products or None: with REVERSE their gradient
     y,  # Strided [B,D,L]
     B,
     L,
@@ -162,4 +164,5 @@ def monarch_last_kernel(
         real += part_real
         imag += part_imag
     t = n[:, None] * INNER + column[None, :]
+    real, imag = add_products_of_pair(real, imag, products, pair, d, t, B, L, REVERSE)
     finish_pair(real, imag, x, d_skip_ptr, gate, y, pair, d, t, B, L, REVERSE)

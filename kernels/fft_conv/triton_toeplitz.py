@@ -18,7 +18,9 @@ from ..common.strided import load, strided
 from ..common.triton_tiles import DTYPES, HALF, slots_of
 from ..configurations import configured
 from ..launch import interpreting, launch
-from .triton_toeplitz_operands import BLOCK, COPIES, packed_columns, padded_rows, scales_of, shifted_taps
+from .triton_columns import load_columns, packed_columns
+from .triton_products import Products, add_gradients, add_products, products_of
+from .triton_toeplitz_operands import BLOCK, COPIES, padded_rows, scales_of, shifted_taps
 
 # Steps of a chunk: few enough that the half of its own block that is zeros costs little, and of long rows more, since
 # each block of taps then serves as many columns with half of the loads.
@@ -28,25 +30,7 @@ STEPS, STEPS_OF_TERMS = 64, 32
 COLUMNS, COLUMNS_OF_TERMS = 128, 64
 # Vectors of 16 bytes are loaded where what lies before them is known to be a multiple of this.
 ALIGNED = 16
-
-
-@triton.jit
-def _columns(table_ptr, column, columns, B, L):
-    """Load a column's row, the start and length of its text, and which of its chunks it is (-1: none).
-
-    Without packing the columns are (chunk, row), so that a block of them has few chunks and one row makes many columns.
-    """
-    if table_ptr is None:
-        row = (column % B).to(tl.int64)
-        start = column * 0
-        length = start + L
-        chunk = tl.where(column < columns, column // B, -1)
-    else:
-        row = (column * 0).to(tl.int64)
-        start = tl.load(table_ptr + column, mask=column < columns, other=0)
-        length = tl.load(table_ptr + columns + column, mask=column < columns, other=0)
-        chunk = tl.load(table_ptr + 2 * columns + column, mask=column < columns, other=-1)
-    return row, start, length, chunk
+_COPIES = tl.constexpr(COPIES)
 
 
 @triton.jit
@@ -78,8 +62,9 @@ def _split(rest, kind: tl.constexpr, last: tl.constexpr):
 @triton.jit(do_not_specialize=["B", "columns", "lag_blocks"])
 def toeplitz_kernel(
     x,  # Strided [B,D,chunks CHUNK], whose steps are next to each other; of packed texts [1,D,columns CHUNK]
-    taps_ptr,  # [D,TAP_TERMS,COPIES,width], contiguous: see `shifted_taps_kernel`
+    taps_ptr,  # [D,TAP_TERMS,_COPIES,width], contiguous: see `shifted_taps_kernel`
     scales,  # of x [B,D] and of the taps [D], both float32 and contiguous, or None: see `scales_kernel`
+    products,  # Products or None: with REVERSE their gradient
     gate,  # Strided [B,D,L] or None
     table_ptr,  # [3,columns] int32, contiguous, or None: see `packed_columns_kernel`
     y_ptr,  # [B,D,L], contiguous
@@ -91,7 +76,6 @@ def toeplitz_kernel(
     REVERSE: tl.constexpr,  # the transposed product, in which time runs backwards
     CHUNK: tl.constexpr,
     STEPS: tl.constexpr,  # of the input in one product, a part of CHUNK
-    COPIES: tl.constexpr,
     COLUMNS: tl.constexpr,
     X_TERMS: tl.constexpr,
     TAP_TERMS: tl.constexpr,
@@ -104,21 +88,21 @@ def toeplitz_kernel(
     blocks = tl.cdiv(columns, COLUMNS)
     d = (tl.program_id(0) // blocks).to(tl.int64)
     column = (tl.program_id(0) % blocks) * COLUMNS + tl.arange(0, COLUMNS)
-    row, start, length, chunk = _columns(table_ptr, column, columns, B, L)
+    row, start, length, chunk = load_columns(table_ptr, column, columns, B, L)
     parts: tl.constexpr = CHUNK // STEPS
     i, j = tl.arange(0, CHUNK), tl.arange(0, STEPS)
     begin = _begin(x, table_ptr, row, column, chunk, CHUNK)
     width = lag_blocks * STEPS + CHUNK
-    block_ptr = taps_ptr + d * (TAP_TERMS * COPIES) * width
+    block_ptr = taps_ptr + d * (TAP_TERMS * _COPIES) * width
     step: tl.constexpr = STEPS if REVERSE else -STEPS
     if REVERSE:  # from a chunk's first step on: T_m[j, i] = k[STEPS m + j - i]
         last = tl.where(chunk >= 0, (length - 1) // STEPS - chunk * parts, -1)
         tile_ptr = x.ptr + d * x.strides[1]
-        block = (i % COPIES * width - i // COPIES * COPIES)[:, None] + (CHUNK + j)[None, :]
+        block = (i % _COPIES * width - i // _COPIES * _COPIES)[:, None] + (CHUNK + j)[None, :]
     else:  # from its last steps back: T_m[j, i] = k[STEPS m + i - j - (CHUNK - STEPS)]
         last = tl.where(chunk >= 0, (chunk + 1) * parts - 1, -1)
         tile_ptr = x.ptr + d * x.strides[1] + (CHUNK - STEPS)
-        block = (j % COPIES * width - j // COPIES * COPIES)[:, None] + (STEPS + i)[None, :]
+        block = (j % _COPIES * width - j // _COPIES * _COPIES)[:, None] + (STEPS + i)[None, :]
     tile = begin[:, None] + j[None, :]
     terms: tl.constexpr = max(X_TERMS, TAP_TERMS)
     acc = tl.zeros([COLUMNS, CHUNK], tl.float32)
@@ -131,12 +115,18 @@ def toeplitz_kernel(
         for x_term in tl.static_range(X_TERMS):
             part, rest = _split(rest, taps_ptr.dtype.element_ty, x_term + 1 == X_TERMS)
             for tap_term in tl.static_range(min(TAP_TERMS, terms - x_term)):
-                taps = tl.load(block_ptr + tap_term * COPIES * width + m * STEPS + block)
+                taps = tl.load(block_ptr + tap_term * _COPIES * width + m * STEPS + block)
                 acc = tl.dot(part, tl.trans(taps) if REVERSE else taps, acc, input_precision="ieee")
     if scales is not None:
         acc = acc * (1 / scale[:, None]) * (1 / tl.load(scales[1] + d))
     t = chunk[:, None] * CHUNK + i[None, :]
     inside = (chunk >= 0)[:, None] & (t < length[:, None])
+    if products is not None:
+        place = row[:, None], d, start[:, None].to(tl.int64)
+        if REVERSE:
+            acc = add_gradients(acc, products, place, length[:, None], t.to(tl.int64), inside)
+        else:
+            acc = add_products(acc, products, place, t.to(tl.int64), inside)
     t = (start[:, None] + t).to(tl.int64)
     if gate is not None:
         acc *= load(gate, (row[:, None], d, t), mask=inside).to(tl.float32)
@@ -176,7 +166,7 @@ def toeplitz_taps_kernel(
         first = tl.maximum(first, m * B // COLUMNS)  # earlier columns are of chunks before m
     for block in range(first, end):
         column = block * COLUMNS + tl.arange(0, COLUMNS)
-        row, _, _, chunk = _columns(table_ptr, column, columns, B, L)
+        row, _, _, chunk = load_columns(table_ptr, column, columns, B, L)
         inside = (chunk >= m)[:, None]
         place = _begin(late, table_ptr, row, column, chunk, CHUNK)[:, None] + i[None, :]
         late_rest = tl.load(late.ptr + d * late.strides[1] + place, mask=inside, other=0.0)
@@ -293,19 +283,22 @@ def _convolve(
     y: Tensor,
     tile: _Tile,
     terms: _Terms,
+    products: Products | None,
     reverse: bool = False,
 ) -> Tensor:
-    """gate (k * x + d x) in y [B,D,L], or the transpose of k * x + d x, for x in `rows`."""
+    """gate (k * x + d x + products) in y [B,D,L] for x in `rows`; reverse: the transpose of k * x + d x, plus gradients
+    of the products."""
     B, D, L = y.shape
     K = min(k.shape[1], L)
     # Where rows are not aligned, or texts are not, numbers are stored one by one, and their addresses want registers.
     vectors = L % ALIGNED == 0 and tile.table is None
-    columns = COLUMNS if terms.rows == 1 and vectors and tile.columns > COLUMNS_OF_TERMS else COLUMNS_OF_TERMS
+    many = terms.rows == 1 and vectors and products is None and tile.columns > COLUMNS_OF_TERMS
+    columns = COLUMNS if many else COLUMNS_OF_TERMS
     most = CHUNK * (COLUMNS if vectors else COLUMNS_OF_TERMS)  # outputs that four warps have registers for
     tiles = {
         "STEPS": STEPS if terms.rows == terms.taps == 1 else STEPS_OF_TERMS,
         "COLUMNS": columns,
-        "num_warps": 8 if tile.chunk * columns > most or tile.table is not None else 4,
+        "num_warps": 8 if tile.chunk * columns > most or tile.table is not None or products is not None else 4,
         "num_stages": 3,
     }
     tiles = configured(toeplitz_kernel, rows, {"columns": tile.columns, "D": D, "L": L, "K": K}, tiles)
@@ -319,6 +312,7 @@ def _convolve(
         x=strided(rows),
         taps_ptr=shifted_taps(k, d_skip, of_taps, K, width, tile.chunk, terms.dtype, terms.taps),
         scales=None if of_taps is None else (scales_of(rows, L), of_taps),
+        products=products,
         gate=strided(gate),
         y_ptr=y,
         B=B,
@@ -326,7 +320,6 @@ def _convolve(
         lag_blocks=lag_blocks,
         D=D,
         REVERSE=reverse,
-        COPIES=COPIES,
         X_TERMS=terms.rows,
         TAP_TERMS=terms.taps,
         **tiles | {"STEPS": steps},
@@ -392,13 +385,19 @@ def _kind(k: Tensor, d_skip: Tensor | None) -> torch.dtype:
 
 
 def toeplitz(
-    u: Tensor, k: Tensor, d_skip: Tensor | None, gate: Tensor | None, cu_seqlens: Tensor | None, fast: bool
+    u: Tensor,
+    k: Tensor,
+    d_skip: Tensor | None,
+    gate: Tensor | None,
+    cu_seqlens: Tensor | None,
+    fast: bool,
+    weights: Tensor | None,
 ) -> Tensor:
-    """y [B,D,L] in the dtype of u [B,D,L]; k [D,K], d_skip [D], gate [B,D,L]; cu_seqlens as in the op."""
+    """y [B,D,L] in the dtype of u [B,D,L]; k [D,K], d_skip [D], gate [B,D,L]; cu_seqlens, weights as in the op."""
     tile = _tile_of(u, cu_seqlens)
     terms = _terms(u.dtype, _kind(k, d_skip), fast, u, long=tile.long)
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-    return _convolve(_rows(u, None, tile, u.dtype), k, d_skip, gate, y, tile, terms)
+    return _convolve(_rows(u, None, tile, u.dtype), k, d_skip, gate, y, tile, terms, products_of(u, weights))
 
 
 def toeplitz_backward(
@@ -409,6 +408,7 @@ def toeplitz_backward(
     gate: Tensor | None,
     cu_seqlens: Tensor | None,
     fast: bool,
+    weights: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """The gradients of u, k, d_skip and gate in their dtypes; None where there is none."""
     tile, taps = _tile_of(u, cu_seqlens), _kind(k, d_skip)
@@ -416,11 +416,13 @@ def toeplitz_backward(
     late = _rows(dy, gate, tile, dy.dtype if exact else torch.float32)
     early = _rows(u, None, tile, u.dtype)
     du = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-    _convolve(late, k, d_skip, None, du, tile, _terms(late.dtype, taps, fast, u, long=tile.long), reverse=True)
+    terms = _terms(late.dtype, taps, fast, u, long=tile.long)
+    _convolve(late, k, d_skip, None, du, tile, terms, products_of(u, weights, dy, gate), reverse=True)
     dgate = None
     if gate is not None:
         dgate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-        _convolve(early, k, d_skip, dy, dgate, tile, _terms(u.dtype, taps, fast, gate, long=tile.long))
+        terms = _terms(u.dtype, taps, fast, gate, long=tile.long)
+        _convolve(early, k, d_skip, dy, dgate, tile, terms, products_of(u, weights))
     of_taps = tile if tile.table is not None else _tile_of(u, None, CHUNK)
     rounded_to = [k] if d_skip is None else [k, d_skip]
     dk, dd_skip = _gradient_of_taps(

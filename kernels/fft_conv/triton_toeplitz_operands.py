@@ -1,4 +1,4 @@
-"""Operands of the products of `triton_toeplitz.py`, in Triton: shifted taps, padded rows, columns of packed texts.
+"""Operands of the products of `triton_toeplitz.py`, in Triton: shifted taps, padded rows, their scales.
 
 They are written once, so that the loop of products has no gathers, no masks inside a chunk and no unaligned addresses.
 """
@@ -114,43 +114,6 @@ def padded_rows_kernel(
     tl.store(rows, tile, mask=(d < D)[:, None])
 
 
-@triton.jit(do_not_specialize=["texts", "columns"])
-def packed_columns_kernel(
-    borders_ptr,  # [texts+1] int32 or int64, contiguous
-    table_ptr,  # [3,columns] int32, contiguous
-    texts,
-    columns,
-    CHUNK: tl.constexpr,
-    TEXTS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """Each program finds COLUMNS columns: the start and length of a column's text, and which of its chunks it is.
-
-    Texts are cut into chunks, one after the other. -1 is the chunk of a column beyond the last.
-    """
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    text = tl.zeros([COLUMNS], tl.int32)  # how many texts end before the column, in columns
-    first = tl.zeros([COLUMNS], tl.int32)  # and where the last of them does
-    end_before = tl.zeros([], tl.int32)
-    for block in range(0, texts, TEXTS):
-        i = block + tl.arange(0, TEXTS)
-        start = tl.load(borders_ptr + i, mask=i < texts, other=0)
-        length = tl.load(borders_ptr + i + 1, mask=i < texts, other=0) - start
-        chunks = tl.cdiv(length.to(tl.int32), CHUNK)
-        end = end_before + tl.cumsum(chunks, 0)
-        before = (end[None, :] <= column[:, None]) & (i < texts)[None, :]
-        text += tl.sum(before.to(tl.int32), 1)
-        first = tl.maximum(first, tl.max(tl.where(before, end[None, :], 0), 1))
-        end_before += tl.sum(chunks, 0)
-    there = text < texts
-    start = tl.load(borders_ptr + text, mask=there, other=0)
-    end = tl.load(borders_ptr + text + 1, mask=there, other=0)
-    inside = column < columns
-    tl.store(table_ptr + column, start.to(tl.int32), mask=inside)
-    tl.store(table_ptr + columns + column, (end - start).to(tl.int32), mask=inside)
-    tl.store(table_ptr + 2 * columns + column, tl.where(there, column - first, -1), mask=inside)
-
-
 def scales_of(x: Tensor, L: int, d_skip: Tensor | None = None) -> Tensor:
     """Powers of two [B,D] that take the first L numbers of each row of x [B,D,*], plus d_skip [D], near 2^14."""
     B, D, _ = x.shape
@@ -223,26 +186,3 @@ def padded_rows(
         num_warps=4,
     )
     return rows
-
-
-def packed_columns(cu_seqlens: Tensor, L: int, chunk: int) -> Tensor:
-    """The columns of packed texts, as many as there can be: [3, columns].
-
-    They are made anew in each call, on the device and in one launch: what a cache had found by the tensor's identity
-    and version would be wrong as soon as a CUDA graph is replayed, whose inputs change with no one's knowledge.
-    """
-    texts = cu_seqlens.numel() - 1
-    table = torch.empty(3, triton.cdiv(L, chunk) + texts, dtype=torch.int32, device=cu_seqlens.device)
-    launch(
-        packed_columns_kernel,
-        (triton.cdiv(table.shape[1], 32),),
-        borders_ptr=cu_seqlens.contiguous(),
-        table_ptr=table,
-        texts=texts,
-        columns=table.shape[1],
-        CHUNK=chunk,
-        TEXTS=64,
-        COLUMNS=32,
-        num_warps=4,
-    )
-    return table

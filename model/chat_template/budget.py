@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
+from jinja2.exceptions import TemplateError
 from jinja2.utils import Namespace
 
 # Steps of one rendering (some 30 ns each): an operation takes STEP, a value that is looked at VALUE, a character that
@@ -16,8 +17,8 @@ MOST_BITS = 4096
 current: ContextVar["Budget"] = ContextVar("current")
 
 
-class ChatTemplateError(ValueError):
-    """A chat template that cannot be rendered, or not within limits."""
+class ChatTemplateError(ValueError, TemplateError):
+    """A chat template that cannot be rendered, or not within limits; one of Jinja's errors, as trl expects them."""
 
 
 class Budget:

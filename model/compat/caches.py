@@ -109,6 +109,8 @@ def extend(cache: Cache, kind: type[Layer]) -> Layer:
             if type(attention) is DynamicLayer:
                 change_class(attention, GrowingLayer)
     layer = kind()
+    if any(getattr(other, "record_past", False) for other in cache.layers):
+        layer.activate_past_recording()
     cast("list[Any]", cache.layers).append(layer)  # it does what is asked of a layer, and derives from none
     change_class(cache, ExtendedDynamicCache if type(cache) is DynamicCache else ExtendedStaticCache)
     return layer

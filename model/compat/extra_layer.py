@@ -76,12 +76,12 @@ class ExtraLayer:
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last `-tokens_to_remove` text columns (a number <= 0, as transformers has it), and nothing else.
 
-        Raises ValueError for more columns than were seen.
+        With 0 the layer may drop what it recorded for a crop. Raises ValueError for more columns than were seen.
         """
         if tokens_to_remove > 0:
             raise ValueError(f"crop: tokens_to_remove is {tokens_to_remove}; expected minus the number to forget, <= 0")
         forgotten = -tokens_to_remove
-        if forgotten == 0 or not self.begun:
+        if not self.begun:
             return
         if forgotten > self.columns:
             raise ValueError(
@@ -92,7 +92,7 @@ class ExtraLayer:
         self.columns -= forgotten
 
     def _forget(self, columns: int) -> None:
-        """Take the last text columns out of the memory; `columns` itself is set by `crop`."""
+        """Take the last text columns, or none, out of the memory; `columns` itself is set by `crop`."""
 
     def get_max_length(self) -> int:
         return -1

@@ -28,7 +28,7 @@ from ..packing import check_prompts, kept_columns
 from .cache_firebolt import ConnectorCacheLayer
 from .configuration_firebolt import FireboltConfig
 from .fusion import summarize_prompt
-from .grids import GRID_ARGUMENTS, PIXEL_ARGUMENTS, Grids, named_grids
+from .grids import GRID_ARGUMENTS, PIXEL_ARGUMENTS, Grids, named_grids, rows_with_images
 from .grounding import Grounding, ground
 from .miniature import miniature_of
 from .modeling_firebolt import FireboltModel, FireboltPreTrainedModel, check_same_images
@@ -98,6 +98,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         tile_mask: Tensor | None = None,
         image_mask: Tensor | None = None,
         grid_boxes: Tensor | None = None,
+        image_position_ids: Tensor | None = None,
+        pixel_attention_mask: Tensor | None = None,
         grids: Tensor | None = None,
         grid_mask: Tensor | None = None,
         grid_images: Tensor | None = None,
@@ -139,6 +141,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
             tile_mask=tile_mask,
             image_mask=image_mask,
             grid_boxes=grid_boxes,
+            image_position_ids=image_position_ids,
+            pixel_attention_mask=pixel_attention_mask,
             grids=grids,
             grid_mask=grid_mask,
             grid_images=grid_images,
@@ -251,7 +255,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
             if kwargs.get("grids") is not None:
                 raise ValueError("generate: pixel_values and grids are both given; expected at most one of them")
             if memory is not None:
-                check_same_images(memory, pixels.get("image_mask"))
+                told = rows_with_images(pixels.get("image_mask"), pixels.get("pixel_attention_mask"))
+                check_same_images(memory, told)
             else:
                 pixels = {name: value.to(self.device) for name, value in pixels.items() if value is not None}
                 kwargs.update(zip(GRID_ARGUMENTS, self.get_grids(**pixels)))

@@ -26,6 +26,8 @@ class FireboltConfig(PreTrainedConfig):
         connector: `"cmm"` (the Cross-Modal Modulator), or, to compare with, `"prepend"` or `"cross_attend"`.
         fusion: what the decoder gets from the CMM: `"replace"` (its output in the place of the text embeddings),
             `"concat"` (prompt, modulated prompt, answer) or `"pool"` (one pooled vector before the text).
+        image_token_id: id of the token that stands for an image in a text, as trainers and engines ask for it (trl
+            suppresses it while it samples). Firebolt-VL has none: -1, an id that no token has.
 
     Raises:
         ValueError: a size that cannot be, an unknown connector or fusion, a fusion with a connector other than `"cmm"`,
@@ -44,6 +46,7 @@ class FireboltConfig(PreTrainedConfig):
     cmm_config: dict | CMMConfig | None = None
     connector: str = "cmm"
     fusion: str = "replace"
+    image_token_id: int = -1
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):

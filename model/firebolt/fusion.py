@@ -72,7 +72,7 @@ class Fusion:
         self.connector = connector
         self.fusion = fusion
         self.memory = memory
-        self.started = memory is not None and memory.columns > 0
+        self.started = memory is not None and memory.begun
 
     def decoder_inputs(
         self,
@@ -93,13 +93,14 @@ class Fusion:
         if memory is not None and not self.started:
             self._begin(memory, text, seen)
         if not self.connector.inserts_grids and self.fusion == "replace":
-            decoder = self._replaced(text, seen, attention_mask, position_ids, prompt_mask)
+            decoder = self._replaced(text, seen, attention_mask, position_ids)
         else:
             decoder = self._packed(text, self._layout(text, seen, prompt_mask, prompt_summary))
         if memory is not None:
             assert memory.kept is not None  # since `_begin`
             memory.columns += text.shape[1]
             memory.kept = memory.kept + text.lengths
+            memory.record(text.embeddings, text.mask)
         return decoder
 
     @staticmethod
@@ -113,34 +114,29 @@ class Fusion:
             return seen.rows
         return self.memory.image_rows if self.memory is not None else None
 
-    def _connect(self, text: Tensor, mask: Tensor | None, seen: Grids | None, history: int = 0) -> Tensor:
+    def _connect(self, text: Tensor, mask: Tensor | None, seen: Grids | None) -> Tensor:
         """The connector's output, leaving its state in the memory where there is one."""
         memory = self.memory
-        if memory is not None and (state := memory.state) is not None:
-            if text.shape[1] == 1 and not history and mask is None:
-                output, memory.state = self.connector.step(text, state)
-            else:
-                output, memory.state = self.connector.prefill(text, text_mask=mask, state=state, history=history)
-            return output
-        assert seen is not None  # what there is no state of comes with this call
-        grids = (seen.features, mask, seen.mask, seen.boxes)
-        if memory is None:
-            return self.connector(text, *grids, grid_images=seen.images)
-        output, memory.state = self.connector.prefill(text, *grids, grid_images=seen.images, history=history)
+        state = memory.state_of(self.connector) if memory is not None else None
+        if memory is None or state is None:
+            assert seen is not None  # what there is no state of comes with this call
+            if memory is None:
+                return self.connector(text, seen.features, mask, seen.mask, seen.boxes, grid_images=seen.images)
+            state = self.connector.encode_grids(seen.features, seen.mask, seen.boxes, grid_images=seen.images)
+            memory.start(state)
+        if text.shape[1] == 1 and mask is None:
+            output, memory.state = self.connector.step(text, state)
+        else:
+            output, memory.state = self.connector.prefill(text, text_mask=mask, state=state)
         return output
 
     def _replaced(
-        self,
-        text: Text,
-        seen: Grids | None,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        prompt_mask: Tensor | None,
+        self, text: Text, seen: Grids | None, attention_mask: Tensor | None, position_ids: Tensor | None
     ) -> DecoderInputs:
         """T positions: the connector's output in the rows with an image, the text embeddings in the others."""
         embeddings = text.embeddings
         if (rows := self._image_rows(seen)) is not None:
-            connected = self._connect(embeddings, text.mask, seen, self._history(text, prompt_mask))
+            connected = self._connect(embeddings, text.mask, seen)
             embeddings = torch.where(rows[:, None, None], connected.to(embeddings.dtype), embeddings)
         if position_ids is None:
             position_ids = self._positions(text.shape, text.mask, embeddings.device)
@@ -148,13 +144,6 @@ class Fusion:
                 assert self.memory.kept is not None
                 position_ids = position_ids + self.memory.kept[:, None]
         return DecoderInputs(embeddings, attention_mask, position_ids)
-
-    def _history(self, text: Text, prompt_mask: Tensor | None) -> int:
-        """Count this call's columns that a crop may have to forget: guesses of an assistant, never the prompt."""
-        if self.memory is None or not self.memory.record_past:
-            return 0
-        prompt = prompt_mask.shape[1] if prompt_mask is not None and not self.started else 0
-        return max(text.shape[1] - prompt, 0)
 
     @staticmethod
     def _positions(shape: torch.Size, mask: Tensor | None, device: torch.device) -> Tensor:

@@ -6,7 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-PIXEL_ARGUMENTS = ("pixel_values", "pixel_tiles", "tile_mask", "image_mask")
+from .sheets import unpacked
+
+PIXEL_ARGUMENTS = (
+    *("pixel_values", "pixel_tiles", "tile_mask", "image_mask"),
+    *("image_position_ids", "pixel_attention_mask"),
+)
 GRID_ARGUMENTS = ("grids", "grid_mask", "grid_boxes", "grid_images")
 
 
@@ -64,9 +69,21 @@ def views_of(
     tile_mask: Tensor | None,
     image_mask: Tensor | None,
     grid_boxes: Tensor | None,
+    image_position_ids: Tensor | None,
+    pixel_attention_mask: Tensor | None,
 ) -> Views:
     """Return the views of a batch, given as in `FireboltModel.get_grids`. Raises ValueError for other shapes."""
-    if pixel_values.dim() == 4:
+    if image_position_ids is not None:
+        given = {"pixel_tiles": pixel_tiles, "tile_mask": tile_mask, "image_mask": image_mask, "grid_boxes": grid_boxes}
+        if twice := [name for name, tensor in given.items() if tensor is not None]:
+            raise ValueError(
+                f"FireboltModel: {', '.join(twice)} and image_position_ids are both given; expected all views in "
+                "pixel_values, or each kind in its own argument"
+            )
+        pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes = unpacked(
+            pixel_values, image_position_ids, pixel_attention_mask
+        )
+    elif pixel_values.dim() == 4:
         pixel_values = pixel_values.unsqueeze(1)
         pixel_tiles, tile_mask, image_mask, grid_boxes = (
             tensor.unsqueeze(1) if tensor is not None else None
@@ -75,6 +92,12 @@ def views_of(
     if pixel_values.dim() != 5:
         raise ValueError(
             f"FireboltModel: pixel_values has shape {list(pixel_values.shape)}; expected [B,3,S,S] or [B,I,3,S,S]"
+        )
+    if pixel_tiles is None and tile_mask is None:
+        raise ValueError(
+            "FireboltModel: pixel_tiles is not given with pixel_values; expected all views of an image, which whatever "
+            "passed on pixel_values alone has dropped: let the image processor put them all there (packed=True). For "
+            "global views alone, tile_mask is [B,0]"
         )
     batch_size, images = pixel_values.shape[:2]
     tiles = pixel_tiles.shape[2] if pixel_tiles is not None else 0
@@ -95,6 +118,15 @@ def views_of(
             )
     image_mask = image_mask.bool()
     return Views(pixel_values, pixel_tiles, image_mask, tile_mask.bool() & image_mask[..., None], grid_boxes)
+
+
+def rows_with_images(image_mask: Tensor | None, pixel_attention_mask: Tensor | None) -> Tensor | None:
+    """Return which rows have an image, [B] bool, as `FireboltModel.get_grids` is told; None where it is not told."""
+    if pixel_attention_mask is not None:
+        return pixel_attention_mask > 0
+    if image_mask is None or image_mask.dim() == 1:
+        return image_mask if image_mask is None else image_mask.bool()
+    return image_mask.bool().flatten(1).any(-1)
 
 
 def encode_views(views: Views, pool: Callable[[Tensor], Tensor], width: int, dtype: torch.dtype) -> Grids:

@@ -12,6 +12,9 @@ from .. import images as pictures
 from ..image_processing import BatchFeature, ImageProcessor
 from ..pixels import as_rgb, check_pixels, levels_of, normalise
 from . import tiling as tilings
+from .sheets import PACKED_NAMES, ImageViews, packed_batch
+
+SEPARATE_NAMES = ("pixel_values", "pixel_tiles", "tile_mask", "image_mask", "grid_boxes")
 
 
 class FireboltImagesKwargs(ImagesKwargs, total=False):
@@ -19,6 +22,7 @@ class FireboltImagesKwargs(ImagesKwargs, total=False):
     tile_size: int | None
     tile_overlap: int | None
     max_tiles: int | None
+    packed: bool | None
 
 
 class FireboltImageProcessor(ImageProcessor):
@@ -41,10 +45,12 @@ class FireboltImageProcessor(ImageProcessor):
             is bilinear without antialiasing, as the original's is.
         rescale_factor, image_mean, image_std: pixels become (level * rescale_factor - mean) / std; SigLIP's 1/255, 0.5
             and 0.5. A factor of 1/256 gives (level - 128) / 128.
+        packed: all views of an image come on one sheet in `pixel_values`, with keys that trainers of the field pass on
+            (trl's GRPO and RLOO drop all others), in the place of five inputs; False.
     """
 
     valid_kwargs = FireboltImagesKwargs
-    model_input_names = ["pixel_values", "pixel_tiles", "tile_mask", "image_mask", "grid_boxes"]
+    model_input_names = [*SEPARATE_NAMES, *PACKED_NAMES[1:]]
 
     image_mean = (0.5, 0.5, 0.5)
     image_std = (0.5, 0.5, 0.5)
@@ -53,6 +59,7 @@ class FireboltImageProcessor(ImageProcessor):
     tile_size = 128
     tile_overlap = 2
     max_tiles = 4
+    packed = False
 
     def __init__(self, **kwargs: Unpack[FireboltImagesKwargs]):
         super().__init__(**kwargs)
@@ -74,6 +81,12 @@ class FireboltImageProcessor(ImageProcessor):
             view first. An axis I follows B in all five if a row has more than one image. What is not there is 0 under
             a False mask, and its box the whole image. Nothing at all if no row has an image.
 
+            With `packed`, for the n images of all rows: `pixel_values` [n,3,H,W] float32, the global view at the top
+            left of a sheet and its tiles beside it; `image_position_ids` [n,1+M,2,4] int64, (y0, x0, y1, x1) of each
+            view on the sheet and of what it shows in pixels of the image as it was cut, -1 where there is no view;
+            `pixel_attention_mask` [B] int64, how many images each row has. All but n is the same for every batch,
+            except with compatible tiling of images that are not resized.
+
         Raises:
             TypeError, ValueError, OSError: something that is no image, or cannot be read as one.
         """
@@ -91,9 +104,7 @@ class FireboltImageProcessor(ImageProcessor):
             raise ValueError(f"{owner}: tile_overlap is {overlap}; expected 0 to tile_size - 1 = {tile - 1}")
         if max_tiles < 1:
             raise ValueError(f"{owner}: max_tiles is {max_tiles}; expected at least 1")
-        count = max_tiles
-        if tiling == "compatible":
-            count = tilings.count_compatible(side, side, tile, overlap)
+        count = self._room(settings)
         check_pixels(side**2 + count * tile**2, count)
 
     def _batch(self, images: Any, channels_first: bool | None, **settings) -> dict[str, Any]:
@@ -103,9 +114,10 @@ class FireboltImageProcessor(ImageProcessor):
         if not any(views):
             return {}
         size, tile_size = self._side_of(settings["size"]), settings["tile_size"]
-        most_images = max(len(row) for row in views)
-        most_tiles = max(len(tiles) for row in views for _, tiles, _ in row)
-        lead = (len(views), most_images)
+        most_tiles = max(len(image.tiles) for row in views for image in row)
+        if settings["packed"]:
+            return packed_batch(views, size, tile_size, max(most_tiles, self._room(settings)))
+        lead = (len(views), max(len(row) for row in views))
         pixel_values = np.zeros((*lead, 3, size, size), dtype=np.float32)
         pixel_tiles = np.zeros((*lead, most_tiles, 3, tile_size, tile_size), dtype=np.float32)
         tile_mask = np.zeros((*lead, most_tiles), dtype=bool)
@@ -113,16 +125,24 @@ class FireboltImageProcessor(ImageProcessor):
         # A box of size 0 would have no logarithm: what is not there gets the box of the whole image.
         grid_boxes = np.tile(np.array([0, 0, 1, 1], dtype=np.float32), (*lead, 1 + most_tiles, 1))
         for b, row in enumerate(views):
-            for i, (whole, tiles, boxes) in enumerate(row):
-                pixel_values[b, i] = whole
-                pixel_tiles[b, i, : len(tiles)] = tiles
-                tile_mask[b, i, : len(tiles)] = True
+            for i, image in enumerate(row):
+                tiles = len(image.tiles)
+                pixel_values[b, i] = image.whole
+                pixel_tiles[b, i, :tiles] = image.tiles
+                tile_mask[b, i, :tiles] = True
                 image_mask[b, i] = True
-                grid_boxes[b, i, : len(boxes)] = boxes
-        batch = dict(zip(self.model_input_names, (pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes)))
-        if most_images == 1:
+                grid_boxes[b, i, : 1 + tiles] = tilings.relative_boxes(image.boxes, image.height, image.width)
+        batch = dict(zip(SEPARATE_NAMES, (pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes)))
+        if lead[1] == 1:
             batch = {name: array[:, 0] for name, array in batch.items()}
         return batch
+
+    def _room(self, settings: dict[str, Any]) -> int:
+        """Count the tiles of an image as large as the global view; with native tiling the most of any image."""
+        if settings["tiling"] == "native":
+            return settings["max_tiles"]
+        side = self._side_of(settings["size"])
+        return tilings.count_compatible(side, side, settings["tile_size"], settings["tile_overlap"])
 
     def _views(
         self,
@@ -135,8 +155,8 @@ class FireboltImageProcessor(ImageProcessor):
         do_resize: bool,
         resample: PILImageResampling,
         **pixel_rule,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Normalised global view [3,S,S] and tiles [N,3,t,t], and the boxes [1+N,4] of all."""
+    ) -> ImageViews:
+        """Cut an image into its views, normalised."""
         side = self._side_of(size)
         if tiling == "native":
             rows, columns = tilings.native_grid(image.height, image.width, tile_size, max_tiles)
@@ -151,8 +171,9 @@ class FireboltImageProcessor(ImageProcessor):
             boxes = tilings.compatible_boxes(height, width, tile_size, tile_overlap)
             whole = tilings.resize_bilinear(tiled, side, side)
         tiles = tilings.cut(tiled, boxes, tile_size)
-        relative = tilings.relative_boxes(boxes, *tiled.shape[1:])
-        return normalise(whole, **pixel_rule), normalise(tiles, **pixel_rule), relative
+        return ImageViews(
+            normalise(whole, **pixel_rule), normalise(tiles, **pixel_rule), boxes, tiled.shape[1], tiled.shape[2]
+        )
 
 
 def image_rows(images) -> list[list]:

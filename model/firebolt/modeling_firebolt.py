@@ -32,7 +32,7 @@ from ..packing import has_hole
 from .cache_firebolt import ConnectorCacheLayer
 from .configuration_firebolt import FireboltConfig
 from .fusion import DecoderInputs, Fusion, Text
-from .grids import Grids, encode_views, given_grids, views_of
+from .grids import Grids, encode_views, given_grids, rows_with_images, views_of
 
 CONNECTOR_CLASSES: dict[str, type[Connector]] = {
     "cmm": CrossModalModulator,
@@ -105,14 +105,21 @@ class FireboltModel(FireboltPreTrainedModel):
         tile_mask: Tensor | None = None,
         image_mask: Tensor | None = None,
         grid_boxes: Tensor | None = None,
+        image_position_ids: Tensor | None = None,
+        pixel_attention_mask: Tensor | None = None,
     ) -> Grids:
         """Encode every image of the batch once: one call of the vision tower for each view size.
 
         pixel_values [B,3,S,S] or [B,I,3,S,S]; pixel_tiles [B,M,3,t,t] or [B,I,M,3,t,t]; tile_mask [B,M] or [B,I,M];
         image_mask [B] or [B,I]; grid_boxes [B,1+M,4] or [B,I,1+M,4]. Masked views are not encoded; their features
-        are zero. G = I (1 + M), image by image, the global view first.
+        are zero. G = I (1 + M), image by image, the global view first. Packed views are pixel_values [n,3,H,W] with
+        image_position_ids [n,1+M,2,4] and pixel_attention_mask [B]; see FireboltImageProcessor.
+
+        Raises ValueError where a shape is not as above, or the tiles are missing.
         """
-        views = views_of(pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes)
+        views = views_of(
+            *(pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes, image_position_ids, pixel_attention_mask)
+        )
         return encode_views(views, self._pool_views, backbone(self.config.vision_config).hidden_size, self.dtype)
 
     def _pool_views(self, pixels: Tensor) -> Tensor:
@@ -132,6 +139,8 @@ class FireboltModel(FireboltPreTrainedModel):
         tile_mask: Tensor | None = None,
         image_mask: Tensor | None = None,
         grid_boxes: Tensor | None = None,
+        image_position_ids: Tensor | None = None,
+        pixel_attention_mask: Tensor | None = None,
         grids: Tensor | None = None,
         grid_mask: Tensor | None = None,
         grid_images: Tensor | None = None,
@@ -159,10 +168,12 @@ class FireboltModel(FireboltPreTrainedModel):
 
         seen = None
         if pixel_values is not None or grids is not None:
-            if memory is not None and memory.columns > 0:
-                check_same_images(memory, image_mask if pixel_values is not None else None)
+            if memory is not None and memory.begun:
+                told = rows_with_images(image_mask, pixel_attention_mask) if pixel_values is not None else None
+                check_same_images(memory, told)
             elif pixel_values is not None:
-                seen = self.get_grids(pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes)
+                packed = (image_position_ids, pixel_attention_mask)
+                seen = self.get_grids(pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes, *packed)
             elif grids is not None:
                 seen = given_grids(grids, grid_mask, grid_boxes, grid_images, text)
         if prompt_mask is not None and (prompt_mask.dim() != 2 or prompt_mask.shape[0] != text.shape[0]):
@@ -238,19 +249,20 @@ class FireboltModel(FireboltPreTrainedModel):
         return layer_masks(config, decoder.embeddings, mask, kept, decoder.position_ids, cache)
 
 
-def check_same_images(memory: ConnectorCacheLayer, image_mask: Tensor | None) -> None:
-    """Raise ValueError for images other than those of a cache's first turn: they are not encoded again."""
+def check_same_images(memory: ConnectorCacheLayer, rows: Tensor | None) -> None:
+    """Raise ValueError for images other than those of a cache's first turn; `rows` [B] are said to have one.
+
+    They are not encoded again.
+    """
     if memory.image_rows is None:
         raise ValueError(
             "FireboltModel: pixel_values is given with a cache whose first turn had no image; expected images in the "
             "first turn alone"
         )
-    if image_mask is not None:
-        rows = image_mask.bool().flatten(1).any(-1) if image_mask.dim() > 1 else image_mask.bool()
-        if rows.shape != memory.image_rows.shape or bool((rows != memory.image_rows).any()):
-            raise ValueError(
-                "FireboltModel: image_mask has other rows with an image; expected those of this cache's first turn"
-            )
+    if rows is not None and (rows.shape != memory.image_rows.shape or bool((rows != memory.image_rows).any())):
+        raise ValueError(
+            "FireboltModel: image_mask has other rows with an image; expected those of this cache's first turn"
+        )
 
 
 __all__ = ["FireboltModel", "FireboltPreTrainedModel", "check_same_images"]

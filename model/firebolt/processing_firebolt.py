@@ -1,5 +1,6 @@
 """FireboltProcessor: questions and images -> the inputs of the model."""
 
+import re
 from typing import Any
 
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
@@ -8,25 +9,10 @@ from ..chat_template import check_template
 from ..checkpoint_files import PROCESSORS, TOKENIZERS, check_parts
 from ..loading import open_folder, tokenizer_named
 from .image_processing_firebolt import FireboltImagesKwargs, image_rows
+from .templates import CHAT_TEMPLATE, marked
 
-# LFM2's format. Images yield nothing: no token stands for them.
-CHAT_TEMPLATE = """\
-{{- bos_token -}}
-{%- for message in messages -%}
-    {{- '<|im_start|>' + message['role'] + '\\n' -}}
-    {%- if message['content'] is string -%}
-        {{- message['content'] -}}
-    {%- else -%}
-        {%- for item in message['content'] if item['type'] == 'text' -%}
-            {{- item['text'] -}}
-        {%- endfor -%}
-    {%- endif -%}
-    {{- '<|im_end|>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{- '<|im_start|>assistant\\n' -}}
-{%- endif -%}
-"""
+# As transformers looks for them.
+GENERATION_MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class FireboltProcessorKwargs(ProcessingKwargs, total=False):
@@ -59,7 +45,9 @@ class FireboltProcessor(ProcessorMixin):
         if chat_template is None:
             chat_template = getattr(tokenizer, "chat_template", None)
         if isinstance(chat_template, str):
-            chat_template = chat_template.removeprefix("\ufeff")  # a file's byte-order mark is no part of a prompt
+            chat_template = marked(
+                chat_template.removeprefix("\ufeff")
+            )  # a file's byte-order mark is no part of a prompt
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @classmethod
@@ -73,10 +61,19 @@ class FireboltProcessor(ProcessorMixin):
     def apply_chat_template(  # pyright: ignore[reportIncompatibleMethodOverride]  # by name, so that all is checked
         self, conversation, chat_template=None, **kwargs
     ):
-        """Render a conversation like any of transformers. Raises ChatTemplateError for a template without end."""
+        """Render a conversation like any of transformers.
+
+        Raises ChatTemplateError for a template without end, and ValueError for `return_assistant_tokens_mask` where it
+        does not mark what the assistant says.
+        """
         templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
         template = templates.get(chat_template or "default", chat_template)
         if isinstance(template, str):
+            if kwargs.get("return_assistant_tokens_mask") and not GENERATION_MARKS.search(template):
+                raise ValueError(
+                    f"{type(self).__name__}: return_assistant_tokens_mask is True with a chat_template that has no "
+                    "{% generation %} marks; expected one with them, as firebolt_vl.model.CHAT_TEMPLATE is"
+                )
             variables = {"tools": None, "documents": None, "add_generation_prompt": False}
             variables |= {**self.tokenizer.special_tokens_map, **kwargs}
             for messages in _conversations(conversation):

@@ -25,9 +25,13 @@ from .visual_tokens import VisualTokens
 
 @dataclass
 class FoveatedOutput(CausalLMOutputWithPast):
-    """CausalLMOutputWithPast, and `visual`: the VisualTokens of this call; None where it has no frames."""
+    """CausalLMOutputWithPast, and `visual`: the VisualTokens of this call; None where it has no frames.
+
+    last_hidden_state [B,S,E]: what the head makes logits of, at the text.
+    """
 
     visual: VisualTokens | None = None
+    last_hidden_state: Tensor | None = None
 
 
 class FoveatedVLM(FoveatedModel, CachedGeneration, GenerationMixin):
@@ -157,6 +161,7 @@ class FoveatedVLM(FoveatedModel, CachedGeneration, GenerationMixin):
         seen = self._decoder_mask(visual.mask) if visual is not None else None
         front = visual.tokens.to(text.dtype) if visual is not None else text[:, :0]
         outputs = self._read(front, seen, text, attention_mask, cache, **kwargs)
+        text_hidden = outputs.last_hidden_state[:, -columns:]
         hidden = self._of_mode(mode, outputs.last_hidden_state, seen, columns)
         logits = product(self.llm.lm_head, kept_columns(hidden, logits_to_keep))
 
@@ -179,6 +184,7 @@ class FoveatedVLM(FoveatedModel, CachedGeneration, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             visual=visual if frames is not None else None,
+            last_hidden_state=text_hidden,
             **{CACHE: cache if use_cache else None},
         )
 

@@ -13,6 +13,7 @@ def test_the_defaults_are_the_reference_sizes():
     config = CMMConfig(**SIZES)
     assert (config.heads, config.head_dim, config.top_k, config.top_k_mode) == (4, 32, 4, "renormalize")
     assert (config.ssm, config.state_size, config.kernel_taps) == ("s4", None, None)
+    assert (config.liquid_order, config.liquid_kernel) == (2, "elementwise")
     assert (config.dropout, config.grid_positions, config.ffn_multiplier) == (0.1, True, 4)
 
 
@@ -32,7 +33,21 @@ def test_a_dictionary_round_trip_through_json_is_the_same_config():
         ({"top_k": -1}, ValueError, "top_k is -1; expected at least 0"),
         ({"top_k": True}, TypeError, "top_k is True; expected an integer"),
         ({"top_k_mode": "hard"}, ValueError, "top_k_mode is 'hard'; expected one of renormalize, truncate"),
-        ({"ssm": "liquid"}, ValueError, "ssm is 'liquid'; expected one of s4, s4d, mamba"),
+        ({"ssm": "s5"}, ValueError, "ssm is 's5'; expected one of s4, s4d, mamba, liquid"),
+        ({"ssm": "liquid", "liquid_order": 0}, ValueError, "liquid_order is 0; expected at least 1"),
+        ({"ssm": "liquid", "liquid_order": True}, TypeError, "liquid_order is True; expected an integer"),
+        (
+            {"ssm": "liquid", "liquid_kernel": "kb"},
+            ValueError,
+            "liquid_kernel is 'kb'; expected one of elementwise, pro",
+        ),
+        ({"ssm": "liquid", "state_size": 7}, ValueError, "state_size is 7; expected an even number, as liquid"),
+        ({"liquid_order": 3}, ValueError, "liquid_order is 3; expected 2, the default, where ssm is 's4'"),
+        (
+            {"liquid_kernel": "product", "ssm": "mamba"},
+            ValueError,
+            "liquid_kernel is 'product'; expected 'elementwise'",
+        ),
         ({"state_size": 0}, ValueError, "state_size is 0"),
         ({"state_size": 7}, ValueError, "state_size is 7; expected an even number, as s4"),
         ({"kernel_taps": 512, "ssm": "s4d"}, ValueError, "kernel_taps is 512; expected None where ssm is .s4d."),

@@ -118,7 +118,7 @@ def test_no_bit_before_a_change_changes(name, algorithm, text, data):
         assert torch.equal(block(x, mask)[:, :at], block(changed, mask)[:, :at])
 
 
-@pytest.mark.parametrize("name", ["s4", "s4_truncated", "s4d"])
+@pytest.mark.parametrize("name", ["s4", "s4_truncated", "liquid", "s4d"])
 @pytest.mark.parametrize("length", [100, 3000])
 def test_by_fft_nothing_before_a_change_changes_beyond_float32_s_error(name, length):
     block = make(name, torch.float32)

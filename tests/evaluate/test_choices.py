@@ -47,9 +47,14 @@ def test_the_frames_are_looked_at_once():
     looked = []
     hook = MODEL.encoder.dino.embeddings.register_forward_pre_hook(lambda _, args: looked.append(len(args[0])))
     prompt, *options = random_ids(4, 2, 2, 2)
-    option_losses(MODEL, prompt, options, make_frames([3])["frames"])
+    frames = make_frames([3])["frames"]
+    found = option_losses(MODEL, prompt, options, frames)
+    with torch.no_grad():
+        visual = MODEL.get_visual_tokens(frames)
+    again = option_losses(MODEL, prompt, options, visual=visual)
     hook.remove()
-    assert looked == [3]
+    assert looked == [3, 3]
+    assert torch.equal(again, found)
 
 
 def test_the_chosen_option_is_the_one_the_model_would_rather_say():

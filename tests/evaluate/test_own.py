@@ -52,7 +52,7 @@ def test_rows_as_training_has_them():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"question": "q"}, "no answer: answer is None"),
+        ({"question": "q"}, "no column answer: the columns are question"),
         ({"question": "q", "answer": " "}, "no answer: answer is ' '"),
         ({"question": "", "answer": "a"}, "question is no text"),
         ({"question": "q", "answer": "a", "id": 1.5}, "id is no id"),

@@ -9,49 +9,20 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 from commands import assert_refused
+from exams import KEYS, pope_rows, read, timeless, write, write_images
 from PIL import Image
 
 from firebolt_vl import batch as batching
-
-KEYS = ["id", "question", "wanted", "got", "parsed", "score", "seconds"]
 
 
 @pytest.fixture
 def folder(tmp_path):
     """Four images."""
-    rng = np.random.default_rng(0)
-    for number in range(4):
-        levels = rng.integers(0, 256, (40 + 8 * number, 40, 3), dtype=np.uint8)
-        Image.fromarray(levels).save(tmp_path / f"{number}.png")
+    write_images(tmp_path)
     return tmp_path
-
-
-def pope_rows(count: int) -> list[dict]:
-    kinds = ("adversarial", "popular", "random")
-    return [
-        {
-            "id": f"p{i}",
-            "image": f"{i % 4}.png",
-            "question": f"Is there a cat{'?' * (1 + i % 5)}",
-            "answer": ("yes", "no")[i % 2],
-            "category": kinds[i % 3],
-        }
-        for i in range(count)
-    ]
-
-
-def write(path: Path, rows: list) -> Path:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-    return path
-
-
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture
@@ -61,10 +32,6 @@ def run(firebolt, checkpoint):
         return firebolt("eval", name, "--data", data, *given, *arguments)
 
     return evaluate
-
-
-def timeless(rows: list[dict]) -> list[dict]:
-    return sorted(({key: row[key] for key in KEYS if key != "seconds"} for row in rows), key=lambda row: str(row["id"]))
 
 
 def test_predictions_and_scores_of_pope(run, folder):
@@ -231,11 +198,11 @@ def test_bad_rows_are_named_and_counted(run, folder):
     for place, words in (
         (6, "broken JSON"),
         (7, 'id twice: "p0" is that of row 1 too'),
-        (8, "no answer"),
+        (8, "not answered"),
         (9, "answer is not yes or no"),
         (10, "no column image"),
         (11, "no image"),
-        (12, "no answer"),
+        (12, "not answered"),
     ):
         assert f"rows.jsonl:{place}: {words}" in result.err
 
@@ -245,7 +212,7 @@ def test_too_many_bad_rows_stop_the_run(run, folder):
     data = write(folder / "rows.jsonl", rows)
     result = run("pope", data, "--max-bad-share", 0.2)
     assert result.code == 1
-    assert "2 of 8 rows cannot be used: 2 broken JSON; max_bad_share=0.2 allows 1" in result.err
+    assert "2 of 8 rows cannot be used: 2 broken JSON; --max-bad-share 0.2 allows 1" in result.err
     assert json.loads(run("pope", data, "--max-bad-share", 0.25).out)["rows"] == 6
 
 

@@ -52,7 +52,7 @@ def test_data_check_of_good_rows(firebolt, tmp_path):
         (["data", "convert", "mmpr", "a", "b", "--pattern", "x"], "--pattern is given with mmpr; only the table"),
         (
             ["train", "stage7"],
-            "stage7 is no configuration that ships; expected one of foveated-stage1, ",
+            "stage7 is no configuration that ships; expected one of dpo, foveated-stage1, ",
         ),
         (["train", "stage1", "lrr=1"], "lrr is not a known key; did you mean lr?"),
         (["train", "stage1"], "data: data/cc3m.jsonl does not exist; name the rows to train on (data=FILE)"),

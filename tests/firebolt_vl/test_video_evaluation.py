@@ -8,8 +8,10 @@ from foveated import make_foveated
 from tiny_models import make_tokenizer
 from videos import write_video
 
+from firebolt_vl.evaluate.benchmarks import BENCHMARKS, CHOSEN
 from firebolt_vl.evaluate.choices import choose
 from firebolt_vl.model import CHAT_TEMPLATE, FoveatedImageProcessor, FoveatedProcessor
+from firebolt_vl.video_evaluation import VideoExaminee
 from firebolt_vl.watch import load_foveated, open_source
 
 SIZE = {"height": 28, "width": 28}
@@ -60,6 +62,17 @@ def test_a_foveated_model_answers_by_letter_and_by_loss(firebolt, foveated, vide
     assert found["score"] == pytest.approx(sum(line["score"] for line in lines) / 4)
     again = json.loads(firebolt("eval", "score", "out/eval/mvbench.predictions.jsonl", "--json").out)
     assert (again["score"], again["loss_score"]) == (found["score"], found["loss_score"])
+
+
+def test_a_video_is_looked_at_once_for_both_answers(foveated, videos):
+    looked = []
+    examinee = VideoExaminee(videos, 3, checkpoint=str(foveated), device="cpu", max_new_tokens=4)
+    asking = examinee.asking(print)
+    asking.loaded.model.encoder.dino.embeddings.register_forward_pre_hook(lambda _, args: looked.append(len(args[0])))
+    item = BENCHMARKS["mvbench"].read(mvbench(videos, 1)[0])
+    [(place, answered, got, _)] = asking.ask([(1, item)])
+    assert looked == [3]
+    assert (place, answered.about[CHOSEN] in "AB", isinstance(got, str)) == (1, True, True)
 
 
 def test_videos_that_are_not_there_are_told(firebolt, foveated, videos, tmp_path):

@@ -40,6 +40,7 @@ def calls(G=5, dtype=torch.float32):
     (c,) = tensors((3, 5), dtype=torch.complex64)
     log_z = torch.complex(-torch.rand(3, 5, device=DEVICE), torch.randn(3, 5, device=DEVICE)).requires_grad_()
     u, taps, gates, spectrum = convolution_tensors(dtype)
+    (products,) = tensors((3, 2))
     borders = torch.tensor([0, 4, 4, 9], device=DEVICE)
     ops = torch.ops.firebolt_vl
     return {
@@ -54,6 +55,7 @@ def calls(G=5, dtype=torch.float32):
         "cauchy": (ops.cauchy, (*tensors((3, 2, 5), (7,), dtype=torch.complex64), log_z)),
         "fft_conv": (ops.fft_conv, (u, taps, bias[:3], gates, None, False)),
         "fft_conv of packed texts": (ops.fft_conv, (u[:1], taps, None, None, borders, False)),
+        "fft_conv with products": (ops.fft_conv, (u, taps, bias[:3], gates, None, False, products)),
         "fft_conv by a spectrum": (ops.fft_conv, (u, spectrum, bias[:3], gates, None, False)),
         **scan_calls(dtype),
         "selective_scan": (ops.selective_scan, selective_scan_arguments(dtype)),

@@ -17,7 +17,7 @@ from firebolt_vl.kernels.common import triton_tiles
 from firebolt_vl.kernels.fft_conv import op as public
 from firebolt_vl.kernels.fft_conv import pytorch, triton_monarch, triton_toeplitz
 from firebolt_vl.kernels.fft_conv.choice import has_transform, transform_size
-from firebolt_vl.kernels.fft_conv.triton_toeplitz_operands import packed_columns
+from firebolt_vl.kernels.fft_conv.triton_columns import packed_columns
 
 pytestmark = MARKS
 # One chunk and several, powers of two and their neighbours, primes.

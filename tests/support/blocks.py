@@ -2,12 +2,13 @@
 
 import torch
 
-from firebolt_vl.cmm import S4, S4D, DecodeState, Mamba
+from firebolt_vl.cmm import S4, S4D, DecodeState, LiquidS4, Mamba
 
 WIDTH = 4
 MAKERS = {
     "s4": lambda **options: S4(WIDTH, 8, **options),
     "s4_truncated": lambda **options: S4(WIDTH, 8, kernel_taps=9, **options),
+    "liquid": lambda **options: LiquidS4(WIDTH, 8, liquid_order=3, **options),
     "s4d": lambda **options: S4D(WIDTH, 8, **options),
     "mamba": lambda **options: Mamba(WIDTH, 5, **options),
 }

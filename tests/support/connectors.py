@@ -9,6 +9,7 @@ TEXT_WIDTH, GRID_WIDTH = 8, 6
 SSMS = {
     "s4": {"ssm": "s4", "state_size": 8},
     "s4_truncated": {"ssm": "s4", "state_size": 8, "kernel_taps": 5},
+    "liquid": {"ssm": "liquid", "state_size": 8, "liquid_order": 3, "liquid_kernel": "product"},
     "s4d": {"ssm": "s4d", "state_size": 8},
     "mamba": {"ssm": "mamba", "state_size": 3},
 }

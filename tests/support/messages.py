@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import eval_messages
 import payloads
 import torch
 from originals import VECTORS, letter_tokenizer, write_original
@@ -161,6 +162,7 @@ CASES = [
     Case("convert original out --decoder nowhere", ("--decoder", "nowhere")),
     Case("convert orignal out", ("orignal", "did you mean original?")),
     Case("eval", ("command",)),
+    *(Case(*case) for case in eval_messages.CASES),
     Case("eval tiny --checkpoint folder", ("folder", "config.json")),
     Case("bench kernels --op glue", ("--op", "glue", "film")),
     Case("bench kernels --dtype int8", ("--dtype", "int8")),

@@ -56,8 +56,8 @@ def rows(out):
 
 def test_the_pool_is_what_the_tables_hold():
     assert set(VARIANTS) == {name for table in TABLES.values() for name in table}
-    assert variants_of(["ssm"]) == [BASE, "s4d", "mamba"]
-    assert len(variants_of(list(TABLES))) == 14
+    assert variants_of(["ssm"]) == [BASE, "s4d", "mamba", "liquid"]
+    assert len(variants_of(list(TABLES))) == 15
     assert all(BASE in table for table in TABLES.values())
 
 
@@ -167,7 +167,7 @@ def test_tables_tell_means_and_spread_and_what_is_missing(out, rows):
     low = rows[BASE]["perplexity"]
     assert f"| {low + 1:,.3f} ({low:,.3f} to {low + 2:,.3f}) |" in page
     assert "Not all 2 seeds are there yet: prepend, cross-attend." in page
-    assert "Not all 2 seeds are there yet: Mamba, S4D." in page
+    assert "Not all 2 seeds are there yet: Mamba, S4D, Liquid-S4." in page
     assert page.count("`firebolt ablate`") == 2
     majority = report.layouts_mean(rows[BASE], ["baselines", "majority"], "how many")
     assert any(line.startswith("| *majority* |") and f"| {majority:.1f} |" in line for line in page.splitlines())

@@ -20,7 +20,7 @@ from firebolt_vl.train.config_files import checked, load_config
 from firebolt_vl.train.data.chat import IGNORED
 from firebolt_vl.train.errors import ConfigError
 from firebolt_vl.train.foveated import preference_step, rate
-from firebolt_vl.train.foveated.job import FoveatedJob, PreferenceLoss, last_answer
+from firebolt_vl.train.foveated.job import FoveatedJob, PreferenceLoss
 from firebolt_vl.train.loop import HISTORY, read_history
 
 STAGES = ("text", "answers", "preferences")
@@ -321,5 +321,5 @@ def test_the_last_answer_is_the_last_run_of_labels():
     from firebolt_vl.train.data.chat import Tokens
 
     tokens = Tokens([1, 2, 3, 4, 5], [IGNORED, 2, IGNORED, 4, 5])
-    assert last_answer(tokens).labels == [IGNORED, IGNORED, IGNORED, 4, 5]
-    assert last_answer(tokens).ids == tokens.ids
+    assert tokens.last_answer().labels == [IGNORED, IGNORED, IGNORED, 4, 5]
+    assert tokens.last_answer().ids == tokens.ids

@@ -13,7 +13,8 @@ from firebolt_vl.train.session import new_accelerator
 
 
 def test_the_shipped_ones_are_the_recipe_of_the_paper():
-    assert shipped() == ["foveated-stage1", "foveated-stage2", "foveated-stage3", "lora", "stage1", "stage2", "tiny"]
+    staged = ["foveated-stage1", "foveated-stage2", "foveated-stage3", "stage1", "stage2"]
+    assert shipped() == sorted([*staged, "dpo", "grpo", "lora", "sft", "tiny"])
     first, second, lora = (load_config(name) for name in ("stage1", "stage2", "lora"))
     assert (first.train, first.lr, first.batch_size) == (["connector"], 5e-4, 128)
     assert (second.train, second.lr, second.batch_size) == (["vision", "connector", "decoder"], 1e-4, 8)
@@ -28,6 +29,20 @@ def test_the_shipped_ones_are_the_recipe_of_the_paper():
         )
     assert lora.lora["rank"] == 16
     assert isinstance(load_config("tiny"), TinyConfig)
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "grpo"])
+def test_trainings_by_trl_take_a_file_of_their_own(tmp_path, name):
+    assert isinstance(load_config(name), RECIPES[name])
+    file = tmp_path / "own.toml"
+    file.write_text('model = "m"\ndata = ["d.jsonl"]\nlr = 1e-3\n')
+    found = load_config(name, [str(file), "lr=2e-3"])
+    assert (type(found), found.lr, found.lora, found.max_bad_share) == (RECIPES[name], 2e-3, None, 0.01)
+    file.write_text('recipe = "tiny"\n')
+    with pytest.raises(ConfigError, match=f"own.toml is of recipe 'tiny'; expected '{name}', or no recipe"):
+        load_config(name, [str(file)])
+    with pytest.raises(ConfigError, match="stage1 has no =; expected key=value"):
+        load_config("tiny", ["stage1"])
 
 
 def test_keys_on_the_command_line_win(tmp_path):
@@ -56,7 +71,7 @@ def test_toml_and_yaml_say_the_same(tmp_path, name, text):
     ("overrides", "said"),
     [
         (["lrr=1"], "lrr is not a known key; did you mean lr?"),
-        (["zzz=1"], "zzz is not a known key; the known keys are model, decoder"),
+        (["zzz=1"], "zzz is not a known key; the known keys are train, data"),
         (["max_steps=many"], "max_steps is 'many'; expected a whole number"),
         (["max_steps=1.5"], "max_steps is 1.5; expected a whole number"),
         (["max_steps=0"], "max_steps is 0; expected at least 1"),
@@ -93,7 +108,7 @@ def test_what_is_wrong_is_named(overrides, said):
 def test_files_that_are_none(tmp_path):
     with pytest.raises(
         ConfigError,
-        match=r"stage9 is no configuration that ships; expected one of foveated-stage1, .* tiny, or a file",
+        match=r"stage9 is no configuration that ships; expected one of dpo, foveated-stage1, .* tiny, or a file",
     ):
         load_config("stage9")
     with pytest.raises(ConfigError, match=r"none\.toml does not exist; check the path"):
@@ -265,6 +280,7 @@ WHOLE = {
     "conversations": {"model": "m", "data": ["d.jsonl"]},
     "foveated": {"model": "m", "data": ["d.jsonl"]},
     "tiny": {},
+    **{name: {"model": "m", "data": ["d.jsonl"]} for name in ("sft", "dpo", "grpo")},
 }
 # A value for each key that another one excludes or needs.
 GIVEN = {

@@ -28,6 +28,7 @@ VARIANTS = {
     BASE: Variant("base: S4, CMM, top 4, replace"),
     "s4d": Variant("S4D", cmm={"ssm": "s4d"}),
     "mamba": Variant("Mamba", cmm={"ssm": "mamba"}),
+    "liquid": Variant("Liquid-S4", cmm={"ssm": "liquid"}),
     "prepend": Variant("prepend", connector="prepend"),
     "cross-attend": Variant("cross-attend", connector="cross_attend"),
     "top-1": Variant("top 1", cmm={"top_k": 1}),
@@ -42,7 +43,7 @@ VARIANTS = {
 }
 # table -> variant -> what it is called there
 TABLES = {
-    "ssm": {"mamba": "Mamba", "s4d": "S4D", BASE: "S4"},
+    "ssm": {"mamba": "Mamba", "s4d": "S4D", "liquid": "Liquid-S4", BASE: "S4"},
     "connector": {"prepend": "prepend", "cross-attend": "cross-attend", BASE: "CMM"},
     "top-k": {"top-1": "1", "top-2": "2", "top-3": "3", BASE: "4", "top-all": "all 14"},
     "fusion": {BASE: "replace", "concat": "concat", "pool": "pool"},

@@ -109,10 +109,8 @@ class Collator:
         examples, problems = self._read(rows)
         if not examples:
             return MicroBatch(None, problems)
-        images = {}
-        if any(example.images for example in examples):
-            images = self.processor.image_processor([example.images for example in examples], return_tensors="pt")
-        return MicroBatch({**self._text([example.tokens for example in examples]), **images}, problems)
+        texts = self.text([example.tokens for example in examples])
+        return MicroBatch({**texts, **self.pictures(examples)}, problems)
 
     def _read(self, rows: Sequence[int]) -> tuple[list[Example], list[Problem]]:
         examples, problems = [], []
@@ -123,7 +121,13 @@ class Collator:
                 problems.append(self.dataset.problem(int(row), error))
         return examples, problems
 
-    def _text(self, texts: Sequence[Tokens]) -> dict[str, Tensor]:
+    def pictures(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """Return what the model sees of the examples; nothing where none of them has an image."""
+        if not any(example.images for example in examples):
+            return {}
+        return dict(self.processor.image_processor([example.images for example in examples], return_tensors="pt"))
+
+    def text(self, texts: Sequence[Tokens]) -> dict[str, Tensor]:
         """`input_ids`, `attention_mask` and `labels` [N,T], padded on the right."""
         longest = max(len(tokens.ids) for tokens in texts)
         ids = torch.full((len(texts), longest), self.processor.tokenizer.pad_token_id or 0)

@@ -1,6 +1,6 @@
 """A conversation as tokens, with the answers marked: what the loss is about, and nothing else."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,6 +22,13 @@ class Tokens:
     @property
     def answer_tokens(self) -> int:
         return sum(label != IGNORED for label in self.labels)
+
+    def last_answer(self) -> "Tokens":
+        """Keep the labels of the last answer alone."""
+        begin = len(self.labels)
+        while begin and self.labels[begin - 1] != IGNORED:
+            begin -= 1
+        return replace(self, labels=[IGNORED] * begin + self.labels[begin:])
 
 
 class Chat:

@@ -128,6 +128,7 @@ class Conversations:
 
     read_video     gives the frames of a video's file, and raises ValueError; None: rows with a video are bad ones
     preferences    every row has a rejected answer, which is tokenised too
+    check          looks at each row, and raises BadRow for one that cannot be used
     """
 
     def __init__(
@@ -141,6 +142,7 @@ class Conversations:
         check_images: bool = False,
         read_video: Callable[[Path], list[Image.Image]] | None = None,
         preferences: bool = False,
+        check: Callable[[Row], object] = lambda row: None,
         report: Callable[[Problem], None] = lambda problem: None,
     ):
         self.sources = [open_source(Path(file), image_root) for file in files]
@@ -156,6 +158,7 @@ class Conversations:
                 self.problems.rows += 1
                 try:
                     row = source.row(place, data)
+                    check(row)
                     texts = [row, rejected_row(row)] if preferences else [row]
                     length = max(self.chat.check(text) if self.chat else text.size for text in texts)
                     for image in row.images:

@@ -3,8 +3,9 @@
     {"image": "photos/1.jpg", "conversations": [{"from": "human", "value": ...}, {"from": "assistant", "value": ...}]}
 
 `image` may be a list, or null or absent for text alone; `video` may stand in its place. The human begins, the two take
-turns, and the assistant ends. For training on preferences `rejected` is a worse last answer; otherwise it is left
-alone, as other keys (an id, a source) are.
+turns, and the assistant ends. For training on preferences `rejected` is a worse last answer; for training on rewards
+`solution`, `reward` and `box` say what is right (post/goals.py); otherwise they are left alone, as other keys (an id, a
+source) are. Where a row has a `solution` the assistant's last turn may be left out: it is the first solution.
 """
 
 from collections.abc import Iterable
@@ -31,6 +32,10 @@ class Row:
     video: str | None = None
     rejected: object = None
     """What stands there, whatever it is: `rejected_row` looks at it."""
+    solution: object = None
+    reward: object = None
+    box: object = None
+    """Likewise, for what looks at rewards."""
 
     @property
     def size(self) -> int:
@@ -69,7 +74,7 @@ def check_row(value: object) -> Row:
     images, video = _images(value.get("image")), _video(value.get("video"))
     if images and video is not None:
         raise BadRow("image and video", "both are given; expected one of them")
-    return Row(images, _turns(value), video, value.get("rejected"))
+    return Row(images, _turns(value), video, *(value.get(name) for name in ("rejected", "solution", "reward", "box")))
 
 
 def rejected_row(row: Row) -> Row:
@@ -86,6 +91,19 @@ def rejected_row(row: Row) -> Row:
         raise BadRow("rejected is chosen", "`rejected` is the last answer itself; expected another")
     _check_unicode(row.rejected, "`rejected`")
     return replace(row, turns=(*row.turns[:-1], Turn(ASSISTANT, row.rejected)))
+
+
+def solutions_of(value: object) -> tuple[str, ...]:
+    """The solutions in what stands there, a text, a number or a list of them; none in None. Raises BadRow."""
+    given = [] if value is None else value if isinstance(value, list) else [value]
+    found = tuple(str(one) if isinstance(one, int | float) and not isinstance(one, bool) else one for one in given)
+    for one in found:
+        if not isinstance(one, str):
+            raise BadRow("solution is no text", f"it is {_named(one)}; expected a text, or a list of texts")
+        if not one.strip():
+            raise BadRow("empty solution", "`solution` has no words; expected some")
+        _check_unicode(one, "`solution`")
+    return found
 
 
 def _images(value: object) -> tuple[str, ...]:
@@ -126,6 +144,8 @@ def _turns(row: dict) -> tuple[Turn, ...]:
     if not turns:
         raise BadRow("empty conversations", "expected at least a question and an answer")
     checked = tuple(_turn(number, turn) for number, turn in enumerate(turns, start=1))
+    if checked[-1].role == HUMAN and (solutions := solutions_of(row.get("solution"))):
+        checked = (*checked, Turn(ASSISTANT, solutions[0]))
     if checked[0].role != HUMAN:
         raise BadRow("assistant begins", "expected the human's turn first")
     for number, (before, after) in enumerate(pairwise(checked), start=2):

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from ..conversations import ConversationsJob
 from ..data import Collator
 from ..data.batches import MicroBatch
 from ..data.chat import IGNORED, Tokens
-from ..data.dataset import Conversations
+from ..data.dataset import Conversations, Example
 from .models import PARTS, optimizer_groups, start_model
 from .parts import preference_losses, rate
 
@@ -37,24 +37,18 @@ class FoveatedCollator(Collator):
         examples, problems = self._read(rows)
         if not examples:
             return MicroBatch(None, problems)
-        clips = [Clip(one.images) if one.is_video or len(one.images) > 1 else one.images for one in examples]
-        frames = self.processor.image_processor(clips, return_tensors="pt") if any(clips) else {}
+        frames = self.pictures(examples)
         if self.dataset.preferences:
-            texts = [last_answer(one.tokens) for one in examples] + [last_answer(one.rejected) for one in examples]
-            return PreferenceBatch({**self._text(texts), **frames}, problems)
+            texts = [one.tokens.last_answer() for one in examples] + [one.rejected.last_answer() for one in examples]
+            return PreferenceBatch({**self.text(texts), **frames}, problems)
         texts = [one.tokens for one in examples]
         if self.all_text:
             texts = [Tokens(tokens.ids, [IGNORED, *tokens.ids[1:]]) for tokens in texts]
-        return MicroBatch({**self._text(texts), **frames}, problems)
+        return MicroBatch({**self.text(texts), **frames}, problems)
 
-
-def last_answer(tokens: Tokens) -> Tokens:
-    """Keep the labels of the last answer alone."""
-    labels = list(tokens.labels)
-    begin = len(labels)
-    while begin and labels[begin - 1] != IGNORED:
-        begin -= 1
-    return replace(tokens, labels=[IGNORED] * begin + labels[begin:])
+    def pictures(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        clips = [Clip(one.images) if one.is_video or len(one.images) > 1 else one.images for one in examples]
+        return dict(self.processor.image_processor(clips, return_tensors="pt")) if any(clips) else {}
 
 
 @dataclass

@@ -520,6 +520,7 @@ class TestRoundTrips:
             "image_processor_type",
             "image_std",
             "max_tiles",
+            "packed",
             "resample",
             "rescale_factor",
             "size",
