@@ -19,6 +19,7 @@ from ..compat import (
     CachedGeneration,
     find_layer,
     given_cache,
+    to_device_of,
 )
 from ..configuration_checks import backbone
 from ..cpu.prepacking import is_prepacked
@@ -258,7 +259,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
                 told = rows_with_images(pixels.get("image_mask"), pixels.get("pixel_attention_mask"))
                 check_same_images(memory, told)
             else:
-                pixels = {name: value.to(self.device) for name, value in pixels.items() if value is not None}
+                pixels = {name: to_device_of(self, value) for name, value in pixels.items() if value is not None}
                 kwargs.update(zip(GRID_ARGUMENTS, self.get_grids(**pixels)))
         if memory is None and kwargs.get("prompt_mask") is None:
             kwargs["prompt_mask"] = self._whole_prompt(inputs, kwargs)
@@ -282,9 +283,9 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
             ids = inputs if inputs is not None else kwargs.get("input_ids")
             if ids is None:
                 return None
-            text = self.get_input_embeddings()(ids.to(self.device))
+            text = self.get_input_embeddings()(to_device_of(self, ids))
         seen = named_grids(kwargs, text)
-        return summarize_prompt(self.model.connector, text, kwargs["prompt_mask"].to(self.device), seen)
+        return summarize_prompt(self.model.connector, text, to_device_of(self, kwargs["prompt_mask"]), seen)
 
     def kind(self) -> str:
         cmm = self.config.connector_config()

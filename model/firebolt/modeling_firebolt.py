@@ -23,6 +23,7 @@ from ..compat import (
     extend,
     given_cache,
     layer_masks,
+    parameters_present,
     pool_by_one_query,
     step_by_products,
 )
@@ -125,7 +126,10 @@ class FireboltModel(FireboltPreTrainedModel):
     def _pool_views(self, pixels: Tensor) -> Tensor:
         """Pooled vectors [n,D_v] of n views of one size, position embeddings interpolated for sizes not trained on."""
         native = pixels.shape[-1] == pixels.shape[-2] == backbone(self.config.vision_config).image_size
-        views = self.vision_tower(pixels.to(self.vision_tower.dtype), interpolate_pos_encoding=not native)
+        # Positions are interpolated from weights that their module is not called for.
+        embeddings = getattr(self.vision_tower, "embeddings", self.vision_tower)
+        with parameters_present(*embeddings.modules()):
+            views = self.vision_tower(pixels.to(self.vision_tower.dtype), interpolate_pos_encoding=not native)
         return views.pooler_output.to(self.dtype)
 
     @can_return_tuple
