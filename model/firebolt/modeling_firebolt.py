@@ -86,6 +86,9 @@ class FireboltModel(FireboltPreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         step_by_products(self.language_model)
         pool_by_one_query(self.vision_tower)
+        if self.connector.positions is not None:
+            # What quantisers leave as it is: maps of 36 and 8 numbers fill no block of theirs.
+            self._keep_in_fp32_modules = [".*connector.positions"]
         self.compiled_step: Callable[..., Any] | None = None
         self.post_init()
 
