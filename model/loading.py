@@ -127,7 +127,7 @@ def load_checked(cls, load: Callable, name: str | PathLike | None, args: tuple, 
     return _loaded(cls, load, opened.folder, args, arguments)
 
 
-def _loaded(cls, load: Callable, folder: Path | None, args: tuple, arguments: dict[str, Any]):
+def _loaded(cls, load: Callable, folder: Path | None, args: tuple, arguments: dict[str, Any]) -> Any:
     """Load, and compare the result with what a quantiser that was asked for should have made of it."""
     asked = arguments.get("quantization_config")
     loaded = load(folder, *args, **arguments)

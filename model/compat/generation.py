@@ -6,6 +6,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from ...cmm.linear import fast_products
+from ..adapters import check_adapters
 from .caches import extend, find_layer
 from .extra_layer import ExtraLayer
 from .self_check import check_generation
@@ -47,6 +48,7 @@ class CachedGeneration:
         if kwargs.get("use_cache", config.use_cache) is not False:
             check_generation(self)
         stock: Any = super()  # GenerationMixin
+        check_adapters("generate", cast(Any, self))
         with fast_products(cast(Any, self)):
             return stock.generate(inputs, *args, **kwargs)
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ...cmm.classes import change_class
 from ...kernels.linear import LEAST_WEIGHTS, can_prepack, linear_prepacked, prepacked
+from .copies import CopyOfWeights, refuse_adapters
 from .mapped_memory import release_file_pages
 
 
@@ -22,6 +23,9 @@ class PrepackedLinear(nn.Linear):
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]  # it stands for the parameter
         """Return W [N,K] bfloat16, a copy."""
+        return self._dense().as_subclass(CopyOfWeights)
+
+    def _dense(self) -> Tensor:
         return self.packed.to_dense()
 
     @property
@@ -32,11 +36,11 @@ class PrepackedLinear(nn.Linear):
         given = (input,) if self.bias is None else (input, self.bias)
         differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in given)
         if differentiable or not input.numel() or torch.is_autocast_enabled("cpu") or input.dtype != torch.bfloat16:
-            return F.linear(input, self.weight, self.bias)
+            return F.linear(input, self._dense(), self.bias)
         return linear_prepacked(input, self.packed, self.bias)
 
     def _apply(self, fn, recurse=True):
-        self._become_plain(self.weight)
+        self._become_plain(self._dense())
         nn.Module._apply(self, fn, recurse)
         prepack_linear(self)
         return self
@@ -49,7 +53,7 @@ class PrepackedLinear(nn.Linear):
 
     def __getstate__(self):
         """Copies and pickles hold W itself: oneDNN's layout is this machine's, and torch cannot copy it."""
-        return {**self.__dict__, "packed": self.weight}
+        return {**self.__dict__, "packed": self._dense()}
 
     def __setstate__(self, state):
         super().__setstate__(state)
@@ -78,11 +82,12 @@ def prepack_weights(model: nn.Module) -> nn.Module:
     (`python -m firebolt_vl.bench.linear`), with the same results to the last bits. Layer by layer, so that no second
     copy of the weights is ever there (on Linux not of a checkpoint's mapped file either), except of the head where it
     is tied to the embedding, which stays as it is. Layers of fewer than half a million weights, in other dtypes or on
-    other devices stay as they are.
+    other devices stay as they are. Raises ValueError for a model with adapters (peft).
 
     The model can generate, run forward, give gradients of its inputs, be copied and moved; it has no gradients for
     those weights and is saved before this, not after.
     """
+    refuse_adapters("prepack_weights", model)
     model.requires_grad_(False)
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.numel() >= LEAST_WEIGHTS:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...cmm.classes import change_class
+from .copies import CopyOfWeights, refuse_adapters
 from .mapped_memory import release_file_pages
 
 LARGEST = 127
@@ -51,7 +52,7 @@ class Int8Linear(nn.Linear):
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]  # it stands for the parameter
         """Return the weights that the integers stand for, float32, made anew at each call."""
         integers, scale = self.integers()
-        return integers.float() * scale[:, None]
+        return (integers.float() * scale[:, None]).as_subclass(CopyOfWeights)
 
     @property
     def packed_bytes(self) -> int:
@@ -147,10 +148,11 @@ def quantize_int8(model: Model) -> Model:
     moved by `.to`; it has no gradients for those weights, and is saved before this, not after. Logits drift by a few
     hundredths of their spread (`logits_drift`).
 
-    Raises ValueError for a model that is quantised already.
+    Raises ValueError for a model that is quantised already, or has adapters (peft).
     """
     if is_quantized(model):
         raise ValueError("quantize_int8: model has its weights in 8 bits; expected one that is not quantised")
+    refuse_adapters("quantize_int8", model)
     model.requires_grad_(False)
     for linear in quantized_linears(model).values():
         quantize_linear(linear)

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple  # pyright: ignore[reportPrivateImportUsage]  # its documented place
 
 from ...cmm.linear import product
+from ..adapters import check_adaptable
 from ..checkpoint_sizes import check_model
 from ..compat import (
     CACHE,
@@ -133,6 +134,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
                 )
             if prompt_mask is None:
                 prompt_mask = (labels != -100).long().cumsum(-1) == 0
+        if self.training and torch.is_grad_enabled():
+            check_adaptable("forward", self)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
