@@ -1,5 +1,6 @@
 """The models, the transformers way: importing this package registers them with the Auto classes and pipelines."""
 
+from .adapters import lora_targets
 from .compat.registry import register
 from .cpu.prepacking import prepack_weights
 from .cpu.quantization import logits_drift, quantize_int8
@@ -30,6 +31,7 @@ __all__ = [
     "FoveatedVLMConfig",
     "Grounding",
     "logits_drift",
+    "lora_targets",
     "prepack_weights",
     "quantize_int8",
 ]

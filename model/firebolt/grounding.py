@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...cmm.positions import default_boxes
+from ..compat import to_device_of
 from .grids import GRID_ARGUMENTS, Grids, named_grids
 
 
@@ -66,10 +67,10 @@ def ground(
         raise ValueError(
             f"ground: method is 'weights'; expected 'occlusion', as connector {model.config.connector!r} has no weights"
         )
-    input_ids = input_ids.to(model.device)
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(model.device)
+    input_ids = to_device_of(model, input_ids)
+    mask = torch.ones_like(input_ids) if attention_mask is None else to_device_of(model, attention_mask)
     mask = mask.bool()
-    given = {name: value.to(model.device) for name, value in images.items() if value is not None}
+    given = {name: to_device_of(model, value) for name, value in images.items() if value is not None}
     if "pixel_values" in given:
         seen = model.get_grids(**given)
     elif "grids" in given:
@@ -98,7 +99,7 @@ def ground(
         answer_ids = sequences[:, input_ids.shape[1] :]
     elif answer_ids.dim() != 2 or answer_ids.shape[0] != input_ids.shape[0]:
         raise ValueError(f"ground: answer_ids has shape {list(answer_ids.shape)}; expected [{input_ids.shape[0]}, N]")
-    answer_ids = answer_ids.to(model.device)
+    answer_ids = to_device_of(model, answer_ids)
     scored = answer_mask(answer_ids, stops, model.generation_config.pad_token_id)
     effects = occlusion_effects(model, input_ids, mask, answer_ids, scored, seen)
     return Grounding(method, boxes, seen.mask, effects=effects, answer_ids=answer_ids, answer_mask=scored)

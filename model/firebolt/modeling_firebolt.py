@@ -18,13 +18,13 @@ from transformers.utils import can_return_tuple  # pyright: ignore[reportPrivate
 
 from ...cmm import CrossAttend, CrossModalModulator, Prepend, Routed
 from ...cmm.connector import Connector
-from ...cmm.linear import compute_fast
 from ..compat import (
     CACHE,
     CACHE_NAMES,
     extend,
     given_cache,
     layer_masks,
+    parameters_present,
     pool_by_one_query,
     step_by_products,
 )
@@ -107,7 +107,9 @@ class FireboltModel(FireboltPreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         step_by_products(self.language_model)
         pool_by_one_query(self.vision_tower)
-        compute_fast(self)
+        if self.connector.positions is not None:
+            # What quantisers leave as it is: maps of 36 and 8 numbers fill no block of theirs.
+            self._keep_in_fp32_modules = [".*connector.positions"]
         self.compiled_step: Callable[..., Any] | None = None
         # The parameters of the state-space models; see cmm.precision for casts after loading.
         if any(".ssm.kernel." in name for name, _ in self.connector.named_parameters(prefix=".")):
@@ -159,7 +161,10 @@ class FireboltModel(FireboltPreTrainedModel):
     def _see(self, pixels: Tensor) -> Seen:
         """See n views of one size, position embeddings interpolated for sizes not trained on."""
         native = pixels.shape[-1] == pixels.shape[-2] == backbone(self.config.vision_config).image_size
-        views = self.vision_tower(pixels.to(self.vision_tower.dtype), interpolate_pos_encoding=not native)
+        # Positions are interpolated from weights that their module is not called for.
+        embeddings = getattr(self.vision_tower, "embeddings", self.vision_tower)
+        with parameters_present(*embeddings.modules()):
+            views = self.vision_tower(pixels.to(self.vision_tower.dtype), interpolate_pos_encoding=not native)
         return Seen(
             views.pooler_output.to(self.dtype) if self.config.grids != "patches" else None,
             views.last_hidden_state.to(self.dtype) if self.config.grids != "views" else None,

@@ -9,6 +9,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple  # pyright: ignore[reportPrivateImportUsage]  # its documented place
 
+from ...cmm.linear import product
 from ..compat import CACHE, CachedGeneration, extend, given_cache
 from ..configuration_checks import backbone
 from ..loading import load_backbone, open_folder, read_weights
@@ -162,7 +163,7 @@ class FoveatedVLM(FoveatedModel, CachedGeneration, GenerationMixin):
         outputs = self._read(front, seen, text, attention_mask, cache, **kwargs)
         text_hidden = outputs.last_hidden_state[:, -columns:]
         hidden = self._of_mode(mode, outputs.last_hidden_state, seen, columns)
-        logits = self.llm.lm_head(kept_columns(hidden, logits_to_keep))
+        logits = product(self.llm.lm_head, kept_columns(hidden, logits_to_keep))
 
         loss = None
         whole = not begun and isinstance(logits_to_keep, int) and logits_to_keep == 0
@@ -175,7 +176,7 @@ class FoveatedVLM(FoveatedModel, CachedGeneration, GenerationMixin):
                 coarse = loss  # that of text alone
                 if visual is not None and visual.coarse is not None:
                     hidden = self._read(visual.coarse, seen, text, attention_mask).last_hidden_state
-                    coarse = self._loss(self.llm.lm_head(hidden[:, -columns:]), *told)
+                    coarse = self._loss(product(self.llm.lm_head, hidden[:, -columns:]), *told)
                 loss = loss + self.config.lambda_coarse * coarse
         return FoveatedOutput(
             loss=loss,
