@@ -11,6 +11,7 @@ from ..kernels import correlation_context, film_residual, grounded_film
 from ..kernels.implementation import choose
 from ..kernels.modulation.pytorch import film_of_few_tokens, weights_of_few_tokens
 from ..kernels.modulation.selection import Selection
+from ..kernels.symbolic import varies
 from .block import SSMBlock
 from .config import CMMConfig
 from .connector import After, Connector, GridSide, PlacedGrids
@@ -35,8 +36,13 @@ def uses_grid_table(width: int, grids: int, tokens: int | None = None) -> bool:
     From the table: 4 D^2 G once, then 4 D G a token. From the context: D G and 4 D^2 a token. So the table wins iff
     4 D (T - G) > 3 T G (docs/mathematics.md, 2.11). Measured on one core at D = 1024 both take the same time at T = 66
     for G = 64 and at T = 320 for G = 256, where the rule has 68 and 316. `tokens` None: the table is made once and T is
-    unknown, a prompt and the tokens generated after it; there it wins iff G < D.
+    unknown, a prompt and the tokens generated after it; there it wins iff G < D. Open numbers of an export count as few
+    grids and many tokens.
     """
+    if varies(grids):
+        return True
+    if tokens is not None and varies(tokens):
+        tokens = None
     if tokens is None:
         return grids < width
     return 4 * width * (tokens - grids) > 3 * tokens * grids
@@ -237,6 +243,7 @@ class CrossModalModulator(Connector[ModulatorSide]):
             and not (drops or torch.is_grad_enabled() or torch.is_autocast_enabled(text.device.type))
             and choose("grounded_film", text, q, side.table) == "pytorch"
             # Last, so that where kernels run no graph of torch.compile depends on it.
+            and not varies(*text.shape)
             and text.shape[0] * text.shape[1] <= FEW_TOKENS
         )
 

@@ -145,6 +145,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
                 )
             if prompt_mask is None:
                 prompt_mask = (labels != -100).long().cumsum(-1) == 0
+        elif prompt_mask is None and self.model.reads_prompt:
+            prompt_mask = self._all_of_the_text(input_ids, inputs_embeds, given_cache(cache, past_key_values))
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -187,6 +189,15 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
     def balance_weight(self) -> float:
         """Weight of the balance loss of the connector's experts, 0 where it has none."""
         return getattr(self.config.connector_config(), "balance_weight", 0.0)
+
+    @staticmethod
+    def _all_of_the_text(input_ids, inputs_embeds, cache: Cache | None) -> Tensor | None:
+        """Take a text without labels for the prompt, all of it [B,T]; None where a cache has begun, and knows."""
+        text = input_ids if input_ids is not None else inputs_embeds
+        memory = find_layer(cache, ConnectorCacheLayer) if cache is not None else None
+        if text is None or (memory is not None and memory.begun):
+            return None
+        return torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
 
     def save_pretrained(self, *args, **kwargs) -> None:
         """Save the model like any of transformers. Raises ValueError where the weights are in 8 bits, or prepacked."""

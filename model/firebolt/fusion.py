@@ -109,7 +109,7 @@ class Fusion:
 
         attention_mask [B, past + T] and position_ids are the caller's; prompt_mask [B,W] counts from column 0.
         """
-        if seen is not None and not bool(seen.rows.any()):
+        if seen is not None and not torch.compiler.is_compiling() and not bool(seen.rows.any()):
             seen = None
         memory = self.memory
         if memory is not None and not self.started:
@@ -250,7 +250,7 @@ class Fusion:
             return self._prepended(text, seen, prompt, unfinished, prompt_summary)
         if self.fusion == "pool":
             return self._pooled(text, seen, prompt, unfinished, prompt_summary)
-        if bool(unfinished.any()):
+        if not torch.compiler.is_compiling() and bool(unfinished.any()):
             self._remember_prompt(text, seen, rows, prompt, unfinished)
             return plain
         return self._concatenated(text, seen, rows, prompt)
@@ -284,7 +284,7 @@ class Fusion:
         """`[z ; text]`."""
         assert seen is not None  # as in `_prepended`
         if summary is None:
-            if bool((unfinished & seen.rows).any()):
+            if not torch.compiler.is_compiling() and bool((unfinished & seen.rows).any()):
                 raise ValueError(
                     "FireboltModel: prompt_mask goes on after this call; expected the whole prompt in the first call, "
                     "or its mean as prompt_summary, which fusion 'pool' puts first"
@@ -328,14 +328,15 @@ class Fusion:
         if layout.places is not None:
             packed = pack(torch.cat(layout.parts, dim=1), torch.cat(layout.masks, dim=1), text.kept)
             embeddings, places = packed.embeddings, packed.places.gather(1, layout.places)
-            mask = None if bool(packed.mask.all()) else packed.mask
+            mask = None if not torch.compiler.is_compiling() and bool(packed.mask.all()) else packed.mask
         batch_size, width = embeddings.shape[:2]
         positions = self._positions(embeddings.shape[:2], mask, embeddings.device)
         memory = self.memory
         if memory is None:
             return DecoderInputs(embeddings, mask, positions, places)
         whole = memory.extended(mask, batch_size, width, embeddings.device)
-        if mask is not None and whole is not None and bool(has_hole(whole).any()):
+        looks = not torch.compiler.is_compiling()
+        if looks and mask is not None and whole is not None and bool(has_hole(whole).any()):
             raise ValueError(
                 "FireboltModel: attention_mask pads a row in a later call than its first tokens or inserted positions; "
                 "expected the prompt in one call (LFM2's short convolution is wrong over the gap)"

@@ -150,38 +150,35 @@ class Seen(NamedTuple):
 Encode = Callable[[Tensor], Seen]
 
 
-def encode_views(views: Views, encode: Encode, kind: str, sides: tuple[int, int], width: int, dtype) -> Grids:
+def encode_views(
+    views: Views, encode: Encode, kind: str, sides: tuple[int, int], width: int, dtype: torch.dtype
+) -> Grids:
     """Make the grids of `kind` "views", "patches" or "both", of width D_v, zero where there is no view.
 
     `encode` sees each size of views once. Of image after image: its global view and tiles, 1 + M grids, then its
     sides[0] x sides[1] patches; masked views are not encoded.
     """
-    batch_size, images, tiles = views.tile_mask.shape
-    shown = tiles if kind != "patches" and views.tiles is not None else 0
-    whole = views.images[views.image_mask]
-    seen, parts = _encoded(views, whole, encode, shown > 0)
+    images, tiles = views.tile_mask.shape[1:]
+    shown = kind != "patches" and views.tiles is not None and tiles > 0
+    encoded = _all_encoded if torch.compiler.is_compiling() else _encoded
+    seen, parts = encoded(views, encode, shown)
     pieces: list[Tensor] = []
     masks: list[Tensor] = []
     boxes: list[Tensor | None] = []
     if kind != "patches":
-        features = views.images.new_zeros(batch_size, images, 1 + tiles, width, dtype=dtype)
-        if seen is not None and seen.pooled is not None:
-            features[..., 0, :][views.image_mask] = seen.pooled
-        if parts is not None and parts.pooled is not None:
-            features[..., 1:, :][views.tile_mask] = parts.pooled
-        pieces.append(features)
+        whole = _at_their_places(seen.pooled if seen is not None else None, views.image_mask, (width,), dtype)
+        rest = _at_their_places(parts.pooled if parts is not None else None, views.tile_mask, (width,), dtype)
+        pieces.append(torch.cat([whole[:, :, None], rest], dim=2))
         masks.append(torch.cat([views.image_mask[..., None], views.tile_mask], dim=-1))
         boxes.append(views.boxes)
     if kind != "views":
         count = sides[0] * sides[1]
-        features = views.images.new_zeros(batch_size, images, count, width, dtype=dtype)
-        if seen is not None and seen.patches is not None:
-            features[views.image_mask] = seen.patches
-        pieces.append(features)
+        patches = seen.patches if seen is not None else None
+        pieces.append(_at_their_places(patches, views.image_mask, (count, width), dtype))
         masks.append(views.image_mask[..., None].expand(-1, -1, count))
-        boxes.append(patch_boxes(*sides, device=features.device).expand(batch_size, images, -1, -1))
+        boxes.append(patch_boxes(*sides, device=views.images.device).expand(*views.image_mask.shape, -1, -1))
         if kind == "both" and views.boxes is None:
-            boxes[0] = default_boxes(1 + tiles, features.device).expand(batch_size, images, -1, -1)
+            boxes[0] = default_boxes(1 + tiles, views.images.device).expand(*views.image_mask.shape, -1, -1)
     mask = torch.cat(masks, -1)
     index = torch.arange(images, device=mask.device)[None, :, None].expand(mask.shape)
     there = [one for one in boxes if one is not None]
@@ -193,8 +190,23 @@ def encode_views(views: Views, encode: Encode, kind: str, sides: tuple[int, int]
     )
 
 
-def _encoded(views: Views, whole: Tensor, encode: Encode, tiles: bool) -> tuple[Seen | None, Seen | None]:
-    """The images `whole` and the tiles as they are seen, None of what there is none."""
+def _at_their_places(values: Tensor | None, mask: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Put features of `shape` where `mask` has their views, [*mask.shape,*shape]; zero where there is none.
+
+    `values` are those of the views that there are, or, where a graph is made, of all of them.
+    """
+    if values is None:
+        return torch.zeros(*mask.shape, *shape, dtype=dtype, device=mask.device)
+    if torch.compiler.is_compiling():
+        return torch.where(mask[(..., *(None for _ in shape))], values.unflatten(0, mask.shape), 0).to(dtype)
+    features = torch.zeros(*mask.shape, *shape, dtype=dtype, device=mask.device)
+    features[mask] = values
+    return features
+
+
+def _encoded(views: Views, encode: Encode, tiles: bool) -> tuple[Seen | None, Seen | None]:
+    """The images and the tiles that there are as they are seen, None of what there is none."""
+    whole = views.images[views.image_mask]
     if not len(whole):
         return None, None
     parts = whole[:0]
@@ -206,6 +218,18 @@ def _encoded(views: Views, whole: Tensor, encode: Encode, tiles: bool) -> tuple[
         return encode(whole), encode(parts)
     both = encode(torch.cat([whole, parts]))
     return both.part(slice(len(whole))), both.part(slice(len(whole), None))
+
+
+def _all_encoded(views: Views, encode: Encode, tiles: bool) -> tuple[Seen | None, Seen | None]:
+    """All images and tiles as they are seen, of zeros where there is none: a graph cannot look into a mask."""
+    seen = encode(_zero_where_none(views.images, views.image_mask).flatten(0, 1))
+    if not tiles or views.tiles is None:
+        return seen, None
+    return seen, encode(_zero_where_none(views.tiles, views.tile_mask).flatten(0, 2))
+
+
+def _zero_where_none(pixels: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask[..., None, None, None], pixels, 0)
 
 
 def with_black_images(views: Views, rows: Tensor) -> Views:

@@ -76,8 +76,8 @@ class FireboltPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = False
-    # The parameters of the state-space models; see cmm.precision for casts after loading.
-    _keep_in_fp32_modules_strict = ["ssm.kernel"]
+    # The decoder's masks are made for a text alone, and where it is to be compiled as tensors.
+    _supports_flex_attn = False
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -109,6 +109,9 @@ class FireboltModel(FireboltPreTrainedModel):
         pool_by_one_query(self.vision_tower)
         compute_fast(self)
         self.compiled_step: Callable[..., Any] | None = None
+        # The parameters of the state-space models; see cmm.precision for casts after loading.
+        if any(".ssm.kernel." in name for name, _ in self.connector.named_parameters(prefix=".")):
+            self._keep_in_fp32_modules_strict = ["ssm.kernel"]
         self.post_init()
 
     def __getstate__(self):
@@ -161,6 +164,11 @@ class FireboltModel(FireboltPreTrainedModel):
             views.pooler_output.to(self.dtype) if self.config.grids != "patches" else None,
             views.last_hidden_state.to(self.dtype) if self.config.grids != "views" else None,
         )
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether an answer would change what is made of the question, so that it must be told apart."""
+        return self.config.fusion != "replace" or self.connector.reads_prompt
 
     def image_tokens(self, input_ids: Tensor | None) -> Tensor | None:
         """The places of images in the text [B,T] bool; None for a connector that puts none there. Raises ValueError."""
@@ -215,6 +223,11 @@ class FireboltModel(FireboltPreTrainedModel):
         cache: Cache | None = None,
         **kwargs,
     ) -> FireboltOutputWithPast:
+        """Compute the decoder's last hidden states [B,T,D] at the text columns.
+
+        Arguments are those of `FireboltForConditionalGeneration.forward` but labels, without which fusions "concat" and
+        "pool" must be told the prompt: prompt_mask [B,T], or in the place of its mean prompt_summary [B,D].
+        """
         if (input_ids is None) == (inputs_embeds is None):
             given = "are both given" if input_ids is not None else "are not given"
             raise ValueError(f"FireboltModel: input_ids and inputs_embeds {given}; expected one of them")
@@ -249,6 +262,13 @@ class FireboltModel(FireboltPreTrainedModel):
         if prompt_mask is not None and (prompt_mask.dim() != 2 or prompt_mask.shape[0] != text.shape[0]):
             raise ValueError(
                 f"FireboltModel: prompt_mask has shape {list(prompt_mask.shape)}; expected [{text.shape[0]}, T]"
+            )
+        if seen is not None and prompt_mask is None and prompt_summary is None and self.reads_prompt:
+            raise ValueError(
+                f"FireboltModel: prompt_mask is not given with fusion {self.config.fusion!r} and connector "
+                f"{self.config.connector!r}; expected [B,T], the positions of the question, since an answer must not "
+                "be taken for it (trainers that score answers call this model without labels: let the data collator "
+                "add prompt_mask, or train fusion 'replace')"
             )
         decoder = Fusion(self.connector, self.config.fusion, memory).decoder_inputs(
             Text(text, text_mask, image_tokens), seen, attention_mask, position_ids, prompt_mask, prompt_summary
@@ -297,6 +317,8 @@ class FireboltModel(FireboltPreTrainedModel):
         if columns == 1 and prompt_mask is not None and past >= prompt_mask.shape[1]:
             return None
         mask = attention_mask.bool()
+        if torch.compiler.is_compiling():  # a graph cannot look into a mask
+            return mask[:, past:]
         if has_hole(mask).any():
             raise ValueError(
                 "FireboltModel: attention_mask drops a position between two kept ones; expected padding on the left "

@@ -23,8 +23,8 @@ pytest.importorskip("sklearn")
 
 from firebolt_vl import cli, embedded_checkpoint
 from firebolt_vl.evaluate.digits import draw
+from firebolt_vl.evaluate.exam import pose
 from firebolt_vl.evaluate.questions import KINDS
-from firebolt_vl.evaluate.tiny import pose
 from firebolt_vl.train.ablation import report, runs
 from firebolt_vl.train.ablation.task import COARSE, FINE, Settings, boxes, features, keep_task, load_task, shown
 from firebolt_vl.train.ablation.variants import BASE, TABLES, VARIANTS, learning, make_model, matched_width, variants_of

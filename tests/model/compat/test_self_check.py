@@ -18,6 +18,7 @@ KINDS = {
     "s4": {},
     "s4d": {"ssm": "s4d"},
     "mamba": {"ssm": "mamba"},
+    "liquid": {"ssm": "liquid"},
     "taps": {"kernel_taps": 3},
     "truncate": {"top_k_mode": "truncate"},
     "concat": {"fusion": "concat"},

@@ -303,7 +303,7 @@ def test_several_images_in_a_row_have_their_own_places():
 
 
 @pytest.mark.parametrize("fusion", ["replace", "concat", "pool"])
-@pytest.mark.parametrize("ssm", ["s4d", "mamba"])
+@pytest.mark.parametrize("ssm", ["s4d", "mamba", "liquid"])
 def test_every_ssm_generates_from_its_cache(fusion, ssm):
     model, inputs = model_of("cmm", fusion, ssm=ssm), mixed_batch()
     assert_same_generation(
