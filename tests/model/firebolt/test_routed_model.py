@@ -225,3 +225,18 @@ def test_occlusion_of_many_grids_is_that_of_few_at_a_time(monkeypatch):
     monkeypatch.setattr(grounding, "MOST_ROWS", 3)
     assert whole.shape == (2, 21)
     assert_close(model.ground(**inputs, method="occlusion", answer_ids=answer).effects, whole, relative=1e-4)
+
+
+def test_a_crop_into_the_prompt_takes_an_image_back_with_its_token():
+    model, inputs = make_model("routed_mean"), with_tokens(batch(1, images=2))
+    cache = DynamicCache(config=model.config.text_config)
+    cache.activate_past_recording()
+    ids, prompt = inputs["input_ids"], torch.ones(1, 9, dtype=torch.bool)
+    with torch.no_grad():
+        whole = model(**inputs, use_cache=False).logits
+        images = {name: inputs[name] for name in make_pixels(1)}
+        model(input_ids=ids[:, :5], **images, prompt_mask=prompt, past_key_values=cache, use_cache=True)
+        cache.crop(-3)
+        rest = model(input_ids=ids[:, 2:], prompt_mask=prompt, past_key_values=cache, use_cache=True).logits
+    assert (ids[0] == IMAGE_TOKEN).nonzero().flatten().tolist() == [1, 3]
+    assert_close(rest, whole[:, 2:], relative=ROUNDING)
