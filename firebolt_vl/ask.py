@@ -414,7 +414,7 @@ def _ground(loaded: Loaded, inputs, text: str, tokens, picture, reply: Reply, pa
 
 
 def _kinds(loaded: Loaded, count: int) -> list[str]:
-    """Of each of `count` grids of an image whether it is its global view, a tile or a patch."""
+    """Tell of each of the `count` grids of an image whether it is the global view, a tile or a patch."""
     config = loaded.model.config
     side = loaded.processor.image_processor.size["height"] // config.vision_config.patch_size
     patches = 0 if config.grids == "views" else side * side

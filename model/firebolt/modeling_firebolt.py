@@ -167,7 +167,7 @@ class FireboltModel(FireboltPreTrainedModel):
 
     @property
     def reads_prompt(self) -> bool:
-        """Whether an answer would change what is made of the question, so that it must be told apart."""
+        """Flag of models in which an answer, taken for the question, would change what is made of it."""
         return self.config.fusion != "replace" or self.connector.reads_prompt
 
     def image_tokens(self, input_ids: Tensor | None) -> Tensor | None:
