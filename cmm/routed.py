@@ -119,7 +119,7 @@ class Routed(Inserting[RoutedSide]):
 
     def inserted_mask(self, grid_mask: Tensor, grid_images: Tensor | None = None) -> Tensor:
         """The inserted positions that there are, [B,M] bool, of grid_mask [B,G] and grid_images [B,G]."""
-        kept = Slots.of(grid_mask, grid_images, grid_mask.shape, self.config.top_k).kept
+        kept = Slots.of(grid_mask, grid_mask, grid_images, self.config.top_k).kept
         return kept.any(-1) if self.config.insert == "mean_at_token" else kept.flatten(1)
 
     def forward(
@@ -155,8 +155,7 @@ class Routed(Inserting[RoutedSide]):
     def _side_of(self, seen: PlacedGrids, tokens: int | None) -> RoutedSide:
         config = self.config
         scores = self.router(seen)
-        slots = Slots.of(seen.mask, seen.images, seen.x.shape[:2], config.top_k)
-        slots = slots._replace(kept=slots.kept.to(seen.x.device))
+        slots = Slots.of(seen.x, seen.mask, seen.images, config.top_k)
         chosen = best(scores, slots)
         if config.order == "image":
             chosen = in_image_order(chosen, slots.kept, self._ranks(seen))

@@ -83,13 +83,12 @@ class Slots(NamedTuple):
     kept: Tensor
 
     @classmethod
-    def of(cls, grid_mask: Tensor | None, grid_images: Tensor | None, shape: torch.Size, top_k: int | None) -> "Slots":
-        """Count the places for patches [B,G] = `shape`. Looks into grid_images, if there are any, and into no other."""
-        batch, G = shape
+    def of(cls, x: Tensor, grid_mask: Tensor | None, grid_images: Tensor | None, top_k: int | None) -> "Slots":
+        """Count the places for patches x [B,G,...]. Looks into grid_images, if there are any, and into no other."""
+        (batch, G), device = x.shape[:2], x.device
         wanted = min(top_k or G, G)
-        device = next((t.device for t in (grid_mask, grid_images) if t is not None), None)
         if grid_mask is None and grid_images is None:
-            return cls(None, torch.ones(batch, 1, wanted, dtype=torch.bool))
+            return cls(None, torch.ones(batch, 1, wanted, dtype=torch.bool, device=device))
         members = torch.ones(batch, G, dtype=torch.bool, device=device) if grid_mask is None else grid_mask
         members = members[:, None]
         if grid_images is not None:

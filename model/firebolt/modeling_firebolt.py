@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import can_return_tuple  # pyright: ignore[reportPrivateImportUsage]  # its documented place
 
-from ...cmm import CrossAttend, CrossModalModulator, Prepend, Routed
+from ...cmm import CrossAttend, CrossModalModulator, Prepend, Routed, RoutedConfig
 from ...cmm.connector import Connector
 from ..compat import (
     CACHE,
@@ -184,12 +184,11 @@ class FireboltModel(FireboltPreTrainedModel):
                 "FireboltModel: inputs_embeds is given; expected input_ids, in which insert 'mean_at_token' finds its "
                 "image_token_id"
             )
-        return input_ids == self.connector.config.image_token_id  # pyright: ignore[reportAttributeAccessIssue]
+        return input_ids == cast("RoutedConfig", self.connector.config).image_token_id
 
     def black_rows(self, image_tokens: Tensor | None, rows: int) -> Tensor | None:
         """The rows [B] bool that get a black image where they have none, as the original does; None: none does."""
-        config = self.connector.config
-        if not getattr(config, "black_image", False):
+        if not getattr(self.connector.config, "black_image", False):
             return None
         if image_tokens is not None:
             return image_tokens.any(-1)
