@@ -224,13 +224,14 @@ def load_foveated(folder: Path, device: str) -> Loaded:
     return Loaded(model.eval().to(device), processor)
 
 
-def inputs_of(loaded: Loaded, source: Source, question: str):
-    """Make the model's inputs of a question about a video. Raises Failure."""
+def inputs_of(loaded: Loaded, source: Source, question: str, text: str | None = None):
+    """Make the model's inputs of a question about a video; `text` is a prompt that was made of it. Raises Failure."""
     processor, model = loaded.processor, loaded.model
-    check_controls(loaded, question)
-    text = question
-    if processor.chat_template is not None:
-        text = render(loaded, [{"role": "user", "content": question}])
+    if text is None:
+        check_controls(loaded, question)
+        text = question
+        if processor.chat_template is not None:
+            text = render(loaded, [{"role": "user", "content": question}])
     shown = {"images": source.frames[0]} if source.times is None else {"videos": [source.frames]}
     inputs = processor(text=[text], return_tensors="pt", **specials(loaded, text), **shown)
     taken = inputs["input_ids"].shape[1] + inputs["frames"].shape[1]

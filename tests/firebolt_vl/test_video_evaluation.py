@@ -4,24 +4,19 @@ import json
 
 import pytest
 from commands import assert_refused
-from foveated import make_foveated
-from tiny_models import make_tokenizer
+from foveated import write_foveated
 from videos import write_video
 
 from firebolt_vl.evaluate.benchmarks import BENCHMARKS, CHOSEN
 from firebolt_vl.evaluate.choices import choose
-from firebolt_vl.model import CHAT_TEMPLATE, FoveatedImageProcessor, FoveatedProcessor
 from firebolt_vl.video_evaluation import VideoExaminee
 from firebolt_vl.watch import load_foveated, open_source
-
-SIZE = {"height": 28, "width": 28}
 
 
 @pytest.fixture(scope="module")
 def foveated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("foveated")
-    make_foveated(mode="autoregressive").save_pretrained(folder)
-    FoveatedProcessor(FoveatedImageProcessor(size=SIZE), make_tokenizer(), CHAT_TEMPLATE).save_pretrained(folder)
+    write_foveated(folder)
     return folder
 
 
