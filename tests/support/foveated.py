@@ -6,9 +6,10 @@ import json
 import golden
 import torch
 from numerics import largest
+from tiny_models import make_tokenizer
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
-from firebolt_vl.model import FoveatedVLM, FoveatedVLMConfig
+from firebolt_vl.model import CHAT_TEMPLATE, FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
 
 VECTORS = golden.load("fvlm_tiny_upstream")
 DESCRIBED = json.loads(golden.path("fvlm_tiny_upstream.json").read_text())
@@ -125,3 +126,14 @@ def largest_part(preferences: dict[str, torch.Tensor]) -> float:
     """
     parts = [largest(tensor) for name, tensor in preferences.items() if name.endswith("logps")]
     return DESCRIBED["cases"]["dpo"]["beta"] * max(parts)
+
+
+def write_foveated(folder) -> None:
+    """A whole checkpoint with random weights, as `save_pretrained` leaves it; its answers are more than the last token
+    again and again, which a head with the embeddings' weights says where they are large."""
+    model = make_foveated(mode="autoregressive")
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(0.1)
+    model.save_pretrained(folder)
+    images = FoveatedImageProcessor(size={"height": 28, "width": 28})
+    FoveatedProcessor(images, make_tokenizer(), CHAT_TEMPLATE).save_pretrained(folder)
