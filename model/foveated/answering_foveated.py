@@ -31,7 +31,7 @@ class FoveatedOutput(CausalLMOutputWithPast):
 
 
 class Wanted(NamedTuple):
-    """What a loss is about: ids [B,S] and which of them count [B,S], or the labels of the next tokens [B,S] themselves.
+    """Labels of a loss: ids [B,S] and which of them count [B,S], or the labels of the next tokens [B,S] themselves.
 
     total: how many labels count in the whole batch; None for those of this call.
     """

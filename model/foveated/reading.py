@@ -40,7 +40,7 @@ class Images(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What the decoder made of a call.
+    """Result of the decoder for a call.
 
     outputs   the decoder's: last_hidden_state [B,T+S,E] at frames and text
     text      [B,S,E], the text's embeddings
