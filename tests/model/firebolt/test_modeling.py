@@ -20,7 +20,10 @@ from firebolt_vl.model.firebolt.image_processing_firebolt import FireboltImagePr
 
 kinds = pytest.mark.parametrize(
     ("connector", "fusion"),
-    [("cmm", "replace"), ("cmm", "concat"), ("cmm", "pool"), ("prepend", "replace"), ("cross_attend", "replace")],
+    [
+        *(("cmm", "replace"), ("cmm", "concat"), ("cmm", "pool")),
+        *(("prepend", "replace"), ("cross_attend", "replace"), ("routed", "replace")),
+    ],
 )
 
 
