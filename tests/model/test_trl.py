@@ -5,12 +5,19 @@ import copy
 import numpy as np
 import pytest
 import torch
+import transformers
 from foveated import make_foveated, make_processor
 from PIL import Image
 
 import firebolt_vl
 from firebolt_vl.bench.budget import distance, floor
-from firebolt_vl.model import FireboltForConditionalGeneration, FireboltProcessor, FoveatedProcessor, FoveatedVLM
+from firebolt_vl.model import (
+    FireboltForConditionalGeneration,
+    FireboltForSequenceClassification,
+    FireboltProcessor,
+    FoveatedProcessor,
+    FoveatedVLM,
+)
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
@@ -228,3 +235,19 @@ def test_the_foveated_model_too(name, tmp_path, foveated_folder):
     trainer.train()
     scored.assert_as_sampled(calls=3 if name == "GRPO" else 1, others=REJECTED.get(name, 0))
     assert_trained(trainer, before, ("dino", "llm", "q_static", "llm_to_query"))
+
+
+def test_three_steps_of_a_reward_model(tmp_path):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(FOLDER)
+    said = [[{"role": "assistant", "content": text}] for text in ("one", "two", "three", NEVER)]
+    rows = {"prompt": QUESTIONS, "chosen": said, "rejected": said[::-1]}
+    trainer = trl.RewardTrainer(
+        model=FOLDER,
+        args=arguments(trl.RewardConfig, tmp_path),
+        train_dataset=datasets.Dataset.from_dict(rows),
+        processing_class=tokenizer,
+    )
+    assert type(trainer.model) is FireboltForSequenceClassification
+    before = copy.deepcopy(trainer.model.state_dict())
+    trainer.train()
+    assert_trained(trainer, before, ("score", "language_model"))
