@@ -136,8 +136,8 @@ def sums(completion_ids, **_):
     return [float(sum(ids)) for ids in completion_ids]
 
 
-def reinforced(name, folder, model, processor, peft_config=None, **settings):
-    rows = datasets.Dataset.from_dict({"prompt": QUESTIONS, "images": IMAGES})
+def reinforced(name, folder, model, processor, peft_config=None, images=IMAGES, **settings):
+    rows = datasets.Dataset.from_dict({"prompt": QUESTIONS, "images": images})
     settings = {"num_generations": 2, "max_completion_length": 6, "steps_per_generation": 1, **settings}
     return getattr(trl, f"{name}Trainer")(
         model=model,
@@ -167,6 +167,14 @@ def test_three_steps_with_rewards(name, adapted, tmp_path, model, processor):
     scored.assert_as_sampled(calls=3)
     assert_trained(trainer, before, *([()] if adapted else []))
     assert adapted or type(trainer.ref_model) is type(model)
+
+
+def test_no_global_view_alone_is_trained_on(tmp_path, model):
+    """Of inputs that are not packed GRPO drops the tiles: that is an error and not another model."""
+    separate, images = FireboltProcessor.from_pretrained(FOLDER), [pictures(1, seed) for seed in range(4)]
+    trainer = reinforced("GRPO", tmp_path, model, separate, images=images)
+    with pytest.raises(ValueError, match=r"let the image processor put them all there \(packed=True\)"):
+        trainer.train()
 
 
 @pytest.mark.parametrize("kind", ["SFT", "conversations", "DPO"])
