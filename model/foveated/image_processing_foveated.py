@@ -37,7 +37,6 @@ class FoveatedImageProcessor(ImageProcessor):
     """
 
     valid_kwargs = FoveatedImagesKwargs
-    model_input_names = ["frames", "frame_mask", *PACKED_NAMES]
 
     image_mean = (0.485, 0.456, 0.406)
     image_std = (0.229, 0.224, 0.225)
@@ -48,6 +47,10 @@ class FoveatedImageProcessor(ImageProcessor):
     def __init__(self, **kwargs: Unpack[FoveatedImagesKwargs]):
         super().__init__(**kwargs)
         self._check(vars(self))
+
+    @property
+    def model_input_names(self) -> list[str]:  # pyright: ignore[reportIncompatibleVariableOverride]  # goes with `packed`
+        return list(PACKED_NAMES) if self.packed else ["frames", "frame_mask"]
 
     def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]  # more keywords, which pyright does not unpack
         self, images: ImageInput, **kwargs: Unpack[FoveatedImagesKwargs]

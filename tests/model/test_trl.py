@@ -225,7 +225,7 @@ def foveated_folder(tmp_path_factory):
     return str(folder)
 
 
-@pytest.mark.parametrize("name", ["GRPO", "SFT", "DPO"])
+@pytest.mark.parametrize("name", ["GRPO", "DPO"])
 def test_the_foveated_model_too(name, tmp_path, foveated_folder):
     model = FoveatedVLM.from_pretrained(foveated_folder, dtype=torch.float64)
     processor = FoveatedProcessor.from_pretrained(foveated_folder)

@@ -53,7 +53,8 @@ def images_of_rows():
 )
 def test_packed_views_give_the_same_grids_bit_for_bit(settings):
     packed, separate = both(images_of_rows(), **settings)
-    assert set(pixels(packed)) == {"pixel_values", "image_position_ids", "pixel_attention_mask"}
+    for inputs, option in ((packed, True), (separate, False)):
+        assert set(inputs) == set(make_processor(packed=option).model_input_names)
     assert packed["pixel_attention_mask"].tolist() == [1, 0, 2, 1]
     model = make_model()
     with torch.no_grad():

@@ -27,6 +27,8 @@ def both(images=None, text=TEXT):
 @pytest.mark.parametrize("mode", MODES)
 def test_packed_images_give_the_same_logits_and_answers(mode):
     packed, separate = both()
+    for inputs, option in ((packed, True), (separate, False)):
+        assert set(inputs) == set(make_processor(packed=option).model_input_names)
     assert packed["pixel_values"].shape == (4, 3, 28, 28)
     assert packed["image_position_ids"].tolist() == [[0, 8], [0, 1], [1, 2], [0, 8]]
     assert packed["pixel_attention_mask"].tolist() == [1, 0, 2, 1]
