@@ -1,13 +1,14 @@
 """The models, the transformers way: importing this package registers them with the Auto classes and pipelines."""
 
 from .adapters import lora_targets
-from .compat.registry import register
+from .compat.registry import register, register_scoring
 from .cpu.prepacking import prepack_weights
 from .cpu.quantization import logits_drift, quantize_int8
 from .firebolt import (
     CHAT_TEMPLATE,
     FireboltConfig,
     FireboltForConditionalGeneration,
+    FireboltForSequenceClassification,
     FireboltImageProcessor,
     FireboltModel,
     FireboltProcessor,
@@ -16,12 +17,14 @@ from .firebolt import (
 from .foveated import FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
 
 register(FireboltConfig, FireboltModel, FireboltForConditionalGeneration, FireboltImageProcessor, FireboltProcessor)
+register_scoring(FireboltConfig, FireboltForSequenceClassification)
 register(FoveatedVLMConfig, FoveatedVLM, FoveatedVLM, FoveatedImageProcessor, FoveatedProcessor)
 
 __all__ = [
     "CHAT_TEMPLATE",
     "FireboltConfig",
     "FireboltForConditionalGeneration",
+    "FireboltForSequenceClassification",
     "FireboltImageProcessor",
     "FireboltModel",
     "FireboltProcessor",

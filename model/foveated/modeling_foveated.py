@@ -19,7 +19,7 @@ from .visual_tokens import Frames, VisualTokens
 class FoveatedPreTrainedModel(PreTrainedModel):
     config: FoveatedVLMConfig
     config_class = FoveatedVLMConfig
-    base_model_prefix = ""
+    base_model_prefix = "reader"
     main_input_name = "input_ids"
     input_modalities = ["image", "video", "text"]
     supports_gradient_checkpointing = True
@@ -28,6 +28,8 @@ class FoveatedPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
+    # Visual tokens are masked by tensors, and patches attend without a mask, which flex attention has no form for here.
+    _supports_flex_attn = False
     _can_compile_fullgraph = False
 
     @classmethod
