@@ -56,6 +56,11 @@ def train_post(
         drop_nothing(model)
     parts = trainers.Parts(model, processor, Source(dataset, rows), Source(validation, held_out), folder)
     trainer = trainers.trainer_of(config, parts, processes)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ConfigError(
+            f"distributed_type is {trainer.accelerator.distributed_type.value}; expected MULTI_GPU, or one process, "
+            "for a training by trl"
+        )
     if main:
         keep_config(config, folder, resume, note)
         learning = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
@@ -86,7 +91,7 @@ def _train(trainer, config: PostConfig, parts, resume: bool, shown, interrupts: 
         shown,
         lambda: save(folder / "best"),
         interrupts,
-        trainer.is_world_process_zero(),
+        trainer.accelerator,
     )
     trainer.add_callback(habits)
     checkpoint = newest(folder / CHECKPOINTS) if resume else None
