@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from ...model import FireboltForConditionalGeneration
 from ...model.foveated import read_video
@@ -70,7 +69,6 @@ def train_post(
         )
         if len(dataset.problems):
             note(dataset.problems.summary())
-    logging.set_verbosity_error()
     with Shown(folder.name, config.log_every, shown=main) as shown, Interrupts(processes == 1) as interrupts:
         skipped = _train(trainer, config, parts, resume, shown, interrupts)
     if main and skipped:
