@@ -119,6 +119,8 @@ def load_checked(cls, load: Callable, name: str | PathLike | None, args: tuple, 
         return _loaded(cls, load, None, args, arguments)
     opened = open_checkpoint(name, arguments)
     config, where = arguments.get("config"), opened.folder / CONFIG
+    if isinstance(config, str | PathLike):
+        config = arguments["config"] = cls.config_class.from_pretrained(open_folder(config, {}))
     if config is None:
         if (kind := opened.config.get("model_type")) != cls.config_class.model_type:
             raise CheckpointError(f"{where} is of a {kind!r} model; expected a {cls.config_class.model_type!r} model")

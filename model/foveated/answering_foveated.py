@@ -205,9 +205,11 @@ class FoveatedVLM(ReadingModel, CachedGeneration, GenerationMixin):
             assert wanted.ids is not None  # else there is no loss
             loss, count = self._next_tokens(logits, wanted.ids, wanted.counted, attention_mask, read)
         # Without a label that counts the original's loss is nan.
-        return loss / (wanted.total if wanted.total is not None else count if original else max(count, 1))
+        if not original:
+            count = count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+        return loss / (wanted.total if wanted.total is not None else count)
 
-    def _next_tokens(self, logits: Tensor, ids: Tensor, counted, attention_mask, read: Reading) -> tuple[Tensor, int]:
+    def _next_tokens(self, logits: Tensor, ids: Tensor, counted, attention_mask, read: Reading) -> tuple[Tensor, int | Tensor]:
         """Sum the cross-entropies of the tokens that count, and count them."""
         frames, seen = logits.shape[1] - ids.shape[1], read.seen
         if counted is None:

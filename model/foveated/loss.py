@@ -14,18 +14,25 @@ def previous_kept(kept: Tensor) -> Tensor:
 
 def next_token_loss(
     logits: Tensor, labels: Tensor, counted: Tensor | None = None, kept: Tensor | None = None
-) -> tuple[Tensor, int]:
+) -> tuple[Tensor, int | Tensor]:
     """Sum the cross-entropies of the counted labels, each predicted at the nearest kept column before it.
 
     logits [B,N,V]; labels [B,N]; counted [B,N], not 0 where a label counts (default: everywhere); kept [B,N] bool, the
     columns that are there (default: all): what is not kept neither predicts nor counts. The first column of a row has
-    nothing to be predicted from. Returns the sum, and how many labels were counted.
+    nothing to be predicted from. Returns the sum, and how many labels were counted: in a graph, which cannot count them
+    before it runs, a tensor.
     """
     counted = torch.ones_like(labels, dtype=torch.bool) if counted is None else counted != 0
     if kept is None:
         before = torch.arange(-1, labels.shape[1] - 1, device=labels.device).expand_as(labels)
     else:
         before, counted = previous_kept(kept), counted & kept
+    if torch.compiler.is_compiling():
+        counted = counted & (before >= 0)
+        chosen = logits.gather(1, before.clamp(min=0)[..., None].expand_as(logits))
+        chosen = chosen.float() if chosen.dtype.itemsize < 4 else chosen
+        losses = F.cross_entropy(chosen.flatten(0, 1), labels.flatten(), reduction="none")
+        return torch.where(counted.flatten(), losses, 0).sum(), counted.sum()
     rows, columns = (counted & (before >= 0)).nonzero(as_tuple=True)
     return _summed(logits[rows, before[rows, columns]], labels[rows, columns])
 

@@ -199,6 +199,9 @@ class FoveatedModel(FoveatedPreTrainedModel):
             kept = frame_mask.to(frames.device) != 0
         if not frames.shape[1]:
             raise ValueError(f"FoveatedVLM: frames has shape {list(frames.shape)}; expected at least one frame")
+        if torch.compiler.is_compiling():  # a graph cannot look into a mask: a frame that is not there is black
+            there = torch.where(kept[..., None, None, None], frames, 0)
+            return Frames(self.encoder.remember(there.flatten(0, 1), deep), kept, whole=True)
         return Frames(self.encoder.remember(frames[kept], deep), kept)
 
     def _look(
@@ -220,14 +223,18 @@ class FoveatedModel(FoveatedPreTrainedModel):
         if return_attention:
             _, heads, rows, _ = memory.keys[0].shape
             attention = z.new_zeros(*kept.shape, len(memory.keys), heads, rows, dtype=torch.float32)
-        if kept.any():
-            seen, weights = self.encoder.look(memory, queries[kept], deep, return_attention)
-            z[kept] = seen.to(z.dtype)
+        if look_at_nothing and (frames.whole or not kept.all()):
+            missing = queries.flatten(0, 1) if frames.whole else queries[~kept]
+            seen = self.encoder.look(memory.nothing(missing.shape[0]), missing, deep)[0].to(z.dtype)
+            if frames.whole:
+                z = seen.unflatten(0, kept.shape)
+            else:
+                z[~kept] = seen
+        if frames.whole or kept.any():
+            seen, weights = self.encoder.look(memory, frames.chosen(queries), deep, return_attention)
+            z = frames.spread(seen, z)
             if attention is not None and weights is not None:
-                attention[kept] = weights.float()
-        if look_at_nothing and not kept.all():
-            missing = queries[~kept]
-            z[~kept] = self.encoder.look(memory.nothing(len(missing)), missing, deep)[0].to(z.dtype)
+                attention = frames.spread(weights, attention)
         return z, attention
 
     def _to_decoder(self, z: Tensor) -> Tensor:
@@ -249,7 +256,9 @@ class FoveatedModel(FoveatedPreTrainedModel):
 
     def _decoder_mask(self, kept: Tensor) -> Tensor | None:
         """The mask [B,T] of the visual tokens that the decoder attends to; None for all of them."""
-        return None if self.config.original_behaviour or kept.all() else kept
+        if self.config.original_behaviour:
+            return None
+        return kept if torch.compiler.is_compiling() or not kept.all() else None
 
     def _mode(self, mode: str | None) -> str:
         mode = self.config.mode if mode is None else mode
