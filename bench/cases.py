@@ -1,6 +1,6 @@
 """The sizes at which every op is compiled and measured, and inputs for them: adding an op is adding one entry."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ class Case(NamedTuple):
     options: tuple[str, ...] = ()
     """What else varies: "masks", "dropout", "truncate", "no norm", "float32 parameters"; of convolutions "gate",
     "fast", "spectrum", "channels last"; of scans "state", "packed", "channels last", "constant" (B, C), "bare" (no
-    skip, no gate)."""
+    skip, no gate), "float32 gates"; of state updates "half state"."""
     quick: bool = False
     """Whether the short selections (`--quick`, CI) have it."""
     timed: bool = True
@@ -83,6 +83,18 @@ class Op(NamedTuple):
     dtypes: tuple[str, ...] = HALVES_AND_FLOAT32
     loops: bool = False
     """Whether the reference implementation is a Python loop over time, which torch.compile would unroll for minutes."""
+    in_place: bool = False
+    """Whether it changes its first argument, and so has no gradients."""
+
+    def leaves(self, call: Inputs) -> Inputs:
+        """The same arguments, of which gradients are wanted if the op has them."""
+        if self.in_place:
+            return call
+        return call.map(lambda tensor: tensor.requires_grad_(tensor.is_floating_point() or tensor.is_complex()))
+
+    def modes(self, modes: Sequence[str]) -> list[str]:
+        """Those of the benchmarks' modes that the op has."""
+        return [mode for mode in modes if mode == "forward" or not self.in_place]
 
 
 def inputs(op: str, case: Case, dtype: str, device: str = "cpu", *, fill: bool = True, seed: int = 0) -> Inputs:
@@ -205,6 +217,35 @@ def _selective_scan(make: Maker, case: Case) -> Inputs:
     return Inputs(arguments, rest)
 
 
+def _selective_state_update(make: Maker, case: Case) -> Inputs:
+    """Make one step size, decay and skip for a head where there are heads [H,P], as Mamba-2 has them."""
+    B, N = case.sizes["B"], case.sizes["N"]
+    heads = [case.sizes[name] for name in ("H", "P") if name in case.sizes]
+    channels = heads or [case.sizes["D"]]
+    groups = [case.sizes["G"]] if "G" in case.sizes else []
+
+    def of_channels(*rows: int, dtype: torch.dtype | None = None) -> Tensor:
+        if not heads:
+            return make.real(*rows, *channels, dtype=dtype)
+        return make.real(*rows, heads[0], 1, dtype=dtype).expand(*rows, *heads)
+
+    A = of_channels(dtype=torch.float32).exp().neg().unsqueeze(-1).expand(*channels, N)
+    state = make.real(B, *channels, N, dtype=None if "half state" in case.options else torch.float32)
+    arguments = (state, make.real(B, *channels), of_channels(B), A, make.real(B, *groups, N), make.real(B, *groups, N))
+    rest = {"D": of_channels(dtype=torch.float32), "z": make.real(B, *channels)}
+    return Inputs(arguments, rest | {"dt_bias": of_channels(dtype=torch.float32), "dt_softplus": True})
+
+
+def _gated_scan(make: Maker, case: Case) -> Inputs:
+    B, T, D = (case.sizes[name] for name in ("B", "T", "D"))
+    gates = make.real(B, T, D, dtype=torch.float32 if "float32 gates" in case.options else None).sigmoid()
+    texts, packed = B, {}
+    if "packed" in case.options:
+        texts, packed = 4, {"cu_seqlens": torch.tensor([0, T // 3, T // 3, T // 2, T], device=make.device)}
+    state = make.real(texts, D, dtype=torch.float32) if "state" in case.options else None
+    return Inputs((gates, make.real(B, T, D), state), packed)
+
+
 def correlation(B: int, T: int, G: int, K: int, *options: str, D=1024, H=4, D_h=32, quick=False) -> Case:
     return Case({"B": B, "T": T, "G": G, "K": K, "D": D, "H": H, "D_h": D_h}, options, quick)
 
@@ -291,6 +332,10 @@ CONVOLUTION_CASES = (
 )
 
 
+def gated(B: int, T: int, D: int, *options: str, quick: bool = False) -> Case:
+    return Case({"B": B, "T": T, "D": D}, options, quick)
+
+
 def sequence(B: int, D: int, L: int, N: int, *options: str, quick: bool = False) -> Case:
     return Case({"B": B, "D": D, "L": L, "N": N}, options, quick)
 
@@ -327,6 +372,30 @@ OPS = {
             sequence(2, 768, 512, 16, "constant", "bare"),
             Case({"B": 2, "D": 768, "L": 512, "N": 16, "G": 4}, ("state",)),
             *(sequence(2, 256, 512, N) for N in (1, 5, 32, 64, 256, 1000)),
+        ),
+        loops=True,
+    ),
+    "selective_state_update": Op(
+        _selective_state_update,
+        (
+            *(Case({"B": B, "D": 2048, "N": 16}, (), B == 8) for B in (1, 8, 128)),
+            Case({"B": 8, "D": 2048, "N": 16, "G": 4}, ("half state",)),
+            Case({"B": 8, "H": 32, "P": 64, "N": 128}, (), True),
+            Case({"B": 8, "H": 24, "P": 64, "N": 128, "G": 8}),
+            Case({"B": 2, "D": 256, "N": 5}),
+        ),
+        in_place=True,
+    ),
+    "gated_scan": Op(
+        _gated_scan,
+        (
+            gated(8, 2048, 1024, quick=True),
+            gated(8, 2048, 1024, "float32 gates"),
+            gated(8, 512, 2048, "state"),
+            gated(32, 1, 1024, "state"),
+            gated(1, 16384, 512),
+            gated(1, 777, 768, "state", "packed", quick=True),
+            gated(2, 4096, 24),
         ),
         loops=True,
     ),

@@ -109,20 +109,24 @@ def record(op: str, case: Case, dtype: str) -> list[Launch]:
     with recording() as launches, use_implementation("triton"):
         with torch.no_grad():
             run_forward(op, call)
-        call = call.map(lambda tensor: tensor.requires_grad_(tensor.is_floating_point() or tensor.is_complex()))
+        call = OPS[op].leaves(call)
         run_backward(call, run_forward(op, call))
     return launches
 
 
 def run_forward(op: str, call: Inputs) -> list[Tensor]:
-    """The outputs of an op."""
+    """The outputs of an op; what it changes among them."""
     outputs = getattr(kernels, op)(*call.args, **call.kwargs)
-    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    return [*outputs, call.args[0]] if OPS[op].in_place else outputs
 
 
 def run_backward(call: Inputs, outputs: Sequence[Tensor]) -> None:
-    """Take the gradients of all leaves of a call, for gradients of its outputs that are memory as it comes."""
+    """Take the gradients of all leaves of a call, if it has them, for gradients of its outputs that are memory as it
+    comes."""
     outputs = [output for output in outputs if output.requires_grad]
+    if not outputs:
+        return
     gradients = [_gradient_of(output, call) for output in outputs]
     torch.autograd.grad(outputs, call.leaves(), gradients, allow_unused=True)
 

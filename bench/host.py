@@ -92,7 +92,7 @@ def compilations(op: str, dtype: str, gradients: bool) -> Counter[str]:
 def _call(op: str, case: Case, dtype: str, gradients: bool) -> Callable[[], None]:
     call = inputs(op, case, dtype, fill=False)
     if gradients:
-        call = call.map(lambda tensor: tensor.requires_grad_(tensor.is_floating_point() or tensor.is_complex()))
+        call = OPS[op].leaves(call)
         return lambda: run_backward(call, run_forward(op, call))
 
     def forward() -> None:

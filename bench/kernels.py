@@ -96,8 +96,8 @@ def op_subject(
     op: str, case: Case, dtype: str, device: str, others: Callable[[str, Inputs], Providers] = lambda op, call: {}
 ) -> Subject:
     """An op at a size; `others` gives further providers for its arguments."""
-    call = inputs(op, case, dtype, device).map(_as_leaf)
-    public, definition = getattr(kernels, op), getattr(reference, op)
+    call = OPS[op].leaves(inputs(op, case, dtype, device))
+    public, definition = functions(op)
     providers: Providers = {**others(op, call), "ours": lambda: public(*call.args, **call.kwargs)}
     # Inductor makes no code for complex numbers: it would run the reference implementation as it is.
     if not OPS[op].loops and not any(tensor.is_complex() for tensor in call.tensors()):
@@ -112,6 +112,22 @@ def op_subject(
         return check(public, definition, inputs(op, small, dtype, device))
 
     return Subject(op, str(case), dtype, providers, call.leaves(), call.tensors(), right)
+
+
+def functions(op: str) -> tuple[Callable, Callable]:
+    """An op and its definition; what they change is returned too."""
+    found = getattr(kernels, op), getattr(reference, op)
+    return (with_changed(found[0]), with_changed(found[1])) if OPS[op].in_place else found
+
+
+def with_changed(function: Callable) -> Callable:
+    """A function that changes its first argument and has no gradients; it returns that argument last."""
+
+    def run(changed: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            return function(changed, *args, **kwargs), changed.detach()
+
+    return run
 
 
 def cmm_subject(part: str, sizes: dict[str, int], dtype: str, device: str) -> Subject:
@@ -175,7 +191,8 @@ def values_and_gradients(function: Callable, call: Inputs, cotangents: Sequence[
     call = call.map(lambda tensor: _as_leaf(tensor.detach().clone()))
     outputs = _outputs(function(*call.args, **call.kwargs))
     cotangents = random_cotangents(outputs) if cotangents is None else cotangents
-    gradients = torch.autograd.grad(outputs, call.leaves(), cotangents)
+    learns = any(output.requires_grad for output in outputs)
+    gradients = torch.autograd.grad(outputs, call.leaves(), cotangents) if learns else []
     named = {f"output {i}": output for i, output in enumerate(outputs)}
     return named | {f"gradient {i}": gradient for i, gradient in enumerate(gradients)}
 
@@ -192,7 +209,9 @@ def random_cotangents(outputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _outputs(outputs: Any) -> list[Tensor]:
-    return [output for output in (outputs if isinstance(outputs, tuple) else (outputs,)) if output.requires_grad]
+    """Those that gradients can be taken of; all where there are none."""
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return [output for output in outputs if output.requires_grad] or list(outputs)
 
 
 def runs_of(subject: Subject, mode: str) -> tuple[dict[str, Run], int]:
@@ -240,7 +259,7 @@ def measure(
     check's result."""
     red = _try(subject.check)
     points = []
-    for mode in modes:
+    for mode in modes if subject.op not in OPS else OPS[subject.op].modes(modes):
         runs, moved = runs_of(subject, mode)
         for name, run in list(runs.items()):
             if problem := _try(lambda run=run: run.work(run.prepare()) and None):

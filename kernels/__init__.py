@@ -11,10 +11,11 @@ else:
     from . import reference
     from .diagonal_scan import diagonal_scan
     from .fft_conv import fft_conv
+    from .gated_scan import gated_scan
     from .implementation import use_implementation
     from .linear import linear
     from .modulation import correlation_context, film_residual, grounded_film
-    from .selective_scan import selective_scan
+    from .selective_scan import selective_scan, selective_state_update
     from .spectrum import cauchy, vandermonde
 
     __all__ = [
@@ -23,10 +24,12 @@ else:
         "diagonal_scan",
         "fft_conv",
         "film_residual",
+        "gated_scan",
         "grounded_film",
         "linear",
         "reference",
         "selective_scan",
+        "selective_state_update",
         "use_implementation",
         "vandermonde",
     ]

@@ -21,6 +21,8 @@ OPS = (
     "fft_conv",
     "diagonal_scan",
     "selective_scan",
+    "selective_state_update",
+    "gated_scan",
 )
 NAMES = ("reference", "pytorch", "triton")
 WIDE = (torch.float64, torch.complex128)

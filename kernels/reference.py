@@ -2,9 +2,10 @@
 
 from .diagonal_scan.reference import diagonal_scan
 from .fft_conv.reference import fft_conv
+from .gated_scan.reference import gated_scan
 from .linear.reference import linear
 from .modulation.reference import correlation_context, film_residual, grounded_film
-from .selective_scan.reference import selective_scan
+from .selective_scan.reference import selective_scan, selective_state_update
 from .spectrum.reference import cauchy, vandermonde
 
 __all__ = [
@@ -13,8 +14,10 @@ __all__ = [
     "diagonal_scan",
     "fft_conv",
     "film_residual",
+    "gated_scan",
     "grounded_film",
     "linear",
     "selective_scan",
+    "selective_state_update",
     "vandermonde",
 ]

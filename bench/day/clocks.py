@@ -9,7 +9,7 @@ import torch
 from ...kernels import use_implementation
 from ...kernels.configurations import Answer, answering
 from .. import kernels as measuring
-from ..cases import Case, inputs
+from ..cases import OPS, Case, inputs
 from ..compile import run_backward, run_forward
 from ..silent import silent_driver
 from ..sweep import Clock
@@ -39,7 +39,7 @@ def swept(op: str, case: Case, dtype: str, scale: Scale) -> Iterator[Swept]:
 
 def _swept(op: str, case: Case, dtype: str, scale: Scale) -> Swept:
     call = inputs(op, case, dtype, scale.device)
-    leaves = call.map(lambda tensor: tensor.requires_grad_(tensor.is_floating_point() or tensor.is_complex()))
+    leaves = OPS[op].leaves(call)
 
     def run(mode: str) -> Run:
         if mode == "backward":

@@ -137,7 +137,7 @@ def sweep_op(op: str, scale: Scale) -> Iterator[Row]:
     dtype = scale.dtypes(op)[0]
     for case in scale.cases(op, dtype)[:SWEPT_SIZES]:
         with swept(op, case, dtype, scale) as subject:
-            for mode in MODES:
+            for mode in OPS[op].modes(MODES):
                 for question in asked(partial(subject.run, mode)):
                     trials = list(climb(op, str(case), mode, question, subject.clock))
                     for trial in winners(trials):
@@ -166,7 +166,7 @@ def predict_all(_: str, scale: Scale) -> Iterator[Row]:
         for op in OPS
         for dtype in scale.dtypes(op)
         for case in scale.cases(op, dtype)
-        for mode in MODES
+        for mode in OPS[op].modes(MODES)
     ]
     for row in predictions(subjects, chip, os.cpu_count() or 1):
         longest = max(row.launches, key=lambda launch: launch.total_us, default=None)

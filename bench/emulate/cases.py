@@ -1,6 +1,6 @@
 """The sizes at which kernels are emulated: small ones, of every kernel and every way through it."""
 
-from ..cases import Case, convolution, correlation, modes, residual, sequence
+from ..cases import Case, convolution, correlation, gated, modes, residual, sequence
 
 FILM = {"D": 128, "H": 2, "D_h": 32}
 ODD = {"D": 96, "H": 3, "D_h": 24}
@@ -94,6 +94,19 @@ CASES: dict[str, tuple[Case, ...]] = {
         sequence(1, 20, 40, 5),
         sequence(1, 4, 20, 64),
         sequence(2, 20, 33, 16, "strided"),
+    ),
+    "selective_state_update": (
+        Case({"B": 2, "D": 20, "N": 16}, (), True),
+        Case({"B": 2, "D": 12, "N": 5, "G": 3}, ("half state",)),
+        Case({"B": 2, "H": 4, "P": 10, "N": 128, "G": 2}, (), True),
+        Case({"B": 2, "D": 20, "N": 16}, ("strided",)),
+    ),
+    "gated_scan": (
+        gated(2, 37, 40, quick=True),
+        gated(1, 200, 70, "state"),
+        gated(2, 1, 40, "state"),
+        gated(1, 150, 33, "state", "packed", "float32 gates"),
+        gated(2, 150, 5, "strided"),
     ),
 }
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import kernels
-from ...kernels import reference, use_implementation
+from ...kernels import use_implementation
+from .. import kernels as measuring
 from ..budget import Error, errors
 from ..cases import Case, Inputs, inputs
 from ..kernels import random_cotangents, values_and_gradients
@@ -93,7 +93,7 @@ def transposed(tensor: Tensor) -> Tensor:
 
 def functions(op: str, case: Case) -> tuple[Callable, Callable]:
     """An op and its definition. A convolution by a spectrum gets it of its taps, so that both have their gradient."""
-    public, definition = getattr(kernels, op), getattr(reference, op)
+    public, definition = measuring.functions(op)
     if "spectrum" not in case.options:
         return public, definition
 

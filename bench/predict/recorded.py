@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...kernels import use_implementation
 from ...kernels.launch import Launch, recording, tensors
-from ..cases import Case, inputs
+from ..cases import OPS, Case, inputs
 from ..compile import run_backward, run_forward
 from ..kernels import bytes_to_move
 
@@ -68,13 +68,13 @@ def record_modes(op: str, case: Case, dtype: str) -> tuple[dict[str, Recorded], 
     with use_implementation("triton"):
         with torch.no_grad(), _noted() as forward:
             run_forward(op, call)
-        call = call.map(lambda tensor: tensor.requires_grad_(tensor.is_floating_point() or tensor.is_complex()))
+        call = OPS[op].leaves(call)
         with _noted() as kept:
             outputs = run_forward(op, call)
         with _noted() as backward:
             run_backward(call, outputs)
     both = Recorded([*kept.launches, *backward.launches], [*kept.others, *backward.others])
-    outputs = [output for output in outputs if output.requires_grad]
+    outputs = [output for output in outputs if output.requires_grad] or outputs
     return {"forward": forward, "backward": backward, "both": both}, bytes_to_move(
         call.tensors(), outputs, call.leaves()
     )

@@ -69,7 +69,7 @@ def subjects_of_cases(
         if case.quick or not quick
         for dtype in OPS[op].dtypes
         if dtype in dtypes
-        for mode in modes
+        for mode in OPS[op].modes(modes)
     ]
 
 

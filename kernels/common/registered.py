@@ -51,7 +51,8 @@ def register(
     Arguments:
         schema: PyTorch's, without a name, such as "(Tensor x, Tensor? bias, SymInt L) -> Tensor". A default ("Tensor?
             y=None") is for an argument that the op did not always have, so that programs exported before still load;
-            `forward` has the same default, since PyTorch leaves out what equals it.
+            `forward` has the same default, since PyTorch leaves out what equals it. An argument that the op changes is
+            "Tensor(a!) state".
         forward: called with the arguments of the schema. No output may share memory with an argument.
         fake: called alike; allocates the outputs.
         kept: how many of the last outputs are not for callers but for the backward functions, which get them as they
@@ -64,7 +65,8 @@ def register(
     names = [argument.split()[-1] for argument in all_given.split(", ")]
     count = returned.count("Tensor")
     forward = replay.replayed(forward)  # for compiled graphs, which call the op itself
-    op = torch.library.custom_op(f"{NAMESPACE}::{name}", forward, mutates_args=(), schema=schema)
+    changed = [own for own, argument in zip(names, arguments.split(", ")) if "!" in argument]
+    op = torch.library.custom_op(f"{NAMESPACE}::{name}", forward, mutates_args=changed, schema=schema)
     op.register_fake(fake)
     steps = [_register_backward(backward, all_given, names, count, kept) for backward in backwards]
 

@@ -1,17 +1,18 @@
-"""Mamba's selective scan: the public function, and its Triton kernels as a registered op."""
+"""Mamba's selective scan and one step of it: the public functions, and their Triton kernels as registered ops."""
 
 import torch
 from torch import Tensor
 
 from ..autocast import without_autocast
 from ..checks import COMPLEX, REAL, check_dtypes, check_given, check_not_empty, check_shapes
-from ..common.packed import check_packed
+from ..common.packed import check_packed, kept_states
 from ..common.registered import Backward, contiguous_gradients, register
 from ..implementation import choose
 from ..replay import replayed
 from . import pytorch, reference
+from .heads import by_heads
 from .inputs import Inputs
-from .shapes import kept_states, laid_out_like
+from .shapes import KEPT, laid_out_like
 
 IMPLEMENTATIONS = {"reference": reference, "pytorch": pytorch}
 
@@ -109,7 +110,7 @@ def _fake(*arguments):
     *given, keep_states = arguments
     inputs = Inputs(*given)
     (width, N), u = inputs.A.shape, inputs.u
-    kept = kept_states(u, inputs.cu_seqlens) if keep_states else 0
+    kept = kept_states(u.shape[0], u.shape[2], KEPT, inputs.cu_seqlens) if keep_states else 0
     last_state = u.new_empty(inputs.texts, width, N, dtype=torch.float32)
     return laid_out_like(u, u.dtype), last_state, u.new_empty(kept, N, width, dtype=torch.float32)
 
@@ -143,4 +144,122 @@ _selective_scan = register(
         _fake_gradients,
     ),
     kept=1,  # the states before some of the steps, which gradients are made from
+)
+
+
+def selective_state_update(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+) -> Tensor:
+    """One step of Mamba's selective scan that changes its state in place, for generation; it has no gradients.
+
+        dt = softplus(dt + dt_bias)                                   (the bias and the softplus are optional)
+        state <- exp(dt A) state + dt B x
+        y = (C . state + D x) silu(z)
+
+    Arguments are named and laid out as those of mamba_ssm's function:
+        state: [batch, D, N], or with heads [batch, H, P, N], real; it is computed in float32 and kept in its dtype.
+        x, dt: [batch, D] or [batch, H, P], and so z, the gate.
+        A: [D, N] or [H, P, N], real.
+        B, C: [batch, N], or [batch, groups, N]: channel d takes group d // (D / groups), head h h // (H / groups).
+        D, dt_bias: [D] or [H, P].
+    Each may have any strides, such as the zeros of one step size for a whole head.
+
+    Returns: y, of the shape and dtype of x.
+
+    Raises TypeError for a wrong dtype, ValueError for a wrong shape or device or a state whose elements share memory,
+    and RuntimeError where a gradient is wanted, which `selective_scan` has.
+
+    Source: Mamba (Gu and Dao 2023, arXiv 2312.00752), section 3.2; docs/mathematics.md, 4.5.
+    """
+    y = _updated(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus)
+    if not (torch.compiler.is_dynamo_compiling() or state.is_inference()):
+        torch.autograd.graph.increment_version(state)  # a graph that had saved the state knows that it is another
+    return y
+
+
+@replayed
+def _updated(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+) -> Tensor:
+    tensors = {"state": state, "x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z, "dt_bias": dt_bias}
+    _check_update(state, tensors)
+    given = tensors.values()
+    chosen = choose("selective_state_update", *given)
+    with without_autocast(x.device):
+        if chosen == "triton":
+            return _selective_state_update(*given, dt_softplus)
+        return IMPLEMENTATIONS[chosen].selective_state_update(*given, dt_softplus)
+
+
+def _check_update(state: Tensor, tensors: dict[str, Tensor | None]) -> None:
+    op = "selective_state_update"
+    check_given(op, **{name: tensors[name] for name in ("state", "x", "dt", "A", "B", "C")})
+    heads = "H P" if isinstance(state, Tensor) and state.ndim == 4 else "D"
+    patterns = {"state": f"batch {heads} N", "x": f"batch {heads}", "dt": f"batch {heads}", "A": f"{heads} N"}
+    patterns |= {"D": heads, "z": f"batch {heads}", "dt_bias": heads}
+    known = {name: (tensors[name], pattern) for name, pattern in patterns.items()}
+    sizes = check_shapes(op, **known)
+    counts = {name: _groups_of_step(op, name, tensors[name], known["state"]) for name in ("B", "C")}
+    axis = heads.split()[0]
+    for name, groups in counts.items():
+        if not groups or sizes[axis] % groups:
+            raise ValueError(f"{op}: {name} has {groups} groups; expected a divisor of {axis} = {sizes[axis]}")
+    if counts["B"] != counts["C"]:
+        raise ValueError(f"{op}: C has {counts['C']} groups; expected {counts['B']}, as B has")
+    check_dtypes(op, REAL, **tensors)
+    check_not_empty(op, state=state)
+    if any(size > 1 and not stride for size, stride in zip(state.shape, state.stride())):
+        raise ValueError(f"{op}: state has strides {list(state.stride())}; expected memory of its own for each element")
+    if torch.is_grad_enabled():
+        for name, tensor in tensors.items():
+            if tensor is not None and tensor.requires_grad:
+                raise RuntimeError(
+                    f"{op}: {name} needs a gradient; expected none, since the state is changed in place: call it under "
+                    "torch.no_grad(), or selective_scan with one step"
+                )
+
+
+def _groups_of_step(op: str, name: str, matrix: Tensor | None, state: tuple[Tensor | None, str]) -> int:
+    """Check the shape of B or C, and count its groups."""
+    if not isinstance(matrix, Tensor) or matrix.ndim not in (2, 3):
+        found = list(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
+        raise ValueError(f"{op}: {name} is {found}; expected [batch, N] or [batch, groups, N]")
+    pattern = "batch N" if matrix.ndim == 2 else "batch groups N"
+    return check_shapes(op, state=state, **{name: (matrix, pattern)}).get("groups", 1)
+
+
+def _update(*arguments) -> Tensor:
+    from . import triton_update
+
+    return triton_update.selective_state_update(by_heads(*arguments)).view(arguments[1].shape)
+
+
+def _fake_update(state, x, *_):
+    return x.new_empty(x.shape)
+
+
+_selective_state_update = register(
+    "selective_state_update",
+    "(Tensor(a!) state, Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, "
+    "bool softplus) -> Tensor",
+    _update,
+    _fake_update,
 )

@@ -8,7 +8,10 @@ from torch import Tensor
 
 from ..blocks import block_numbers
 from ..common.dtypes import compute_dtype
+from ..symbolic import varies
 from ..transforms import apply, gradients
+from .doubling import scan_by_doubling
+from .heads import by_heads
 from .inputs import Inputs
 from .packed import text_by_text
 
@@ -48,7 +51,9 @@ def selective_scan(
         steps = F.softplus(steps)
     inputs, steps = (t.unflatten(-1, (groups, 1, -1)) for t in (inputs, steps))
     A, h = (t.mT.unflatten(-1, (groups, -1)).transpose(-2, -3) for t in (A, h))  # [(batch,) G, N, D / G]
-    if u.shape[-1] == 1:
+    if varies(*u.shape):
+        y, h = scan_by_doubling(inputs, steps, A, B, C, h)
+    elif u.shape[-1] == 1:
         h = torch.exp(steps[0] * A) * h + (steps[0] * inputs[0]) * B[0]
         y = (C[0] * h).sum(-2).unsqueeze(0)
     else:
@@ -61,6 +66,39 @@ def selective_scan(
         y = y * F.silu(z.to(dtype))
     y = y.to(u.dtype)
     return (y, h) if return_last_state else y
+
+
+def selective_state_update(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+) -> Tensor:
+    """h <- exp(dt A) h + dt B x in place,  y = (C . h + D x) silu(z)."""
+    dtype = compute_dtype(state, x, dt, A, B, C, D, z, dt_bias)
+    before, u, step, A, B, C, D, z, dt_bias, _ = by_heads(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus)
+    u, step = u.to(dtype), step.to(dtype)  # [batch, H, P]
+    B, C = (matrix.to(dtype).repeat_interleave(before.shape[1] // matrix.shape[1], 1) for matrix in (B, C))
+    if dt_bias is not None:
+        step = step + dt_bias.to(dtype)
+    if dt_softplus:
+        step = F.softplus(step)
+    h = torch.addcmul(
+        (step * u).unsqueeze(-1) * B.unsqueeze(2), torch.exp(step.unsqueeze(-1) * A.to(dtype)), before.to(dtype)
+    )
+    before.copy_(h)
+    y = (h @ C.unsqueeze(-1)).squeeze(-1)
+    if D is not None:
+        y = torch.addcmul(y, D.to(dtype), u)
+    if z is not None:
+        y = y * F.silu(z.to(dtype))
+    return y.reshape(x.shape).to(x.dtype)
 
 
 def _time_first(matrix: Tensor, groups: int) -> Tensor:

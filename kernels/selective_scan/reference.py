@@ -1,4 +1,4 @@
-"""Mamba's selective scan: the reference implementation, step by step (real and complex A)."""
+"""Mamba's selective scan: the reference implementation, step by step (real and complex A); and one step in place."""
 
 import torch
 import torch.nn.functional as F
@@ -66,3 +66,42 @@ def _per_step(matrix: Tensor, A: Tensor, batch: int, L: int) -> Tensor:
     if matrix.ndim == 3:
         matrix = matrix.unsqueeze(1)
     return matrix.repeat_interleave(width // matrix.shape[1], dim=1)
+
+
+def selective_state_update(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+) -> Tensor:
+    """h <- exp(dt A) h + dt B x in place,  y = (C . h + D x) silu(z)."""
+    dtype = compute_dtype(state, x, dt, A, B, C, D, z, dt_bias)
+    B, C = (_per_channel(matrix.to(dtype), state) for matrix in (B, C))
+    u, step = x.to(dtype), dt.to(dtype)
+    if dt_bias is not None:
+        step = step + dt_bias.to(dtype)
+    if dt_softplus:
+        step = F.softplus(step)
+    step = step.unsqueeze(-1)
+    h = torch.exp(step * A.to(dtype)) * state.to(dtype) + step * B * u.unsqueeze(-1)
+    state.copy_(h)
+    y = (C * h).sum(-1)
+    if D is not None:
+        y = y + D.to(dtype) * u
+    if z is not None:
+        y = y * F.silu(z.to(dtype))
+    return y.to(x.dtype)
+
+
+def _per_channel(matrix: Tensor, state: Tensor) -> Tensor:
+    """B or C, [batch, N] or [batch, groups, N] -> [batch, D, N], or with heads [batch, H, 1, N]."""
+    if matrix.ndim == 2:
+        matrix = matrix.unsqueeze(1)
+    matrix = matrix.repeat_interleave(state.shape[1] // matrix.shape[1], dim=1)
+    return matrix.unsqueeze(2) if state.ndim == 4 else matrix

@@ -42,14 +42,6 @@ def warps_of(steps: int, N: int, channels: int, numbers: int) -> int:
     return min(16, max(1, steps * power_of_two(N) * channels // (WARP * numbers)))
 
 
-def kept_states(u: Tensor, cu_seqlens: Tensor | None) -> int:
-    """Count the states that are kept of all rows of u, or room for those of all sequences wherever the borders lie:
-    those of sequence i begin at number border // KEPT + i."""
-    if cu_seqlens is None:
-        return u.shape[0] * ((u.shape[2] + KEPT - 1) // KEPT)
-    return u.shape[2] // KEPT + cu_seqlens.shape[0] - 1
-
-
 def laid_out_like(x: Tensor, dtype: torch.dtype) -> Tensor:
     """New memory of the shape of x [batch, D, L], channels last where x has them last."""
     batch, width, L = x.shape

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.strided import load, strided
+from ..common.triton_scans import find_text, scan, scan_back, step_of
 from ..launch import launch
 from .inputs import Inputs
 from .shapes import backward_steps, laid_out_like, warps_of
@@ -20,15 +21,12 @@ from .triton_blocks import (
     by_group,
     channels_of_block,
     exp_of_minus,
-    find_text,
     load_channels,
     load_matrix,
     load_sequence,
     operands,
-    scan,
     sequence_offsets,
     sigmoid,
-    step_of,
     steps_of,
 )
 from .triton_sums import summed
@@ -57,18 +55,6 @@ class Gradients(NamedTuple):
     dD_ptr: Any
     """[texts,D]: a part for each text; or None. That of the bias likewise."""
     ddelta_bias_ptr: Any
-
-
-@triton.jit
-def _scan_back(decay, value, last):
-    """Results of `scan` for steps in reverse order, which reversed tiles give: where the steps of a mode are in one
-    thread that only renames registers."""
-    if value.shape[0] > 1:
-        decay, value = tl.flip(decay, 0), tl.flip(value, 0)
-    after, before = scan(decay, value, last)
-    if value.shape[0] > 1:
-        after, before = tl.flip(after, 0), tl.flip(before, 0)
-    return after, before
 
 
 @triton.jit
@@ -175,7 +161,7 @@ def selective_scan_backward_kernel(
             dC += tl.sum(of_C, 0)
 
         from_y = C * g[:, None, :]
-        all_e, after = _scan_back(decay, decay * from_y, e)
+        all_e, after = scan_back(decay, decay * from_y, e)
         e = step_of(all_e, 0)
         dh = from_y + after
         of_B = dh * (step * u)[:, None, :]

@@ -80,21 +80,6 @@ def _softplus(x, e):
 
 
 @triton.jit
-def find_text(cu_seqlens_ptr, row, L, KEPT: tl.constexpr):
-    """Find sequence `row` (int64): its row of u, its begin and end, and the number of its first kept state."""
-    if cu_seqlens_ptr is None:
-        first = row * 0
-        end = first + L
-        number = row * tl.cdiv(L, KEPT)
-    else:
-        first = tl.load(cu_seqlens_ptr + row).to(tl.int64)
-        end = tl.load(cu_seqlens_ptr + row + 1).to(tl.int64)
-        number = first // KEPT + row
-        row = row * 0
-    return row, first, end, number
-
-
-@triton.jit
 def channels_of_block(block, group, GROUP_WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
     """The channels d [BLOCK_D] (int64) of a block of a group, and which of them exist.
 
@@ -149,39 +134,6 @@ def load_matrix(x, row, group, t, t_inside, n, d, d_inside, N: tl.constexpr, GRO
         tile = x.ptr + row * x.strides[0] + group * x.strides[1] + n[None, :] * x.strides[2] + t[:, None] * x.strides[3]
         matrix = tl.load(tile, mask=t_inside[:, None] & (n < N)[None, :], other=0.0)[:, :, None]
     return matrix.to(tl.float32)
-
-
-@triton.jit
-def _compose(decay, value, decay_before, value_before, next_decay, next_value, next_decay_before, next_value_before):
-    """Compose h -> decay h + value and h -> next_decay h + next_value; also without the last step of the second."""
-    return (
-        decay * next_decay,
-        next_decay * value + next_value,
-        decay * next_decay_before,
-        next_decay_before * value + next_value_before,
-    )
-
-
-@triton.jit
-def scan(decay, value, h):
-    """The states after and before each step h -> decay h + value, from the state h [BLOCK_N, BLOCK_D].
-
-    All other arguments and results are [BLOCK_L, BLOCK_N, BLOCK_D]. No step at all is h -> 1 h - 0, which leaves every
-    number as it is, so that nothing is computed for it.
-    """
-    is_first = (tl.arange(0, value.shape[0]) == 0)[:, None, None]
-    value = tl.where(is_first, decay * h[None, :, :] + value, value)
-    before = tl.where(is_first, h[None, :, :], tl.full(value.shape, -0.0, tl.float32))
-    if value.shape[0] > 1:
-        same = tl.full(value.shape, 1.0, tl.float32)
-        _, value, _, before = tl.associative_scan((decay, value, same, before), 0, _compose)
-    return value, before
-
-
-@triton.jit
-def step_of(x, number: tl.constexpr):
-    """x[number] of a tile x."""
-    return tl.sum(tl.where((tl.arange(0, x.shape[0]) == number)[:, None, None], x, -0.0), 0)
 
 
 def by_group(matrix: Tensor) -> Tensor:

@@ -8,23 +8,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..common.packed import kept_states
 from ..common.strided import load, strided
+from ..common.triton_scans import find_text, scan, step_of
 from ..launch import launch
 from .inputs import Inputs
-from .shapes import forward_steps, kept_states, laid_out_like, warps_of
+from .shapes import KEPT, forward_steps, laid_out_like, warps_of
 from .triton_blocks import (
     LOG2_E,
     channels_of_block,
     exp_of_minus,
-    find_text,
     load_channels,
     load_matrix,
     load_sequence,
     operands,
-    scan,
     sequence_offsets,
     sigmoid,
-    step_of,
     steps_of,
 )
 
@@ -100,7 +99,7 @@ def selective_scan(inputs: Inputs, keep_states: bool) -> tuple[Tensor, Tensor, T
     arguments = operands(inputs)
     y = laid_out_like(u, u.dtype)
     last_state = torch.empty(texts, width, N, dtype=torch.float32, device=u.device)
-    kept = kept_states(u, inputs.cu_seqlens) if keep_states else 0
+    kept = kept_states(u.shape[0], u.shape[2], KEPT, inputs.cu_seqlens) if keep_states else 0
     states = torch.empty(kept, N, width, dtype=torch.float32, device=u.device)
     groups, channels = arguments["GROUPS"], arguments["BLOCK_D"]
     steps = forward_steps(N, u.shape[2])

@@ -62,7 +62,7 @@ def at_launch(op: str, case: Case, dtype: str) -> set[tuple[str, ...]]:
         call = inputs(op, case, dtype, fill=False)
         with torch.no_grad():
             run_forward(op, call)
-        call = call.map(lambda tensor: tensor.requires_grad_(tensor.is_floating_point() or tensor.is_complex()))
+        call = OPS[op].leaves(call)
         run_backward(call, run_forward(op, call))
     return found
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 import torch
 import toy_kernels
 
-from firebolt_vl.bench.cases import convolution, correlation, modes, residual, sequence
+from firebolt_vl.bench.cases import convolution, correlation, gated, modes, residual, sequence
 from firebolt_vl.bench.compile import prepare_process
 from firebolt_vl.bench.emulate.check import check
 from firebolt_vl.bench.emulate.mutate import outcomes
@@ -23,6 +23,7 @@ CASES = {
     "fft_conv": (convolution(1, 1, 40, "gate"), "bfloat16", "sm_90"),
     "diagonal_scan": (sequence(1, 1, 1, 8, "state"), "float32", "sm_80"),
     "selective_scan": (sequence(1, 4, 5, 4, "state"), "bfloat16", "sm_80"),
+    "gated_scan": (gated(1, 17, 4, "state", "float32 gates"), "bfloat16", "sm_80"),
 }
 
 

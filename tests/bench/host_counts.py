@@ -37,7 +37,7 @@ def layouts(op: str) -> int:
     for case in varied(op):
         with recording() as launches, use_implementation("triton"):
             call = inputs(op, case, OPS[op].dtypes[-1], fill=False)
-            leaves = call.map(lambda x: x.requires_grad_(x.is_floating_point() or x.is_complex()))
+            leaves = OPS[op].leaves(call)
             run_backward(leaves, run_forward(op, leaves))
         for launch in launches:
             classes = specialization(launch.kernel, tuple(launch.arguments.values()))

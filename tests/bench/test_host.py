@@ -24,6 +24,8 @@ TODAY = {
     "fft_conv": 12,
     "diagonal_scan": 18,
     "selective_scan": 7,
+    "selective_state_update": 1,
+    "gated_scan": 13,
 }
 # Rows that begin at multiples of 16, or not, and either with an axis of one element.
 MOST_LAYOUTS = 4

@@ -12,16 +12,19 @@ from selective_scans import in_order
 from selective_scans import inputs as scan_inputs
 from triton_kernels import by_triton, check_against_definition
 
+from firebolt_vl.bench.budget import over_budget
 from firebolt_vl.cmm import CMMConfig, CrossModalModulator
 from firebolt_vl.kernels import (
     correlation_context,
     diagonal_scan,
     fft_conv,
     film_residual,
+    gated_scan,
     grounded_film,
     reference,
     replay,
     selective_scan,
+    selective_state_update,
 )
 
 pytestmark = [
@@ -173,6 +176,66 @@ def test_a_selective_scan_is_captured_into_a_graph_with_borders_that_may_change(
     graph.replay()
     for ours, wanted in zip(captured, run()):
         assert torch.equal(ours, wanted)
+
+
+@pytest.mark.parametrize(("B", "T", "D"), [(8, 1, 64), (2, 500, 96), (1, 3000, 40), (40, 100, 1024)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_gated_scans_are_within_the_budget_and_repeat(B, T, D, dtype):
+    """Of one piece and of many, with gates in float32."""
+    torch.manual_seed(0)
+    tensors = [torch.rand(B, T, D), torch.randn(B, T, D).to(dtype), torch.randn(B, D)]
+    cotangents = [torch.randn(B, T, D), torch.randn(B, D)]
+    first = check_against_definition(gated_scan, tensors, cotangents)
+    for again, once in zip(by_triton(gated_scan, tensors, cotangents), first):
+        assert torch.equal(again, once)
+
+
+def test_a_packed_gated_scan_is_captured_into_a_graph():
+    torch.manual_seed(0)
+    a, b, state = torch.rand(1, 600, 64).cuda(), torch.randn(1, 600, 64).cuda(), torch.randn(3, 64).cuda()
+    borders = torch.tensor([0, 100, 400, 600], device="cuda")
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        gated_scan(a, b, state, cu_seqlens=borders)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = gated_scan(a, b, state, cu_seqlens=borders)
+    borders.copy_(torch.tensor([0, 1, 513, 600]))
+    graph.replay()
+    for ours, wanted in zip(found, gated_scan(a, b, state, cu_seqlens=borders)):
+        assert torch.equal(ours, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("channels", "N"), [((2048,), 16), ((24, 64), 128)])
+def test_state_updates_of_real_models_are_captured_into_a_graph_within_the_budget(channels, N, dtype):
+    """Replayed twice, the state is two steps on."""
+    torch.manual_seed(0)
+    shapes = {"state": (8, *channels, N), "x": (8, *channels), "dt": (8, *channels), "A": (*channels, N)}
+    shapes |= {"B": (8, N), "C": (8, N), "D": channels, "z": (8, *channels), "dt_bias": channels}
+    named = {name: torch.randn(shape, device="cuda").to(dtype) for name, shape in shapes.items()}
+    named["A"] = -named["A"].float().exp()
+    captured = named | {"state": named["state"].clone()}
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        selective_state_update(**named | {"state": named["state"].clone()}, dt_softplus=True)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = selective_state_update(**captured, dt_softplus=True)
+
+    def defined(tensors):
+        step = dict(zip(named, tensors))
+        step["state"] = step["state"].clone()
+        y = reference.selective_state_update(**step, dt_softplus=True)
+        return [y, step["state"]]
+
+    for _ in range(2):
+        before = captured["state"].clone()
+        graph.replay()
+        problem = over_budget([y, captured["state"]], defined, list((captured | {"state": before}).values()))
+        assert problem is None, problem
 
 
 def layer():

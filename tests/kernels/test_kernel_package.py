@@ -150,6 +150,10 @@ def sequence_op_results():
         "fft_conv in time": lambda: kernels.fft_conv(u[..., :20], k),
         "diagonal_scan": lambda: kernels.diagonal_scan(u, modes, c, c)[0],
         "selective_scan": lambda: kernels.selective_scan(u, delta, A, B, B),
+        "gated_scan": lambda: kernels.gated_scan(delta, u)[0],
+        "selective_state_update": lambda: kernels.selective_state_update(
+            torch.zeros(2, 8, 4), u[..., 0], delta[..., 0], A, B[..., 0], B[..., 0]
+        ),
     }
 
 

@@ -13,6 +13,7 @@ from firebolt_vl.kernels import (
     diagonal_scan,
     fft_conv,
     film_residual,
+    gated_scan,
     grounded_film,
     selective_scan,
     use_implementation,
@@ -59,6 +60,7 @@ def calls(G=5, dtype=torch.float32):
         "fft_conv by a spectrum": (ops.fft_conv, (u, spectrum, bias[:3], gates, None, False)),
         **scan_calls(dtype),
         "selective_scan": (ops.selective_scan, selective_scan_arguments(dtype)),
+        **gated_scan_calls(dtype),
     }
 
 
@@ -73,6 +75,18 @@ def scan_calls(dtype=torch.float32):
         "diagonal_scan": (op, (u, z, b, c, d_skip, h0, None)),
         "diagonal_scan packed": (op, (row, z, b, c, None, h0, borders)),
         "diagonal_scan step": (op, (u[..., :1], z, b, c, d_skip, None, None)),
+    }
+
+
+def gated_scan_calls(dtype=torch.float32):
+    a, b, row = tensors((2, 20, 3), (2, 20, 3), (1, 9, 3), dtype=dtype)
+    a, state = a.detach().sigmoid().requires_grad_(), *tensors((2, 3))
+    borders = torch.tensor([0, 5, 9], device=DEVICE)
+    op = torch.ops.firebolt_vl.gated_scan
+    return {
+        "gated_scan": (op, (a, b, state, None, True)),
+        "gated_scan packed": (op, (a[:1, :9].detach().requires_grad_(), row, None, borders, True)),
+        "gated_scan step": (op, (a.detach()[:, :1], b.detach()[:, :1], state.detach(), None, False)),
     }
 
 
@@ -166,6 +180,25 @@ def test_the_selective_scan_compiles_into_one_graph_for_every_length():
             if L == 35:
                 torch.compiler.set_stance("fail_on_recompile")
             found, wanted = compiled(arguments), run(arguments)
+            torch.compiler.set_stance("default")
+            torch.testing.assert_close(found, wanted)
+            cotangents = [torch.randn_like(x) for x in wanted]
+            for ours, theirs in zip(*(torch.autograd.grad(outputs, leaves, cotangents) for outputs in (found, wanted))):
+                torch.testing.assert_close(ours, theirs)
+
+
+def test_the_gated_scan_compiles_into_one_graph_for_every_length():
+    def run(a, b, state):
+        return gated_scan(a.sigmoid(), 2 * b, state)
+
+    torch.compiler.reset()
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for T in (5, 18, 35):
+        leaves = tensors((2, T, 3), (2, T, 3), (2, 3))
+        with use_implementation("triton"):
+            if T == 35:
+                torch.compiler.set_stance("fail_on_recompile")
+            found, wanted = compiled(*leaves), run(*leaves)
             torch.compiler.set_stance("default")
             torch.testing.assert_close(found, wanted)
             cotangents = [torch.randn_like(x) for x in wanted]

@@ -5,7 +5,16 @@ import torch
 from torch.func import functional_call, grad, jvp, vmap
 
 from firebolt_vl.cmm import CMMConfig, CrossModalModulator
-from firebolt_vl.kernels import blocks, cauchy, diagonal_scan, fft_conv, selective_scan, use_implementation, vandermonde
+from firebolt_vl.kernels import (
+    blocks,
+    cauchy,
+    diagonal_scan,
+    fft_conv,
+    gated_scan,
+    selective_scan,
+    use_implementation,
+    vandermonde,
+)
 
 WIDE = torch.float64
 CLOSE = {"rtol": 1e-8, "atol": 1e-8}
@@ -39,6 +48,10 @@ def calls() -> dict:
         "diagonal_scan": (
             lambda u, z, b, c: diagonal_scan(u, z, b, c)[0],
             (normal(2, 3, 20), poles(3, 4).exp(), *(normal(3, 4, dtype=torch.complex128) for _ in range(2))),
+        ),
+        "gated_scan": (
+            lambda a, b, h: gated_scan(a.sigmoid(), b, h),
+            (normal(2, 20, 3), normal(2, 20, 3), normal(2, 3)),
         ),
     }
 

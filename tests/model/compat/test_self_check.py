@@ -25,6 +25,9 @@ KINDS = {
     "pool": {"fusion": "pool"},
     "prepend": {"connector": "prepend"},
     "cross_attend": {"connector": "cross_attend"},
+    "routed": {"connector": "routed"},
+    "routed_text": {"connector": "routed_text", "grids": "both"},
+    "routed_original": {"connector": "routed_original", "grids": "patches"},
 }
 ANSWER = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False}
 
