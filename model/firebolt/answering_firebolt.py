@@ -188,7 +188,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
     @property
     def balance_weight(self) -> float:
         """Weight of the balance loss of the connector's experts, 0 where it has none."""
-        return getattr(self.config.connector_config(), "balance_weight", 0.0)
+        return getattr(self.model.connector.config, "balance_weight", 0.0)
 
     @staticmethod
     def _all_of_the_text(input_ids, inputs_embeds, cache: Cache | None) -> Tensor | None:

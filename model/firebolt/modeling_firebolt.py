@@ -167,7 +167,7 @@ class FireboltModel(FireboltPreTrainedModel):
 
     @property
     def reads_prompt(self) -> bool:
-        """Whether an answer would change what is made of the question, so that it must be told apart."""
+        """Flag of models in which an answer, taken for the question, would change what is made of it."""
         return self.config.fusion != "replace" or self.connector.reads_prompt
 
     def image_tokens(self, input_ids: Tensor | None) -> Tensor | None:
@@ -179,11 +179,11 @@ class FireboltModel(FireboltPreTrainedModel):
                 "FireboltModel: inputs_embeds is given; expected input_ids, in which insert 'mean_at_token' finds its "
                 "image_token_id"
             )
-        return input_ids == self.config.connector_config().image_token_id  # pyright: ignore[reportAttributeAccessIssue]
+        return input_ids == self.connector.config.image_token_id  # pyright: ignore[reportAttributeAccessIssue]
 
     def black_rows(self, image_tokens: Tensor | None, rows: int) -> Tensor | None:
         """The rows [B] bool that get a black image where they have none, as the original does; None: none does."""
-        config = self.config.connector_config()
+        config = self.connector.config
         if not getattr(config, "black_image", False):
             return None
         if image_tokens is not None:

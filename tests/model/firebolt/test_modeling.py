@@ -294,7 +294,7 @@ class TestCallsOfTheBaseModel:
     @pytest.mark.parametrize("fusion", ["concat", "pool"])
     def test_no_answer_is_taken_for_the_prompt(self, fusion):
         model, inputs = make_model(fusion=fusion), {**make_text([7, 5]), **make_pixels(2)}
-        with pytest.raises(ValueError, match=f"prompt_mask is not given with fusion '{fusion}'; expected"):
+        with pytest.raises(ValueError, match=f"prompt_mask is not given with fusion '{fusion}' and"):
             model.model(**inputs)
         labels = inputs["input_ids"].clone()
         labels[:, :5] = -100
