@@ -209,7 +209,9 @@ class FoveatedVLM(ReadingModel, CachedGeneration, GenerationMixin):
             count = count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
         return loss / (wanted.total if wanted.total is not None else count)
 
-    def _next_tokens(self, logits: Tensor, ids: Tensor, counted, attention_mask, read: Reading) -> tuple[Tensor, int | Tensor]:
+    def _next_tokens(
+        self, logits: Tensor, ids: Tensor, counted, attention_mask, read: Reading
+    ) -> tuple[Tensor, int | Tensor]:
         """Sum the cross-entropies of the tokens that count, and count them."""
         frames, seen = logits.shape[1] - ids.shape[1], read.seen
         if counted is None:
