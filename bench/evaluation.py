@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..evaluate.benchmarks import SHORTLY
 from ..files.tables import markdown_table
 from ..model import FireboltForConditionalGeneration, FireboltProcessor
 from ..model.generation import own_settings, settings_for
@@ -26,6 +27,7 @@ from .kernels import device_name
 
 TURN = 2
 """Batches of a turn."""
+VOCABULARY = 600
 THINGS = ("dog", "chair", "bicycle", "traffic light", "dining table", "person", "umbrella", "cup")
 CATEGORIES = ("adversarial", "popular", "random")
 STATM = Path("/proc/self/statm")
@@ -65,11 +67,19 @@ class Turn(NamedTuple):
 def build(
     dtype: str, device: str, sizes: Sizes = FULL_SIZE
 ) -> tuple[FireboltForConditionalGeneration, FireboltProcessor]:
-    """A model with random weights, and a processor with the tokenizer of the model in the package."""
+    """A model with random weights, and a processor whose tokenizer cuts the questions as a large one would: it is that
+    of the model in the package, trained on them."""
     model = random_model(dtype, device, sizes)
     known = FireboltProcessor.from_pretrained(find("tiny"))
-    own_settings(model, known.tokenizer, sampled=False)
-    return model, FireboltProcessor(image_processor(sizes), known.tokenizer, known.chat_template)
+    tokenizer = known.tokenizer.train_new_from_iterator(
+        [f"{question(thing)}\n{SHORTLY}" for thing in THINGS], VOCABULARY
+    )
+    own_settings(model, tokenizer, sampled=False)
+    return model, FireboltProcessor(image_processor(sizes), tokenizer, known.chat_template)
+
+
+def question(thing: str) -> str:
+    return f"Is there a {thing} in the image?"
 
 
 def write_rows(folder: Path, rows: int, images: int, seed: int = 0) -> Path:
@@ -83,7 +93,7 @@ def write_rows(folder: Path, rows: int, images: int, seed: int = 0) -> Path:
             {
                 "id": number,
                 "image": f"{number % images}.jpg",
-                "question": f"Is there a {rng.choice(THINGS)} in the image?",
+                "question": question(rng.choice(THINGS)),
                 "answer": ("yes", "no")[number % 2],
                 "category": CATEGORIES[number % len(CATEGORIES)],
             }
@@ -158,7 +168,7 @@ def resident_mb() -> float | None:
 
 @dataclass(frozen=True)
 class Report:
-    """Seconds are means of a question, shares of the bare loop's; quartiles are those of the turns."""
+    """Seconds are means of a question, overheads shares of the bare loop's time, quartiles those of the turns."""
 
     rows: int
     images: int
@@ -172,11 +182,10 @@ class Report:
     bare_s: float
     overhead: float
     """Of time as it passes, over all turns."""
-    lower_quartile: float
-    median: float
-    upper_quartile: float
+    quartiles: tuple[float, ...]
     processor_overhead: float
-    """Of the processor's time, which other work hardly touches."""
+    """Of the processor's time, which other work hardly touches, with one thread."""
+    processor_quartiles: tuple[float, ...]
     answers_that_differ: int
     resident_mb: float | None
     """After the first quarter of the turns."""
@@ -188,12 +197,10 @@ class Report:
 
 
 def report(turns: Sequence[Turn], **known: Any) -> Report:
-    """What the turns say; `known` are the fields that do not come of them."""
+    """Sum up the turns; `known` are the fields that do not come of them."""
     ours, bare = sum(turn.ours.passed for turn in turns), sum(turn.bare.passed for turn in turns)
     worked = sum(turn.ours.worked for turn in turns) / sum(turn.bare.worked for turn in turns)
-    whole = [turn for turn in turns if turn.bare.passed > 0 and turn.rows]
-    ratios = [turn.ours.passed / turn.bare.passed - 1 for turn in whole]
-    low, median, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    whole = [turn for turn in turns if turn.rows]
     rows = sum(turn.rows for turn in turns)
     resident, slope = _memory(whole)
     return Report(
@@ -203,18 +210,21 @@ def report(turns: Sequence[Turn], **known: Any) -> Report:
         ours_s=ours / rows,
         bare_s=bare / rows,
         overhead=ours / bare - 1,
-        lower_quartile=low,
-        median=median,
-        upper_quartile=high,
+        quartiles=_quartiles([turn.ours.passed / turn.bare.passed - 1 for turn in whole]),
         processor_overhead=worked - 1,
+        processor_quartiles=_quartiles([turn.ours.worked / turn.bare.worked - 1 for turn in whole]),
         resident_mb=resident,
         mb_per_100_rows=slope,
         **known,
     )
 
 
+def _quartiles(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(statistics.quantiles(values, n=4)) if len(values) > 1 else (*values,) * 3
+
+
 def _memory(turns: Sequence[Turn]) -> tuple[float | None, float | None]:
-    """What the process held after a quarter of the turns, and how much more with each hundred rows after it."""
+    """Find what the process held after a quarter of the turns, and how much more with each hundred rows after it."""
     rows = np.cumsum([turn.rows for turn in turns])
     seen = [(count, turn.resident_mb) for count, turn in zip(rows, turns) if turn.resident_mb is not None]
     seen = seen[len(seen) // 4 :]
@@ -234,8 +244,7 @@ COLUMNS = (
     "images",
     "s a question",
     "bare loop",
-    "overhead",
-    "quartiles of the turns",
+    "overhead (quartiles)",
     "of processor time",
     "answers that differ",
     "resident memory",
@@ -245,7 +254,6 @@ COLUMNS = (
 
 def cells(found: Report) -> list[str]:
     """A row of the table."""
-    quartiles = (found.lower_quartile, found.median, found.upper_quartile)
     memory = ("-", "-")
     if found.resident_mb is not None and found.mb_per_100_rows is not None:
         memory = f"{found.resident_mb:,.0f} MB", f"{found.mb_per_100_rows:.1f} MB"
@@ -254,18 +262,22 @@ def cells(found: Report) -> list[str]:
         str(found.images),
         f"{found.ours_s:.3f}",
         f"{found.bare_s:.3f}",
-        f"{100 * found.overhead:.1f} %",
-        ", ".join(f"{100 * one:.1f}" for one in quartiles) + " %",
-        f"{100 * found.processor_overhead:.1f} %",
+        _percents(found.overhead, found.quartiles),
+        _percents(found.processor_overhead, found.processor_quartiles),
         str(found.answers_that_differ),
         *memory,
     ]
+
+
+def _percents(share: float, quartiles: Sequence[float]) -> str:
+    return f"{100 * share:.1f} % ({', '.join(f'{100 * one:.1f}' for one in quartiles)})"
 
 
 def markdown(found: Report) -> str:
     """The table, and what it was measured on."""
     how = (
         f"Full-size model, random weights, {found.dtype}; batches of {found.batch_size}, {found.new_tokens} tokens an "
-        f"answer; {device_name(found.device)}, {found.threads} threads, torch {found.torch}."
+        f"answer; {device_name(found.device)}, {found.threads} thread{'s' if found.threads > 1 else ''}, torch "
+        f"{found.torch}."
     )
     return f"{markdown_table(COLUMNS, [cells(found)])}\n\n{how}"

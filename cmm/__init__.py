@@ -5,6 +5,8 @@ from .connectors import CrossAttend, Prepend
 from .liquid import LiquidS4
 from .mamba import Mamba
 from .modulator import CrossModalModulator
+from .routed import Routed
+from .routed_config import RoutedConfig
 from .s4 import S4
 from .s4d import S4D
 from .state import DecodeState
@@ -19,4 +21,6 @@ __all__ = [
     "LiquidS4",
     "Mamba",
     "Prepend",
+    "Routed",
+    "RoutedConfig",
 ]

@@ -1,7 +1,7 @@
 """Configuration of a cross-modal modulator, or of a connector in its place."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from ..kernels.checks import check_integer, check_one_of
 
@@ -33,6 +33,8 @@ class CMMConfig:
     layer_norm_eps            of every LayerNorm
     """
 
+    ssm_choices: ClassVar[tuple[str, ...]] = SSMS
+
     text_width: int
     grid_width: int
     heads: int = 4
@@ -58,7 +60,7 @@ class CMMConfig:
             if getattr(self, name) is not None:
                 check_integer("CMMConfig", name, getattr(self, name), at_least=1)
         check_one_of("CMMConfig", "top_k_mode", self.top_k_mode, TOP_K_MODES)
-        check_one_of("CMMConfig", "ssm", self.ssm, SSMS)
+        check_one_of("CMMConfig", "ssm", self.ssm, self.ssm_choices)
         if self.ssm in ("s4", "s4d", "liquid") and self.state_size is not None and self.state_size % 2:
             raise ValueError(
                 f"CMMConfig: state_size is {self.state_size}; expected an even number, as {self.ssm} needs"
@@ -94,7 +96,7 @@ class CMMConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "CMMConfig":
+    def from_dict(cls, values: dict[str, Any]) -> Self:
         """Undo `to_dict`. Missing fields take their defaults; unknown ones raise a ValueError."""
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(known))

@@ -3,12 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Any, Generic, Literal, Self, TypeVar, cast, overload
+from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
 
-from ..kernels.checks import check_integer
+from ..kernels.checks import check_dtypes, check_integer, check_shapes
 from .config import CMMConfig
 from .inputs import check_prefill, check_text, prepared_grids, token_as_text
 from .positions import GridPositions
@@ -39,6 +39,23 @@ class GridSide:
         return {PREFIX + name: tensor for name, tensor in named if tensor is not None}
 
 
+class Prompt(NamedTuple):
+    """Question about the grids: its embeddings [B,P,D_t] and which of them are there, [B,P] bool or None for all."""
+
+    text: Tensor
+    mask: Tensor | None
+
+
+class PlacedGrids(NamedTuple):
+    """Grids [B,G,D_v] with their positions added, zero where masked, and what was given beside them."""
+
+    x: Tensor
+    mask: Tensor | None
+    boxes: Tensor | None
+    images: Tensor | None
+    prompt: Prompt | None
+
+
 Side = TypeVar("Side", bound=GridSide)
 After = TypeVar("After", DecodeState, None)
 
@@ -58,8 +75,14 @@ class Connector(nn.Module, ABC, Generic[Side]):
 
     inserts_grids = False
     """Whether the grids stand in the output, before the text."""
+    places_images = False
+    """Whether they are one for each image, to be put where the text has a token for it."""
     weighs_grids = True
     """Whether there are weights to return."""
+    reads_prompt = False
+    """Whether what is made of the grids depends on the prompt, all of which is then given with them."""
+    balances = False
+    """Whether `forward` takes return_balance, and returns a loss of its own beside its output."""
     side_class: type[Side]
 
     def __init__(self, config: CMMConfig):
@@ -78,8 +101,8 @@ class Connector(nn.Module, ABC, Generic[Side]):
         """The dtype of the weights, and so of text and grids."""
 
     @abstractmethod
-    def _side_of(self, x: Tensor, mask: Tensor | None, tokens: int | None) -> Side:
-        """The grid side of x [B,G,D_v] with mask [B,G], for `tokens` text tokens in each row (None: not known)."""
+    def _side_of(self, seen: PlacedGrids, tokens: int | None) -> Side:
+        """The grid side, for `tokens` text tokens in each row (None: not known)."""
 
     @abstractmethod
     def _connect(
@@ -99,6 +122,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
         grid_boxes: Tensor | None = None,
         *,
         grid_images: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
         return_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Run over whole sequences.
@@ -109,15 +133,21 @@ class Connector(nn.Module, ABC, Generic[Side]):
             text_mask, grid_mask: [B,T] and [B,G] bool, True = keep.
             grid_boxes: [B,G,4], y0, x0, y1, x1 in 0..1 of the image. None: the global view and n x n tiles.
             grid_images: [B,G] integers, which image of the row a grid is of; None: all of image 0.
+            prompt_mask: [B,T] bool, the question, where the connector `reads_prompt`; None: all of the text.
             return_weights: return w too.
 
         Returns: y [B,T,D_t] in the dtype of text, or (y, w [B,T,G]). Raises ValueError or TypeError, which name the
         argument.
         """
         self._check(text, text_mask, return_weights)
-        side = self._grid_side(grids, grid_mask, grid_boxes, grid_images, text.shape[0], text.shape[1])
-        y, w, _ = self._connect(text, text_mask, side, lambda x: (self._mix(x, text_mask), None))
+        prompt = self._prompt_in(text, text_mask, prompt_mask)
+        side = self._grid_side(grids, grid_mask, grid_boxes, grid_images, prompt, text.shape[0], text.shape[1])
+        y, w = self._run_whole(text, text_mask, side)
         return (y, w) if w is not None and return_weights else y
+
+    def _run_whole(self, text: Tensor, text_mask: Tensor | None, side: Side) -> tuple[Tensor, Tensor | None]:
+        y, w, _ = self._connect(text, text_mask, side, lambda x: (self._mix(x, text_mask), None))
+        return y, w
 
     def encode_grids(
         self,
@@ -125,12 +155,17 @@ class Connector(nn.Module, ABC, Generic[Side]):
         grid_mask: Tensor | None = None,
         grid_boxes: Tensor | None = None,
         grid_images: Tensor | None = None,
+        *,
+        prompt: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
     ) -> DecodeState:
         """The grid side of the layer, computed once per prompt: a state that has seen no token, for `prefill`.
 
-        Its tensors have the names of `side_class`'s fields, below "grid.".
+        Its tensors have the names of `side_class`'s fields, below "grid.". Where the connector `reads_prompt`, `prompt`
+        [B,P,D_t] has the question's embeddings, those of prompt_mask [B,P].
         """
-        side = self._grid_side(grids, grid_mask, grid_boxes, grid_images)
+        asked = None if prompt is None else Prompt(prompt, prompt_mask)
+        side = self._grid_side(grids, grid_mask, grid_boxes, grid_images, asked)
         if side.mask is None:
             side.mask = torch.ones(grids.shape[:2], dtype=torch.bool, device=grids.device)
         return DecodeState(side.tensors(), torch.zeros(grids.shape[0], dtype=torch.int64, device=grids.device))
@@ -145,6 +180,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
         grid_boxes: Tensor | None = None,
         *,
         grid_images: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
         state: DecodeState | None = None,
         history: int = 0,
         return_weights: Literal[False] = False,
@@ -160,6 +196,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
         grid_boxes: Tensor | None = None,
         *,
         grid_images: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
         state: DecodeState | None = None,
         history: int = 0,
         return_weights: Literal[True],
@@ -174,6 +211,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
         grid_boxes: Tensor | None = None,
         *,
         grid_images: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
         state: DecodeState | None = None,
         history: int = 0,
         return_weights: bool = False,
@@ -181,13 +219,18 @@ class Connector(nn.Module, ABC, Generic[Side]):
         """Run over the next T tokens of every row; arguments as in `forward`.
 
         Either `grids` start a sequence, or `state` (of `encode_grids`, `prefill` or `step`) continues one.
-        `history` is how many of the last positions the new state can forget (`DecodeState.rollback`).
+        `history` is how many of the last positions the new state can forget (`DecodeState.rollback`). Where the
+        connector `reads_prompt`, the call with the grids has all of the prompt.
 
         Returns: (y [B,T,D_t], state), with return_weights (y, state, w).
         """
         self._check(text, text_mask, return_weights)
         check_prefill(type(self).__name__, text, grids, state)
-        before = self.encode_grids(grids, grid_mask, grid_boxes, grid_images) if grids is not None else state
+        before = state
+        if grids is not None:
+            asked = self._prompt_in(text, text_mask, prompt_mask)
+            read = {} if asked is None else {"prompt": asked.text, "prompt_mask": asked.mask}
+            before = self.encode_grids(grids, grid_mask, grid_boxes, grid_images, **read)
         assert before is not None  # one of the two is given
         side = self.side_class.of(before)
         y, w, after = self._connect(text, text_mask, side, lambda x: self._mix_piece(x, text_mask, before, history))
@@ -221,12 +264,24 @@ class Connector(nn.Module, ABC, Generic[Side]):
         if return_weights and not self.weighs_grids:
             raise ValueError(f"{type(self).__name__}: return_weights is True; expected False, as it weighs no grids")
 
+    def _prompt_in(self, text: Tensor, text_mask: Tensor | None, prompt_mask: Tensor | None) -> Prompt | None:
+        """The prompt, if it is read: the kept tokens of text [B,T,D_t] that are in prompt_mask [B,T]."""
+        if not self.reads_prompt:
+            return None
+        name = type(self).__name__
+        check_shapes(name, text=(text, "B T D_t"), prompt_mask=(prompt_mask, "B T"))
+        check_dtypes(name, (torch.bool,), prompt_mask=prompt_mask)
+        if prompt_mask is None or text_mask is None:
+            return Prompt(text, text_mask if prompt_mask is None else prompt_mask)
+        return Prompt(text, prompt_mask & text_mask)
+
     def _grid_side(
         self,
         grids: Tensor,
         grid_mask: Tensor | None,
         grid_boxes: Tensor | None,
         grid_images: Tensor | None,
+        prompt: Prompt | None = None,
         batch: int | None = None,
         tokens: int | None = None,
     ) -> Side:
@@ -242,7 +297,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
             dtype=self.dtype,
             positions=self.positions,
         )
-        return self._side_of(x, grid_mask, tokens)
+        return self._side_of(PlacedGrids(x, grid_mask, grid_boxes, grid_images, prompt), tokens)
 
 
 def counted(state: DecodeState, text: Tensor, text_mask: Tensor | None, history: int) -> DecodeState:

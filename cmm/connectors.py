@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from ..kernels.modulation.weights import INFINITY, softmax_or_zero
 from .config import CMMConfig
-from .connector import After, Connector, GridSide
+from .connector import After, Connector, GridSide, PlacedGrids
 from .feed_forward import FeedForward
 from .inputs import without_masked
+from .inserting import Inserting, WaitingGrids
 from .linear import Linear
 from .precision import wide_dtype
-from .state import DecodeState
 
 
 @dataclass
@@ -55,8 +55,8 @@ class CrossAttend(Connector[KeysAndValues]):
     def dtype(self) -> torch.dtype:
         return self.q_proj.weight.dtype
 
-    def _side_of(self, x: Tensor, mask: Tensor | None, tokens: int | None) -> KeysAndValues:
-        return KeysAndValues(mask, self._heads(self.k_proj(x)), self._heads(self.v_proj(x)))
+    def _side_of(self, seen: PlacedGrids, tokens: int | None) -> KeysAndValues:
+        return KeysAndValues(seen.mask, self._heads(self.k_proj(seen.x)), self._heads(self.v_proj(seen.x)))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.config.heads, self.config.head_dim))
@@ -76,28 +76,17 @@ class CrossAttend(Connector[KeysAndValues]):
         return without_masked(y, text_mask), without_masked(a.mean(1), text_mask), after
 
 
-@dataclass
-class WaitingGrids(GridSide):
-    """Grids as the decoder takes them: `embeddings` [B,G,D_t], None once they are inserted."""
-
-    embeddings: Tensor | None = None
-
-
-class Prepend(Connector[WaitingGrids]):
+class Prepend(Inserting[WaitingGrids]):
     """Grids, projected to the text's width, stand as tokens in front of the text, as in LLaVA.
 
         [W_2 GELU(W_1 X_v + b_1) + b_2 ; X_t]                       [B,G+T,D_t]
 
-    The grids come in their order, zero where masked. `forward`, and `prefill` where a sequence starts (`grids`, or a
-    state of `encode_grids`), return [B,G+T,D_t], all others [B,T,D_t]: once inserted, the grids are the decoder's to
-    remember, and "grid.embeddings" leaves the state. Of `config` the widths, `grid_positions` and no other field have
-    an effect.
+    The grids come in their order, zero where masked; M = G. Of `config` the widths, `grid_positions` and no other field
+    have an effect.
 
     Source: LLaVA 1.5 (arXiv 2310.03744), section 3.2.
     """
 
-    inserts_grids = True
-    weighs_grids = False
     side_class = WaitingGrids
 
     def __init__(self, config: CMMConfig):
@@ -109,25 +98,8 @@ class Prepend(Connector[WaitingGrids]):
     def dtype(self) -> torch.dtype:
         return self.up.weight.dtype
 
-    def step(self, token: Tensor, state: DecodeState) -> tuple[Tensor, DecodeState]:
-        """The token as it is, and the state after it. Raises ValueError while the grids have not been inserted."""
-        if self.side_class.of(state).embeddings is not None:
-            raise ValueError(
-                "Prepend: state has grids that are not inserted yet; expected the state that prefill returns"
-            )
-        return super().step(token, state)
+    def inserted_mask(self, grid_mask: Tensor, grid_images: Tensor | None = None) -> Tensor:
+        return grid_mask
 
-    def _side_of(self, x: Tensor, mask: Tensor | None, tokens: int | None) -> WaitingGrids:
-        return WaitingGrids(mask, without_masked(self.down(F.gelu(self.up(x))), mask))
-
-    def _connect(
-        self, text: Tensor, text_mask: Tensor | None, side: WaitingGrids, mix: Callable[[Tensor], tuple[Tensor, After]]
-    ) -> tuple[Tensor, None, After]:
-        y, after = mix(without_masked(text, text_mask))
-        return y if side.embeddings is None else torch.cat([side.embeddings.to(text.dtype), y], 1), None, after
-
-    def _mix_piece(
-        self, x: Tensor, mask: Tensor | None, state: DecodeState, history: int
-    ) -> tuple[Tensor, DecodeState]:
-        inserted = WaitingGrids(self.side_class.of(state).mask)
-        return super()._mix_piece(x, mask, DecodeState(inserted.tensors(), state.length), history)
+    def _side_of(self, seen: PlacedGrids, tokens: int | None) -> WaitingGrids:
+        return WaitingGrids(seen.mask, without_masked(self.down(F.gelu(self.up(seen.x))), seen.mask))

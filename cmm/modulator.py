@@ -11,9 +11,10 @@ from ..kernels import correlation_context, film_residual, grounded_film
 from ..kernels.implementation import choose
 from ..kernels.modulation.pytorch import film_of_few_tokens, weights_of_few_tokens
 from ..kernels.modulation.selection import Selection
+from ..kernels.symbolic import varies
 from .block import SSMBlock
 from .config import CMMConfig
-from .connector import After, Connector, GridSide
+from .connector import After, Connector, GridSide, PlacedGrids
 from .feed_forward import FeedForward
 from .inputs import without_masked
 from .linear import Linear, without_bias
@@ -35,26 +36,32 @@ def uses_grid_table(width: int, grids: int, tokens: int | None = None) -> bool:
     From the table: 4 D^2 G once, then 4 D G a token. From the context: D G and 4 D^2 a token. So the table wins iff
     4 D (T - G) > 3 T G (docs/mathematics.md, 2.11). Measured on one core at D = 1024 both take the same time at T = 66
     for G = 64 and at T = 320 for G = 256, where the rule has 68 and 316. `tokens` None: the table is made once and T is
-    unknown, a prompt and the tokens generated after it; there it wins iff G < D.
+    unknown, a prompt and the tokens generated after it; there it wins iff G < D. Open numbers of an export count as few
+    grids and many tokens.
     """
+    if varies(grids):
+        return True
+    if tokens is not None and varies(tokens):
+        tokens = None
     if tokens is None:
         return grids < width
     return 4 * width * (tokens - grids) > 3 * tokens * grids
 
 
-def _ssm(config: CMMConfig) -> SSMBlock:
+def ssm_block(config: CMMConfig, width: int) -> SSMBlock:
+    """Make the state-space model that a configuration names, of `width` channels."""
     if config.ssm == "s4":
-        return S4(config.text_width, config.state_size, kernel_taps=config.kernel_taps)
+        return S4(width, config.state_size, kernel_taps=config.kernel_taps)
     if config.ssm == "liquid":
         return LiquidS4(
-            config.text_width,
+            width,
             config.state_size,
             liquid_order=config.liquid_order,
             liquid_kernel=config.liquid_kernel,
         )
     if config.ssm == "s4d":
-        return S4D(config.text_width, config.state_size, dropout=config.dropout)
-    return Mamba(config.text_width, config.state_size)
+        return S4D(width, config.state_size, dropout=config.dropout)
+    return Mamba(width, config.state_size)
 
 
 def _film(x: Tensor, film: Tensor, gate: Tensor) -> Tensor:
@@ -113,7 +120,7 @@ class CrossModalModulator(Connector[ModulatorSide]):
         self.v_proj = Linear(config.grid_width, width, bias=False)
         self.norm_in = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.film_in = Linear(width, 2 * width)
-        self.ssm = _ssm(config)
+        self.ssm = ssm_block(config, width)
         self.film_out = Linear(width, 2 * width)
         self.gate = nn.Parameter(torch.full((1,), 0.5))
         self.ffn = FeedForward(width, config.ffn_multiplier, config.dropout, config.layer_norm_eps)
@@ -152,7 +159,8 @@ class CrossModalModulator(Connector[ModulatorSide]):
             cls, state_dict, heads=heads, head_dim=head_dim, top_k=top_k, ssm=ssm, kernel_taps=kernel_taps
         )
 
-    def _side_of(self, x: Tensor, mask: Tensor | None, tokens: int | None) -> ModulatorSide:
+    def _side_of(self, seen: PlacedGrids, tokens: int | None) -> ModulatorSide:
+        x, mask = seen.x, seen.mask
         k = self.k_proj(x).unflatten(-1, (self.config.heads, self.config.head_dim))
         v = self.v_proj(x)
         if not uses_grid_table(self.config.text_width, x.shape[1], tokens):
@@ -235,6 +243,7 @@ class CrossModalModulator(Connector[ModulatorSide]):
             and not (drops or torch.is_grad_enabled() or torch.is_autocast_enabled(text.device.type))
             and choose("grounded_film", text, q, side.table) == "pytorch"
             # Last, so that where kernels run no graph of torch.compile depends on it.
+            and not varies(*text.shape)
             and text.shape[0] * text.shape[1] <= FEW_TOKENS
         )
 

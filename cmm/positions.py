@@ -28,13 +28,22 @@ def default_boxes(grids: int, device: torch.device | None = None) -> Tensor:
     if grids < 1 or n * n != grids - 1:
         raise ValueError(
             f"default_boxes: grid_boxes is None with {grids} grids; expected boxes [B, {grids}, 4]. Only a global view "
-            "and n x n tiles (2, 5, 10, 17 ... grids) have boxes by default"
+            "and n x n tiles (2, 5, 10, 17 ... grids) have default boxes; patch_boxes(n) makes those of n x n patches"
         )
-    starts = torch.arange(n, dtype=torch.float32, device=device) / max(n, 1)
-    y0, x0 = torch.meshgrid(starts, starts, indexing="ij")
-    tiles = torch.stack([y0, x0, y0 + 1 / max(n, 1), x0 + 1 / max(n, 1)], -1).reshape(-1, 4)
+    tiles = patch_boxes(n, device=device)
     # Made on the device, here and below: a copy from the host cannot be captured into a CUDA graph.
     return torch.cat([F.pad(tiles.new_zeros(1, 2), (0, 2), value=1.0), tiles])
+
+
+def patch_boxes(rows: int, columns: int | None = None, device: torch.device | None = None) -> Tensor:
+    """Boxes [rows columns,4] (y0, x0, y1, x1 in 0..1) of an image's patches, in reading order; None: a square."""
+    columns = rows if columns is None else columns
+    y0, x0 = torch.meshgrid(
+        torch.arange(rows, dtype=torch.float32, device=device) / max(rows, 1),
+        torch.arange(columns, dtype=torch.float32, device=device) / max(columns, 1),
+        indexing="ij",
+    )
+    return torch.stack([y0, x0, y0 + 1 / max(rows, 1), x0 + 1 / max(columns, 1)], -1).reshape(-1, 4)
 
 
 def _waves(values: Tensor, frequencies: tuple[float, ...]) -> Tensor:

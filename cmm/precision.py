@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..kernels.symbolic import power_of_two, varies
 from ..kernels.transforms import transformed
 
 NARROW = (torch.float16, torch.bfloat16)
@@ -46,17 +47,16 @@ class WideParameters(nn.Module):
         return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters(recurse=False))
 
     def taps_of(self, length: int, compute: Callable[[int], Tensor]) -> Tensor:
-        """Compute the convolution kernel [D, length] by `compute(length)`.
+        """Compute the convolution kernel [D, length] by `compute(length)`; for an open length that of the longest.
 
         What is kept, and what `torch.compile` sees, is as long as the next power of two, and sliced: one compiled graph
         serves all lengths up to it.
         """
         if self.records_gradients and not torch.compiler.is_compiling():
             return compute(length)
-        longer = 1
-        while longer < length:  # not bit_length, which would compile a graph for each length
-            longer *= 2
-        return self.derived(("taps", longer), lambda: compute(longer))[:, :length]
+        longer = power_of_two(length)
+        taps = self.derived(("taps", longer), lambda: compute(longer))
+        return taps if varies(length) else taps[:, :length]  # a slice of open length would ask whether it is all
 
     def derived(self, name: Hashable, compute: Callable[[], Any]) -> Any:
         """`compute()`, a function of the parameters alone, kept until one of them changes.

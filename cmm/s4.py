@@ -9,6 +9,7 @@ from torch import Tensor
 from ..kernels import fft_conv
 from ..kernels.autocast import without_autocast
 from ..kernels.checks import check_integer
+from ..kernels.symbolic import varies
 from .block import GatedSSMBlock, check_present, check_state_size
 from .compaction import Packing, window_before
 from .dplr import (
@@ -201,7 +202,8 @@ class S4(GatedSSMBlock):
         T, past = u.shape[1], taps - 1
         if state is not None:
             u = torch.cat([state["inputs"], u], 1)
-        y = fft_conv(u.mT, self.kernel.taps(min(u.shape[1], taps)), self.kernel.D).mT[:, -T:]
+        wanted = taps if varies(u.shape[1]) else min(u.shape[1], taps)
+        y = fft_conv(u.mT, self.kernel.taps(wanted), self.kernel.D).mT[:, -T:]
         if not need_state:
             return y, None
         if state is None:

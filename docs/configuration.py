@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from firebolt_vl.cmm import CMMConfig
+from firebolt_vl.cmm import CMMConfig, RoutedConfig
 from firebolt_vl.files.tables import markdown_table
 from firebolt_vl.model import FireboltConfig, FoveatedVLMConfig
 from firebolt_vl.train.config import FoveatedConfig, RowsConfig, TinyConfig, TrainConfig
@@ -51,6 +51,11 @@ TRAININGS = (
 )
 MODELS = (
     (CMMConfig, "`CMMConfig`, the layer", "As `cmm_config` of a model, and as `cmm` of a training."),
+    (
+        RoutedConfig,
+        '`RoutedConfig`, the connector "routed"',
+        "In the place of `CMMConfig`, whose other keys it has too.",
+    ),
     (FireboltConfig, "`FireboltConfig`, the model", ""),
     (FoveatedVLMConfig, "`FoveatedVLMConfig`, the foveated model", ""),
 )

@@ -97,6 +97,15 @@ def _vqa_scores(marked: Sequence[Marked]) -> dict:
     }
 
 
+SUBMITTED = {"question_id", "answer"}
+"""Keys of an answer that is submitted."""
+
+
+def _vqa_submission(marked: Sequence[Marked]) -> list[dict[str, Any]]:
+    """The answers whose truth the test split keeps to itself, normalised, as VQA's server takes them."""
+    return [{"question_id": one.id, "answer": one.mark.parsed} for one in marked if one.wanted is None]
+
+
 def _read_pope(row: Row) -> Item:
     question = f"{text_of(row, 'question').strip()}\n{SHORTLY}"
     category, identity = row.get("category"), _own(row, "id")
@@ -298,6 +307,7 @@ IMAGE_BENCHMARKS = (
         _read_vqa,
         _mark_vqa,
         _vqa_scores,
+        submission=_vqa_submission,
         published={"score": 0.766},
     ),
     Benchmark(

@@ -13,10 +13,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from ..model.places import find
-from .digits import COLOURS, LAYOUTS, POSITIONS, draw, sample_scene
+from .digits import COLOURS, POSITIONS, draw
+from .exam import IMAGE_SIDE, pose, sample_scenes
 from .familiar import FILE, WORD, Familiar, fit, read_familiar
 from .questions import KINDS, SAMPLES, wordings
-from .tiny import IMAGE_SIDE, pose
 
 KNOWS = (
     "it knows coloured handwritten digits on plain paper, and questions about which digit or colour is at a corner, "
@@ -41,12 +41,6 @@ def known() -> tuple[list[str], list[str]]:
     return sorted(words | set(things)), sorted(set(things))
 
 
-def scenes(split: str, count: int, seed: int) -> Iterator[Image.Image]:
-    rng = np.random.default_rng(seed)
-    for number in range(count):
-        yield draw(sample_scene(rng, LAYOUTS[number % len(LAYOUTS)], split), IMAGE_SIDE)
-
-
 def photographs(crops: int = CROPS) -> Iterator[Image.Image]:
     """The two that scikit-learn ships, whole and in random pieces of a third of their sides at least."""
     rng = np.random.default_rng(0)
@@ -61,7 +55,8 @@ def photographs(crops: int = CROPS) -> Iterator[Image.Image]:
 
 def make() -> Familiar:
     """Fit the statistics to the digits by which choices are made, of which the exam has none."""
-    return Familiar(KNOWS, *known(), fit(scenes("validation", SCENES, seed=1)))
+    scenes = sample_scenes(np.random.default_rng(1), SCENES, "validation")
+    return Familiar(KNOWS, *known(), fit(draw(scene, IMAGE_SIDE) for scene in scenes))
 
 
 def measure(familiar: Familiar, count: int = SCENES) -> dict[str, float]:

@@ -72,6 +72,8 @@ class Benchmark:
     """The configuration of the data set."""
     main: str = "score"
     """The name of the score that is compared first."""
+    submission: Callable[[Sequence[Marked]], list[dict[str, Any]]] = lambda marked: []
+    """The answers as a server that keeps the truth takes them; none where the truth is known."""
     published: dict[str, float] = field(default_factory=dict)
     """Scores that the paper of Firebolt-VL reports, by their names."""
 

@@ -7,7 +7,7 @@
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -28,7 +28,7 @@ def _read(row: Row) -> Item:
     if meant := meant_for_image(row):
         raise BadRow("no image", f"{meant} is not a known key; did you mean image?")
     if isinstance(image, str) and absent(image):
-        raise BadRow("no image", "image is empty; expected a path, or no such key for a question about no image")
+        raise BadRow("no image", "image is empty; expected a path, or leave it out to ask about no image")
     images = () if absent(image) else tuple(image) if isinstance(image, list) else (image,)
     about: dict[str, Any] = {"kind": NO_KIND if absent(row.get("kind")) else str(row["kind"])}
     if not absent(row.get("box")):
@@ -102,11 +102,17 @@ def _means(marked: Sequence[Marked]) -> dict:
 
 def majority(marked: Sequence[Marked]) -> float:
     """Compute the exact match that the commonest answer of each kind, given to all of its questions, would have."""
-    right = 0.0
-    for inside in by_group(marked, lambda one: one.about["kind"]).values():
-        commonest = Counter(one.wanted[0].strip().lower() for one in inside).most_common(1)[0][0]
-        right += sum(exact_match(commonest, one.wanted) for one in inside)
-    return right / len(marked)
+    said = commonest(marked, lambda one: one.about["kind"])
+    return fmean(exact_match(said[one.about["kind"]], one.wanted) for one in marked)
+
+
+def commonest(marked: Sequence[Marked], of: Callable[[Marked], str]) -> dict[str, str]:
+    """The commonest of the right answers of each group, the first of equal ones."""
+    groups = by_group(marked, of)
+    return {
+        name: Counter(one.wanted[0].strip().lower() for one in inside).most_common(1)[0][0]
+        for name, inside in groups.items()
+    }
 
 
 def with_other_images(items: Iterable[tuple[int, Item]]) -> Iterator[tuple[int, Item]]:

@@ -7,59 +7,31 @@ python -m firebolt_vl.evaluate.tiny [RESULTS.json]           prints the tables o
 
 import argparse
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from ..files.tables import markdown_table
 from ..model import FireboltForConditionalGeneration, FireboltProcessor
 from ..model.generation import own_settings
-from .digits import LAYOUTS, Scene, draw, sample_scene
-from .questions import GROUNDED_KINDS, KINDS, NOTHING, Question, sample_question
+from .benchmarks import by_group, mean_score
+from .digits import LAYOUTS
+from .exam import BATCH, Exam, answer, chat_prompt, make_exam
+from .items import Item, Marked
+from .own import OWN, commonest, with_other_images
+from .questions import GROUNDED_KINDS, KINDS, NOTHING, Question
 
-IMAGE_SIDE = 128
-BATCH = 128
-MAX_ANSWER_TOKENS = 8
 HARDER = LAYOUTS[1:]
 BASELINES = ("majority", "another image", "positions off")
 
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass
-class Asked:
-    """One question of the exam: which scene it is about, and the scene's layout."""
-
-    scene: int
-    layout: str
-    question: Question
-
-
-@dataclass
-class Exam:
-    """Scenes as the model's grids (features [S,G,D_v], mask [S,G], boxes [S,G,4]) and the questions about them.
-
-    `shown` [S,4,G] bool says which grids show each quarter; None: of the global view and four tiles its tile.
-    """
-
-    features: Tensor
-    mask: Tensor
-    boxes: Tensor
-    asked: list[Asked]
-    shown: Tensor | None = None
-
-    def grids_of(self, scene: int, quarter: int) -> list[int]:
-        """The grids that show a quarter."""
-        return [1 + quarter] if self.shown is None else self.shown[scene, quarter].nonzero()[:, 0].tolist()
 
 
 def evaluate_tiny(
@@ -126,109 +98,24 @@ def mark_exam(
         progress(done, total)
 
     answers = answer(model, processor, exam, prompts, range(len(prompts)), answered=answered)
-    marks = [given == asked.question.answer for given, asked in zip(answers, exam.asked)]
-    most_common = majority_answers([exam.asked[i] for i in known])
-    majority = [most_common[exam.asked[i].layout, exam.asked[i].question.kind] for i in known]
+    marked = mark(exam, range(len(prompts)), answers)
+    in_known_words = [marked[i] for i in known]
+    in_others = [one for one, asked in zip(marked, exam.asked) if asked.question.held_out]
     blind = answer(model, processor, exam, prompts, known, scene_of=other_scene(exam), answered=answered)
     with positions_off(model):
         unplaced = answer(model, processor, exam, prompts, known, answered=answered)
 
     return {
         "questions": len(known),
-        "accuracy": accuracy(exam, known, [marks[i] for i in known]),
-        "held_out_wordings": accuracy(
-            exam, *zip(*((i, marks[i]) for i, asked in enumerate(exam.asked) if asked.question.held_out))
-        ),
+        "accuracy": accuracy(in_known_words),
+        "held_out_wordings": accuracy(in_others),
         "baselines": {
-            "majority": accuracy(exam, known, _right(exam, known, majority)),
-            "another image": accuracy(exam, known, _right(exam, known, blind)),
-            "positions off": accuracy(exam, known, _right(exam, known, unplaced)),
+            "majority": accuracy(mark(exam, known, majority_answers(in_known_words))),
+            "another image": accuracy(mark(exam, known, blind)),
+            "positions off": accuracy(mark(exam, known, unplaced)),
         },
         "grounding": grounding(model, processor, exam, prompts, answers, known),
     }
-
-
-def make_exam(
-    model: FireboltForConditionalGeneration, processor: FireboltProcessor, scenes: int, seed: int, split: str
-) -> Exam:
-    """Draw the scenes, pose the questions and encode the images, through the processor like any other image."""
-    drawn, asked = pose(scenes, seed, split)
-    encoded = []
-    for start in range(0, scenes, BATCH):
-        images = [draw(scene, IMAGE_SIDE) for scene in drawn[start : start + BATCH]]
-        encoded.append(model.get_grids(**processor.image_processor(images, return_tensors="pt").to(model.device)))
-    features, mask, boxes = (torch.cat(parts) for parts in list(zip(*encoded))[:3])
-    return Exam(features, mask, boxes, asked)
-
-
-def pose(scenes: int, seed: int, split: str, scale: float = 1.0) -> tuple[list[Scene], list[Asked]]:
-    """Scenes, whose layouts take turns, and the questions about them; `scale` multiplies the digits' sizes."""
-    rng = np.random.default_rng(seed)
-    drawn = [sample_scene(rng, LAYOUTS[i % len(LAYOUTS)], split, scale) for i in range(scenes)]
-    asked = []
-    for i, scene in enumerate(drawn):
-        for held_out in (False, True):
-            for kind in KINDS:
-                question = sample_question(rng, scene, kind, held_out)
-                if question is not None:
-                    asked.append(Asked(i, scene.layout, question))
-    return drawn, asked
-
-
-def chat_prompt(processor: FireboltProcessor, question: str) -> str:
-    """The question as the user's turn, up to where the model's turn begins."""
-    messages = [{"role": "user", "content": question}]
-    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-
-
-def answer(
-    model: FireboltForConditionalGeneration,
-    processor: FireboltProcessor,
-    exam: Exam,
-    prompts: Sequence[str],
-    which: Sequence[int],
-    scene_of: Sequence[int] | None = None,
-    answered: Callable[[int], None] = lambda more: None,
-) -> list[str]:
-    """The model's greedy answers to some of the exam's questions; `scene_of` maps a scene to the one that is shown.
-
-    `answered` is called with the number of answers of each batch.
-    """
-    answers = []
-    for start in range(0, len(which), BATCH):
-        chosen = which[start : start + BATCH]
-        text = [prompts[i] for i in chosen]
-        text = processor.tokenizer(text, return_tensors="pt", padding=True, padding_side="left").to(model.device)
-        scenes = [exam.asked[i].scene for i in chosen]
-        scenes = torch.tensor([scene_of[scene] for scene in scenes] if scene_of is not None else scenes)
-        ids = model.generate(
-            input_ids=text.input_ids,
-            attention_mask=text.attention_mask,
-            grids=exam.features[scenes],
-            grid_mask=exam.mask[scenes],
-            grid_boxes=exam.boxes[scenes],
-            max_new_tokens=MAX_ANSWER_TOKENS,
-            do_sample=False,
-        )
-        texts = processor.batch_decode(ids[:, text.input_ids.shape[1] :], skip_special_tokens=True)
-        answers.extend(text.strip() for text in texts)
-        answered(len(texts))
-    return answers
-
-
-def majority_answers(asked: Sequence[Asked]) -> dict[tuple[str, str], str]:
-    """(layout, kind) -> its commonest answer among these very questions: the best that one fixed answer can do."""
-    answers: dict[tuple[str, str], Counter] = {}
-    for one in asked:
-        answers.setdefault((one.layout, one.question.kind), Counter())[one.question.answer] += 1
-    return {group: counted.most_common(1)[0][0] for group, counted in answers.items()}
-
-
-def other_scene(exam: Exam) -> list[int]:
-    """Return for each scene the next one of its layout (layouts take turns); after the last comes the first."""
-    scenes = len(exam.features)
-    step = len(LAYOUTS)
-    return [i + step if i + step < scenes else i % step for i in range(scenes)]
 
 
 @contextmanager
@@ -242,20 +129,57 @@ def positions_off(model: FireboltForConditionalGeneration) -> Iterator[None]:
         connector.positions = positions
 
 
-def _right(exam: Exam, which: Sequence[int], answers: Sequence[str]) -> list[bool]:
-    return [given == exam.asked[i].question.answer for i, given in zip(which, answers)]
-
-
-def accuracy(exam: Exam, which: Sequence[int], marks: Sequence[bool]) -> dict[str, dict[str, float]]:
-    """layout -> kind -> share of right answers; kind "all" is all questions, layout "harder" all layouts of HARDER."""
-    counted: dict[str, dict[str, list[bool]]] = {}
-    for i, mark in zip(which, marks):
+def mark(exam: Exam, which: Sequence[int], answers: Sequence[str]) -> list[Marked]:
+    """Mark answers to some of the exam's questions, as those to own questions are."""
+    marked = []
+    for i, given in zip(which, answers):
         asked = exam.asked[i]
-        layouts = (asked.layout, "harder") if asked.layout in HARDER else (asked.layout,)
-        for layout in layouts:
-            for kind in (asked.question.kind, "all"):
-                counted.setdefault(layout, {}).setdefault(kind, []).append(mark)
-    return {layout: {kind: float(np.mean(m)) for kind, m in kinds.items()} for layout, kinds in counted.items()}
+        wanted, about = [asked.question.answer], {"kind": asked.question.kind, "layout": asked.layout}
+        marked.append(Marked(i, wanted, about, given, OWN.mark(given, wanted, about)))
+    return marked
+
+
+def by_layout(rows: Sequence[Any], of: Callable[[Any], str]) -> dict[str, list[Any]]:
+    """Rows of each layout, and as "harder" those of all layouts of HARDER."""
+    groups = by_group(rows, of)
+    harder = [row for row in rows if of(row) in HARDER]
+    return groups | ({"harder": harder} if harder else {})
+
+
+def accuracy(marked: Sequence[Marked]) -> dict[str, dict[str, float]]:
+    """layout -> kind -> share of right answers; kind "all" is all questions."""
+    found = {}
+    for layout, inside in by_layout(marked, lambda one: one.about["layout"]).items():
+        kinds = by_group(inside, lambda one: one.about["kind"])
+        found[layout] = {kind: mean_score(rows) for kind, rows in kinds.items()} | {"all": mean_score(inside)}
+    return found
+
+
+def majority_answers(marked: Sequence[Marked]) -> list[str]:
+    """Give each question the commonest answer to those of its layout and kind: the best that one answer can do."""
+    said = commonest(marked, _group)
+    return [said[_group(one)] for one in marked]
+
+
+def _group(one: Marked) -> str:
+    return f"{one.about['layout']}/{one.about['kind']}"
+
+
+class Shown(NamedTuple):
+    """A scene as the image of a question."""
+
+    key: int
+
+
+def other_scene(exam: Exam) -> list[int]:
+    """Return for each scene the next one of its layout (layouts take turns); after the last comes the first."""
+    scenes = range(len(exam.features))
+    others = list(scenes)
+    for first in range(len(LAYOUTS)):
+        items = [(scene, Item(scene, "", (Shown(scene),), None, {})) for scene in scenes[first :: len(LAYOUTS)]]
+        for scene, item in with_other_images(items):
+            others[scene] = item.images[0].key
+    return others
 
 
 def grounding(
@@ -274,7 +198,7 @@ def grounding(
     chosen = [
         i for i in which if exam.asked[i].question.kind in GROUNDED_KINDS and exam.asked[i].question.answer != NOTHING
     ]
-    hits: dict[str, dict[str, list[bool]]] = {}
+    looked: list[tuple[str, dict[str, bool]]] = []
     for start in range(0, len(chosen), BATCH):
         part = chosen[start : start + BATCH]
         text = processor.tokenizer([prompts[i] for i in part], return_tensors="pt", padding=True)
@@ -298,12 +222,13 @@ def grounding(
             if seen is not None:
                 phrase = seen.phrase(row, *phrase_columns(text, row, prompts[i], asked.question))
                 found["weights"] = int(phrase.argmax()) in named
-            for layout in (asked.layout, "harder") if asked.layout in HARDER else (asked.layout,):
-                for method, hit in found.items():
-                    hits.setdefault(layout, {}).setdefault(method, []).append(hit)
+            looked.append((asked.layout, found))
     return {
-        layout: {"questions": len(found["occlusion"]), **{method: float(np.mean(h)) for method, h in found.items()}}
-        for layout, found in hits.items()
+        layout: {
+            "questions": len(inside),
+            **{method: fmean(one[method] for _, one in inside) for method in inside[0][1]},
+        }
+        for layout, inside in by_layout(looked, lambda one: one[0]).items()
     }
 
 

@@ -57,12 +57,12 @@ def check_files(folder: Path) -> dict:
         read_shapes,
     )
     from .model.checkpoint_sizes import check_config
-    from .model.firebolt.original import ORIGINAL_MODEL_TYPE, is_original
+    from .model.firebolt.original import ORIGINAL_MODEL_TYPES, is_original
 
     with files_checked():
         check_folder(folder)
         config = read_json(folder / CONFIG)
-        if config.get("model_type") not in (FireboltConfig.model_type, ORIGINAL_MODEL_TYPE):
+        if config.get("model_type") not in (FireboltConfig.model_type, *ORIGINAL_MODEL_TYPES):
             raise Failure(f"checkpoint {folder} is of a {config.get('model_type')!r} model; expected a Firebolt-VL")
         check_config(config, read_shapes(folder), folder / CONFIG)
         # The original's images are cut by a rule that no file has to tell.
@@ -129,7 +129,7 @@ def load(
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-        processor = original_processor(folder) if is_original(config) else _processor(folder)
+        processor = original_processor(folder, model.config) if is_original(config) else _processor(folder)
         check_views(model, processor, folder)
     except (Failure, CheckpointError) as error:
         raise Failure(str(error)) from None
@@ -188,12 +188,19 @@ def _processor(folder: Path):
     return FireboltProcessor.from_pretrained(folder)
 
 
-def original_processor(folder: Path):
-    """Make the original's processor: it saves a tokenizer beside SigLIP's image processor, and has its own tiling."""
+def original_processor(folder: Path, config):
+    """Make the original's processor for a model of `config`: a tokenizer beside what SigLIP does with images.
+
+    It saves the tokenizer alone. The first version has a tiling of its own; V2 sees the whole image.
+    """
     from .model import FireboltImageProcessor, FireboltProcessor
     from .model.firebolt.original import original_chat_template
     from .model.loading import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     tokenizer.chat_template = original_chat_template(tokenizer.chat_template)
-    return FireboltProcessor(FireboltImageProcessor(tiling="compatible"), tokenizer)
+    if config.grids == "views":
+        return FireboltProcessor(FireboltImageProcessor(tiling="compatible"), tokenizer)
+    side = config.vision_config.image_size
+    images = FireboltImageProcessor(size={"height": side, "width": side}, tile_size=side, max_tiles=1)
+    return FireboltProcessor(images, tokenizer)

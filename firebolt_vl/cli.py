@@ -66,16 +66,21 @@ def convert(
         str | None,
         typer.Option(metavar="DIR_OR_ID", help="Where the encoder's configuration is, if DIR is wrong there."),
     ] = None,
+    insert: Annotated[
+        str | None,
+        typer.Option(metavar="WHERE", help="V2 only: prepend, or mean_at_token. Default: by its image token."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint of the original Firebolt-VL anew as one of ours: safetensors, every key accounted for."""
     from .convert import convert as write_anew
 
-    done = write_anew(source, out, kernel_taps, decoder, vision)
+    done = write_anew(source, out, kernel_taps, decoder, vision, insert)
     if as_json:
         print(json.dumps(done.to_dict()))
         return
-    print(f"{done.out}: {done.parameters:,} parameters, {done.dtype}, {done.ssm}, kernel taps {done.kernel_taps}")
+    placed = f"kernel taps {done.kernel_taps}" + (f", insert {done.insert}" if done.insert else "")
+    print(f"{done.out}: {done.parameters:,} parameters, {done.dtype}, {done.ssm}, {placed}")
     print(f"{done.keys} keys: {done.used} used, {len(done.dead)} without influence and left out")
     for key in done.dead:
         print(f"  {key}")

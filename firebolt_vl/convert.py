@@ -9,6 +9,8 @@ from .checkpoint import check_files, check_report, files_checked, locate, origin
 from .errors import Failure, Misuse, told
 from .outputs import check_place
 
+INSERTS = ("prepend", "mean_at_token")
+
 
 @dataclass
 class Conversion:
@@ -24,18 +26,26 @@ class Conversion:
     dtype: str
     ssm: str
     kernel_taps: int | None
+    insert: str | None
+    """Where a V2 checkpoint puts an image; None for the first version, which inserts nothing."""
 
     def to_dict(self) -> dict:
         return asdict(self)
 
 
 def convert(
-    source: str, out: str, kernel_taps: int | None = None, decoder: str | None = None, vision: str | None = None
+    source: str,
+    out: str,
+    kernel_taps: int | None = None,
+    decoder: str | None = None,
+    vision: str | None = None,
+    insert: str | None = None,
 ) -> Conversion:
     """Write the original's checkpoint `source` to the new folder `out`, which is there whole or not at all.
 
     `kernel_taps` None runs the S4 kernel as long as the text; 512 is the original's truncation. `decoder` and `vision`
     are folders or hub ids with the configurations of the backbones, where the checkpoint's own names lead nowhere.
+    `insert` says where a V2 checkpoint puts an image: "prepend" or "mean_at_token".
 
     Raises:
         Misuse, Failure: what cannot be done, in one line.
@@ -46,6 +56,8 @@ def convert(
     check_place("OUT", out)
     if kernel_taps is not None and kernel_taps < 1:
         raise Misuse(f"--kernel-taps is {kernel_taps}; expected at least 1")
+    if insert is not None and insert not in INSERTS:
+        raise Misuse(f"--insert is {insert}; expected {' or '.join(INSERTS)}")
     folder = locate(source)
     described = check_files(folder)
     from .model.firebolt.original import is_original
@@ -55,9 +67,9 @@ def convert(
     with quiet():
         unfinished = target.absolute().with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            found, model = _load(folder, described, kernel_taps, decoder, vision)
+            found, model = _load(folder, described, kernel_taps, decoder, vision, insert)
             model.save_pretrained(unfinished)
-            original_processor(folder).save_pretrained(unfinished)
+            original_processor(folder, found.config).save_pretrained(unfinished)
             unfinished.replace(target)
         except Failure:
             raise
@@ -76,10 +88,18 @@ def convert(
         dtype=str(model.dtype).removeprefix("torch."),
         ssm=cmm.ssm,
         kernel_taps=cmm.kernel_taps,
+        insert=getattr(cmm, "insert", None),
     )
 
 
-def _load(folder: Path, described: dict, kernel_taps: int | None, decoder: str | None, vision: str | None):
+def _load(
+    folder: Path,
+    described: dict,
+    kernel_taps: int | None,
+    decoder: str | None,
+    vision: str | None,
+    insert: str | None,
+):
     from .model import FireboltForConditionalGeneration
     from .model.checkpoint_files import CONFIG, read_shapes
     from .model.checkpoint_sizes import check_model
@@ -89,7 +109,7 @@ def _load(folder: Path, described: dict, kernel_taps: int | None, decoder: str |
     with files_checked():
         shapes = read_shapes(folder)
         given = [_backbone(*named, shapes) for named in (("--decoder", decoder), ("--vision", vision))]
-        found = load_original(Opened(folder, described, shapes), *given, kernel_taps)
+        found = load_original(Opened(folder, described, shapes), *given, kernel_taps, insert)
         check_model(lambda: FireboltForConditionalGeneration(found.config), shapes, folder / CONFIG)
     model, report = FireboltForConditionalGeneration.from_pretrained(
         None, config=found.config, state_dict=found.state, dtype="auto", output_loading_info=True

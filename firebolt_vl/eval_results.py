@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import Misuse
-from .evaluate.benchmarks import BENCHMARKS
+from .evaluate.benchmarks import BENCHMARKS, SUBMITTED
 from .evaluate.own import OWN
-from .evaluation import Run
+from .evaluation import Run, marked
 from .exam_rows import Shard
 from .files.reading import parse_json
 from .files.tables import markdown_table
@@ -19,20 +19,28 @@ from .files.writing import OutputError, check_output, write_text
 from .outputs import is_our_picture
 
 KNOWN = {**BENCHMARKS, OWN.name: OWN}
+SUBMISSION = ".submission.json"
+ENDINGS = (SUBMISSION, ".json", ".md", ".csv", ".png")
 VERSIONS = ("torch", "transformers", "firebolt-vl")
-TABLE = ("benchmark", "score of", "ours", "paper", "rows", "bad", "unparsed", "s a question", "dtype")
+TABLE = (
+    *("benchmark", "score of", "ours", "paper", "rows", "bad", "unparsed", "s a question", "dtype"),
+    *("model", "versions", "commit"),
+)
+COMMIT = 12
+"""Digits of a commit in a table."""
 WORST = "own.worst"
 
 
 def check_results(out: Path, part: Shard, benchmarks: Sequence[str]) -> None:
     """Check, before the work, that results will not be written over files of somebody else. Raises Misuse."""
     files: list[tuple[str, Callable[[Path], bool]]] = [(f"{name}.json", _is_result) for name in benchmarks]
+    files += [(f"{name}{SUBMISSION}", _is_submission) for name in benchmarks]
     files += [("table.md", _is_table), ("table.csv", _is_table)]
     files += [(f"{WORST}.png", is_our_picture)] if OWN.name in benchmarks else []
     for name, is_ours in files:
-        stem, suffix = name.rsplit(".", 1)
+        stem, suffix = next((name.removesuffix(end), end) for end in ENDINGS if name.endswith(end))
         try:
-            check_output("--out", out / f"{part.named(stem)}.{suffix}", ours=is_ours, hint="name another folder")
+            check_output("--out", out / f"{part.named(stem)}{suffix}", ours=is_ours, hint="name another folder")
         except OutputError as error:
             raise Misuse(str(error)) from None
 
@@ -40,6 +48,14 @@ def check_results(out: Path, part: Shard, benchmarks: Sequence[str]) -> None:
 def _is_table(file: Path) -> bool:
     with file.open("rb") as opened:
         return opened.read(40).startswith((b"| benchmark | score of |", b"benchmark,score of,"))
+
+
+def _is_submission(file: Path) -> bool:
+    try:
+        found = parse_json(file.read_bytes())
+    except ValueError:
+        return False
+    return isinstance(found, list) and all(isinstance(one, dict) and set(one) == SUBMITTED for one in found)
 
 
 def _is_result(file: Path) -> bool:
@@ -56,7 +72,12 @@ def concluded(run: Run, part: Shard, found: dict[str, Any]) -> dict[str, Any]:
     found |= {"checkpoint": by.get("checkpoint"), "digest": by.get("digest"), "dtype": by.get("dtype")}
     found |= {"answered_before": run.before, "images_encoded": run.images}
     found |= {"versions": _versions(), "commit": _commit(), "predictions": str(run.predictions)}
-    write_text(run.predictions.with_name(f"{part.named(run.benchmark.name)}.json"), json.dumps(found, indent=1) + "\n")
+    name = part.named(run.benchmark.name)
+    if answers := run.benchmark.submission(marked(run.benchmark, run.rows)):
+        file = run.predictions.with_name(f"{name}{SUBMISSION}")
+        write_text(file, json.dumps(answers) + "\n")
+        found["submission"] = str(file)
+    write_text(run.predictions.with_name(f"{name}.json"), json.dumps(found, indent=1) + "\n")
     return found
 
 
@@ -94,6 +115,8 @@ def table(found: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
     for one in found:
         benchmark = KNOWN[one["benchmark"]]
         facts = [one["rows"], one["bad_rows"], one["unparsed"], f"{one['seconds_a_question']:.3f}", one.get("dtype")]
+        versions = ", ".join(f"{name} {version}" for name, version in one.get("versions", {}).items())
+        facts += [one.get("checkpoint"), versions, (one.get("commit") or "")[:COMMIT]]
         scores = scores_of(one) or {"not scored": one.get("not_scored", "")}
         for name, value in scores.items():
             theirs = benchmark.published.get(name)

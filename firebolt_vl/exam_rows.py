@@ -142,7 +142,7 @@ class Reader:
 
 
 def _other(done: Mapping[str, Any], item: Item, images: bool) -> str | None:
-    """What a prediction is about that is not what a question is about; None where it is the question's."""
+    """Name what a prediction is about that is not what a question is about; None where it is the question's."""
     if done["question"] != item.question:
         return "question"
     about = {name: done["about"].get(name) for name in item.about}
@@ -153,7 +153,7 @@ def _other(done: Mapping[str, Any], item: Item, images: bool) -> str | None:
 
 
 def names(item: Item) -> list[str]:
-    """What a question's images and video are called in its prediction: paths in the data, or hashes of bytes."""
+    """Names of a question's images and video in its prediction: paths in the data, or hashes of bytes."""
     images = [cell.name if cell.data is None else cell.key for cell in item.images]
     return images if item.video is None else [*images, item.video]
 

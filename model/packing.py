@@ -51,7 +51,8 @@ def pack(candidates: torch.Tensor, keep: torch.Tensor, text_mask: torch.Tensor) 
     tail = trailing_padding(text_mask)
     lead = leading_padding(text_mask)
     kept = keep.sum(-1)
-    width = int((lead + kept + tail).max())
+    # In a graph no width may depend on what a mask holds: there it is that of all candidates, which is enough for any.
+    width = candidates.shape[1] if torch.compiler.is_compiling() else int((lead + kept + tail).max())
     first = width - tail - kept
     rank = (keep.long().cumsum(-1) - 1).clamp(min=0)
     places = (first[:, None] + rank).clamp(max=width - 1)

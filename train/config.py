@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, fields
 
-from ..cmm import CMMConfig
-from ..model.firebolt.configuration_firebolt import CONNECTORS, FUSIONS
+from ..model.firebolt.configuration_firebolt import CONNECTORS, FUSIONS, GRIDS, connector_config_class
 from .errors import ConfigError
 from .keys import check_keys, check_values, key
 from .post.config import POST, PostConfig
 from .run_config import MOST_SEED, PARTS, RunConfig, check_lora
 
 LOSSES = ("text", "answers", "preferences")
+OPTIMIZERS = ("adamw", "muon")
 LOOKS = ("coarse_only", "coarse_fine", "autoregressive")
 QUERY = ("query_dim", "visual_scale", "deep_query", "lambda_coarse")
 # Of each pair only one can be given: as key=value after a file, it replaces the other there.
@@ -50,6 +50,11 @@ class RowsConfig(RunConfig):
         "a folder or a hub id; default: that of the decoder",
         excludes={"model": "a checkpoint has its own"},
     )
+    optimizer: str = key(
+        "adamw",
+        "AdamW, or Muon for the matrices of dense layers (steps of AdamW's size, at one rate) and AdamW for the rest",
+        choices=OPTIMIZERS,
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -76,7 +81,17 @@ class TrainConfig(RowsConfig):
         choices=FUSIONS,
         excludes={"model": NEW_ALONE},
     )
-    cmm: dict | None = key(None, "of a new model: keys of CMMConfig", excludes={"model": NEW_ALONE})
+    grids: str | None = key(
+        None,
+        "of a new model: what the connector sees of an image: views, patches or both; default: views",
+        choices=GRIDS,
+        excludes={"model": NEW_ALONE},
+    )
+    cmm: dict | None = key(
+        None,
+        "of a new model: keys of CMMConfig, with connector routed of RoutedConfig",
+        excludes={"model": NEW_ALONE},
+    )
     lora: dict | None = key(
         None,
         "rank, alpha, dropout, targets: adapters (peft) learn in the place of the decoder's weights",
@@ -93,7 +108,7 @@ class TrainConfig(RowsConfig):
         super().__post_init__()
         if self.fusion not in (None, "replace") and self.connector not in (None, "cmm"):
             raise ConfigError(f"fusion is {self.fusion!r}; expected with connector 'cmm' alone, not {self.connector!r}")
-        check_keys("cmm", self.cmm or {}, [one.name for one in fields(CMMConfig)])
+        check_keys("cmm", self.cmm or {}, [one.name for one in fields(connector_config_class(self.connector))])
         check_lora(self.lora or {})
 
 

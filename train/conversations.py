@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
@@ -22,19 +23,22 @@ from .data.chat import IGNORED
 from .errors import ConfigError
 from .interrupts import ignore_interrupts, interrupts_held
 from .loop import Job, agreed
-from .models import choose_parts, part_modules, save_trained, start_model
-from .optimizer import parameter_groups, set_learning_rates
+from .models import IMAGE_TOKEN, choose_parts, part_modules, save_trained, start_model
+from .optimizer import dense_matrices, make_optimizers, parameter_groups, set_learning_rates
 from .run_config import EPOCHS, RunConfig
 from .states import States
 
 TEXT = ("input_ids", "attention_mask", "labels")
+# As the original's chat template words them.
+IMAGE_WORDS = f"{IMAGE_TOKEN}\n"
 
 
 class AnswerLoss(nn.Module):
     """A model as a function from a micro-batch to the cross-entropy of its answer tokens, summed.
 
-    That is `model(..., labels=...)`'s loss times their number, with logits at the answers alone. It is a module, so
-    that what wraps modules (DDP, FSDP) sees every call.
+    That is `model(..., labels=...)`'s loss times their number, with logits at the answers alone; in training with the
+    weighted balance of a connector's experts, if it has some. It is a module, so that what wraps modules (DDP, FSDP)
+    sees every call.
     """
 
     def __init__(self, model: FireboltForConditionalGeneration, blank: dict[str, Tensor], bf16: bool):
@@ -43,17 +47,24 @@ class AnswerLoss(nn.Module):
         self.model = model
         self.blank = blank
         self.bf16 = bf16
+        self.balances: list[Tensor] | None = [] if model.model.connector.balances else None
+        """Of each micro-batch since the last step: the balance, not weighted, times its answer tokens."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **images: Tensor) -> Tensor:
         # Not left to accelerate: its policy for sharded models would narrow the SSM's parameters too.
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.bf16):
             prompt = (labels != IGNORED).long().cumsum(-1) == 0
-            hidden = self.model.model(
+            outputs = self.model.model(
                 input_ids=input_ids, attention_mask=attention_mask, prompt_mask=prompt, use_cache=False, **images
-            ).last_hidden_state
+            )
+            hidden = outputs.last_hidden_state
             wanted = labels[:, 1:] != IGNORED
             logits = self.model.lm_head(hidden[:, :-1][wanted])
             loss = F.cross_entropy(logits.float(), labels[:, 1:][wanted], reduction="sum")
+            if self.balances is not None and outputs.balance is not None:
+                balance = outputs.balance * wanted.sum()
+                self.balances.append(balance.detach())
+                loss = loss + self.model.balance_weight * balance
             return loss if images else loss + self._nothing(input_ids)
 
     def _nothing(self, input_ids: Tensor) -> Tensor:
@@ -104,7 +115,7 @@ class ConversationsJob(Job):
 
     def _reading(self) -> dict:
         """Return the arguments of `Conversations` that are not in the configuration."""
-        return {}
+        return {"image_words": IMAGE_WORDS} if self.model.model.connector.places_images else {}
 
     def _loss(self) -> nn.Module:
         """A module with the model as `model`, from a micro-batch to the sum of its losses."""
@@ -114,9 +125,12 @@ class ConversationsJob(Job):
     def _groups(self) -> list[dict]:
         return parameter_groups(self.model, self.config.lr, self.config.ssm_lr, self.config.weight_decay)
 
+    def _all_groups(self) -> list[dict]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
     def _set_rates(self, number: int) -> float:
         config = self.config
-        return set_learning_rates(self.optimizer, number, self.steps, config.warmup_steps, config.min_lr)
+        return set_learning_rates(self._all_groups(), number, self.steps, config.warmup_steps, config.min_lr)
 
     def _parts(self) -> dict[str, list[nn.Module]]:
         return part_modules(self.model)
@@ -125,13 +139,19 @@ class ConversationsJob(Job):
         config = self.config
         self.accelerator = accelerator
         self.micro_batches = config.accumulation(accelerator.num_processes)
-        optimizer = torch.optim.AdamW(self._groups(), lr=config.lr, betas=tuple(config.betas))
-        self.loss, self.optimizer = accelerator.prepare(self._loss(), optimizer)
+        if config.optimizer == "muon" and accelerator.distributed_type == DistributedType.FSDP:
+            raise ConfigError(
+                "optimizer is 'muon'; expected 'adamw' for a model in shards (FSDP), whose matrices are cut"
+            )
+        optimizers = make_optimizers(
+            config.optimizer, self._groups(), dense_matrices(self.model), config.lr, (config.betas[0], config.betas[1])
+        )
+        self.loss, *self.optimizers = accelerator.prepare(self._loss(), *optimizers)
         # Dropout differs between processes; what a checkpoint holds replaces this.
         torch.manual_seed(config.seed + 1000 * accelerator.process_index)
 
     def states(self) -> States:
-        return States({"loss": self.loss}, [self.optimizer])
+        return States({"loss": self.loss}, self.optimizers)
 
     def start(self, step: int) -> None:
         self._learn()
@@ -189,17 +209,28 @@ class ConversationsJob(Job):
         norm = accelerator.clip_grad_norm_(self.loss.parameters(), config.clip or math.inf)
         total, norms = agreed(accelerator, total, norm)
         finite = math.isfinite(total) and math.isfinite(norms)
-        if finite:
-            self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            if finite:
+                optimizer.step()
+            optimizer.zero_grad()
         measured = {
             "loss": total / max(counted, 1),
             "lr": rate,
             "gradient_norm": float(norm),
             self.counted: int(counted),
             "tokens": int(text_tokens),
+            **self._balance(counted),
         }
         return measured if finite else {**measured, "skipped": True}
+
+    def _balance(self, counted: float) -> dict[str, float]:
+        """The mean over answer tokens of the balance of the connector's experts, which is a part of the loss."""
+        balances = getattr(self.accelerator.unwrap_model(self.loss), "balances", None)
+        if balances is None:
+            return {}
+        total = sum(balances, torch.zeros((), device=self.accelerator.device))
+        balances.clear()
+        return {"balance": agreed(self.accelerator, total)[0] / max(counted, 1)}
 
     def _noted(self, batch: MicroBatch, dataset: Conversations) -> MicroBatch:
         for problem in batch.problems:

@@ -12,6 +12,7 @@ from ..model import (
     FireboltImageProcessor,
     FireboltProcessor,
 )
+from ..model.firebolt.original import original_chat_template
 from ..model.loading import load_tokenizer
 from .config import RowsConfig, TrainConfig
 from .errors import ConfigError
@@ -20,6 +21,7 @@ from .errors import ConfigError
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "in_proj", "w1", "w2", "w3"]
 LORA = {"rank": 16, "alpha": 32, "dropout": 0.0, "targets": LORA_TARGETS}
 ADAPTER = "default"
+IMAGE_TOKEN = "<image>"
 
 
 def start_model(config: TrainConfig) -> tuple[FireboltForConditionalGeneration, FireboltProcessor]:
@@ -43,7 +45,7 @@ def _checkpoint(config: TrainConfig) -> tuple[FireboltForConditionalGeneration, 
 
 
 def _new_model(config: TrainConfig) -> tuple[FireboltForConditionalGeneration, FireboltProcessor]:
-    new = {"connector": config.connector, "fusion": config.fusion, "cmm_config": config.cmm}
+    new = {"connector": config.connector, "fusion": config.fusion, "grids": config.grids, "cmm_config": config.cmm}
     new = {name: value for name, value in new.items() if value is not None}
     tokenizer = load_tokenizer(config.tokenizer or config.decoder)
     torch.manual_seed(config.seed)
@@ -56,7 +58,20 @@ def _new_model(config: TrainConfig) -> tuple[FireboltForConditionalGeneration, F
     check_vocabulary(config, len(tokenizer), model.config.text_config.vocab_size)
     side = model.config.vision_config.image_size
     images = FireboltImageProcessor(size={"height": side, "width": side}, tile_size=side // 2)
-    return model, FireboltProcessor(images, tokenizer, tokenizer.chat_template or CHAT_TEMPLATE)
+    template = tokenizer.chat_template or CHAT_TEMPLATE
+    if model.model.connector.places_images:
+        template = original_chat_template(template)
+        check_image_token(tokenizer, model.config.connector_config().to_dict()["image_token_id"])
+    return model, FireboltProcessor(images, tokenizer, template)
+
+
+def check_image_token(tokenizer, token: int) -> None:
+    """Check that `<image>`, which the chat template writes, is the token where images are put. Raises ConfigError."""
+    found = tokenizer.encode(IMAGE_TOKEN, add_special_tokens=False)
+    if found != [token]:
+        raise ConfigError(
+            f"cmm.image_token_id is {token}; expected the one token of {IMAGE_TOKEN}; the tokenizer makes {found} of it"
+        )
 
 
 def check_vocabulary(config: RowsConfig, tokens: int, vocabulary: int) -> None:

@@ -1,9 +1,11 @@
-"""AdamW in three groups, and how its learning rates go."""
+"""Optimisers of a run, AdamW or Muon and AdamW, their groups of parameters, and how learning rates go."""
 
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..cmm.precision import WideParameters
 
@@ -21,6 +23,37 @@ def parameter_groups(module: nn.Module, lr: float, ssm_lr: float | None, weight_
     return [{**group, "peak_lr": group["lr"]} for group in groups if group["params"]]
 
 
+def dense_matrices(model: PreTrainedModel) -> set[int]:
+    """The ids of the weights of dense layers, without the vocabulary's: what Muon is for."""
+    head = model.get_output_embeddings()
+    return {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear) and m is not head and m.weight.ndim == 2}
+
+
+def make_optimizers(
+    kind: str, groups: Sequence[dict], matrices: set[int], lr: float, betas: tuple[float, float]
+) -> list[torch.optim.Optimizer]:
+    """Make AdamW for all groups, or, of `kind` "muon", Muon for the parameters in `matrices` and AdamW for the rest.
+
+    Muon (arXiv 2502.16982) takes the momentum's nearest orthogonal matrix for the step: momentum 0.95, Nesterov, 5
+    steps of Newton-Schulz, scaled to the RMS of AdamW's steps, so that both have one learning rate. An optimiser that
+    would have no parameters is left out.
+    """
+
+    def part(of_muon: bool) -> list[dict]:
+        chosen = [
+            {**group, "params": [p for p in group["params"] if (kind == "muon" and id(p) in matrices) == of_muon]}
+            for group in groups
+        ]
+        return [group for group in chosen if group["params"]]
+
+    made: list[torch.optim.Optimizer] = []
+    if others := part(of_muon=False):
+        made.append(torch.optim.AdamW(others, lr=lr, betas=betas))
+    if dense := part(of_muon=True):
+        made.append(torch.optim.Muon(dense, lr=lr, momentum=0.95, ns_steps=5, adjust_lr_fn="match_rms_adamw"))
+    return made
+
+
 def cosine(step: int, steps: int, warmup: int, peak: float, end: float) -> float:
     """The learning rate of a step, from 0: a linear rise over `warmup` steps, then a half cosine from `peak` to `end`.
 
@@ -32,8 +65,10 @@ def cosine(step: int, steps: int, warmup: int, peak: float, end: float) -> float
     return end + (peak - end) * (1 + math.cos(math.pi * min(1.0, share))) / 2
 
 
-def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, steps: int, warmup: int, end: float) -> float:
+def set_learning_rates(groups: Iterable[dict], step: int, steps: int, warmup: int, end: float) -> float:
     """Put each group's rate of this step; returns that of the first group."""
-    for group in optimizer.param_groups:
+    rates = []
+    for group in groups:
         group["lr"] = cosine(step, steps, warmup, group["peak_lr"], min(end, group["peak_lr"]))
-    return optimizer.param_groups[0]["lr"]
+        rates.append(group["lr"])
+    return rates[0]

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..blocks import block_numbers
 from ..common.dtypes import compute_dtype
+from ..symbolic import power_of_two, varies
 from ..transforms import apply, gradients
 from .choice import choose_algorithm
 
@@ -38,7 +39,7 @@ def fft_conv(
         y = torch.fft.irfft(torch.fft.rfft(x, n=size) * spectrum, n=size)[..., : u.shape[-1]]
         y = _with_products(y, x, weights)
     else:
-        k = k[:, : u.shape[-1]].to(dtype)
+        k = (k if varies(u.shape[-1]) else k[:, : u.shape[-1]]).to(dtype)
         if d_skip is not None:
             # The skip is one more weight at lag 0.
             k = torch.cat([k[:, :1] + d_skip.to(dtype).unsqueeze(-1), k[:, 1:]], -1)
@@ -55,7 +56,10 @@ def fft_conv(
 
 def _convolve(u: Tensor, k: Tensor, weights: Tensor | None) -> Tensor:
     batch, width, L = u.shape
-    y = ALGORITHMS[choose_algorithm(L, width, batch, u.dtype, u.device)](u, k)
+    if varies(batch, L):
+        y = _in_one_block(u, k)
+    else:
+        y = ALGORITHMS[choose_algorithm(L, width, batch, u.dtype, u.device)](u, k)
     return _with_products(y, u, weights)
 
 
@@ -65,7 +69,7 @@ def _with_products(y: Tensor, u: Tensor, weights: Tensor | None) -> Tensor:
         return y
     product = u
     for delay, weight in enumerate(weights.unsqueeze(-1).unbind(1), start=1):
-        product = product * _delayed(u, min(delay, u.shape[-1]))
+        product = product * _delayed(u, delay if varies(u.shape[-1]) else min(delay, u.shape[-1]))
         y = torch.addcmul(y, product, weight)
     return y
 
@@ -210,8 +214,7 @@ class _InFrequency(torch.autograd.Function):
 
     @staticmethod
     def formula(u: Tensor, k: Tensor) -> Tensor:
-        size = fast_size(u.shape[-1] + k.shape[-1] - 1)
-        return torch.fft.irfft(torch.fft.rfft(u, n=size) * torch.fft.rfft(k, n=size), n=size)[..., : u.shape[-1]]
+        return _in_one_block(u, k)
 
     @staticmethod
     def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -232,6 +235,13 @@ class _InFrequency(torch.autograd.Function):
                 product = spectrum.mul_(torch.fft.rfft(k[channels], n=size).conj())
                 _write(grad_u, channels, torch.fft.irfft(product, n=size)[..., :L])
         return grad_u, grad_k
+
+
+def _in_one_block(u: Tensor, k: Tensor) -> Tensor:
+    """The product of spectra for all channels at once, of any sizes, open ones too."""
+    least = u.shape[-1] + k.shape[-1] - 1
+    size = power_of_two(least) if varies(least) else fast_size(least)
+    return torch.fft.irfft(torch.fft.rfft(u, n=size) * torch.fft.rfft(k, n=size), n=size)[..., : u.shape[-1]]
 
 
 def _read(u: Tensor, channels: slice) -> Tensor:

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.strided import strided
+from ..common.strided import Strided, strided
 from ..common.triton_tiles import DTYPES, HALF, contiguous, dot_precision, slots_of
 from ..launch import launch
 from .triton_monarch_passes import (
@@ -31,7 +31,7 @@ from .triton_monarch_passes import (
     monarch_middle_kernel,
     monarch_middle_spectrum_kernel,
 )
-from .triton_products import Products, products_of
+from .triton_products import Products, gradient_of_inputs, products_of
 from .triton_transform import (
     add_products_of_pair,
     apply_spectrum,
@@ -58,7 +58,7 @@ def monarch_kernel(
     spectrum,  # Strided [D,N/2+1,2] float32, N = HEIGHT WIDTH
     d_skip_ptr,  # [D], contiguous, or None
     gate,  # Strided [B,D,L] or None
-    products,  # Products or None: with REVERSE their gradient
+    products,  # Products or None; with REVERSE their gradient, Strided [B,D,L]
     y,  # Strided [B,D,L]
     B,
     L,
@@ -180,12 +180,12 @@ def _convolve(
     gate: Tensor | None,
     y: Tensor,
     plan: _Plan,
-    products: Products | None,
+    products: Products | Strided | None,
     rows: Tensor | None = None,
     reverse: bool = False,
 ) -> None:
-    """y = gate (k * x + d x + products), or the transpose of gate (k * x + d x) applied to x, plus gradients of the
-    products; `rows` are those of `_first`, where there are."""
+    """y = gate (k * x + d x + products), or the transpose of gate (k * x + d x) applied to x plus what the products
+    give, which is then all that `products` is; `rows` are those of `_first`, where there are."""
     B, D, L = x.shape
     pairs = triton.cdiv(B, 2)
     ends = {
@@ -352,7 +352,7 @@ def monarch_backward(
             _first(early, None, plan, rows[0])
             _first(late, gated, plan, of_late)
         parts.append(_of_spectrum(late, early, gated, plan, rows))
-        products = products_of(early, _of(c, weights, 0), late, gated)
+        products = strided(gradient_of_inputs(late, early, _of(c, weights, 0), gated))
         _convolve(late, spectrum[c], _of(c, d_skip, 0), gated, du[:, c], plan, products, of_late, reverse=True)
     dgate = None if gate is None else _in_blocks(u, spectrum, d_skip, dy, weights, gate.dtype, fast)
     return du, torch.cat(parts), dgate

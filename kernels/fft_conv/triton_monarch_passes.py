@@ -130,7 +130,7 @@ def monarch_last_kernel(
     x,  # Strided [B,D,L]
     d_skip_ptr,  # [D], contiguous, or None
     gate,  # Strided [B,D,L] or None
-    products,  # Products or None: with REVERSE their gradient
+    products,  # Products or None; with REVERSE their gradient, Strided [B,D,L]
     y,  # Strided [B,D,L]
     B,
     L,

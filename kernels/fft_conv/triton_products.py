@@ -6,8 +6,9 @@ With a_p the weights of the products of p = 2 .. P inputs, dy the gradient of th
     gradient of u_t     sum_{i < P} e_{t+i} (u_{t+1} ... u_{t+i}) sum_{p > i, p >= 2} a_p u_{t-1} ... u_{t-(p-1-i)}
     gradient of a_p     sum_t e_t u_t u_{t-1} ... u_{t-p+1}
 
-Both sums over products are made as running products, in float32, with nothing before a text's first step or after its
-last. The kernels of the convolution have the first two in their epilogues, before the output is rounded.
+Products run: each is the one before times one input, in float32, with nothing before a text's first step or after its
+last. What is added to y is a part of the kernels of the convolution, before they round. The gradient of u is made apart
+and added by them: beside their own tiles it would leave too few registers.
 """
 
 from typing import Any, NamedTuple
@@ -17,13 +18,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.strided import Strided, load, strided
+from ..common.strided import Strided, at, strided
 from ..common.triton_tiles import contiguous, slots_of
 from ..launch import launch
 from .triton_columns import load_columns, packed_columns
 
-# Steps of a chunk, and chunks that a program of `product_sums_kernel` takes at a time.
-CHUNK, COLUMNS = 64, 32
+# Steps of a chunk, and chunks that a program takes at a time.
+CHUNK, COLUMNS = 64, 16
 
 
 class Products(NamedTuple):
@@ -49,47 +50,85 @@ def products_of(
 
 
 @triton.jit
-def _input(products, row, d, place, inside):
-    return load(products.u, (row, d, place), mask=inside).to(tl.float32)
+def _read(x, tile, ahead, inside):
+    row, d, first, steps, _, _ = tile
+    address = at(x, (row, d, first + ahead)) + steps.to(tl.int64) * x.strides[2]
+    return tl.load(address, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _gradient(products, row, d, place, inside):
-    e = load(products.dy, (row, d, place), mask=inside).to(tl.float32)
+def _earlier(products, tile, delay):
+    _, _, _, _, t, inside = tile
+    return _read(products.u, tile, -delay, inside & (t >= delay))
+
+
+@triton.jit
+def _gradient(products, tile, ahead, inside):
+    e = _read(products.dy, tile, ahead, inside)
     if products.gate is not None:
-        e *= load(products.gate, (row, d, place), mask=inside).to(tl.float32)
+        e *= _read(products.gate, tile, ahead, inside)
     return e
 
 
 @triton.jit
-def add_products(y, products, begin, t, inside):
-    """y_t plus its products: t a block of steps of texts that `begin` at (row, channel, step), all of them int64."""
-    row, d, start = begin
+def add_products(y, products, tile):
+    """y_t plus its products, of a tile (row, channel, first, steps, t, inside).
+
+    The steps t of texts are those at first + steps of their rows, and `inside` says which of them are there. Addresses
+    are made of `first` and `steps`, of one axis each where rows are chunks: made of t they would take two registers for
+    each number. Row, channel and first are int64.
+    """
+    _, d, _, _, _, inside = tile
     weights = products.weights + d * products.orders
-    product = _input(products, row, d, start + t, inside)
+    product = _read(products.u, tile, 0, inside)
     for delay in range(1, products.orders + 1):
-        product *= _input(products, row, d, start + t - delay, inside & (t >= delay))
+        product *= _earlier(products, tile, delay)
         y += product * tl.load(weights + delay - 1).to(tl.float32)
     return y
 
 
 @triton.jit
-def add_gradients(du, products, begin, length, t, inside):
-    """du_t plus the gradient of the products, of texts with `length` steps; otherwise as `add_products`."""
-    row, d, start = begin
+def _chunks(table_ptr, column, columns, B, L, CHUNK: tl.constexpr):
+    """Row, first, steps, t and inside of a tile of columns (see `add_products`), and the lengths of their texts."""
+    row, start, length, chunk = load_columns(table_ptr, column, columns, B, L)
+    i = tl.arange(0, CHUNK)[None, :]
+    t = chunk[:, None] * CHUNK + i
+    first = (start + chunk * CHUNK)[:, None].to(tl.int64)
+    inside = (chunk >= 0)[:, None] & (t < length[:, None])
+    return row[:, None], first, i, t, inside, length[:, None]
+
+
+@triton.jit(do_not_specialize=["B", "L", "columns"])
+def product_gradient_kernel(
+    products,  # Products, with dy
+    table_ptr,  # [3,columns] int32, contiguous, or None: see `packed_columns_kernel`
+    du_ptr,  # [B,D,L] float32, contiguous
+    B,
+    L,
+    columns,  # chunks of all rows
+    D: tl.constexpr,
+    CHUNK: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Each program takes COLUMNS chunks of a channel: the gradient of their inputs."""
+    blocks = tl.cdiv(columns, COLUMNS)
+    d = (tl.program_id(0) // blocks).to(tl.int64)
+    column = (tl.program_id(0) % blocks) * COLUMNS + tl.arange(0, COLUMNS)
+    row, first, steps, t, inside, length = _chunks(table_ptr, column, columns, B, L, CHUNK)
+    tile = row, d, first, steps, t, inside
     weights = products.weights + d * products.orders
-    later = tl.full(du.shape, 1.0, tl.float32)
+    du = tl.zeros([COLUMNS, CHUNK], tl.float32)
+    later = tl.full([COLUMNS, CHUNK], 1.0, tl.float32)
     for ahead in range(0, products.orders + 1):
-        earlier = tl.full(du.shape, 1.0, tl.float32)
-        first = tl.load(weights + ahead - 1, mask=ahead > 0, other=0.0).to(tl.float32)
-        factor = tl.zeros(du.shape, tl.float32) + first
+        earlier = tl.full([COLUMNS, CHUNK], 1.0, tl.float32)
+        alone = tl.load(weights + ahead - 1, mask=ahead > 0, other=0.0).to(tl.float32)
+        factor = tl.zeros([COLUMNS, CHUNK], tl.float32) + alone
         for delay in range(1, products.orders + 1 - ahead):
-            earlier *= _input(products, row, d, start + t - delay, inside & (t >= delay))
+            earlier *= _earlier(products, tile, delay)
             factor += earlier * tl.load(weights + ahead + delay - 1).to(tl.float32)
-        e = _gradient(products, row, d, start + t + ahead, inside & (t + ahead < length))
-        du += e * later * factor
-        later *= _input(products, row, d, start + t + ahead + 1, inside & (t + ahead + 1 < length))
-    return du
+        du += later * factor * _gradient(products, tile, ahead, inside & (t + ahead < length))
+        later *= _read(products.u, tile, ahead + 1, inside & (t + ahead + 1 < length))
+    tl.store(du_ptr + (row * D + d) * L + first + steps, du, mask=inside)
 
 
 @triton.jit(do_not_specialize=["B", "L", "columns", "blocks_per_slot"])
@@ -111,16 +150,60 @@ def product_sums_kernel(
     first = tl.program_id(1) * blocks_per_slot
     for block in range(first, tl.minimum(first + blocks_per_slot, tl.cdiv(columns, COLUMNS))):
         column = block * COLUMNS + tl.arange(0, COLUMNS)
-        row, start, length, chunk = load_columns(table_ptr, column, columns, B, L)
-        t = (chunk[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]).to(tl.int64)
-        inside = (chunk >= 0)[:, None] & (t < length[:, None])
-        place = start[:, None] + t
-        product = _gradient(products, row[:, None], d, place, inside)
-        product *= _input(products, row[:, None], d, place, inside)
+        row, start, steps, t, inside, _ = _chunks(table_ptr, column, columns, B, L, CHUNK)
+        tile = row, d, start, steps, t, inside
+        product = _gradient(products, tile, 0, inside) * _read(products.u, tile, 0, inside)
         for delay in range(1, order + 2):
-            product *= _input(products, row[:, None], d, place - delay, inside & (t >= delay))
+            product *= _earlier(products, tile, delay)
         acc += product
     tl.store(sums_ptr + (slot * D + d) * products.orders + order, tl.sum(tl.sum(acc, 1), 0))
+
+
+class _Columns(NamedTuple):
+    """Chunks of rows, or of packed texts."""
+
+    table: Tensor | None
+    columns: int
+
+    def arguments(self, u: Tensor) -> dict[str, Any]:
+        B, D, L = u.shape
+        return {
+            "table_ptr": self.table,
+            "B": B,
+            "L": L,
+            "columns": self.columns,
+            "D": D,
+            "CHUNK": CHUNK,
+            "COLUMNS": COLUMNS,
+        }
+
+
+def _columns_of(u: Tensor, cu_seqlens: Tensor | None) -> _Columns:
+    B, _, L = u.shape
+    if cu_seqlens is None:
+        return _Columns(None, B * triton.cdiv(L, CHUNK))
+    table = packed_columns(cu_seqlens, L, CHUNK)
+    return _Columns(table, table.shape[1])
+
+
+def gradient_of_inputs(
+    dy: Tensor, u: Tensor, weights: Tensor | None, gate: Tensor | None, cu_seqlens: Tensor | None = None
+) -> Tensor | None:
+    """The gradient that u [B,D,L] has from its products with weights [D,P-1], float32; None for no weights."""
+    products = products_of(u, weights, dy, gate)
+    if products is None:
+        return None
+    columns = _columns_of(u, cu_seqlens)
+    du = torch.empty(u.shape, dtype=torch.float32, device=u.device)
+    launch(
+        product_gradient_kernel,
+        (u.shape[1] * triton.cdiv(columns.columns, COLUMNS),),
+        products=products,
+        du_ptr=du,
+        num_warps=4,
+        **columns.arguments(u),
+    )
+    return du
 
 
 def gradient_of_weights(
@@ -130,24 +213,16 @@ def gradient_of_weights(
     products = products_of(u, weights, dy, gate)
     if products is None or weights is None:
         return None
-    B, D, L = u.shape
-    table = None if cu_seqlens is None else packed_columns(cu_seqlens, L, CHUNK)
-    columns = B * triton.cdiv(L, CHUNK) if table is None else table.shape[1]
-    slots, blocks_per_slot = slots_of(triton.cdiv(columns, COLUMNS), D * products.orders)
+    columns, D = _columns_of(u, cu_seqlens), u.shape[1]
+    slots, blocks_per_slot = slots_of(triton.cdiv(columns.columns, COLUMNS), D * products.orders)
     sums = torch.empty(slots, D, products.orders, dtype=torch.float32, device=u.device)
     launch(
         product_sums_kernel,
         (D, slots, products.orders),
         products=products,
-        table_ptr=table,
         sums_ptr=sums,
-        B=B,
-        L=L,
-        columns=columns,
         blocks_per_slot=blocks_per_slot,
-        D=D,
-        CHUNK=CHUNK,
-        COLUMNS=COLUMNS,
         num_warps=4,
+        **columns.arguments(u),
     )
     return sums.sum(0).to(weights.dtype)

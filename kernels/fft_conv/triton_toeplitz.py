@@ -14,12 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.strided import load, strided
+from ..common.strided import Strided, load, strided
 from ..common.triton_tiles import DTYPES, HALF, slots_of
 from ..configurations import configured
 from ..launch import interpreting, launch
 from .triton_columns import load_columns, packed_columns
-from .triton_products import Products, add_gradients, add_products, products_of
+from .triton_products import Products, add_products, gradient_of_inputs, products_of
 from .triton_toeplitz_operands import BLOCK, COPIES, padded_rows, scales_of, shifted_taps
 
 # Steps of a chunk: few enough that the half of its own block that is zeros costs little, and of long rows more, since
@@ -64,7 +64,7 @@ def toeplitz_kernel(
     x,  # Strided [B,D,chunks CHUNK], whose steps are next to each other; of packed texts [1,D,columns CHUNK]
     taps_ptr,  # [D,TAP_TERMS,_COPIES,width], contiguous: see `shifted_taps_kernel`
     scales,  # of x [B,D] and of the taps [D], both float32 and contiguous, or None: see `scales_kernel`
-    products,  # Products or None: with REVERSE their gradient
+    products,  # Products or None; with REVERSE their gradient, Strided [B,D,L]
     gate,  # Strided [B,D,L] or None
     table_ptr,  # [3,columns] int32, contiguous, or None: see `packed_columns_kernel`
     y_ptr,  # [B,D,L], contiguous
@@ -121,13 +121,12 @@ def toeplitz_kernel(
         acc = acc * (1 / scale[:, None]) * (1 / tl.load(scales[1] + d))
     t = chunk[:, None] * CHUNK + i[None, :]
     inside = (chunk >= 0)[:, None] & (t < length[:, None])
-    if products is not None:
-        place = row[:, None], d, start[:, None].to(tl.int64)
-        if REVERSE:
-            acc = add_gradients(acc, products, place, length[:, None], t.to(tl.int64), inside)
-        else:
-            acc = add_products(acc, products, place, t.to(tl.int64), inside)
+    if products is not None and not REVERSE:
+        first = (start + chunk * CHUNK)[:, None].to(tl.int64)
+        acc = add_products(acc, products, (row[:, None], d, first, i[None, :], t, inside))
     t = (start[:, None] + t).to(tl.int64)
+    if products is not None and REVERSE:
+        acc += load(products, (row[:, None], d, t), mask=inside)
     if gate is not None:
         acc *= load(gate, (row[:, None], d, t), mask=inside).to(tl.float32)
     tl.store(y_ptr + (row[:, None] * D + d) * L + t, acc, mask=inside)
@@ -283,25 +282,29 @@ def _convolve(
     y: Tensor,
     tile: _Tile,
     terms: _Terms,
-    products: Products | None,
+    products: Products | Strided | None,
     reverse: bool = False,
 ) -> Tensor:
-    """gate (k * x + d x + products) in y [B,D,L] for x in `rows`; reverse: the transpose of k * x + d x, plus gradients
-    of the products."""
+    """gate (k * x + d x + products) in y [B,D,L] for x in `rows`; reverse: the transpose of k * x + d x, plus what the
+    products give, which is then all that `products` is."""
     B, D, L = y.shape
     K = min(k.shape[1], L)
     # Where rows are not aligned, or texts are not, numbers are stored one by one, and their addresses want registers.
     vectors = L % ALIGNED == 0 and tile.table is None
-    many = terms.rows == 1 and vectors and products is None and tile.columns > COLUMNS_OF_TERMS
+    makes_products = isinstance(products, Products)
+    many = terms.rows == 1 and vectors and not makes_products and tile.columns > COLUMNS_OF_TERMS
     columns = COLUMNS if many else COLUMNS_OF_TERMS
     most = CHUNK * (COLUMNS if vectors else COLUMNS_OF_TERMS)  # outputs that four warps have registers for
     tiles = {
         "STEPS": STEPS if terms.rows == terms.taps == 1 else STEPS_OF_TERMS,
         "COLUMNS": columns,
-        "num_warps": 8 if tile.chunk * columns > most or tile.table is not None or products is not None else 4,
+        "num_warps": 8 if tile.chunk * columns > most or tile.table is not None or makes_products else 4,
         "num_stages": 3,
     }
-    tiles = configured(toeplitz_kernel, rows, {"columns": tile.columns, "D": D, "L": L, "K": K}, tiles)
+    sizes = {"columns": tile.columns, "D": D, "L": L, "K": K}
+    if makes_products:  # beside them there are registers for less
+        sizes["P"] = products.orders + 1
+    tiles = configured(toeplitz_kernel, rows, sizes, tiles)
     steps, columns = min(tiles["STEPS"], tile.chunk), tiles["COLUMNS"]
     lag_blocks = (K + tile.chunk - 2) // steps + 1
     width = lag_blocks * steps + tile.chunk
@@ -417,7 +420,8 @@ def toeplitz_backward(
     early = _rows(u, None, tile, u.dtype)
     du = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     terms = _terms(late.dtype, taps, fast, u, long=tile.long)
-    _convolve(late, k, d_skip, None, du, tile, terms, products_of(u, weights, dy, gate), reverse=True)
+    of_products = strided(gradient_of_inputs(dy, u, weights, gate, cu_seqlens))
+    _convolve(late, k, d_skip, None, du, tile, terms, of_products, reverse=True)
     dgate = None
     if gate is not None:
         dgate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)

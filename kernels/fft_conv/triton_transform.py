@@ -10,7 +10,7 @@ import triton.language as tl
 from ..common.strided import at, load
 from ..common.triton_angles import sine_and_cosine
 from ..common.triton_tiles import dot
-from .triton_products import add_gradients, add_products
+from .triton_products import add_products
 
 
 @triton.jit
@@ -116,15 +116,14 @@ def load_pair(x, gate, pair, d, t, B, L):
 def add_products_of_pair(real, imag, products, pair, d, t, B, L, REVERSE: tl.constexpr):
     """Add the products of inputs of both rows, or where time runs backwards their gradients; None: nothing."""
     if products is not None:
-        first, second = t < L, t < tl.where(2 * pair + 1 < B, L, 0)
-        zero = pair * 0
-        t = t.to(tl.int64)
         if REVERSE:
-            real = add_gradients(real, products, (2 * pair, d, zero), L, t, first)
-            imag = add_gradients(imag, products, (2 * pair + 1, d, zero), L, t, second)
+            of_first, of_second = load_pair(products, None, pair, d, t, B, L)
+            real += of_first
+            imag += of_second
         else:
-            real = add_products(real, products, (2 * pair, d, zero), t, first)
-            imag = add_products(imag, products, (2 * pair + 1, d, zero), t, second)
+            first, second = t < L, t < tl.where(2 * pair + 1 < B, L, 0)
+            real = add_products(real, products, (2 * pair, d, 0 * pair, t, t, first))
+            imag = add_products(imag, products, (2 * pair + 1, d, 0 * pair, t, t, second))
     return real, imag
 
 

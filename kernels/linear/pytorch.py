@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..symbolic import varies
 from ..transforms import transformed
 from .onednn import PRODUCT, onednn_has, product
 
@@ -59,7 +60,9 @@ def _onednn_takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     tensors = (x, weight) if bias is None else (x, weight, bias)
     if weight.numel() < LEAST_WEIGHTS or torch.is_autocast_enabled("cpu"):
         return False
-    if len(x) == 1 and not weight.is_contiguous():  # the one case in which it is slower: a gradient of a single row
+    if (
+        not varies(x.shape[0]) and x.shape[0] == 1 and not weight.is_contiguous()
+    ):  # the one case in which it is slower: a gradient of a single row
         return False
     if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in tensors):
         return False

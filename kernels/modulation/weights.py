@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..common.random import dropout
+from ..symbolic import varies
 from .selection import Selection
 
 INFINITY = float("inf")
@@ -44,7 +45,8 @@ def top_k_softmax(scores: Tensor, top_k: int | None, renormalize: bool, largest:
 
     top_k None or 0: over all.
     """
-    if not (top_k and top_k < scores.shape[-1]):
+    grids = scores.shape[-1]
+    if not top_k or (not varies(grids) and top_k >= grids):
         return softmax_or_zero(scores)
     chosen = largest(scores.detach(), top_k)
     if renormalize:
@@ -68,11 +70,12 @@ def largest_by_passes(scores: Tensor, k: int) -> Tensor:
     """The same set by k passes of argmax, or by removing the G - k smallest, whichever is fewer passes.
 
     argmax and argmin promise the first of equals. Removal has to take the last of equals, hence the flip. Among
-    entries of -inf the set may differ: their weight is zero in any case.
+    entries of -inf the set may differ: their weight is zero in any case. Where G is open it is passes of argmax, which
+    choose all of fewer than k.
     """
     G = scores.shape[-1]
     chosen = torch.zeros_like(scores, dtype=torch.bool)
-    if k <= G - k:
+    if varies(G) or k <= G - k:
         rest = scores.clone()
         for _ in range(k):
             index = rest.argmax(-1, keepdim=True)
@@ -101,6 +104,8 @@ def largest_of_few_or_many(scores: Tensor, k: int) -> Tensor:
     G = 5, k = 4: sort 1.2 ms, passes 0.5, threshold 1.2. 4096 rows of G = 256, k = 4: 37, 4.4, 6.4. 1024 rows of
     G = 1024, k = 512: 47, 445, 29.
     """
+    if varies(*scores.shape):
+        return largest_by_passes(scores, k)
     if scores.numel() <= 1024:
         return largest_by_sort(scores, k)
     if min(k, scores.shape[-1] - k) <= 5:

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from ..blocks import block_numbers
 from ..common.dtypes import compute_dtype
+from ..symbolic import varies
 from ..transforms import apply, gradients
+from .doubling import scan_by_doubling
 from .heads import by_heads
 from .inputs import Inputs
 from .packed import text_by_text
@@ -49,7 +51,9 @@ def selective_scan(
         steps = F.softplus(steps)
     inputs, steps = (t.unflatten(-1, (groups, 1, -1)) for t in (inputs, steps))
     A, h = (t.mT.unflatten(-1, (groups, -1)).transpose(-2, -3) for t in (A, h))  # [(batch,) G, N, D / G]
-    if u.shape[-1] == 1:
+    if varies(*u.shape):
+        y, h = scan_by_doubling(inputs, steps, A, B, C, h)
+    elif u.shape[-1] == 1:
         h = torch.exp(steps[0] * A) * h + (steps[0] * inputs[0]) * B[0]
         y = (C[0] * h).sum(-2).unsqueeze(0)
     else:

@@ -106,7 +106,8 @@ class ExtraLayer:
 
 def _mapped(kept: Any, function: Rows) -> Any:
     if isinstance(kept, list | tuple):
-        return type(kept)(_mapped(one, function) for one in kept)
+        mapped = [_mapped(one, function) for one in kept]
+        return type(kept)(*mapped) if hasattr(kept, "_fields") else type(kept)(mapped)
     if isinstance(kept, DecodeState):
         return kept.map(function)
     return None if kept is None else function(kept)

@@ -18,7 +18,7 @@ def attend_by_one_query(attention: nn.MultiheadAttention, query: Tensor, patches
     width, heads = attention.embed_dim, attention.num_heads
     of_query, of_patches = attention.in_proj_weight.split([width, 2 * width])
     query_bias, patch_bias = attention.in_proj_bias.split([width, 2 * width])
-    q = linear(query, of_query, query_bias).expand(len(patches), -1, -1)
+    q = linear(query, of_query, query_bias).expand(patches.shape[0], -1, -1)
     k, v = linear(patches, of_patches, patch_bias).chunk(2, dim=-1)
     q, k, v = (rows.unflatten(-1, (heads, -1)).transpose(1, 2) for rows in (q, k, v))
     seen = F.scaled_dot_product_attention(q, k, v)[..., 0, :].flatten(1)  # [n,D]

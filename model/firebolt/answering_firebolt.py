@@ -1,5 +1,8 @@
 """Firebolt-VL with its language-model head: answers, generated and cached, and where they come from."""
 
+from dataclasses import dataclass
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -11,6 +14,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple  # pyright: ignore[reportPrivateImportUsage]  # its documented place
 
+from ...cmm.inserting import Inserting
 from ...cmm.linear import Linear
 from ..checkpoint_sizes import check_model
 from ..compat import (
@@ -27,12 +31,20 @@ from ..loading import load_backbone, open_checkpoint
 from ..packing import check_prompts, kept_columns
 from .cache_firebolt import ConnectorCacheLayer
 from .configuration_firebolt import FireboltConfig
-from .fusion import summarize_prompt
+from .fusion import inserted_grids, summarize_prompt
 from .grids import GRID_ARGUMENTS, PIXEL_ARGUMENTS, Grids, named_grids, rows_with_images
 from .grounding import Grounding, ground
 from .miniature import miniature_of
 from .modeling_firebolt import FireboltModel, FireboltPreTrainedModel, check_same_images
 from .original import is_original, load_original
+
+
+@dataclass
+class FireboltCausalLMOutputWithPast(CausalLMOutputWithPast):
+    """Logits and loss; `balance` is the balance loss of the connector's experts in training, not yet weighted."""
+
+    balance: Tensor | None = None
+
 
 # Ways of generating that forget columns again, which a static cache cannot.
 GROWING = ("assistant_model", "prompt_lookup_num_tokens")
@@ -112,14 +124,15 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         logits_to_keep: int | Tensor = 0,
         cache: Cache | None = None,
         **kwargs,
-    ) -> CausalLMOutputWithPast:
+    ) -> FireboltCausalLMOutputWithPast:
         r"""Compute the logits of the next token at each text column, and the loss where there are labels.
 
         input_ids [B,T] (or inputs_embeds [B,T,D]); attention_mask [B, past + T], True = keep, padded left or right;
         images as `FireboltProcessor` makes them (see `get_grids`), or grids [B,G,D_v] with grid_mask [B,G],
         grid_boxes [B,G,4] and grid_images [B,G]; prompt_mask [B,T]: the question, which fusions `concat` and `pool`
         need (default: the kept positions before the first answer token, or without labels all of them); labels [B,T],
-        -100 where no loss is wanted. Logits are [B,T,V] for every connector and fusion.
+        -100 where no loss is wanted. Logits are [B,T,V] for every connector and fusion. In training the loss of a
+        connector with experts has `balance_weight` times their balance in it.
 
         Raises ValueError where a shape is not as above, a mask has holes, or both pixels and grids are given.
         """
@@ -132,6 +145,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
                 )
             if prompt_mask is None:
                 prompt_mask = (labels != -100).long().cumsum(-1) == 0
+        elif prompt_mask is None and self.model.reads_prompt:
+            prompt_mask = self._all_of_the_text(input_ids, inputs_embeds, given_cache(cache, past_key_values))
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -159,13 +174,30 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         if labels is not None:
             vocab_size = backbone(self.config.text_config).vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
+            if outputs.balance is not None:
+                loss = loss + self.balance_weight * _share(labels, kwargs) * outputs.balance
+        return FireboltCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
+            balance=outputs.balance,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             **{CACHE: outputs.get(CACHE)},
         )
+
+    @property
+    def balance_weight(self) -> float:
+        """Weight of the balance loss of the connector's experts, 0 where it has none."""
+        return getattr(self.model.connector.config, "balance_weight", 0.0)
+
+    @staticmethod
+    def _all_of_the_text(input_ids, inputs_embeds, cache: Cache | None) -> Tensor | None:
+        """Take a text without labels for the prompt, all of it [B,T]; None where a cache has begun, and knows."""
+        text = input_ids if input_ids is not None else inputs_embeds
+        memory = find_layer(cache, ConnectorCacheLayer) if cache is not None else None
+        if text is None or (memory is not None and memory.begun):
+            return None
+        return torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
 
     def save_pretrained(self, *args, **kwargs) -> None:
         """Save the model like any of transformers. Raises ValueError where the weights are in 8 bits, or prepacked."""
@@ -181,9 +213,9 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
 
         The original only names its backbones: their configurations are looked for as a local folder, then among the
         models that the hub gave before, then taken from `text_config=` / `vision_config=`. `kernel_taps=512` keeps its
-        truncated S4 kernel.
+        truncated S4 kernel, `insert=` says where V2 puts an image, "prepend" or "mean_at_token".
         """
-        backbones = {name: kwargs.pop(name, None) for name in ("text_config", "vision_config", "kernel_taps")}
+        backbones = {name: kwargs.pop(name, None) for name in ("text_config", "vision_config", "kernel_taps", "insert")}
         if pretrained_model_name_or_path is not None:
             opened = open_checkpoint(pretrained_model_name_or_path, kwargs)
             if kwargs.get("config") is None and is_original(opened.config):
@@ -204,7 +236,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         """Build a new Firebolt-VL around a trained LFM2 and a trained SigLIP, its connector freshly initialised.
 
         decoder, vision: local folders or hub ids; of a SigLIP with two towers only the vision tower is loaded.
-        `config` goes to FireboltConfig (cmm_config, connector, fusion).
+        `config` goes to FireboltConfig (cmm_config, connector, fusion, grids).
         """
         language_model = load_backbone(AutoModelForCausalLM, decoder, dtype)
         vision_tower = load_backbone(SiglipVisionModel, vision, dtype)
@@ -212,7 +244,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         model.to(language_model.dtype)  # pyright: ignore[reportArgumentType]  # `wraps` around it forgets self
         model.model.language_model.load_state_dict(language_model.model.state_dict())
         model.lm_head.load_state_dict(language_model.lm_head.state_dict())
-        model.model.vision_tower.load_state_dict(vision_tower.state_dict())
+        there = model.model.vision_tower.state_dict()  # without a head where patches alone are read
+        model.model.vision_tower.load_state_dict({n: t for n, t in vision_tower.state_dict().items() if n in there})
         model.generation_config = language_model.generation_config
         return model.eval()
 
@@ -259,10 +292,14 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
                 check_same_images(memory, told)
             else:
                 pixels = {name: value.to(self.device) for name, value in pixels.items() if value is not None}
-                kwargs.update(zip(GRID_ARGUMENTS, self.get_grids(**pixels)))
+                black = self._black_rows(inputs, kwargs)
+                kwargs.update(zip(GRID_ARGUMENTS, self.model.get_grids(**pixels, black_rows=black)))
+        elif memory is None and kwargs.get("grids") is None and (black := self._black_rows(inputs, kwargs)) is not None:
+            shown = self.model.get_grids(**self.model.black_pixels(len(black)), black_rows=black)
+            kwargs.update(zip(GRID_ARGUMENTS, shown))
         if memory is None and kwargs.get("prompt_mask") is None:
             kwargs["prompt_mask"] = self._whole_prompt(inputs, kwargs)
-        if memory is None and self.config.fusion == "pool" and kwargs.get("grids") is not None:
+        if memory is None and self._reads_whole_prompt and kwargs.get("grids") is not None:
             kwargs["prompt_summary"] = self._prompt_summary(inputs, kwargs)
         if not any(kwargs.get(name) for name in GROWING) and cache is None and self.model.compiled_step is not None:
             kwargs.setdefault("cache_implementation", "static")
@@ -276,21 +313,40 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
                 return torch.ones(given.shape[:2], dtype=torch.bool, device=given.device)
         return None
 
+    @property
+    def _reads_whole_prompt(self) -> bool:
+        return self.config.fusion == "pool" or self.model.connector.reads_prompt
+
+    def _prompt_ids(self, inputs, kwargs) -> Tensor | None:
+        ids = inputs if inputs is not None else kwargs.get("input_ids")
+        return None if ids is None else ids.to(self.device)
+
+    def _black_rows(self, inputs, kwargs) -> Tensor | None:
+        """The rows of the prompt that get a black image where they have none; see FireboltModel.black_rows."""
+        ids = self._prompt_ids(inputs, kwargs)
+        text = ids if ids is not None else kwargs.get("inputs_embeds")
+        if text is None:
+            return None
+        return self.model.black_rows(self.model.image_tokens(ids), text.shape[0])
+
     def _prompt_summary(self, inputs, kwargs) -> Tensor | None:
-        """Make what fusion "pool" puts first; here, since prefill in chunks needs it with the first chunk."""
+        """Make what stands before the text and depends on the whole prompt: what fusion "pool" puts first, or what a
+        connector chooses by the question; here, since prefill in chunks needs it with the first chunk."""
         if (text := kwargs.get("inputs_embeds")) is None:
-            ids = inputs if inputs is not None else kwargs.get("input_ids")
-            if ids is None:
+            if (ids := self._prompt_ids(inputs, kwargs)) is None:
                 return None
-            text = self.get_input_embeddings()(ids.to(self.device))
-        seen = named_grids(kwargs, text)
-        return summarize_prompt(self.model.connector, text, kwargs["prompt_mask"].to(self.device), seen)
+            text = self.get_input_embeddings()(ids)
+        seen, prompt = named_grids(kwargs, text), kwargs["prompt_mask"].to(self.device)
+        if self.config.fusion == "pool":
+            return summarize_prompt(self.model.connector, text, prompt, seen)
+        return inserted_grids(self.model.connector, text, None, prompt, seen)[0]
 
     def kind(self) -> str:
         cmm = self.config.connector_config()
         switched_on = (name for name in ("kernel_taps", "grid_positions") if getattr(cmm, name))
         chosen = (cmm.ssm, cmm.top_k_mode, *switched_on)
-        return " ".join(("firebolt", self.config.connector, self.config.fusion, *chosen))
+        own = (str(getattr(cmm, name)) for name in ("insert", "route_by", "black_image") if hasattr(cmm, name))
+        return " ".join(("firebolt", self.config.connector, self.config.fusion, self.config.grids, *chosen, *own))
 
     def miniature(self) -> tuple["FireboltForConditionalGeneration", dict[str, Tensor]]:
         """Return a small model of this kind with random weights, and a padded batch, one row without an image."""
@@ -298,8 +354,10 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         return type(self)(config), inputs
 
     def decoder_length(self, columns: int, model_kwargs: dict) -> int:
-        if self.model.connector.inserts_grids and model_kwargs.get("grids") is not None:
-            columns += model_kwargs["grids"].shape[1]
+        connector = self.model.connector
+        if connector.inserts_grids and not connector.places_images and model_kwargs.get("grids") is not None:
+            mask = named_grids(model_kwargs, model_kwargs["grids"]).mask
+            columns += cast("Inserting", connector).inserted_mask(mask, model_kwargs.get("grid_images")).shape[1]
         elif self.config.fusion == "pool":
             columns += 1
         elif self.config.fusion == "concat" and model_kwargs.get("prompt_mask") is not None:
@@ -307,6 +365,13 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         if self.model.compiled_step is not None:
             columns = -(-columns // STATIC_LENGTH) * STATIC_LENGTH
         return columns
+
+
+def _share(labels: Tensor, arguments: dict) -> Tensor | float:
+    """The share of a step's answer tokens that are in this batch, where a trainer accumulates several of them."""
+    if (items := arguments.get("num_items_in_batch")) is None:
+        return 1.0
+    return (labels[:, 1:] != -100).sum() / items
 
 
 __all__ = ["FireboltForConditionalGeneration"]

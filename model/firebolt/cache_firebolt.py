@@ -1,5 +1,7 @@
 """Memory of generation beside the decoder's own cache: the connector's state, as one more layer of that cache."""
 
+from typing import NamedTuple
+
 from torch import Tensor
 
 from ...cmm import DecodeState
@@ -8,6 +10,19 @@ from ..compat import ExtraLayer
 
 Call = tuple[Tensor, Tensor | None]
 """The text of a call: embeddings [B,T,D], and mask [B,T] or None."""
+
+
+class Images(NamedTuple):
+    """Images of a connector that puts them where the text has a token for each.
+
+    vectors  [B,I,D], those that a row has first
+    counts   [B] int64, how many it has
+    tokens   [B,columns] bool, the columns so far that have such a token
+    """
+
+    vectors: Tensor
+    counts: Tensor
+    tokens: Tensor
 
 
 class ConnectorCacheLayer(ExtraLayer):
@@ -22,6 +37,7 @@ class ConnectorCacheLayer(ExtraLayer):
     width        decoder positions so far where a fusion inserts some, padding included
     mask         [B,width] bool over those, None while every one is kept
     prompt       with fusion "concat", until the prompt ends: the modulated chunks so far, each with its mask
+    images       what a connector puts in the place of tokens; None where it puts nothing there
     recorded     the text since the last crop, a call each: embeddings [B,T,D] and mask [B,T] or None; none without
                  `record_past`
     before       the connector's state before the recorded text
@@ -32,7 +48,7 @@ class ConnectorCacheLayer(ExtraLayer):
     """
 
     record_past = False
-    rows = ("state", "image_rows", "kept", "inserted", "mask", "prompt", "recorded", "before")
+    rows = ("state", "image_rows", "kept", "inserted", "mask", "prompt", "images", "recorded", "before")
 
     def reset(self) -> None:
         super().reset()
@@ -41,6 +57,7 @@ class ConnectorCacheLayer(ExtraLayer):
         self.kept: Tensor | None = None
         self.inserted: Tensor | None = None
         self.prompt: list[Call] = []
+        self.images: Images | None = None
         self.recorded: list[Call] = []
         self.before: DecodeState | None = None
         self._outdated = False  # `state` is the one before the last crop
@@ -95,6 +112,8 @@ class ConnectorCacheLayer(ExtraLayer):
             if self.mask is not None:
                 self.mask = self.mask[:, :-columns]
             self.width = max(self.width - columns, 0)
+            if self.images is not None:
+                self.images = self.images._replace(tokens=self.images.tokens[:, :-columns])
             before = _kept(self.recorded)
             self.recorded = _without_last(self.recorded, columns)
             if self.kept is not None:

@@ -1,21 +1,26 @@
 """Inputs of the decoder: the connector's output laid out with the text (docs/mathematics.md, section 3)."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from ...cmm.connector import Connector
+from ...cmm.inserting import Inserting
 from ..packing import has_hole, pack
-from .cache_firebolt import ConnectorCacheLayer
+from .cache_firebolt import ConnectorCacheLayer, Images
 from .grids import Grids
 
 
 class Text(NamedTuple):
-    """Columns of one call: `embeddings` [B,T,D], and `mask` [B,T] bool or None where all are kept."""
+    """Columns of one call: `embeddings` [B,T,D], and `mask` [B,T] bool or None where all are kept.
+
+    images [B,T] bool, the places of images, for a connector that puts them there
+    """
 
     embeddings: Tensor
     mask: Tensor | None
+    images: Tensor | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -36,12 +41,16 @@ class Text(NamedTuple):
 
 
 class DecoderInputs(NamedTuple):
-    """Arguments of the decoder; `places` [B,T] says where text columns stand, None where they stand in order."""
+    """Arguments of the decoder; `places` [B,T] says where text columns stand, None where they stand in order.
+
+    balance: the balance loss of the connector's experts, in training, where it has one
+    """
 
     embeddings: Tensor
     attention_mask: Tensor | None
     position_ids: Tensor
     places: Tensor | None = None
+    balance: Tensor | None = None
 
 
 class Layout(NamedTuple):
@@ -62,6 +71,18 @@ def summarize_prompt(connector: Connector, text: Tensor, prompt: Tensor, seen: G
     return ((modulated * prompt[..., None]).sum(1) / count).to(text.dtype)
 
 
+def inserted_grids(
+    connector: Connector, text: Tensor, mask: Tensor | None, prompt: Tensor, seen: Grids, balance: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Compute what a connector puts before the text, [B,M,D], and with `balance` its balance loss."""
+    options = {"return_balance": True} if balance else {}
+    both = connector(
+        text, seen.features, mask, seen.mask, seen.boxes, grid_images=seen.images, prompt_mask=prompt, **options
+    )
+    both, loss = both if balance else (both, None)
+    return both[:, : both.shape[1] - text.shape[1]].to(text.dtype), loss
+
+
 class Fusion:
     """One call of the model: the connector, how its output meets the text, and what is remembered from call to call.
 
@@ -72,6 +93,7 @@ class Fusion:
         self.connector = connector
         self.fusion = fusion
         self.memory = memory
+        self.balance: Tensor | None = None
         self.started = memory is not None and memory.begun
 
     def decoder_inputs(
@@ -87,15 +109,18 @@ class Fusion:
 
         attention_mask [B, past + T] and position_ids are the caller's; prompt_mask [B,W] counts from column 0.
         """
-        if seen is not None and not bool(seen.rows.any()):
+        if seen is not None and not torch.compiler.is_compiling() and not bool(seen.rows.any()):
             seen = None
         memory = self.memory
         if memory is not None and not self.started:
             self._begin(memory, text, seen)
-        if not self.connector.inserts_grids and self.fusion == "replace":
+        if self.connector.places_images:
+            decoder = self._placed(text, seen, attention_mask, position_ids, prompt_mask, prompt_summary)
+        elif not self.connector.inserts_grids and self.fusion == "replace":
             decoder = self._replaced(text, seen, attention_mask, position_ids)
         else:
             decoder = self._packed(text, self._layout(text, seen, prompt_mask, prompt_summary))
+        decoder = decoder._replace(balance=self.balance)
         if memory is not None:
             assert memory.kept is not None  # since `_begin`
             memory.columns += text.shape[1]
@@ -138,12 +163,72 @@ class Fusion:
         if (rows := self._image_rows(seen)) is not None:
             connected = self._connect(embeddings, text.mask, seen)
             embeddings = torch.where(rows[:, None, None], connected.to(embeddings.dtype), embeddings)
+        return self._in_place(text, embeddings, attention_mask, position_ids)
+
+    def _in_place(
+        self, text: Text, embeddings: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
+    ) -> DecoderInputs:
+        """Embeddings [B,T,D] in the place of the text's own."""
         if position_ids is None:
             position_ids = self._positions(text.shape, text.mask, embeddings.device)
             if self.memory is not None:
                 assert self.memory.kept is not None
                 position_ids = position_ids + self.memory.kept[:, None]
         return DecoderInputs(embeddings, attention_mask, position_ids)
+
+    def _placed(
+        self,
+        text: Text,
+        seen: Grids | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        prompt_mask: Tensor | None,
+        summary: Tensor | None,
+    ) -> DecoderInputs:
+        """T positions: the vector of each image of a row in the place of the next of its tokens."""
+        prompt, unfinished = self._prompt(text, prompt_mask)
+        waiting = self.memory.images if self.memory is not None else None
+        if seen is not None and not self.started:
+            vectors = self._inserted(text, seen, prompt, unfinished, summary)
+            there = self._inserted_mask(seen)
+            first = torch.argsort(~there, dim=1, stable=True)  # the images that there are, in their order
+            waiting = Images(vectors.gather(1, first[..., None].expand_as(vectors)), there.sum(-1), text.kept[:, :0])
+        if waiting is None:
+            return self._in_place(text, text.embeddings, attention_mask, position_ids)
+        assert text.images is not None  # of a connector that places images
+        tokens = text.images & text.kept
+        number = waiting.tokens.sum(-1, keepdim=True) + tokens.long().cumsum(-1) - 1
+        here = (tokens & (number < waiting.counts[:, None]))[..., None]
+        chosen = number.clamp(0, waiting.vectors.shape[1] - 1)[..., None].expand(-1, -1, waiting.vectors.shape[-1])
+        embeddings = torch.where(here, waiting.vectors.gather(1, chosen), text.embeddings)
+        waiting = waiting._replace(tokens=torch.cat([waiting.tokens, tokens], 1))
+        lacking = (waiting.tokens.sum(-1) < waiting.counts) & ~unfinished
+        if bool(lacking.any()):
+            row = int(lacking.nonzero()[0])
+            raise ValueError(
+                f"FireboltModel: input_ids has {int(waiting.tokens[row].sum())} image tokens in row {row}; expected "
+                f"one in the prompt for each of its {int(waiting.counts[row])} images (insert 'mean_at_token', "
+                "image_token_id)"
+            )
+        if self.memory is not None:
+            self.memory.images = waiting
+        return self._in_place(text, embeddings, attention_mask, position_ids)
+
+    def _inserted_mask(self, seen: Grids) -> Tensor:
+        return cast("Inserting", self.connector).inserted_mask(seen.mask, seen.images)
+
+    def _inserted(self, text: Text, seen: Grids, prompt: Tensor, unfinished: Tensor, summary: Tensor | None) -> Tensor:
+        """Positions that the connector puts before the text, [B,M,D]."""
+        if summary is not None:
+            return summary
+        if self.connector.reads_prompt and bool((unfinished & seen.rows).any()):
+            raise ValueError(
+                "FireboltModel: prompt_mask goes on after this call; expected the whole prompt in the first call, by "
+                "which route_by 'text' chooses, or what it chooses as prompt_summary"
+            )
+        balance = self.connector.balances and self.connector.training
+        made, self.balance = inserted_grids(self.connector, text.embeddings, text.mask, prompt, seen, balance)
+        return made
 
     @staticmethod
     def _positions(shape: torch.Size, mask: Tensor | None, device: torch.device) -> Tensor:
@@ -160,12 +245,12 @@ class Fusion:
             return plain  # what is inserted stands before this call
         if (rows := self._image_rows(seen)) is None:
             return plain
-        if self.connector.inserts_grids:
-            return self._prepended(text, seen)
         prompt, unfinished = self._prompt(text, prompt_mask)
+        if self.connector.inserts_grids:
+            return self._prepended(text, seen, prompt, unfinished, prompt_summary)
         if self.fusion == "pool":
             return self._pooled(text, seen, prompt, unfinished, prompt_summary)
-        if bool(unfinished.any()):
+        if not torch.compiler.is_compiling() and bool(unfinished.any()):
             self._remember_prompt(text, seen, rows, prompt, unfinished)
             return plain
         return self._concatenated(text, seen, rows, prompt)
@@ -184,13 +269,14 @@ class Fusion:
     def _columns(self, text: Text, offset: int) -> Tensor:
         return offset + torch.arange(text.shape[1], device=text.embeddings.device).expand(text.shape)
 
-    def _prepended(self, text: Text, seen: Grids | None) -> Layout:
+    def _prepended(
+        self, text: Text, seen: Grids | None, prompt: Tensor, unfinished: Tensor, summary: Tensor | None
+    ) -> Layout:
         """`[projected grids ; text]`."""
         assert seen is not None  # in the first call, the only one that comes here
-        count = seen.features.shape[1]
-        both = self.connector(text.embeddings, seen.features, text.mask, seen.mask, seen.boxes, grid_images=seen.images)
-        projected = both[:, :count].to(text.embeddings.dtype)
-        return Layout([projected, text.embeddings], [seen.mask, text.kept], self._columns(text, count))
+        projected = self._inserted(text, seen, prompt, unfinished, summary)
+        parts, masks = [projected, text.embeddings], [self._inserted_mask(seen), text.kept]
+        return Layout(parts, masks, self._columns(text, projected.shape[1]))
 
     def _pooled(
         self, text: Text, seen: Grids | None, prompt: Tensor, unfinished: Tensor, summary: Tensor | None
@@ -198,7 +284,7 @@ class Fusion:
         """`[z ; text]`."""
         assert seen is not None  # as in `_prepended`
         if summary is None:
-            if bool((unfinished & seen.rows).any()):
+            if not torch.compiler.is_compiling() and bool((unfinished & seen.rows).any()):
                 raise ValueError(
                     "FireboltModel: prompt_mask goes on after this call; expected the whole prompt in the first call, "
                     "or its mean as prompt_summary, which fusion 'pool' puts first"
@@ -242,14 +328,15 @@ class Fusion:
         if layout.places is not None:
             packed = pack(torch.cat(layout.parts, dim=1), torch.cat(layout.masks, dim=1), text.kept)
             embeddings, places = packed.embeddings, packed.places.gather(1, layout.places)
-            mask = None if bool(packed.mask.all()) else packed.mask
+            mask = None if not torch.compiler.is_compiling() and bool(packed.mask.all()) else packed.mask
         batch_size, width = embeddings.shape[:2]
         positions = self._positions(embeddings.shape[:2], mask, embeddings.device)
         memory = self.memory
         if memory is None:
             return DecoderInputs(embeddings, mask, positions, places)
         whole = memory.extended(mask, batch_size, width, embeddings.device)
-        if mask is not None and whole is not None and bool(has_hole(whole).any()):
+        looks = not torch.compiler.is_compiling()
+        if looks and mask is not None and whole is not None and bool(has_hole(whole).any()):
             raise ValueError(
                 "FireboltModel: attention_mask pads a row in a later call than its first tokens or inserted positions; "
                 "expected the prompt in one call (LFM2's short convolution is wrong over the gap)"

@@ -6,8 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...cmm.positions import default_boxes, patch_boxes
 from .sheets import unpacked
 
+# Of a normalised pixel.
+BLACK = -1.0
 PIXEL_ARGUMENTS = (
     *("pixel_values", "pixel_tiles", "tile_mask", "image_mask"),
     *("image_position_ids", "pixel_attention_mask"),
@@ -71,8 +74,13 @@ def views_of(
     grid_boxes: Tensor | None,
     image_position_ids: Tensor | None,
     pixel_attention_mask: Tensor | None,
+    *,
+    tiled: bool = True,
 ) -> Views:
-    """Return the views of a batch, given as in `FireboltModel.get_grids`. Raises ValueError for other shapes."""
+    """Return the views of a batch, given as in `FireboltModel.get_grids`; `tiled`: tiles are read.
+
+    Raises ValueError for other shapes, and for tiles that are missing.
+    """
     if image_position_ids is not None:
         given = {"pixel_tiles": pixel_tiles, "tile_mask": tile_mask, "image_mask": image_mask, "grid_boxes": grid_boxes}
         if twice := [name for name, tensor in given.items() if tensor is not None]:
@@ -93,7 +101,7 @@ def views_of(
         raise ValueError(
             f"FireboltModel: pixel_values has shape {list(pixel_values.shape)}; expected [B,3,S,S] or [B,I,3,S,S]"
         )
-    if pixel_tiles is None and tile_mask is None:
+    if tiled and pixel_tiles is None and tile_mask is None:
         raise ValueError(
             "FireboltModel: pixel_tiles is not given with pixel_values; expected all views of an image, which whatever "
             "passed on pixel_values alone has dropped: let the image processor put them all there (packed=True). For "
@@ -129,31 +137,104 @@ def rows_with_images(image_mask: Tensor | None, pixel_attention_mask: Tensor | N
     return image_mask.bool().flatten(1).any(-1)
 
 
-def encode_views(views: Views, pool: Callable[[Tensor], Tensor], width: int, dtype: torch.dtype) -> Grids:
-    """Make one grid [D_v = width] of each view, zero where there is none.
+class Seen(NamedTuple):
+    """Views [n,...] as the tower sees them: `pooled` [n,D_v], `patches` [n,P,D_v]; None what was not asked for."""
 
-    `pool` [n,3,S,S] -> [n,D_v] sees each size once. G = I (1 + M), image by image, the global view first.
+    pooled: Tensor | None
+    patches: Tensor | None
+
+    def part(self, views: slice) -> "Seen":
+        return Seen(*(None if one is None else one[views] for one in self))
+
+
+Encode = Callable[[Tensor], Seen]
+
+
+def encode_views(
+    views: Views, encode: Encode, kind: str, sides: tuple[int, int], width: int, dtype: torch.dtype
+) -> Grids:
+    """Make the grids of `kind` "views", "patches" or "both", of width D_v, zero where there is no view.
+
+    `encode` sees each size of views once. Of image after image: its global view and tiles, 1 + M grids, then its
+    sides[0] x sides[1] patches; masked views are not encoded.
     """
-    batch_size, images, tiles = views.tile_mask.shape
-    features = views.images.new_zeros(batch_size, images, 1 + tiles, width, dtype=dtype)
-    if views.image_mask.any():
-        whole = views.images[views.image_mask]
-        parts = whole[:0]
-        if views.tiles is not None and views.tile_mask.any():
-            parts = views.tiles[views.tile_mask]
-        if whole.shape[1:] == parts.shape[1:]:
-            pooled = pool(torch.cat([whole, parts]))
-            globally, rest = pooled[: len(whole)], pooled[len(whole) :]
-        else:
-            globally = pool(whole)
-            rest = pool(parts) if len(parts) else globally[:0]
-        features[..., 0, :][views.image_mask] = globally
-        features[..., 1:, :][views.tile_mask] = rest
-    mask = torch.cat([views.image_mask[..., None], views.tile_mask], dim=-1)
-    index = torch.arange(images, device=features.device)[None, :, None].expand(mask.shape)
+    images, tiles = views.tile_mask.shape[1:]
+    shown = kind != "patches" and views.tiles is not None and tiles > 0
+    encoded = _all_encoded if torch.compiler.is_compiling() else _encoded
+    seen, parts = encoded(views, encode, shown)
+    pieces: list[Tensor] = []
+    masks: list[Tensor] = []
+    boxes: list[Tensor | None] = []
+    if kind != "patches":
+        whole = _at_their_places(seen.pooled if seen is not None else None, views.image_mask, (width,), dtype)
+        rest = _at_their_places(parts.pooled if parts is not None else None, views.tile_mask, (width,), dtype)
+        pieces.append(torch.cat([whole[:, :, None], rest], dim=2))
+        masks.append(torch.cat([views.image_mask[..., None], views.tile_mask], dim=-1))
+        boxes.append(views.boxes)
+    if kind != "views":
+        count = sides[0] * sides[1]
+        patches = seen.patches if seen is not None else None
+        pieces.append(_at_their_places(patches, views.image_mask, (count, width), dtype))
+        masks.append(views.image_mask[..., None].expand(-1, -1, count))
+        boxes.append(patch_boxes(*sides, device=views.images.device).expand(*views.image_mask.shape, -1, -1))
+        if kind == "both" and views.boxes is None:
+            boxes[0] = default_boxes(1 + tiles, views.images.device).expand(*views.image_mask.shape, -1, -1)
+    mask = torch.cat(masks, -1)
+    index = torch.arange(images, device=mask.device)[None, :, None].expand(mask.shape)
+    there = [one for one in boxes if one is not None]
     return Grids(
-        features.flatten(1, 2),
+        torch.cat(pieces, 2).flatten(1, 2),
         mask.flatten(1, 2),
-        views.boxes.flatten(1, 2) if views.boxes is not None else None,
+        torch.cat(there, 2).flatten(1, 2) if there else None,
         index.flatten(1, 2) if images > 1 else None,
     )
+
+
+def _at_their_places(values: Tensor | None, mask: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Put features of `shape` where `mask` has their views, [*mask.shape,*shape]; zero where there is none.
+
+    `values` are those of the views that there are, or, where a graph is made, of all of them.
+    """
+    if values is None:
+        return torch.zeros(*mask.shape, *shape, dtype=dtype, device=mask.device)
+    if torch.compiler.is_compiling():
+        return torch.where(mask[(..., *(None for _ in shape))], values.unflatten(0, mask.shape), 0).to(dtype)
+    features = torch.zeros(*mask.shape, *shape, dtype=dtype, device=mask.device)
+    features[mask] = values
+    return features
+
+
+def _encoded(views: Views, encode: Encode, tiles: bool) -> tuple[Seen | None, Seen | None]:
+    """The images and the tiles that there are as they are seen, None of what there is none."""
+    whole = views.images[views.image_mask]
+    if not len(whole):
+        return None, None
+    parts = whole[:0]
+    if tiles and views.tiles is not None and views.tile_mask.any():
+        parts = views.tiles[views.tile_mask]
+    if not len(parts):
+        return encode(whole), None
+    if whole.shape[1:] != parts.shape[1:]:
+        return encode(whole), encode(parts)
+    both = encode(torch.cat([whole, parts]))
+    return both.part(slice(len(whole))), both.part(slice(len(whole), None))
+
+
+def _all_encoded(views: Views, encode: Encode, tiles: bool) -> tuple[Seen | None, Seen | None]:
+    """All images and tiles as they are seen, of zeros where there is none: a graph cannot look into a mask."""
+    seen = encode(_zero_where_none(views.images, views.image_mask).flatten(0, 1))
+    if not tiles or views.tiles is None:
+        return seen, None
+    return seen, encode(_zero_where_none(views.tiles, views.tile_mask).flatten(0, 2))
+
+
+def _zero_where_none(pixels: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask[..., None, None, None], pixels, 0)
+
+
+def with_black_images(views: Views, rows: Tensor) -> Views:
+    """Put a black image first in the rows [B] bool, which have none."""
+    images, mask = views.images.clone(), views.image_mask.clone()
+    images[rows, 0] = BLACK
+    mask[rows, 0] = True
+    return views._replace(images=images, image_mask=mask)

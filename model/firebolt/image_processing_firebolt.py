@@ -14,7 +14,7 @@ from ..pixels import as_rgb, check_pixels, levels_of, normalise
 from . import tiling as tilings
 from .sheets import PACKED_NAMES, ImageViews, packed_batch
 
-SEPARATE_NAMES = ("pixel_values", "pixel_tiles", "tile_mask", "image_mask", "grid_boxes")
+SEPARATE_NAMES: tuple[str, ...] = ("pixel_values", "pixel_tiles", "tile_mask", "image_mask", "grid_boxes")
 
 
 class FireboltImagesKwargs(ImagesKwargs, total=False):

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ...cmm import RoutedConfig
 from .configuration_firebolt import FireboltConfig
 
 
@@ -29,6 +30,8 @@ def miniature_of(config: FireboltConfig) -> tuple[FireboltConfig, dict[str, Tens
     }
     small = {"text_width": 32, "grid_width": 24, "heads": 2, "head_dim": 8, "top_k": 2, "state_size": 4}
     connector = config.connector_config()
+    if isinstance(connector, RoutedConfig):
+        small |= {"expert_width": 8, "image_token_id": 5}
     taps = connector.kernel_taps and 4
     small_config = FireboltConfig(
         text_config=text,
@@ -36,6 +39,7 @@ def miniature_of(config: FireboltConfig) -> tuple[FireboltConfig, dict[str, Tens
         cmm_config={**connector.to_dict(), **small, "kernel_taps": taps},
         connector=config.connector,
         fusion=config.fusion,
+        grids=config.grids,
     )
     columns = torch.arange(8)
     inputs = {
@@ -45,4 +49,5 @@ def miniature_of(config: FireboltConfig) -> tuple[FireboltConfig, dict[str, Tens
         "pixel_tiles": torch.randn(3, 4, 3, 8, 8),
         "image_mask": torch.tensor([True, True, False]),
     }
+    inputs["input_ids"][:2, 3] = 5  # where an image would stand; else a word like any other
     return small_config, inputs

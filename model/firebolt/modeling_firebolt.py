@@ -1,6 +1,7 @@
 """Firebolt-VL without its head: SigLIP grids, a connector, through which each token sees them, and the LFM2 decoder."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import can_return_tuple  # pyright: ignore[reportPrivateImportUsage]  # its documented place
 
-from ...cmm import CrossAttend, CrossModalModulator, Prepend
+from ...cmm import CrossAttend, CrossModalModulator, Prepend, Routed
 from ...cmm.connector import Connector
 from ...cmm.linear import compute_fast
 from ..compat import (
@@ -33,13 +34,30 @@ from ..packing import has_hole
 from .cache_firebolt import ConnectorCacheLayer
 from .configuration_firebolt import FireboltConfig
 from .fusion import DecoderInputs, Fusion, Text
-from .grids import Grids, encode_views, given_grids, rows_with_images, views_of
+from .grids import (
+    BLACK,
+    Grids,
+    Seen,
+    encode_views,
+    given_grids,
+    rows_with_images,
+    views_of,
+    with_black_images,
+)
 
 CONNECTOR_CLASSES: dict[str, type[Connector]] = {
     "cmm": CrossModalModulator,
     "prepend": Prepend,
     "cross_attend": CrossAttend,
+    "routed": Routed,
 }
+
+
+@dataclass
+class FireboltOutputWithPast(BaseModelOutputWithPast):
+    """Output of the decoder; `balance` is the balance loss of the connector's experts in training, not yet weighted."""
+
+    balance: Tensor | None = None
 
 
 class FireboltPreTrainedModel(PreTrainedModel):
@@ -49,14 +67,17 @@ class FireboltPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Lfm2DecoderLayer", "SiglipEncoderLayer", "CrossModalModulator", "Prepend", "CrossAttend"]
+    _no_split_modules = [
+        *("Lfm2DecoderLayer", "SiglipEncoderLayer"),
+        *("CrossModalModulator", "Prepend", "CrossAttend", "Routed"),
+    ]
     _skip_keys_device_placement = list(CACHE_NAMES)
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = False
-    # The parameters of the state-space models; see cmm.precision for casts after loading.
-    _keep_in_fp32_modules_strict = ["ssm.kernel"]
+    # The decoder's masks are made for a text alone, and where it is to be compiled as tensors.
+    _supports_flex_attn = False
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -88,6 +109,9 @@ class FireboltModel(FireboltPreTrainedModel):
         pool_by_one_query(self.vision_tower)
         compute_fast(self)
         self.compiled_step: Callable[..., Any] | None = None
+        # The parameters of the state-space models; see cmm.precision for casts after loading.
+        if any(".ssm.kernel." in name for name, _ in self.connector.named_parameters(prefix=".")):
+            self._keep_in_fp32_modules_strict = ["ssm.kernel"]
         self.post_init()
 
     def __getstate__(self):
@@ -109,26 +133,71 @@ class FireboltModel(FireboltPreTrainedModel):
         grid_boxes: Tensor | None = None,
         image_position_ids: Tensor | None = None,
         pixel_attention_mask: Tensor | None = None,
+        *,
+        black_rows: Tensor | None = None,
     ) -> Grids:
         """Encode every image of the batch once: one call of the vision tower for each view size.
 
         pixel_values [B,3,S,S] or [B,I,3,S,S]; pixel_tiles [B,M,3,t,t] or [B,I,M,3,t,t]; tile_mask [B,M] or [B,I,M];
-        image_mask [B] or [B,I]; grid_boxes [B,1+M,4] or [B,I,1+M,4]. Masked views are not encoded; their features
-        are zero. G = I (1 + M), image by image, the global view first. Packed views are pixel_values [n,3,H,W] with
-        image_position_ids [n,1+M,2,4] and pixel_attention_mask [B]; see FireboltImageProcessor.
+        image_mask [B] or [B,I]; grid_boxes [B,1+M,4] or [B,I,1+M,4]; black_rows [B], rows without an image that are
+        shown a black one. Masked views are not encoded; their features are zero. G is I times the grids of an image:
+        with `config.grids` "views" 1 + M, the global view first; with "patches" its P patches, for which no tiles are
+        needed; with "both" 1 + M + P. Packed views are pixel_values [n,3,H,W] with image_position_ids [n,1+M,2,4] and
+        pixel_attention_mask [B]; see FireboltImageProcessor.
 
-        Raises ValueError where a shape is not as above, or the tiles are missing.
+        Raises ValueError where a shape is not as above, or tiles are missing.
         """
-        views = views_of(
-            *(pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes, image_position_ids, pixel_attention_mask)
-        )
-        return encode_views(views, self._pool_views, backbone(self.config.vision_config).hidden_size, self.dtype)
+        tiled = self.config.grids != "patches"
+        packed = (image_position_ids, pixel_attention_mask)
+        views = views_of(pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes, *packed, tiled=tiled)
+        if black_rows is not None:
+            views = with_black_images(views, black_rows & ~views.image_mask.any(-1))
+        vision = backbone(self.config.vision_config)
+        height, width = (side // vision.patch_size for side in views.images.shape[-2:])
+        return encode_views(views, self._see, self.config.grids, (height, width), vision.hidden_size, self.dtype)
 
-    def _pool_views(self, pixels: Tensor) -> Tensor:
-        """Pooled vectors [n,D_v] of n views of one size, position embeddings interpolated for sizes not trained on."""
+    def _see(self, pixels: Tensor) -> Seen:
+        """See n views of one size, position embeddings interpolated for sizes not trained on."""
         native = pixels.shape[-1] == pixels.shape[-2] == backbone(self.config.vision_config).image_size
         views = self.vision_tower(pixels.to(self.vision_tower.dtype), interpolate_pos_encoding=not native)
-        return views.pooler_output.to(self.dtype)
+        return Seen(
+            views.pooler_output.to(self.dtype) if self.config.grids != "patches" else None,
+            views.last_hidden_state.to(self.dtype) if self.config.grids != "views" else None,
+        )
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Flag of models in which an answer, taken for the question, would change what is made of it."""
+        return self.config.fusion != "replace" or self.connector.reads_prompt
+
+    def image_tokens(self, input_ids: Tensor | None) -> Tensor | None:
+        """The places of images in the text [B,T] bool; None for a connector that puts none there. Raises ValueError."""
+        if not self.connector.places_images:
+            return None
+        if input_ids is None:
+            raise ValueError(
+                "FireboltModel: inputs_embeds is given; expected input_ids, in which insert 'mean_at_token' finds its "
+                "image_token_id"
+            )
+        return input_ids == self.connector.config.image_token_id  # pyright: ignore[reportAttributeAccessIssue]
+
+    def black_rows(self, image_tokens: Tensor | None, rows: int) -> Tensor | None:
+        """The rows [B] bool that get a black image where they have none, as the original does; None: none does."""
+        config = self.connector.config
+        if not getattr(config, "black_image", False):
+            return None
+        if image_tokens is not None:
+            return image_tokens.any(-1)
+        return torch.ones(rows, dtype=torch.bool, device=self.device)
+
+    def black_pixels(self, rows: int) -> dict[str, Tensor]:
+        """Pixels for a batch without any image, to be shown black ones."""
+        side = backbone(self.config.vision_config).image_size
+        return {
+            "pixel_values": torch.full((rows, 3, side, side), BLACK, dtype=self.dtype, device=self.device),
+            "image_mask": torch.zeros(rows, dtype=torch.bool, device=self.device),
+            "tile_mask": torch.zeros(rows, 0, dtype=torch.bool, device=self.device),
+        }
 
     @can_return_tuple
     def forward(
@@ -153,7 +222,12 @@ class FireboltModel(FireboltPreTrainedModel):
         use_cache: bool | None = None,
         cache: Cache | None = None,
         **kwargs,
-    ) -> BaseModelOutputWithPast:
+    ) -> FireboltOutputWithPast:
+        """Compute the decoder's last hidden states [B,T,D] at the text columns.
+
+        Arguments are those of `FireboltForConditionalGeneration.forward` but labels, without which fusions "concat" and
+        "pool" must be told the prompt: prompt_mask [B,T], or in the place of its mean prompt_summary [B,D].
+        """
         if (input_ids is None) == (inputs_embeds is None):
             given = "are both given" if input_ids is not None else "are not given"
             raise ValueError(f"FireboltModel: input_ids and inputs_embeds {given}; expected one of them")
@@ -169,21 +243,35 @@ class FireboltModel(FireboltPreTrainedModel):
         text_mask = self._text_mask(attention_mask, text, memory, prompt_mask)
 
         seen = None
+        image_tokens = self.image_tokens(input_ids)
+        begins = memory is None or not memory.begun
+        black = self.black_rows(image_tokens, text.shape[0]) if begins and grids is None else None
+        if black is not None and pixel_values is None:
+            pixel_values, image_mask, tile_mask = self.black_pixels(text.shape[0]).values()
         if pixel_values is not None or grids is not None:
             if memory is not None and memory.begun:
                 told = rows_with_images(image_mask, pixel_attention_mask) if pixel_values is not None else None
                 check_same_images(memory, told)
             elif pixel_values is not None:
                 packed = (image_position_ids, pixel_attention_mask)
-                seen = self.get_grids(pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes, *packed)
+                seen = self.get_grids(
+                    pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes, *packed, black_rows=black
+                )
             elif grids is not None:
                 seen = given_grids(grids, grid_mask, grid_boxes, grid_images, text)
         if prompt_mask is not None and (prompt_mask.dim() != 2 or prompt_mask.shape[0] != text.shape[0]):
             raise ValueError(
                 f"FireboltModel: prompt_mask has shape {list(prompt_mask.shape)}; expected [{text.shape[0]}, T]"
             )
+        if seen is not None and prompt_mask is None and prompt_summary is None and self.reads_prompt:
+            raise ValueError(
+                f"FireboltModel: prompt_mask is not given with fusion {self.config.fusion!r} and connector "
+                f"{self.config.connector!r}; expected [B,T], the positions of the question, since an answer must not "
+                "be taken for it (trainers that score answers call this model without labels: let the data collator "
+                "add prompt_mask, or train fusion 'replace')"
+            )
         decoder = Fusion(self.connector, self.config.fusion, memory).decoder_inputs(
-            Text(text, text_mask), seen, attention_mask, position_ids, prompt_mask, prompt_summary
+            Text(text, text_mask, image_tokens), seen, attention_mask, position_ids, prompt_mask, prompt_summary
         )
         compiled = self.compiled_step
         if decoder.embeddings.shape[1] != 1 or not isinstance(cache, StaticCache) or self.training:
@@ -199,8 +287,9 @@ class FireboltModel(FireboltPreTrainedModel):
         hidden = outputs.last_hidden_state
         if decoder.places is not None:
             hidden = hidden.gather(1, decoder.places[..., None].expand(-1, -1, hidden.shape[-1]))
-        return BaseModelOutputWithPast(
+        return FireboltOutputWithPast(
             last_hidden_state=hidden,
+            balance=decoder.balance,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             **{CACHE: cache if use_cache else None},
@@ -228,6 +317,8 @@ class FireboltModel(FireboltPreTrainedModel):
         if columns == 1 and prompt_mask is not None and past >= prompt_mask.shape[1]:
             return None
         mask = attention_mask.bool()
+        if torch.compiler.is_compiling():  # a graph cannot look into a mask
+            return mask[:, past:]
         if has_hole(mask).any():
             raise ValueError(
                 "FireboltModel: attention_mask drops a position between two kept ones; expected padding on the left "

@@ -1,4 +1,4 @@
-"""Checkpoints of the original Firebolt-VL (model_type "fireboltlm"): its configuration and state dict, made ours."""
+"""Checkpoints of the original Firebolt-VL ("fireboltlm"; V2, "fireboltvl"): configuration and weights, made ours."""
 
 import os
 from collections.abc import Mapping
@@ -14,8 +14,9 @@ from ..checkpoint_sizes import check_config
 from ..loading import Opened, read_weights
 from ..places import HUB, PlaceError, could_be_hub_id, find
 from .configuration_firebolt import FireboltConfig
+from .original_routed import ROUTED_MODEL_TYPE, convert_routed, routed_fields
 
-ORIGINAL_MODEL_TYPE = "fireboltlm"
+ORIGINAL_MODEL_TYPES = ("fireboltlm", ROUTED_MODEL_TYPE)
 # Fixed in the original's fuser, whatever its configuration says.
 HEADS, HEAD_DIM, TOP_K, DROPOUT = 4, 32, 4, 0.1
 
@@ -65,7 +66,7 @@ class Original(NamedTuple):
 
 
 def is_original(config: dict) -> bool:
-    return config.get("model_type") == ORIGINAL_MODEL_TYPE
+    return config.get("model_type") in ORIGINAL_MODEL_TYPES
 
 
 def convert_state_dict(state: dict[str, Tensor], config: FireboltConfig) -> tuple[dict[str, Tensor], list[str]]:
@@ -74,15 +75,30 @@ def convert_state_dict(state: dict[str, Tensor], config: FireboltConfig) -> tupl
     Raises ValueError where a key is unknown: nothing of a checkpoint is dropped in silence.
     """
     converted: dict[str, Tensor] = {}
+    other: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        if key.startswith(DECODER):
+            converted["model.language_model." + key.removeprefix(DECODER)] = tensor
+        elif key.startswith(HEAD):
+            converted["lm_head." + key.removeprefix(HEAD)] = tensor
+        else:
+            other[key] = tensor
+    ours, dead, unknown = (convert_routed if config.connector == "routed" else _convert_modulated)(other, config)
+    if unknown:
+        raise ValueError(f"state_dict has the unknown keys {', '.join(sorted(unknown)[:5])} ({len(unknown)} in all)")
+    return converted | ours, sorted(dead)
+
+
+def _convert_modulated(
+    state: dict[str, Tensor], config: FireboltConfig
+) -> tuple[dict[str, Tensor], list[str], list[str]]:
+    """Our names of the first version's vision tower and modulator, the keys without influence, and the unknown ones."""
+    converted: dict[str, Tensor] = {}
     fuser: dict[str, Tensor] = {}
     dead, unknown = [], []
     for key, tensor in state.items():
         if key.startswith(FUSER):
             fuser[key.removeprefix(FUSER)] = tensor
-        elif key.startswith(DECODER):
-            converted["model.language_model." + key.removeprefix(DECODER)] = tensor
-        elif key.startswith(HEAD):
-            converted["lm_head." + key.removeprefix(HEAD)] = tensor
         elif key.startswith(VISION):
             converted["model.vision_tower." + key.removeprefix(VISION)] = tensor
         elif key.startswith(DEAD):
@@ -90,7 +106,7 @@ def convert_state_dict(state: dict[str, Tensor], config: FireboltConfig) -> tupl
         else:
             unknown.append(key)
     if unknown:
-        raise ValueError(f"state_dict has the unknown keys {', '.join(sorted(unknown)[:5])} ({len(unknown)} in all)")
+        return converted, dead, unknown
     cmm = config.connector_config()
     connector = CrossModalModulator.from_original(
         fuser,
@@ -101,7 +117,7 @@ def convert_state_dict(state: dict[str, Tensor], config: FireboltConfig) -> tupl
         kernel_taps=cmm.kernel_taps,
     )
     converted.update({f"model.connector.{key}": tensor for key, tensor in connector.state_dict().items()})
-    return converted, sorted(dead)
+    return converted, dead, []
 
 
 def convert_config(
@@ -111,6 +127,7 @@ def convert_config(
     text_config: PreTrainedConfig | dict | None = None,
     vision_config: PreTrainedConfig | dict | None = None,
     kernel_taps: int | None = None,
+    insert: str | None = None,
 ) -> FireboltConfig:
     """Make our configuration of an original checkpoint.
 
@@ -118,31 +135,42 @@ def convert_config(
     resolved as a local folder (below the checkpoint's `folder`, or as named), then as a model that the hub gave before,
     then as `text_config` / `vision_config`: a file that names a model of the hub gets nothing fetched from there.
 
-    Raises ValueError where none of them is there, or for a fusion strategy other than the modulator; CheckpointError
-    where a configuration does not fit the weights.
+    `insert` is for V2 alone, where None means what its configuration says.
+
+    Raises ValueError where none of them is there, for a fusion strategy other than the modulator, or for an `insert`
+    of the first version; CheckpointError where a configuration does not fit the weights.
     """
+    version_2 = original.get("model_type") == ROUTED_MODEL_TYPE
+    if insert is not None and not version_2:
+        raise ValueError(f"insert is {insert!r}; expected None, as only a checkpoint of Firebolt-VL V2 inserts tokens")
     if original.get("fuse_strategy", "cossm") != "cossm":
         raise ValueError(f"fuse_strategy is {original['fuse_strategy']!r}; expected 'cossm'")
     shapes = {name: tuple(found.shape if isinstance(found, Tensor) else found) for name, found in state.items()}
     text = _backbone("lm_name_or_path", "text_config", original, shapes, folder, text_config)
     vision = _backbone("vision_ckpt_path", "vision_config", original, shapes, folder, vision_config)
-    ssm = "s4" if any(key.startswith(FUSER + "s4.layer.") for key in shapes) else "s4d"
     tokens: dict[str, Any] = {name: original.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    own = routed_fields(original, shapes, insert, kernel_taps) if version_2 else _modulated_fields(shapes, kernel_taps)
     return FireboltConfig(
         text_config=text,
         vision_config=getattr(vision, "vision_config", vision),  # the vision tower's part of a SigLIP
-        cmm_config={
-            "heads": HEADS,
-            "head_dim": HEAD_DIM,
-            "top_k": TOP_K,
-            "top_k_mode": "renormalize",
-            "ssm": ssm,
-            "kernel_taps": kernel_taps if ssm == "s4" else None,
-            "dropout": DROPOUT,
-            "grid_positions": False,
-        },
+        **own,
         **tokens,
     )
+
+
+def _modulated_fields(shapes: Shapes, kernel_taps: int | None) -> dict[str, Any]:
+    ssm = "s4" if any(key.startswith(FUSER + "s4.layer.") for key in shapes) else "s4d"
+    connector = {
+        "heads": HEADS,
+        "head_dim": HEAD_DIM,
+        "top_k": TOP_K,
+        "top_k_mode": "renormalize",
+        "ssm": ssm,
+        "kernel_taps": kernel_taps if ssm == "s4" else None,
+        "dropout": DROPOUT,
+        "grid_positions": False,
+    }
+    return {"cmm_config": connector}
 
 
 def _backbone(key: str, argument: str, original: dict, shapes: Shapes, folder, given) -> PreTrainedConfig | dict:
@@ -194,9 +222,12 @@ def load_original(
     text_config: PreTrainedConfig | dict | None = None,
     vision_config: PreTrainedConfig | dict | None = None,
     kernel_taps: int | None = None,
+    insert: str | None = None,
 ) -> Original:
     """Read an original checkpoint: its safetensors files (pickles are refused before)."""
-    config = convert_config(opened.config, opened.shapes, opened.folder, text_config, vision_config, kernel_taps)
+    config = convert_config(
+        opened.config, opened.shapes, opened.folder, text_config, vision_config, kernel_taps, insert
+    )
     state = read_weights(opened.folder)
     return Original(config, *convert_state_dict(state, config), len(state))
 

@@ -86,14 +86,14 @@ class FireboltProcessor(ProcessorMixin):
         if images is not None:
             images = self.image_processor.fetch_images(images)
             images = image_rows([images] if all_of_one_row(images, text) else images)
-        return images or None, text, videos, audio
+        return images or None, text, given(videos), given(audio)
 
     def validate_inputs(self, images: Any = None, text: Any = None, videos=None, audio=None, **kwargs):
         super().validate_inputs(images=images, text=text, videos=videos, audio=audio, **kwargs)
         owner = type(self).__name__
-        for name, given in (("videos", videos), ("audio", audio)):
-            if given is not None:
-                raise ValueError(f"{owner}: {name} is of type {type(given).__name__}; expected images and text alone")
+        for name, value in (("videos", videos), ("audio", audio)):
+            if value is not None:
+                raise ValueError(f"{owner}: {name} is of type {type(value).__name__}; expected images and text alone")
         if text is None:
             return
         if not text:
@@ -121,6 +121,12 @@ def control_tokens(tokenizer) -> list[str]:
 def _conversations(given) -> list:
     """A list of conversations, of one or several."""
     return list(given) if given and isinstance(given[0], list | tuple) else [given]
+
+
+def given(value) -> Any:
+    """Return what was given; None for lists in which nothing came, as `[]` and `[[], [None]]`."""
+    came = not isinstance(value, list | tuple) or any(given(one) is not None for one in value)
+    return value if came else None
 
 
 def all_of_one_row(images, text: list[str] | None) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 from transformers.image_utils import is_valid_image
 from transformers.processing_utils import ProcessingKwargs
 
-from ..firebolt.processing_firebolt import FireboltProcessor, all_of_one_row
+from ..firebolt.processing_firebolt import FireboltProcessor, all_of_one_row, given
 from .image_processing_foveated import Clip, FoveatedImagesKwargs, frame_rows
 from .video import Video, read_video
 
@@ -40,10 +40,10 @@ class FoveatedProcessor(FireboltProcessor):
         if images is not None:
             images = self.image_processor.fetch_images(images)
             images = frame_rows([images] if all_of_one_row(images, text) else images)
-        if videos is not None:
+        if given(videos) is not None:
             clips = self._clips(videos, {**kwargs.get("videos_kwargs", {}), **kwargs})
             images = clips if images is None else _either(images, clips)
-        return images or None, text, None, audio
+        return images or None, text, None, given(audio)
 
     def _clips(self, videos, options: dict) -> list[Clip]:
         """The frames of each row's video, none where there is none."""
@@ -52,16 +52,16 @@ class FoveatedProcessor(FireboltProcessor):
 
     def _clip(self, video, options: dict) -> Clip:
         if isinstance(video, list | tuple) and not _is_clip(video):  # nested, as chat templates have it
-            given = [one for one in video if one is not None]
-            if len(given) > 1:
-                raise ValueError(f"FoveatedProcessor: videos has {len(given)} for one text; expected at most one")
-            video = given[0] if given else None
+            there = [one for one in video if one is not None]
+            if len(there) > 1:
+                raise ValueError(f"FoveatedProcessor: videos has {len(there)} for one text; expected at most one")
+            video = there[0] if there else None
         if video is None:
             return Clip()
         if isinstance(video, str | PathLike):
             names = {"num_frames": "frames", "fps": "per_second"}
-            given = {ours: options[theirs] for theirs, ours in names.items() if options.get(theirs) is not None}
-            video = read_video(video, **given)
+            told = {ours: options[theirs] for theirs, ours in names.items() if options.get(theirs) is not None}
+            video = read_video(video, **told)
         if isinstance(video, Video):
             return Clip(video.frames)
         clip = Clip(self.image_processor.fetch_images(list(video)))

@@ -9,8 +9,8 @@ from PIL import Image
 import firebolt_vl
 from firebolt_vl.evaluate import familiar_exam
 from firebolt_vl.evaluate.digits import draw
+from firebolt_vl.evaluate.exam import pose
 from firebolt_vl.evaluate.familiar import FILE, STATISTICS, read_familiar, statistics
-from firebolt_vl.evaluate.tiny import pose
 
 
 @pytest.fixture(scope="module")

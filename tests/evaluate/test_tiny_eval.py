@@ -13,17 +13,15 @@ pytest.importorskip("sklearn")
 import firebolt_vl
 from firebolt_vl.evaluate import examples
 from firebolt_vl.evaluate.digits import LAYOUTS, draw
+from firebolt_vl.evaluate.exam import Asked, Exam, answer, chat_prompt, make_exam
 from firebolt_vl.evaluate.questions import KINDS, Question
 from firebolt_vl.evaluate.tiny import (
     BASELINES,
-    Asked,
-    Exam,
-    answer,
-    chat_prompt,
+    accuracy,
     evaluate_tiny,
     main,
     majority_answers,
-    make_exam,
+    mark,
     other_scene,
     phrase_columns,
     positions_off,
@@ -79,7 +77,13 @@ def test_blind_means_another_image_of_the_same_layout(exam):
 def test_the_majority_answer_is_the_commonest_of_its_layout_and_kind():
     asked = [Asked(0, "inside", Question("is there", "", reply, False)) for reply in ("no", "yes", "no")]
     asked += [Asked(0, "empty", Question("is there", "", reply, False)) for reply in ("yes", "yes", "no")]
-    assert majority_answers(asked) == {("inside", "is there"): "no", ("empty", "is there"): "yes"}
+    marked = mark(Exam(*(torch.zeros(1),) * 3, asked), range(6), ["no", "yes", "yes", "yes", "no", "no"])
+    assert majority_answers(marked) == ["no"] * 3 + ["yes"] * 3
+    assert accuracy(marked) == {
+        "inside": {"is there": 2 / 3, "all": 2 / 3},
+        "empty": {"is there": 2 / 3, "all": 2 / 3},
+        "harder": {"is there": 2 / 3, "all": 2 / 3},
+    }
 
 
 def test_without_positions_moving_the_grids_about_changes_nothing(exam, model, processor):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from commands import assert_refused
-from originals import VECTORS, letter_tokenizer, pixels, write_original
+from originals import VECTORS, letter_tokenizer, pixels, write_original, write_routed_original
 from safetensors.torch import load_file
 
 from firebolt_vl.model import FireboltForConditionalGeneration
@@ -77,6 +77,29 @@ def test_half_precision_stays_with_state_space_parameters_in_float32(firebolt, o
     dtypes = {name: tensor.dtype for name, tensor in load_file(tmp_path / "ours" / "model.safetensors").items()}
     assert {dtype for name, dtype in dtypes.items() if "ssm.kernel" in name} == {torch.float32}
     assert {dtype for name, dtype in dtypes.items() if "ssm.kernel" not in name} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("options", [(), ("--insert", "prepend")])
+def test_a_checkpoint_of_v2_is_converted_and_answers_as_before(firebolt, image, tmp_path, options):
+    tokenizer = letter_tokenizer(additional_special_tokens=["<image>"])
+    folder = tmp_path / "v2"
+    state = write_routed_original(folder, image_token_id=tokenizer.convert_tokens_to_ids("<image>"))
+    tokenizer.save_pretrained(folder)
+    report = json.loads(firebolt("convert", folder, tmp_path / "ours", *options, "--json").out)
+    assert report["keys"] == len(state)
+    assert report["used"] + len(report["dead"]) == len(state)
+    assert "model.dino_head.0.weight" in report["dead"]
+    insert = "prepend" if options else "mean_at_token"
+    assert (report["ssm"], report["insert"]) == ("self_attn", insert)
+    assert f"insert {insert}" in firebolt("convert", folder, tmp_path / "again", *options).out
+    asked = ("ask", image, "where?", "--max-new-tokens", 4, "--json", "--checkpoint")
+    ours = firebolt(*asked, tmp_path / "ours")
+    assert (ours.code, ours.err) == (0, "")
+    if not options:
+        theirs = firebolt(*asked, folder)
+        assert (theirs.code, theirs.err) == (0, "")
+        assert json.loads(theirs.out)["answer"] == json.loads(ours.out)["answer"]
+    assert_refused(firebolt("convert", folder, tmp_path / "no", "--insert", "middle"), 2, "--insert is middle")
 
 
 def test_a_pickle_is_refused_and_named(firebolt, original, tmp_path):

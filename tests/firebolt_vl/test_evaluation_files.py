@@ -184,3 +184,28 @@ def test_a_row_that_means_an_image_is_not_asked_without_one(firebolt, checkpoint
     result = firebolt("eval", "own", "own.jsonl", "--checkpoint", checkpoint)
     assert result.code == 1
     assert "own.jsonl:1: no image: " in result.err
+
+
+def test_answers_without_a_truth_become_a_file_for_the_server(run, folder):
+    rows = [
+        {"image": f"{i}.png", "question": "What is it?", "question_id": 7 + i, "answers": [["cat"] * 10, None][i % 2]}
+        for i in range(3)
+    ]
+    data = write(folder / "rows.jsonl", rows)
+    for _ in range(2):
+        result = run("vqav2", data)
+        assert result.code == 0, result.err
+    parsed = {row["id"]: row["parsed"] for row in read(folder / "out" / "vqav2.predictions.jsonl")}
+    submitted = json.loads((folder / "out" / "vqav2.submission.json").read_text())
+    assert submitted == [{"question_id": 8, "answer": parsed[8]}]
+    (folder / "out" / "vqav2.submission.json").write_text('["mine"]')
+    assert_refused(run("vqav2", data), 2, "vqav2.submission.json, which exists already")
+
+
+def test_the_table_says_what_answered(run, checkpoint, folder):
+    data = write(folder / "rows.jsonl", pope_rows(2))
+    found = json.loads(run("pope", data).out)
+    first, _, row, *_ = (folder / "out" / "table.md").read_text().splitlines()
+    assert first.endswith("| dtype | model | versions | commit |")
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    assert row.endswith(f"| float32 | {checkpoint} | {versions} | {(found['commit'] or '')[:12]} |")

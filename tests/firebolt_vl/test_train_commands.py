@@ -192,3 +192,45 @@ def test_a_checkpoint_is_no_place_for_a_run(firebolt, tmp_path, resume):
     assert "config.json" in found.err
     assert "of no run; name a new or an empty folder" in found.err
     assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()} == before
+
+
+def test_adapters_are_trained_and_merged(firebolt, tmp_path):
+    write_checkpoint(tmp_path / "checkpoint")
+    write_conversations(tmp_path / "data", rows=4)
+    (tmp_path / "own.toml").write_text(
+        'model = "checkpoint"\ndata = ["data/rows.jsonl"]\ntrackers = []\nworkers = 0\nprecision = "float32"\n'
+        "batch_size = 2\nmax_steps = 2\n[lora]\nrank = 2\n"
+    )
+    made = firebolt("train", "sft", "own.toml", "lr=1e-3", "--out", "run")
+    assert (made.code, made.out) == (0, "run/model.safetensors\n")
+    assert firebolt("train", "sft", "own.toml", "--out", "run").code == 2
+    merged = firebolt("adapters", "merge", "run/adapters", "merged")
+    assert (merged.code, merged.out) == (0, "merged/model.safetensors\n")
+    assert (
+        "firebolt: OUT is merged, which exists already" in firebolt("adapters", "merge", "run/adapters", "merged").err
+    )
+    asked = firebolt("ask", "data/0.png", "what is it?", "--checkpoint", "merged", "--max-new-tokens", 2)
+    assert asked.code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["adapters", "merge", "none", "new"],
+            "ADAPTERS is none, which is no folder; expected one with adapter_config",
+        ),
+        (["adapters", "merge", ".", "new"], "ADAPTERS is ., which has no adapter_config.json; expected a folder of"),
+        (["adapters", "merge", "none", "no/new"], "OUT is no/new, but the folder no does not exist; make it first"),
+        (["train", "sft", "data=none.jsonl"], "data: none.jsonl does not exist; name the rows to train on (data=FILE)"),
+        (["train", "sft", "beta=0.1"], "beta is not a known key"),
+        (["train", "dpo", "beta=0"], "beta is 0.0; expected more than 0: without the reference model a preference has"),
+        (["train", "grpo", "rewards.exakt=1"], "rewards.exakt is unknown; the known keys are exact, number, words"),
+        (["train", "grpo", "tiny"], "expected 'grpo', or no recipe"),
+    ],
+)
+def test_what_cannot_be_trained_by_trl_is_one_line(firebolt, arguments, said):
+    found = firebolt(*arguments)
+    assert found.code > 0
+    assert said in found.err
+    assert found.err.count("\n") == 1

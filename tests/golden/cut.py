@@ -31,6 +31,7 @@ SELECTION = {
     "cmm_upstream_s4_topk4": ["g5", "g13_masked"],
     "cmm_upstream_s4d_topk2": ["g5"],
     "firebolt_tiny_upstream": None,
+    "firebolt_v2_routed": None,
 }
 
 # Of fvlm_tiny_upstream: case -> the precision whose results are kept, and the entries at most of a gradient kept.

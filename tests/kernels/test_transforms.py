@@ -104,7 +104,7 @@ def test_transforms_are_those_of_the_definition(name):
     torch.testing.assert_close(found, wanted, **CLOSE)
 
 
-@pytest.mark.parametrize("ssm", ["s4", "s4d", "mamba"])
+@pytest.mark.parametrize("ssm", ["s4", "s4d", "mamba", "liquid"])
 @pytest.mark.parametrize("time", [4, 70])
 def test_of_the_layer_too(ssm, time, monkeypatch):
     monkeypatch.setattr(blocks, "CPU_BLOCK", 2**10)  # also where the kernel is made by blocks

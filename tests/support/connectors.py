@@ -3,7 +3,7 @@
 import torch
 from hypothesis import strategies as st
 
-from firebolt_vl.cmm import CMMConfig, CrossAttend, CrossModalModulator, Prepend
+from firebolt_vl.cmm import CMMConfig, CrossAttend, CrossModalModulator, Prepend, Routed, RoutedConfig
 
 TEXT_WIDTH, GRID_WIDTH = 8, 6
 SSMS = {
@@ -13,7 +13,11 @@ SSMS = {
     "s4d": {"ssm": "s4d", "state_size": 8},
     "mamba": {"ssm": "mamba", "state_size": 3},
 }
-CONNECTORS = (*(f"cmm_{ssm}" for ssm in SSMS), "cross_attend", "prepend")
+ROUTED = {
+    "prepended": {"ssm": "s4"},
+    "mean": {"ssm": "s4d", "insert": "mean_at_token", "image_token_id": 9},
+}
+CONNECTORS = (*(f"cmm_{ssm}" for ssm in SSMS), "cross_attend", "prepend", *(f"routed_{kind}" for kind in ROUTED))
 
 
 def make_config(**fields) -> CMMConfig:
@@ -22,17 +26,35 @@ def make_config(**fields) -> CMMConfig:
     )
 
 
+def make_routed_config(**fields) -> RoutedConfig:
+    """Where every patch is kept each expert is used too: nothing then hangs on which of two scores is larger."""
+    sizes = {**make_config().to_dict(), "state_size": 8, "experts": 3, "expert_width": 4}
+    used = 3 if fields.get("top_k", 2) is None else 2
+    return RoutedConfig(**{**sizes, "experts_used": used, "dropout": 0.0} | fields)
+
+
 def make_connector(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **fields) -> torch.nn.Module:
     """In eval mode, parameters drawn in float32 so that every dtype holds the same numbers, none at a default."""
     torch.manual_seed(seed)
-    kind, _, ssm = name.partition("_")
-    classes = {"cmm": CrossModalModulator, "cross": CrossAttend, "prepend": Prepend}
-    connector = classes[kind](make_config(**(SSMS[ssm] if kind == "cmm" else {}) | fields))
+    kind, _, rest = name.partition("_")
+    if kind == "routed":
+        connector = Routed(make_routed_config(**ROUTED[rest] | fields))
+    else:
+        classes = {"cmm": CrossModalModulator, "cross": CrossAttend, "prepend": Prepend}
+        connector = classes[kind](make_config(**(SSMS[rest] if kind == "cmm" else {}) | fields))
     with torch.no_grad():
         for name, parameter in connector.named_parameters():
             if "norm" in name or name == "gate":
                 parameter.add_(0.3 * torch.randn_like(parameter))
     return connector.to(dtype).eval()
+
+
+def inserted(connector, grids, grid_mask=None, grid_images=None, **_) -> torch.Tensor:
+    """Which positions before the text there are, [B,M] bool; M is 0 where a connector inserts none."""
+    if not connector.inserts_grids:
+        return torch.ones(grids.shape[0], 0, dtype=torch.bool)
+    mask = torch.ones(grids.shape[:2], dtype=torch.bool) if grid_mask is None else grid_mask
+    return connector.inserted_mask(mask, grid_images)
 
 
 def random_boxes(*shape: int, generator: torch.Generator) -> torch.Tensor:

@@ -27,7 +27,7 @@ import io, json, sys
 from pathlib import Path
 import datasets
 from firebolt_vl.evaluate.digits import draw
-from firebolt_vl.evaluate.tiny import pose
+from firebolt_vl.evaluate.exam import pose
 
 folder = Path(sys.argv[1])
 scenes, asked = pose(120, 0, "held-out")

@@ -1,6 +1,6 @@
 """Break training runs in many ways, resume them, and count how many end bit-equal to the unbroken one.
 
-    python tests/support/kill_and_resume.py [--rounds 20] [--seed 0]
+    python tests/support/kill_and_resume.py [--rounds 20] [--seed 0] [--recipe conversations|sft|dpo|grpo]
 
 Small model, one thread, dropout on, a checkpoint every other step, so that some moments lie within the writing of one.
 A round breaks a run in one of these ways, in turn, at a random moment or size, once or more:
@@ -36,9 +36,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import fcntl
 
 import matplotlib.pyplot  # noqa: F401  (once, before the processes part)
+import post_trainings
 import torch
+import trainings
 from children import in_child, status_of
-from trainings import HISTORY, run, steps, told, weights, write_start
+from trainings import HISTORY, steps, told, weights
 from transformers.utils import logging
 
 KEYS = {
@@ -49,16 +51,29 @@ KEYS = {
     "train": ["vision", "connector", "decoder"],
     "warmup_steps": 3,
 }
+# Of the recipes by trl.
+POST_KEYS = {**KEYS, "max_steps": 8, "eval_every": 3, "max_bad_share": 0.5}
 NOBODY = 65534
 REFUSED = 7
 
 
-def training(folder: Path, out: str, resume: bool, before: Callable[[], None] = lambda: None) -> int:
+def keys_of(recipe: str) -> dict:
+    return KEYS if recipe == "conversations" else POST_KEYS
+
+
+def run(recipe: str, folder: Path, out: str, resume: bool) -> None:
+    if recipe == "conversations":
+        trainings.run(folder, out, resume, **keys_of(recipe))
+    else:
+        post_trainings.run(folder, recipe, out, resume, **keys_of(recipe))
+
+
+def training(recipe: str, folder: Path, out: str, resume: bool, before: Callable[[], None] = lambda: None) -> int:
     """Train in a process of its own, which calls `before` first; returns its id."""
 
     def train() -> int:
         try:
-            run(folder, out, resume, **KEYS)
+            run(recipe, folder, out, resume)
         except ValueError:
             return REFUSED
         return 0
@@ -66,23 +81,23 @@ def training(folder: Path, out: str, resume: bool, before: Callable[[], None] = 
     return in_child(train, before)
 
 
-def trained(folder: Path, out: str, resume: bool) -> None:
-    if status := status_of(training(folder, out, resume)):
+def trained(recipe: str, folder: Path, out: str, resume: bool) -> None:
+    if status := status_of(training(recipe, folder, out, resume)):
         raise RuntimeError(f"training in {folder / out} ended with status {status}")
 
 
 class Round:
     """A folder to break a run in. `whole` is what a run takes, in seconds."""
 
-    def __init__(self, folder: Path, moments: random.Random, whole: float):
-        self.folder, self.moments, self.whole = folder, moments, whole
+    def __init__(self, recipe: str, folder: Path, moments: random.Random, whole: float):
+        self.recipe, self.folder, self.moments, self.whole = recipe, folder, moments, whole
         self.out = folder / "broken"
 
     def resumes(self) -> bool:
         return (self.out / "history.jsonl").exists()
 
     def kill(self, before: Callable[[], None] = lambda: None) -> None:
-        child = training(self.folder, "broken", self.resumes(), before)
+        child = training(self.recipe, self.folder, "broken", self.resumes(), before)
         time.sleep(self.moments.uniform(0, self.whole))
         os.kill(child, signal.SIGKILL)
         status_of(child)
@@ -91,7 +106,7 @@ class Round:
         def listen() -> None:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-        child = training(self.folder, "broken", self.resumes(), listen)
+        child = training(self.recipe, self.folder, "broken", self.resumes(), listen)
         time.sleep(self.moments.uniform(0.05, self.whole))
         for _ in range(self.moments.randint(1, 2)):
             os.kill(child, signal.SIGINT)
@@ -101,7 +116,7 @@ class Round:
     def full(self) -> None:
         most = int(10 ** self.moments.uniform(2, 6))
         limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))  # noqa: E731
-        status_of(training(self.folder, "broken", self.resumes(), limit))
+        status_of(training(self.recipe, self.folder, "broken", self.resumes(), limit))
 
     def read_only(self) -> None:
         if self.moments.random() < 0.5:
@@ -116,7 +131,9 @@ class Round:
                 os.setuid(NOBODY)
 
         before = contents(self.out)
-        if (status := status_of(training(self.folder, "broken", self.resumes(), become_nobody))) != REFUSED:
+        if (
+            status := status_of(training(self.recipe, self.folder, "broken", self.resumes(), become_nobody))
+        ) != REFUSED:
             raise RuntimeError(f"training in a folder that cannot be written ended with status {status}")
         self.out.chmod(0o755)
         if contents(self.out) != before:
@@ -128,7 +145,7 @@ class Round:
         self.kill()
 
     def two(self) -> None:
-        children = [training(self.folder, "broken", False) for _ in range(2)]
+        children = [training(self.recipe, self.folder, "broken", False) for _ in range(2)]
         time.sleep(self.moments.uniform(0.3, 1) * self.whole)
         for child in children:
             os.kill(child, signal.SIGKILL)
@@ -178,6 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20, metavar="N")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and sizes")
+    parser.add_argument("--recipe", choices=("conversations", "sft", "dpo", "grpo"), default="conversations")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     logging.set_verbosity_error()
@@ -186,22 +204,23 @@ def main(arguments: list[str] | None = None) -> int:
     equal = 0
     with tempfile.TemporaryDirectory() as temporary:
         os.chmod(temporary, 0o755)
-        folder = write_start(Path(temporary), rows=30, dropout=0.1)
+        writer = trainings if options.recipe == "conversations" else post_trainings
+        folder = writer.write_start(Path(temporary), rows=30, dropout=0.1)
         inputs = {name: contents(folder / name) for name in ("model", "data")}
         start = time.perf_counter()
-        trained(folder, "unbroken", resume=False)
+        trained(options.recipe, folder, "unbroken", resume=False)
         whole = time.perf_counter() - start
         expected = outcome(folder / "unbroken") | inputs
-        assert expected["steps"] == [*range(1, KEYS["max_steps"] + 1)]
+        assert expected["steps"] == [*range(1, keys_of(options.recipe)["max_steps"] + 1)]
         for number in range(options.rounds):
             name = [*FAULTS][number % len(FAULTS)]
-            broken = Round(folder, moments, whole)
+            broken = Round(options.recipe, folder, moments, whole)
             FAULTS[name](broken)
             for _ in range(moments.randint(0, 1)):
                 broken.kill()
             seen = len(steps(broken.out)) if (broken.out / HISTORY).is_file() else 0
             kept = sorted(path.name for path in (broken.out / "checkpoints").glob("*"))
-            trained(folder, "broken", resume=True)
+            trained(options.recipe, folder, "broken", resume=True)
             found = outcome(broken.out) | {name: contents(folder / name) for name in inputs}
             others = [
                 f"  {name}: {found[name]} and not {expected[name]}"

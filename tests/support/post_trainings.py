@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
 import trainings
 from conversations import picture, row, write_rows
 
 from firebolt_vl.train.config_files import checked
 from firebolt_vl.train.post.config import POST
+from firebolt_vl.train.post.habits import Habits
 from firebolt_vl.train.start import train
 
 SIZES = {
@@ -40,6 +42,25 @@ def config(folder: Path, kind: str, **keys):
 
 def run(folder: Path, kind: str, out: str = "run", resume: bool = False, **keys) -> Path:
     return train(config(folder, kind, **keys), folder / out, resume, note=lambda text: None)
+
+
+class Killed(BaseException):
+    """Not an error: nothing on the way may catch it."""
+
+
+def interrupted(folder: Path, kind: str, out: str, at: int, **keys) -> None:
+    """A run that ends within its step number `at`, before anything is written down of it."""
+    ended = Habits.on_step_end
+
+    def end(habits, args, state, control, **more):
+        if state.global_step == at:
+            raise Killed
+        ended(habits, args, state, control, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Habits, "on_step_end", end)
+        with pytest.raises(Killed):
+            run(folder, kind, out, **keys)
 
 
 def told(out: Path) -> list[dict]:

@@ -45,7 +45,19 @@ def write_checkpoint(folder, connector: str = "cmm", text: dict | None = None, *
     make_processor(**processor).save_pretrained(folder)
 
 
-def make_config(connector: str = "cmm", fusion: str = "replace", text: dict | None = None, **cmm) -> FireboltConfig:
+# Connector "routed" in several kinds, as tests name them.
+ROUTED = {
+    "routed": {},
+    "routed_text": {"route_by": "text"},
+    "routed_mean": {"insert": "mean_at_token", "image_token_id": 258},
+    "routed_original": {"original_behaviour": True, "ssm": "self_attn", "state_size": None},
+}
+IMAGE_TOKEN = 258
+
+
+def make_config(
+    connector: str = "cmm", fusion: str = "replace", text: dict | None = None, grids: str = "views", **cmm
+) -> FireboltConfig:
     """32 wide, four LFM2 layers (convolution and attention in turn), a two-layer SigLIP that sees 32-pixel views."""
     return FireboltConfig(
         text_config={
@@ -71,9 +83,14 @@ def make_config(connector: str = "cmm", fusion: str = "replace", text: dict | No
             "image_size": 32,
             "patch_size": 8,
         },
-        cmm_config={"heads": 2, "head_dim": 8, "top_k": 3, "dropout": 0.0, "state_size": 8, **cmm},
-        connector=connector,
+        cmm_config={
+            **{"heads": 2, "head_dim": 8, "top_k": 3, "dropout": 0.0, "state_size": 8},
+            **({"expert_width": 12, **ROUTED[connector]} if connector in ROUTED else {}),
+            **cmm,
+        },
+        connector="routed" if connector in ROUTED else connector,
         fusion=fusion,
+        grids=grids,
     )
 
 

@@ -23,8 +23,8 @@ pytest.importorskip("sklearn")
 
 from firebolt_vl import cli, embedded_checkpoint
 from firebolt_vl.evaluate.digits import draw
+from firebolt_vl.evaluate.exam import pose
 from firebolt_vl.evaluate.questions import KINDS
-from firebolt_vl.evaluate.tiny import pose
 from firebolt_vl.train.ablation import report, runs
 from firebolt_vl.train.ablation.task import COARSE, FINE, Settings, boxes, features, keep_task, load_task, shown
 from firebolt_vl.train.ablation.variants import BASE, TABLES, VARIANTS, learning, make_model, matched_width, variants_of
@@ -57,7 +57,7 @@ def rows(out):
 def test_the_pool_is_what_the_tables_hold():
     assert set(VARIANTS) == {name for table in TABLES.values() for name in table}
     assert variants_of(["ssm"]) == [BASE, "s4d", "mamba", "liquid"]
-    assert len(variants_of(list(TABLES))) == 15
+    assert len(variants_of(list(TABLES))) == 23
     assert all(BASE in table for table in TABLES.values())
 
 

@@ -234,15 +234,15 @@ def test_bf16_leaves_the_weights_in_float32(folder):
 def test_the_rates_of_the_parts_meet(folder):
     """Stage 1: the connector's falls to where those of the backbones rise to."""
     job, _, _ = job_of(folder, loss="text", lr=1e-3, vision_lr=1e-5, decoder_lr=2e-5, min_lr=3e-5, warmup_steps=2)
-    job.optimizer = torch.optim.AdamW(job._groups())
+    job.optimizers = [torch.optim.AdamW(job._groups())]
     for step in (0, 1, 2, 3, 4):
         job._set_rates(step)
-        found = {group["part"]: group["lr"] for group in job.optimizer.param_groups}
+        found = {group["part"]: group["lr"] for group in job._all_groups()}
         peaks = {"connector": 1e-3, "vision": 1e-5, "decoder": 2e-5}
         assert found == {part: rate(step, 2, 4, peak, 3e-5) for part, peak in peaks.items()}
     assert set(found.values()) == {3e-5}
     queries = [job.model.q_static, job.model.q_init]
-    plain = [p for group in job.optimizer.param_groups if not group["weight_decay"] for p in group["params"]]
+    plain = [p for group in job._all_groups() if not group["weight_decay"] for p in group["params"]]
     assert all(any(p is query for p in plain) for query in queries)
 
 

@@ -99,6 +99,7 @@ def test_the_last_answer_is_the_solution_where_there_is_no_other():
     assert goal(solution=["a", "b"]).solutions == ("a", "b")
     assert goal(solution=12).solutions == ("12",)
     assert goal(("exact", "words"), reward="words").rewards == ("words",)
+    assert goal(("exact", "words"), reward=["grounding", "words"]).rewards == ("words",)
     assert goal(box=[1, 2, 3, 4.5]).box == (2, 1, 4.5, 3)
 
 
@@ -113,6 +114,7 @@ def test_a_row_with_a_solution_may_end_with_the_question():
         ({"reward": "exakt"}, "unknown reward"),
         ({"reward": ["exact", 3]}, "unknown reward"),
         ({"reward": []}, "no reward"),
+        ({"reward": "words"}, "no reward"),
         ({"solution": [True]}, "solution is no text"),
         ({"solution": " "}, "empty solution"),
         ({"reward": "grounding"}, "no box"),

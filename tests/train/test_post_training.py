@@ -9,7 +9,7 @@ import pytest
 import torch
 from conversations import row, write_rows
 from numerics import assert_close
-from post_trainings import config, run, told, write_start
+from post_trainings import config, interrupted, run, told, write_start
 from safetensors.torch import load_file
 from tiny_models import make_model
 
@@ -18,7 +18,7 @@ from firebolt_vl.train import post
 from firebolt_vl.train.data import TooManyBadRows
 from firebolt_vl.train.errors import ConfigError, TrainingError
 from firebolt_vl.train.post import adapters
-from firebolt_vl.train.post.checkpoints import checkpoints_in
+from firebolt_vl.train.post.checkpoints import checkpoints_in, newest
 from firebolt_vl.train.post.config import DpoConfig
 from firebolt_vl.train.post.habits import Habits
 
@@ -81,30 +81,20 @@ def test_an_answer_is_no_part_of_the_prompt(tmp_path, fusion):
     assert_close(torch.tensor(told(out)[0]["loss"]), expected, relative=1e-5)
 
 
-def test_preferences_begin_without_one(folder):
-    """The reference is the model at the start: the loss of the first step is log 2, and falls."""
-    losses = [line["loss"] for line in told(run(folder, "dpo", max_steps=4, lr=1e-2, train=["connector", "decoder"]))]
+def test_preferences_begin_without_one(tmp_path):
+    """The reference is the model at the start, without dropout: the first loss is log 2, and falls."""
+    write_start(tmp_path, dropout=0.2)
+    keys = {"max_steps": 4, "lr": 1e-2, "train": ["connector", "decoder"]}
+    losses = [line["loss"] for line in told(run(tmp_path, "dpo", **keys))]
     assert losses[0] == pytest.approx(0.693147, abs=1e-5)
     assert losses[-1] < 0.6
 
 
-@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "lora"), [("sft", None), ("dpo", LORA)], ids=["sft-full", "dpo-lora"])
 def test_a_killed_run_goes_on_as_if_it_never_was(folder, kind, lora):
     keys = {"lora": lora, "save_every": 2, "max_steps": 4}
     whole = run(folder, kind, "whole", **keys)
-
-    class Killed(BaseException):
-        pass
-
-    def killed(habits, args, state, control, **kwargs):
-        if state.global_step == 3:
-            raise Killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Habits, "on_step_end", _both(Habits.on_step_end, killed))
-        with pytest.raises(Killed):
-            run(folder, kind, "broken", **keys)
+    interrupted(folder, kind, "broken", at=3, **keys)
     assert [path.name for path in checkpoints_in(folder / "broken" / "checkpoints")] == ["checkpoint-2"]
     broken = run(folder, kind, "broken", resume=True, **keys)
     assert told(broken) == told(whole)
@@ -119,27 +109,36 @@ def _both(first, second):
     return call
 
 
-@pytest.mark.parametrize("damage", ["seal", "weights", "half"])
-def test_a_damaged_checkpoint_is_told_of_and_the_one_before_taken(folder, damage):
-    out = run(folder, "sft", save_every=1, keep=3)
-    whole = told(out)
-    newest = out / "checkpoints" / "checkpoint-3"
-    if damage == "seal":
-        (newest / "manifest.json").unlink()
-    elif damage == "half":
-        (newest / "optimizer.pt").write_bytes((newest / "optimizer.pt").read_bytes()[:100])
-    else:
-        weights = bytearray((newest / "model.safetensors").read_bytes())
-        weights[-1] ^= 1
-        (newest / "model.safetensors").write_bytes(weights)
-    with pytest.warns(UserWarning, match="checkpoint-3 is damaged"):
-        run(folder, "sft", resume=True, save_every=1, keep=3)
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_a_run_that_was_killed_after_its_last_step_takes_no_other(folder, lora):
+    """It had its last checkpoint, and the model was not written yet."""
+    out = run(folder, "sft", lora=lora, max_steps=2)
+    whole, weights = told(out), (out / "model.safetensors").read_bytes()
+    (out / "model.safetensors").unlink()
+    run(folder, "sft", resume=True, lora=lora, max_steps=2)
     assert told(out) == whole
+    assert (out / "model.safetensors").read_bytes() == weights
 
 
-def test_only_the_newest_checkpoints_are_kept(folder):
-    out = run(folder, "sft", save_every=1, keep=2)
-    assert [path.name for path in checkpoints_in(out / "checkpoints")] == ["checkpoint-3", "checkpoint-2"]
+def test_a_damaged_checkpoint_is_told_of_and_the_one_before_taken(folder):
+    """A seal that is missing, a bit that turned, half a file: at each, one checkpoint is left fewer."""
+    out = run(folder, "sft", save_every=1, max_steps=4, keep=4)
+    whole = told(out)
+    kept = checkpoints_in(out / "checkpoints")
+    assert [path.name for path in kept] == [f"checkpoint-{step}" for step in (4, 3, 2, 1)]
+    (kept[0] / "manifest.json").unlink()
+    weights = bytearray((kept[1] / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (kept[1] / "model.safetensors").write_bytes(weights)
+    (kept[2] / "optimizer.pt").write_bytes((kept[2] / "optimizer.pt").read_bytes()[:100])
+    with pytest.warns(UserWarning, match="is damaged") as warned:
+        assert newest(out / "checkpoints") == kept[3]
+    said = [str(one.message) for one in warned]
+    for path, why in zip(kept, ("manifest.json is missing", "model.safetensors is not", "optimizer.pt is not")):
+        assert any(f"{path} is damaged ({why}" in text for text in said)
+    run(folder, "sft", resume=True, save_every=1, max_steps=4, keep=2)
+    assert told(out) == whole
+    assert [path.name for path in checkpoints_in(out / "checkpoints")] == ["checkpoint-4", "checkpoint-3"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import SiglipVisionModel
 
 from ...evaluate.digits import draw
+from ...evaluate.exam import Exam, pose
 from ...evaluate.questions import GROUNDED_KINDS
-from ...evaluate.tiny import Exam, pose
 from ...files.writing import write_whole
 from ...model import FireboltForConditionalGeneration, FireboltProcessor
 from ..tensors import check_tensors, first_not_finite, read_about, read_tensors, write_tensors

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, SiglipVisionModel
 
+from ...cmm.routed_config import MENDED
 from ...model import FireboltConfig, FireboltForConditionalGeneration
 from ..tiny.models import CMM, TEXT, VISION
 
@@ -24,6 +25,10 @@ class Variant:
     grounding_loss: float = 0.0
 
 
+# Five of 14 grids are kept, as in most of the original's configurations; small experts, as all else here.
+ROUTED = {"top_k": 5, "expert_width": 64, "dropout": 0.0}
+AS_WRITTEN = {**ROUTED, "original_behaviour": True}
+
 VARIANTS = {
     BASE: Variant("base: S4, CMM, top 4, replace"),
     "s4d": Variant("S4D", cmm={"ssm": "s4d"}),
@@ -31,6 +36,16 @@ VARIANTS = {
     "liquid": Variant("Liquid-S4", cmm={"ssm": "liquid"}),
     "prepend": Variant("prepend", connector="prepend"),
     "cross-attend": Variant("cross-attend", connector="cross_attend"),
+    "routed": Variant("routed, mended", connector="routed", cmm=ROUTED),
+    "routed-by-text": Variant("routed by the question", connector="routed", cmm={**ROUTED, "route_by": "text"}),
+    "routed-straight-through": Variant(
+        "routed, straight-through gate", connector="routed", cmm={**ROUTED, "gate": "straight_through"}
+    ),
+    "routed-as-written": Variant("routed, as written", connector="routed", cmm=AS_WRITTEN),
+    **{
+        f"routed-{name}": Variant(f"routed, {name} mended", connector="routed", cmm={**AS_WRITTEN, key: MENDED[key]})
+        for name, key in {"gate": "gate", "order": "order", "places": "grid_positions", "residual": "residual"}.items()
+    },
     "top-1": Variant("top 1", cmm={"top_k": 1}),
     "top-2": Variant("top 2", cmm={"top_k": 2}),
     "top-3": Variant("top 3", cmm={"top_k": 3}),
@@ -45,6 +60,18 @@ VARIANTS = {
 TABLES = {
     "ssm": {"mamba": "Mamba", "s4d": "S4D", "liquid": "Liquid-S4", BASE: "S4"},
     "connector": {"prepend": "prepend", "cross-attend": "cross-attend", BASE: "CMM"},
+    "routed": {
+        "routed-as-written": "as written",
+        "routed-gate": "gate mended",
+        "routed-order": "order mended",
+        "routed-places": "places mended",
+        "routed-residual": "residual mended",
+        "routed": "all mended",
+        "routed-straight-through": "straight-through",
+        "routed-by-text": "by the question",
+        "prepend": "prepend",
+        BASE: "CMM",
+    },
     "top-k": {"top-1": "1", "top-2": "2", "top-3": "3", BASE: "4", "top-all": "all 14"},
     "fusion": {BASE: "replace", "concat": "concat", "pool": "pool"},
     "positions": {

@@ -128,6 +128,7 @@ class Conversations:
 
     read_video     gives the frames of a video's file, and raises ValueError; None: rows with a video are bad ones
     preferences    every row has a rejected answer, which is tokenised too
+    image_words    what stands in front of a question, once for each image, where a model puts images in their place
     check          looks at each row, and raises BadRow for one that cannot be used
     """
 
@@ -142,11 +143,12 @@ class Conversations:
         check_images: bool = False,
         read_video: Callable[[Path], list[Image.Image]] | None = None,
         preferences: bool = False,
+        image_words: str = "",
         check: Callable[[Row], object] = lambda row: None,
         report: Callable[[Problem], None] = lambda problem: None,
     ):
         self.sources = [open_source(Path(file), image_root) for file in files]
-        self.chat = Chat(tokenizer, max_length) if tokenizer is not None else None
+        self.chat = Chat(tokenizer, max_length, image_words) if tokenizer is not None else None
         self.read_video = read_video
         self.preferences = preferences
         self.max_bad_share = max_bad_share

@@ -167,9 +167,10 @@ class FoveatedJob(ConversationsJob):
     def _set_rates(self, number: int) -> float:
         """Returns the connector's, or that of the first part that learns."""
         config = self.config
-        for group in self.optimizer.param_groups:
+        groups = self._all_groups()
+        for group in groups:
             group["lr"] = rate(number, config.warmup_steps, self.steps, group["peak_lr"], config.min_lr)
-        rates = {group["part"]: group["lr"] for group in self.optimizer.param_groups}
+        rates = {group["part"]: group["lr"] for group in groups}
         return rates.get("connector", next(iter(rates.values())))
 
     def step(self, number: int) -> dict[str, float]:

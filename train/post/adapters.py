@@ -30,8 +30,10 @@ def base_of(adapters: Path) -> str:
 def merge(adapters: Path, base: str, out: Path) -> None:
     """Write the model `base` with `adapters` added to its weights to the folder `out`, and its processor.
 
-    Each weight W becomes W + s B A (docs/mathematics.md, section 8). Raises ConfigError, before anything is written,
-    where a file is missing or not safetensors, the model's weights are quantised, or adapters and model do not fit.
+    Each weight W becomes W + (alpha / rank) B A (docs/mathematics.md, 8.4).
+
+    Raises ConfigError, before anything is written, where a file is missing or not safetensors, the model's weights are
+    quantised, or adapters and model do not fit.
     """
     _check_files(adapters)
     names = _tensors(adapters / WEIGHTS)

@@ -9,8 +9,16 @@ import shutil
 import warnings
 from pathlib import Path
 
+from safetensors.torch import load_file, load_model
+from torch import nn
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME
+
 from ...files.writing import write_text
 from ..checkpoints import MANIFEST, files_below, flush, sum_of, sums_of
+from .config import PostConfig
+
+ADAPTERS_FILE = "adapter_model.safetensors"
 
 CHECKPOINTS, NAME = "checkpoints", "checkpoint-"
 
@@ -23,6 +31,24 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(NAME))
+
+
+def steps_of(checkpoint: Path, config: PostConfig) -> int:
+    """The last step of the run that a checkpoint is of."""
+    if config.max_steps is not None:
+        return config.max_steps
+    return int(json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["max_steps"])
+
+
+def load_weights(model: nn.Module, checkpoint: Path) -> None:
+    """Load what a checkpoint has of a model: all of it, or adapters alone."""
+    adapters = checkpoint / ADAPTERS_FILE
+    if not adapters.is_file():
+        load_model(model, checkpoint / SAFE_WEIGHTS_NAME)
+        return
+    from peft import set_peft_model_state_dict
+
+    set_peft_model_state_dict(model, load_file(adapters))
 
 
 def seal(checkpoint: Path) -> None:

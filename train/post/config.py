@@ -51,6 +51,13 @@ class PostConfig(RunConfig):
         if self.min_lr > self.lr:
             raise ConfigError(f"min_lr is {self.min_lr}; expected at most lr, {self.lr}")
 
+    def check_no_dropout(self) -> None:
+        """Raise ConfigError for adapters with dropout, where a model is compared with what it was or said."""
+        if (self.lora or {}).get("dropout"):
+            raise ConfigError(
+                f"lora.dropout is {self.lora['dropout']}; expected 0 or none, as all dropout is off in this recipe"
+            )
+
     @property
     def adapters(self) -> dict | None:
         """The table `lora` with what it leaves out; None where the weights themselves learn."""
@@ -71,13 +78,17 @@ class DpoConfig(PostConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        self.check_no_dropout()
         if self.beta == 0:
             raise ConfigError("beta is 0.0; expected more than 0: without the reference model a preference has no loss")
 
 
 @dataclass(frozen=True)
 class GrpoConfig(PostConfig):
-    """Keys of training on rewards by trl, beside those of PostConfig: the model's own answers are scored in groups."""
+    """Keys of training on rewards by trl, beside those of PostConfig: the model's own answers are scored in groups.
+
+    Source: docs/mathematics.md, 8.2.
+    """
 
     rewards: dict = key(
         {"exact": 1.0},
@@ -104,6 +115,7 @@ class GrpoConfig(PostConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        self.check_no_dropout()
         check_keys("rewards", self.rewards, NAMES)
         for name, weight in self.rewards.items():
             if typed(f"rewards.{name}", weight, float) < 0:

@@ -5,7 +5,7 @@
 
 `solution` is a text, a number or a list of them; the conversation's last answer where it is absent. `reward` names the
 rewards that the row has, one or a list of them; absent, all of the run. `box` [x0, y0, x1, y1], in pixels of the row's
-only image, is where the answer is to be seen.
+only image, is where the answer is to be seen. Rewards that a row names and the run does not have are left out.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ...files.problems import BadRow
 from ..data.rows import Row, solutions_of
-from .reward_names import NEED_BOX
+from .reward_names import NAMES, NEED_BOX
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,16 @@ def goal_of(row: Row, rewards: Sequence[str]) -> Goal:
     return Goal(solutions, own, box)
 
 
-def _rewards(value: object, known: Sequence[str]) -> tuple[str, ...]:
-    names = list(known) if value is None else value if isinstance(value, list) else [value]
+def _rewards(value: object, of_run: Sequence[str]) -> tuple[str, ...]:
+    """Those rewards of a row that the run has; all of the run's where the row names none. Raises BadRow."""
+    names = list(of_run) if value is None else value if isinstance(value, list) else [value]
     for name in names:
-        if name not in known:
-            raise BadRow(
-                "unknown reward", f"`reward` has {name!r}; expected some of the run's rewards, {', '.join(known)}"
-            )
-    if not names:
-        raise BadRow("no reward", "`reward` is an empty list; expected a name, or leave it out")
-    return tuple(dict.fromkeys(names))
+        if name not in NAMES:
+            raise BadRow("unknown reward", f"`reward` has {name!r}; expected some of {', '.join(NAMES)}")
+    found = tuple(name for name in of_run if name in names)
+    if not found:
+        raise BadRow("no reward", f"`reward` is {value!r}; expected at least one of the run's, {', '.join(of_run)}")
+    return found
 
 
 def _box(row: Row) -> tuple[float, float, float, float] | None:

@@ -18,7 +18,7 @@ def grounding_shares(
     """Compute, for each row, the share of the answer's effect that lies inside the row's box, 0 to 1.
 
     A grid's effect is the drop of log p(answer) when it is masked (`ground`, method "occlusion"); only positive ones
-    count, and each is spread evenly over the grid's box (docs/mathematics.md, section 8). 0 where nothing has an
+    count, and each is spread evenly over the grid's box (docs/mathematics.md, 8.3). 0 where nothing has an
     effect; an even effect gives the box's share of the image.
 
     inputs: those of the model for N rows, padded on the left; answers [N,A]: the ids, padded on the right; sizes: each

@@ -1,11 +1,13 @@
 """The model that a training by trl starts from, which of its parts learn, and what of it is written down."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
+from ...cmm.connector import Connector
 from ...model import (
     FireboltForConditionalGeneration,
     FireboltProcessor,
@@ -21,6 +23,8 @@ from ..models import merged
 # The parts by the beginnings of their names; what has none of them is part of the connector.
 FIREBOLT_PARTS = {"vision": "model.vision_tower.", "connector": "model.connector.", "decoder": ""}
 FOVEATED_PARTS = {"vision": "encoder.dino.", "decoder": "llm.", "connector": ""}
+# Attributes of modules, in this package and in transformers, that a functional dropout is called with.
+DROPOUTS = ("dropout", "attention_dropout", "dropout_prob")
 
 
 def load_model(name: str, key: str) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -62,6 +66,21 @@ def choose_parts(model: nn.Module, parts: list[str]) -> None:
     """Leave gradients to the parts that learn."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(part_of(model, name) in parts)
+
+
+def drop_nothing(model: nn.Module) -> None:
+    """Switch off all dropout: what is sampled is what is scored, and the reference is the model at the start.
+
+    trl's `disable_dropout` knows modules of the class nn.Dropout; here are what functions are called with, too.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(module, Connector):
+            module.config = replace(module.config, dropout=0.0)
+        for name in DROPOUTS:
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def adapter_config(model: PreTrainedModel, parts: list[str], adapters: dict):

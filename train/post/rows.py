@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ...files.problems import BadRow, Problem
+from ...files.problems import BadRow, Problem, TooManyBadRows
 from ...model import FoveatedProcessor
 from ..data import Collator, Conversations
 from ..data.chat import IGNORED, Tokens
@@ -47,7 +47,10 @@ class Spares:
         self._last: tuple[int, Found] | None = None
 
     def read(self, number: int) -> Found:
-        """Read the row of a number, or the next one of its source that can be read. Raises BadRow where none can."""
+        """Read the row of a number, or the next one of its source that can be read.
+
+        Raises TooManyBadRows where none can.
+        """
         if self._last is not None and self._last[0] == number:  # answers to one question come one after another
             return self._last[1]
         place, which = number, 0
@@ -61,12 +64,10 @@ class Spares:
                 found = Found(source, index, self._checked(source, index))
             except BadRow as error:
                 self.problems.append((which, source.dataset.problem(index, error)))
-                if further == len(source.rows) - 1:
-                    raise
                 continue
             self._last = (number, found)
             return found
-        raise BadRow("no rows", "there is none to read")
+        raise TooManyBadRows(f"none of the {len(source.rows)} rows can be read; the last: {self.problems[-1][1]}")
 
     def _checked(self, source: Source, index: int) -> Example:
         return source.dataset[index]

@@ -1,6 +1,7 @@
 """A training by trl, from its configuration to a model."""
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,11 +18,11 @@ from ..loop import HISTORY, PLOT, plot_history, read_history, skipped_words, wri
 from ..outputs import keep_config
 from ..progress import Shown
 from ..session import check_trackers, is_first_process
-from .checkpoints import CHECKPOINTS, kept_in, newest, step_of
+from .checkpoints import CHECKPOINTS, kept_in, load_weights, newest, step_of, steps_of
 from .config import DpoConfig, GrpoConfig, PostConfig
 from .goals import goal_of
 from .habits import Habits
-from .models import choose_parts, load_model, write_trained
+from .models import choose_parts, drop_nothing, load_model, write_trained
 from .rows import Source
 
 ADAPTERS = "adapters"
@@ -51,6 +52,8 @@ def train_post(
         config, processor, report if main else lambda problem: None, **reading
     )
     choose_parts(model, config.train)
+    if isinstance(config, DpoConfig | GrpoConfig):
+        drop_nothing(model)
     parts = trainers.Parts(model, processor, Source(dataset, rows), Source(validation, held_out), folder)
     trainer = trainers.trainer_of(config, parts, processes)
     if main:
@@ -66,7 +69,7 @@ def train_post(
     with Shown(folder.name, config.log_every, shown=main) as shown, Interrupts(processes == 1) as interrupts:
         skipped = _train(trainer, config, parts, resume, shown, interrupts)
     if main and skipped:
-        note(skipped_words(skipped, trainer.state.max_steps))
+        note(skipped_words(skipped, trainer.state.max_steps or config.max_steps))
 
 
 def _train(trainer, config: PostConfig, parts, resume: bool, shown, interrupts: Interrupts) -> int:
@@ -89,7 +92,14 @@ def _train(trainer, config: PostConfig, parts, resume: bool, shown, interrupts: 
     checkpoint = newest(folder / CHECKPOINTS) if resume else None
     habits.go_on_from(step_of(checkpoint) if checkpoint else 0)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint is not None and step_of(checkpoint) >= steps_of(checkpoint, config):
+            # The trainer would take another step.
+            load_weights(trainer.model, checkpoint)
+        else:
+            with warnings.catch_warnings():
+                # Of names that trl calls transformers by.
+                warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except Stopped:
         raise
     except KeyboardInterrupt:

@@ -111,7 +111,7 @@ def _dpo(config: DpoConfig, parts: Parts, processes: int) -> Dpo:
     batches = PreferenceBatches(Spares(parts.train, parts.held_out), collator_of(parts.train.dataset, parts.processor))
     micro = config.batch_size // (config.accumulation(processes) * processes)
     told = _arguments(config, parts.folder, micro, config.accumulation(processes))
-    args = DPOConfig(**told, max_length=None, beta=config.beta, disable_dropout=True)
+    args = DPOConfig(**told, max_length=None, beta=config.beta)
     # With adapters the model without them is the reference.
     reference = None if config.lora is not None else copy.deepcopy(parts.model).requires_grad_(False).eval()
     return Dpo(args=args, data_collator=batches, ref_model=reference, **_given(config, parts))
@@ -130,11 +130,12 @@ def _grpo(config: GrpoConfig, parts: Parts, processes: int) -> Grpo:
         temperature=config.temperature,
         beta=config.beta,
         reward_weights=list(config.rewards.values()),
-        # What is sampled has to be what is scored.
-        disable_dropout=True,
     )
     questions = Questions(tuple(config.rewards), parts.train, parts.held_out)
     given = _given(config, parts)
+    # Of an image's inputs trl keeps some by name; packed, these hold all of its views.
+    given["processing_class"] = copy.deepcopy(parts.processor)
+    given["processing_class"].image_processor.packed = True
     for name in ("train_dataset", "eval_dataset"):
         given[name] = None if given[name] is None else given[name].with_transform(questions)
     return Grpo(args=args, reward_funcs=rewards_of_run(config, parts.model, parts.processor), **given)

@@ -267,7 +267,7 @@ def answer_loss(
     model: FireboltForConditionalGeneration, rows: Rows, grids: Tensor, grid_mask: Tensor, boxes: Tensor | None = None
 ) -> Tensor:
     """Compute the loss of `model(..., labels=...)`, with logits at the answers alone."""
-    hidden = model.model(
+    outputs = model.model(
         input_ids=rows.ids,
         attention_mask=rows.text,
         grids=grids,
@@ -275,9 +275,10 @@ def answer_loss(
         grid_boxes=boxes_of(boxes, grids),
         prompt_mask=prompt_of(rows),
         use_cache=False,
-    ).last_hidden_state
+    )
     wanted = rows.answer[:, 1:]
-    return F.cross_entropy(model.lm_head(hidden[:, :-1][wanted]), rows.ids[:, 1:][wanted])
+    loss = F.cross_entropy(model.lm_head(outputs.last_hidden_state[:, :-1][wanted]), rows.ids[:, 1:][wanted])
+    return loss if outputs.balance is None else loss + model.balance_weight * outputs.balance
 
 
 def prompt_of(rows: Rows) -> Tensor:

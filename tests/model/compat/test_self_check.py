@@ -18,12 +18,16 @@ KINDS = {
     "s4": {},
     "s4d": {"ssm": "s4d"},
     "mamba": {"ssm": "mamba"},
+    "liquid": {"ssm": "liquid"},
     "taps": {"kernel_taps": 3},
     "truncate": {"top_k_mode": "truncate"},
     "concat": {"fusion": "concat"},
     "pool": {"fusion": "pool"},
     "prepend": {"connector": "prepend"},
     "cross_attend": {"connector": "cross_attend"},
+    "routed": {"connector": "routed"},
+    "routed_text": {"connector": "routed_text", "grids": "both"},
+    "routed_original": {"connector": "routed_original", "grids": "patches"},
 }
 ANSWER = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False}
 

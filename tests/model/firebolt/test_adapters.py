@@ -30,6 +30,7 @@ def inputs():
         {"ssm": "mamba"},
         {"connector": "prepend"},
         {"connector": "cross_attend"},
+        {"connector": "routed", "experts": 2},
     ],
     ids=str,
 )

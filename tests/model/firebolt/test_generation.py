@@ -11,7 +11,7 @@ from numerics import assert_close
 from transformers import DynamicCache, StaticCache
 
 from firebolt_vl.model.compat import CACHE
-from firebolt_vl.model.firebolt.fusion import summarize_prompt
+from firebolt_vl.model.firebolt.fusion import inserted_grids, summarize_prompt
 
 KINDS = [
     ("cmm", "replace"),
@@ -19,6 +19,8 @@ KINDS = [
     ("cmm", "pool"),
     ("prepend", "replace"),
     ("cross_attend", "replace"),
+    ("routed", "replace"),
+    ("routed_text", "replace"),
 ]
 kinds = pytest.mark.parametrize(("connector", "fusion"), KINDS)
 # Both sides are float32: a few hundred operations apart, never more than this.
@@ -210,7 +212,7 @@ def test_forward_equals_prefill_in_any_chunks_and_steps(connector, fusion, data)
     prompt = inputs["attention_mask"].bool()
     prompt[:, prompt_end:] = False
     first_end = 1
-    if connector == "prepend" or fusion == "pool":
+    if model.model.connector.inserts_grids or fusion == "pool":
         first_end = 1 + columns - min(lengths)
     elif fusion == "concat" and uneven:
         first_end = prompt_end
@@ -218,10 +220,14 @@ def test_forward_equals_prefill_in_any_chunks_and_steps(connector, fusion, data)
         whole = model(**inputs, prompt_mask=prompt, use_cache=False).logits
         cache, parts, start = DynamicCache(config=model.config.text_config), [], 0
         summary = None
-        if fusion == "pool":
+        if fusion == "pool" or connector == "routed_text":
             seen = model.get_grids(**{name: inputs[name] for name in tiny_models.make_pixels(1)})
             text = model.get_input_embeddings()(inputs["input_ids"])
-            summary = summarize_prompt(model.model.connector, text, prompt & inputs["attention_mask"].bool(), seen)
+            asked = prompt & inputs["attention_mask"].bool()
+            if fusion == "pool":
+                summary = summarize_prompt(model.model.connector, text, asked, seen)
+            else:
+                summary, _ = inserted_grids(model.model.connector, text, None, asked, seen)
         while start < columns:
             end = data.draw(st.integers(max(start + 1, first_end), columns))
             now = {"input_ids": inputs["input_ids"][:, start:end], "attention_mask": inputs["attention_mask"][:, :end]}
@@ -297,7 +303,7 @@ def test_several_images_in_a_row_have_their_own_places():
 
 
 @pytest.mark.parametrize("fusion", ["replace", "concat", "pool"])
-@pytest.mark.parametrize("ssm", ["s4d", "mamba"])
+@pytest.mark.parametrize("ssm", ["s4d", "mamba", "liquid"])
 def test_every_ssm_generates_from_its_cache(fusion, ssm):
     model, inputs = model_of("cmm", fusion, ssm=ssm), mixed_batch()
     assert_same_generation(

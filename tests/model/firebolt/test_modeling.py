@@ -20,7 +20,10 @@ from firebolt_vl.model.firebolt.image_processing_firebolt import FireboltImagePr
 
 kinds = pytest.mark.parametrize(
     ("connector", "fusion"),
-    [("cmm", "replace"), ("cmm", "concat"), ("cmm", "pool"), ("prepend", "replace"), ("cross_attend", "replace")],
+    [
+        *(("cmm", "replace"), ("cmm", "concat"), ("cmm", "pool")),
+        *(("prepend", "replace"), ("cross_attend", "replace"), ("routed", "replace")),
+    ],
 )
 
 
@@ -283,3 +286,40 @@ def test_pipeline_answers_without_complaint(checkpoint, caplog):
         answer = ask([{"role": "user", "content": content}], max_new_tokens=4, return_full_text=False)
     assert isinstance(answer[0]["generated_text"], str)
     assert not [record for record in caplog.records if "not supported" in record.getMessage()]
+
+
+class TestCallsOfTheBaseModel:
+    """As trl makes them: the model without its head, and without labels."""
+
+    @pytest.mark.parametrize("fusion", ["concat", "pool"])
+    def test_no_answer_is_taken_for_the_prompt(self, fusion):
+        model, inputs = make_model(fusion=fusion), {**make_text([7, 5]), **make_pixels(2)}
+        with pytest.raises(ValueError, match=f"prompt_mask is not given with fusion '{fusion}' and"):
+            model.model(**inputs)
+        labels = inputs["input_ids"].clone()
+        labels[:, :5] = -100
+        with torch.no_grad():
+            wanted = model(**inputs, labels=labels).logits
+            hidden = model.model(**inputs, prompt_mask=(labels == -100)).last_hidden_state
+            assert torch.equal(model.lm_head(hidden), wanted)
+            # Without an answer all of the text is the prompt.
+            asked = torch.ones_like(labels)
+            assert torch.equal(model(**inputs).logits, model(**inputs, prompt_mask=asked).logits)
+
+    def test_other_fusions_need_no_mask(self):
+        for connector in ("cmm", "prepend", "cross_attend"):
+            model, inputs = make_model(connector), {**make_text([7, 5]), **make_pixels(2)}
+            with torch.no_grad():
+                assert torch.equal(model.lm_head(model.model(**inputs).last_hidden_state), model(**inputs).logits)
+
+
+@pytest.mark.parametrize(("connector", "kept"), [("cmm", {"ssm.kernel"}), ("prepend", set()), ("cross_attend", set())])
+def test_what_stays_in_float32_is_there(connector, kept):
+    model = make_model(connector)
+    assert set(model._keep_in_fp32_modules_strict) == kept
+    assert all(any(name in parameter for parameter, _ in model.named_parameters()) for name in kept)
+
+
+def test_flex_attention_is_refused():
+    with pytest.raises(ValueError, match="flex_attention"):
+        make_model().set_attn_implementation("flex_attention")

@@ -466,6 +466,11 @@ class TestErrors:
         with pytest.raises(ValueError, match="videos is of type list; expected images and text alone"):
             make_processor()(text=["a"], videos=[np.zeros((2, 4, 4, 3))])
 
+    @pytest.mark.parametrize("nothing", [[], [None, None], [[], [None]]], ids=str)
+    def test_media_of_which_nothing_came(self, nothing):
+        found = call(make_processor(), nothing, ["a", "bb"], videos=nothing, audio=nothing)
+        assert_same(found, call(make_processor(), None, ["a", "bb"]))
+
     @pytest.mark.parametrize(
         ("kwargs", "words"),
         [

@@ -77,6 +77,14 @@ def test_forms_of_a_video_are_equal(tmp_path):
         assert torch.equal(found["frame_mask"], wanted["frame_mask"])
 
 
+@pytest.mark.parametrize("nothing", [[], [None, None], [[], [None]]], ids=str)
+def test_videos_and_audio_in_which_nothing_came(nothing):
+    wanted = call(["a", "b"], images=[picture(), None])
+    found = call(["a", "b"], images=[picture(), None], videos=nothing, audio=nothing)
+    assert list(found) == list(wanted)
+    assert set(call(["a", "b"], images=nothing, videos=nothing, audio=nothing)) == {"input_ids", "attention_mask"}
+
+
 def test_how_many_frames_of_a_video_can_be_chosen(tmp_path):
     path = write_video(tmp_path / "a.mp4", 3)
     assert counts(call("what?", videos=path, num_frames=5)) == [5]
@@ -147,7 +155,7 @@ class TestRefusals:
             "images has 1 rows and videos 2; expected as many of both",
             text=["a", "b"],
             images=[picture()],
-            videos=[None, None],
+            videos=[None, [picture()]],
         )
         self.refused("videos has 2 for one text; expected at most one", videos=[["a.mp4", "b.mp4"]])
         self.refused("FoveatedProcessor: text is an empty list", text=[], images=[picture()])
