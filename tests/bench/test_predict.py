@@ -326,10 +326,9 @@ class TestRecorded:
 
     def test_what_an_op_changes_is_read_and_written(self):
         """The state [B,D,N] float32; there is no backward pass."""
-        modes, floor = record_modes("selective_state_update", Case({"B": 2, "D": 8, "N": 4}), "float32")
+        modes, _ = record_modes("selective_state_update", Case({"B": 2, "D": 8, "N": 4}), "float32")
         [launch] = modes["forward"].launches
         assert bytes_of(launch, modes["forward"].changed) - bytes_of(launch) == 4 * 2 * 8 * 4
-        assert floor["forward"] == bytes_of(launch, modes["forward"].changed)
         assert modes["backward"].launches == []
 
     def test_expanded_axes_are_in_memory_once(self):
