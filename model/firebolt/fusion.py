@@ -221,8 +221,8 @@ class Fusion:
         """Positions that the connector puts before the text, [B,M,D]."""
         if summary is not None:
             return summary
-        looks = not torch.compiler.is_compiling()
-        if looks and self.connector.reads_prompt and bool((unfinished & seen.rows).any()):
+        goes_on = self.connector.reads_prompt and not torch.compiler.is_compiling()
+        if goes_on and bool((unfinished & seen.rows).any()):
             raise ValueError(
                 "FireboltModel: prompt_mask goes on after this call; expected the whole prompt in the first call, by "
                 "which route_by 'text' chooses, or what it chooses as prompt_summary"

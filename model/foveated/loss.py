@@ -34,9 +34,22 @@ def next_token_loss(
         losses = F.cross_entropy(chosen.flatten(0, 1), labels.flatten(), reduction="none")
         return torch.where(counted.flatten(), losses, 0).sum(), counted.sum()
     rows, columns = (counted & (before >= 0)).nonzero(as_tuple=True)
-    chosen = logits[rows, before[rows, columns]]
+    return _summed(logits[rows, before[rows, columns]], labels[rows, columns])
+
+
+def cross_entropies(logits: Tensor, labels: Tensor, ignored: int = -100) -> tuple[Tensor, int]:
+    """Sum the cross-entropies of logits [B,N,V] with labels [B,N] that are those of the next tokens already.
+
+    Labels that are `ignored` do not count. Returns the sum, and how many labels were counted.
+    """
+    counted = labels != ignored
+    return _summed(logits[counted], labels[counted])
+
+
+def _summed(chosen: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+    """Sum the cross-entropies of logits [n,V] with labels [n], in float32 or wider, and count them."""
     chosen = chosen.float() if chosen.dtype.itemsize < 4 else chosen
-    return F.cross_entropy(chosen, labels[rows, columns], reduction="sum"), len(rows)
+    return F.cross_entropy(chosen, labels, reduction="sum"), len(labels)
 
 
 def sequence_log_probabilities(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
