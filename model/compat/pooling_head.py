@@ -24,7 +24,7 @@ class OneQueryPooling(SiglipMultiheadAttentionPoolingHead):
     """
 
     def forward(self, hidden_state: Tensor) -> Tensor:
-        probe = self.probe.expand(len(hidden_state), -1, -1)
+        probe = self.probe.expand(hidden_state.shape[0], -1, -1)
         seen = self.attention(probe, hidden_state, hidden_state)[0][:, 0]
         return seen + self.mlp(self.layernorm(seen))
 
