@@ -130,7 +130,7 @@ def block_by_formulas(block: S4, taps: int) -> Callable[[Tensor, Tensor | None],
         u = x.mT.to(block.dtype)
         length, k = 2 * u.shape[-1], naive(u.shape[-1])
         y = torch.fft.irfft(torch.fft.rfft(u, length) * torch.fft.rfft(k, length), length)[..., : u.shape[-1]]
-        return block.gated((y + block.kernel.D[:, None] * u).mT)
+        return block.gated((y + block.kernel.D[:, None] * u).mT, x.dtype)
 
     return forward
 

@@ -4,8 +4,10 @@ import contextlib
 import json
 
 import golden
+import numpy as np
 import torch
 from numerics import largest
+from PIL import Image
 from tiny_models import make_tokenizer
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
@@ -108,6 +110,17 @@ def make_foveated(seed: int = 0, **config) -> FoveatedVLM:
             token.normal_()
         model.get_input_embeddings().weight.normal_(std=0.5)
     return model
+
+
+def make_processor(**images) -> FoveatedProcessor:
+    """Frames of `make_foveated`'s size; `images` go to the image processor."""
+    images = {"size": {"height": 28, "width": 28}, **images}
+    return FoveatedProcessor(FoveatedImageProcessor(**images), make_tokenizer(), CHAT_TEMPLATE)
+
+
+def picture(seed: int = 0, height: int = 28, width: int = 28) -> Image.Image:
+    levels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(levels)
 
 
 def make_frames(counts: list[int], seed: int = 0, size: int = 28) -> dict[str, torch.Tensor]:

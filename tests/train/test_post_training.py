@@ -22,7 +22,6 @@ from firebolt_vl.train.post.checkpoints import checkpoints_in, newest
 from firebolt_vl.train.post.config import DpoConfig
 from firebolt_vl.train.post.habits import Habits
 
-KINDS = ["sft", "dpo"]
 LORA = {"rank": 2, "alpha": 4}
 
 
@@ -40,10 +39,9 @@ def part_of(name: str) -> str:
     return {"vision_tower": "vision", "connector": "connector"}.get(name.split(".")[1], "decoder")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_only_the_parts_that_are_named_change(folder, kind):
+def test_only_the_parts_that_are_named_change(folder):
     before = load_file(folder / "model" / "model.safetensors")
-    out = run(folder, kind, train=["connector"])
+    out = run(folder, "sft", train=["connector"])
     after = load_file(out / "model.safetensors")
     assert before.keys() == after.keys()
     assert {part_of(name) for name in before if not torch.equal(before[name], after[name])} == {"connector"}
@@ -141,9 +139,8 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_taken(folder):
     assert [path.name for path in checkpoints_in(out / "checkpoints")] == ["checkpoint-4", "checkpoint-3"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_best_model_is_kept(folder, kind):
-    out = run(folder, kind, validation_share=0.4, eval_every=1)
+def test_the_best_model_is_kept(folder):
+    out = run(folder, "dpo", validation_share=0.4, eval_every=1)
     values = [line["eval_loss"] for line in told(out)]
     assert len(values) == 3
     assert all(line["perplexity"] > 1 for line in told(out))
@@ -163,6 +160,7 @@ def test_adapters_alone_learn_and_are_merged(folder):
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
+    assert adapters.base_of(out / "adapters") == str((folder / "model").resolve())
     adapters.merge(out / "adapters", adapters.base_of(out / "adapters"), folder / "merged")
     again = load_file(folder / "merged" / "model.safetensors")
     for name, tensor in after.items():
@@ -237,6 +235,7 @@ def test_a_row_that_turns_out_bad_is_replaced_by_the_next(folder):
     from firebolt_vl.train.start import train
 
     keys = {"data": [str(folder / "more" / "rows.jsonl")], "max_steps": 1, "batch_size": 12, "max_bad_share": 0.5}
+    keys["workers"] = 1  # whose finds have to come back
     train(config(folder, "sft", **keys), folder / "run", note=lambda text: None, report=found.append)
     assert {problem.kind for problem in found} == {"unreadable image"}
     assert len(found) == 4

@@ -71,7 +71,7 @@ def newest(folder: Path) -> Path | None:
             found = checkpoint
         elif found is None:
             warnings.warn(f"checkpoint {checkpoint} is damaged ({why}); the one before it is taken", stacklevel=2)
-            shutil.rmtree(checkpoint)
+            shutil.rmtree(checkpoint, ignore_errors=True)  # several processes do
     return found
 
 

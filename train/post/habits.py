@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from transformers import TrainerCallback
 
 from ..errors import Stopped, TrainingError
@@ -46,7 +47,7 @@ class Habits(TrainerCallback):
         report: Callable[[Told], None],
         save_best: Callable[[], None],
         interrupts: Interrupts,
-        main: bool,
+        accelerator: Accelerator,
     ):
         best = REWARD if isinstance(config, GrpoConfig) else LOSS
         self.folder = folder
@@ -59,8 +60,8 @@ class Habits(TrainerCallback):
         self.best = best
         self.save_best = save_best
         self.interrupts = interrupts
-        self.main = main
-        self.history = History(folder / HISTORY, main)
+        self.accelerator = accelerator
+        self.history = History(folder / HISTORY, accelerator.is_main_process)
         self.line: dict | None = None
         self.skipped = self.in_a_row = 0
         self.finite = True
@@ -134,7 +135,8 @@ class Habits(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs) -> None:
         self._write_down()
-        if self.main:
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
             try:
                 seal(checkpoints_in(self.folder / CHECKPOINTS)[0])
                 keep_newest(self.folder / CHECKPOINTS, self.keep)

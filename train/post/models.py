@@ -16,7 +16,7 @@ from ...model import (
     FoveatedVLMConfig,
 )
 from ...model.checkpoint_files import CONFIG, read_json
-from ...model.places import PlaceError, find
+from ...model.places import PlaceError, find, find_here
 from ..errors import ConfigError
 from ..models import merged
 
@@ -38,6 +38,8 @@ def load_model(name: str, key: str) -> tuple[PreTrainedModel, ProcessorMixin]:
             (FoveatedVLM, FoveatedProcessor) if foveated else (FireboltForConditionalGeneration, FireboltProcessor)
         )
         model = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+        # What adapters will name as the model that they belong to.
+        model.name_or_path = name if find_here(name) is None else str(folder.resolve())
         return model, processor.from_pretrained(folder, trust_remote_code=False)
     except ConfigError:
         raise

@@ -13,6 +13,7 @@ from ..data.chat import IGNORED, Tokens
 from ..data.dataset import Example
 from ..data.rows import ASSISTANT, HUMAN
 from ..foveated.job import FoveatedCollator
+from ..interrupts import ignore_interrupts
 from .goals import goal_of
 
 PROBLEMS = "problems"
@@ -51,6 +52,8 @@ class Spares:
 
         Raises TooManyBadRows where none can.
         """
+        if torch.utils.data.get_worker_info() is not None:
+            ignore_interrupts()  # which ends the step at hand, for which this process reads
         if self._last is not None and self._last[0] == number:  # answers to one question come one after another
             return self._last[1]
         place, which = number, 0

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from ...model import FireboltForConditionalGeneration
 from ...model.foveated import read_video
@@ -56,6 +55,11 @@ def train_post(
         drop_nothing(model)
     parts = trainers.Parts(model, processor, Source(dataset, rows), Source(validation, held_out), folder)
     trainer = trainers.trainer_of(config, parts, processes)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ConfigError(
+            f"distributed_type is {trainer.accelerator.distributed_type.value}; expected MULTI_GPU, or one process, "
+            "for a training by trl"
+        )
     if main:
         keep_config(config, folder, resume, note)
         learning = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
@@ -65,7 +69,6 @@ def train_post(
         )
         if len(dataset.problems):
             note(dataset.problems.summary())
-    logging.set_verbosity_error()
     with Shown(folder.name, config.log_every, shown=main) as shown, Interrupts(processes == 1) as interrupts:
         skipped = _train(trainer, config, parts, resume, shown, interrupts)
     if main and skipped:
@@ -86,7 +89,7 @@ def _train(trainer, config: PostConfig, parts, resume: bool, shown, interrupts: 
         shown,
         lambda: save(folder / "best"),
         interrupts,
-        trainer.is_world_process_zero(),
+        trainer.accelerator,
     )
     trainer.add_callback(habits)
     checkpoint = newest(folder / CHECKPOINTS) if resume else None

@@ -124,7 +124,8 @@ def _grpo(config: GrpoConfig, parts: Parts, processes: int) -> Grpo:
             f"batch_size is {config.batch_size}; expected at most {len(parts.train.rows)}, the questions to train on"
         )
     args = GRPOConfig(
-        **_arguments(config, parts.folder, micro, accumulated),
+        **_arguments(config, parts.folder, micro, accumulated)
+        | {"per_device_eval_batch_size": config.generations * max(1, micro // config.generations)},
         num_generations=config.generations,
         max_completion_length=config.max_new_tokens,
         temperature=config.temperature,

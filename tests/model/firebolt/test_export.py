@@ -20,11 +20,16 @@ def batch(rows: int, columns: int) -> dict:
     return {**inputs, "use_cache": False}
 
 
-@pytest.mark.parametrize("kind", [("cmm", "replace"), ("cmm", "concat"), ("prepend", "replace")], ids=" ".join)
+@pytest.mark.parametrize(
+    "kind", [("cmm", "replace"), ("cmm", "concat"), ("prepend", "replace"), ("routed", "replace")], ids=" ".join
+)
 def test_the_exported_model_is_the_model(kind):
     """Open: the batch, and the text where nothing is inserted into it."""
     model = tiny_models.make_model(*kind, text=TEXT)
-    B, T = Dim("B", max=16), Dim("T", max=32) if kind[1] == "replace" and kind[0] != "prepend" else None
+    B, T = (
+        Dim("B", max=16),
+        Dim("T", max=32) if kind[1] == "replace" and not model.model.connector.inserts_grids else None,
+    )
     inputs = batch(2, 7)
     axes = {name: {0: B} if isinstance(value, torch.Tensor) else None for name, value in inputs.items()}
     if T is not None:

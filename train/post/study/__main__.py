@@ -1,7 +1,8 @@
-"""Trainings by trl, compared: python -m firebolt_vl.train.post.study [OUT] [--quick]"""
+"""Trainings by trl, compared: python -m firebolt_vl.train.post.study [OUT] [--quick] [--steps N] [--questions N]"""
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from ....files.tables import markdown_table
@@ -45,8 +46,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", nargs="?", default="out/post-study", help="where finished parts are kept")
     parser.add_argument("--quick", action="store_true", help="the least of everything: to see that it works")
+    parser.add_argument("--steps", type=int, metavar="N", help=f"of each training; default: {Sizes.steps}")
+    parser.add_argument("--questions", type=int, metavar="N", help=f"of a step; default: {Sizes.questions}")
     given = parser.parse_args()
     sizes = Sizes.quick() if given.quick else Sizes()
+    chosen = {name: value for name in ("steps", "questions") if (value := getattr(given, name)) is not None}
+    sizes = replace(sizes, **chosen)
     results = study(Path(given.out), sizes, lambda text: print(text, file=sys.stderr, flush=True))
     print(table(results))
     for key in ("pass@8", "sampled"):

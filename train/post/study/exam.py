@@ -6,15 +6,8 @@ import numpy as np
 import torch
 
 from ....evaluate.digits import draw
-from ....evaluate.tiny import (
-    HARDER,
-    IMAGE_SIDE,
-    answer,
-    chat_prompt,
-    grounding,
-    make_exam,
-    pose,
-)
+from ....evaluate.exam import IMAGE_SIDE, answer, chat_prompt, make_exam, pose
+from ....evaluate.tiny import HARDER, grounding
 from ....model import FireboltForConditionalGeneration, FireboltProcessor
 from ....model.generation import own_settings
 from .rows import AT_A_TIME, samples

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from ....evaluate.digits import LAYOUTS, POSITIONS, draw, sample_scene
+from ....evaluate.exam import IMAGE_SIDE, chat_prompt
 from ....evaluate.questions import GROUNDED_KINDS, KINDS, NOTHING, Question, sample_question
-from ....evaluate.tiny import IMAGE_SIDE, chat_prompt
 from ....files.writing import write_text
 from ....model import FireboltForConditionalGeneration, FireboltProcessor
 

@@ -99,7 +99,8 @@ def _run(out: Path, name: str, seed: int, sizes: Sizes, note: Callable[[str], No
         train(checked(POST[recipe], {**common, **keys}), folder, resume, note=lambda text: None, report=note)
     found = examine(folder, sizes.exam_scenes)
     lines = [json.loads(line) for line in (folder / HISTORY).read_text(encoding="utf-8").splitlines()]
-    measured = {key: [line[key] for line in lines] for key in lines[0] if key == "loss" or key.startswith("reward")}
+    names = {key: None for line in lines for key in line if key == "loss" or key.startswith("reward")}
+    measured = {key: [line.get(key) for line in lines] for key in names}
     shutil.rmtree(folder / "checkpoints")
     return {**found, "seconds": sum(line["seconds"] for line in lines), "history": measured}
 
