@@ -1,4 +1,4 @@
-"""Where low-rank adapters (peft) go in a model, and where they cannot."""
+"""Places of low-rank adapters (peft) in a model, and models that cannot have them."""
 
 from collections.abc import Iterable, Sequence
 
