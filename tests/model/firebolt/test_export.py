@@ -40,6 +40,20 @@ def test_the_exported_model_is_the_model(kind):
             assert_close(graph(**other).logits, model(**other).logits, relative=ROUNDING)
 
 
+def test_packed_views_are_refused_in_an_export():
+    model = tiny_models.make_model("cmm", text=TEXT)
+    positions = torch.tensor([[[0, 0, 32, 32], [0, 0, 40, 60]]])[:, None]
+    inputs = {
+        **tiny_models.make_text([5]),
+        "pixel_values": torch.zeros(1, 3, 32, 32),
+        "image_position_ids": positions,
+        "pixel_attention_mask": torch.tensor([1]),
+    }
+    assert model(**inputs).logits.isfinite().all()
+    with pytest.raises(ValueError, match="expected the inputs of an image processor with packed=False"):
+        export(model, (), inputs)
+
+
 def test_the_model_compiles_in_one_graph():
     torch.compiler.reset()
     model = tiny_models.make_model("cmm", "pool", text=TEXT)

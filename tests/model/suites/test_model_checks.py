@@ -284,8 +284,8 @@ def test_load_in_dtype(subject, saved, given):
     assert subject.model_class.from_pretrained(saved, **given).dtype == wanted
 
 
-def test_keep_in_fp32_modules(subject, saved):
-    kept = subject.model_class._keep_in_fp32_modules_strict
+def test_keep_in_fp32_modules(subject, model, saved):
+    kept = model._keep_in_fp32_modules_strict
     if not kept:
         pytest.skip("no parameter of it needs more than the checkpoint's dtype")
     model = subject.model_class.from_pretrained(saved, dtype=torch.bfloat16)
