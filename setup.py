@@ -71,6 +71,9 @@ setup(
     },
     entry_points={
         "console_scripts": ["firebolt = firebolt_vl.cli:main"],
-        "lmms_eval.models": ["firebolt = firebolt_vl.harness.lmms_eval:manifest"],
+        "lmms_eval.models": [
+            "firebolt = firebolt_vl.harness.lmms_eval:manifest",
+            "firebolt_foveated = firebolt_vl.harness.lmms_eval:foveated_manifest",
+        ],
     },
 )

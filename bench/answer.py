@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers import (
     Lfm2ForCausalLM,
     Lfm2VlConfig,
@@ -29,7 +30,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from ..cmm.linear import compute_as_torch
+from ..cmm.classes import change_class
 from ..files.tables import csv_of, rows_of_csv
 from ..kernels.linear import PRODUCT
 from ..model import FireboltConfig, FireboltForConditionalGeneration, FireboltImageProcessor
@@ -282,8 +283,7 @@ def _step_modules(model: FireboltForConditionalGeneration) -> list[nn.Module]:
 def as_in_transformers(model: FireboltForConditionalGeneration) -> FireboltForConditionalGeneration:
     """The model with vision tower, decoder and head as transformers computes them; the connector is left as it is."""
     restore_stock(model)
-    for part in (model.model.vision_tower, model.model.language_model, model.lm_head):
-        compute_as_torch(part)
+    change_class(model.lm_head, NonDynamicallyQuantizableLinear)  # computes as nn.Linear, and is not a plain one
     return model
 
 

@@ -130,7 +130,7 @@ def block_by_formulas(block: S4, taps: int) -> Callable[[Tensor, Tensor | None],
         u = x.mT.to(block.dtype)
         length, k = 2 * u.shape[-1], naive(u.shape[-1])
         y = torch.fft.irfft(torch.fft.rfft(u, length) * torch.fft.rfft(k, length), length)[..., : u.shape[-1]]
-        return block.gated((y + block.kernel.D[:, None] * u).mT)
+        return block.gated((y + block.kernel.D[:, None] * u).mT, x.dtype)
 
     return forward
 
@@ -139,11 +139,11 @@ class PlainModulator(nn.Module):
     """A CrossModalModulator with S4 in its place, written from the equations: the context and both FiLMs of each token,
     S4's kernel anew at every call and cut at 512 taps, as the original runs."""
 
-    inserts_grids = False
+    inserts_grids = places_images = reads_prompt = False
 
     def __init__(self, layer: CrossModalModulator):
         super().__init__()
-        self.layer = layer
+        self.layer, self.config = layer, layer.config
         self.run = modulator_by_equations(layer, block_by_formulas(layer.ssm, 512))
 
     def forward(self, text, grids, text_mask=None, grid_mask=None, grid_boxes=None, *, grid_images=None) -> Tensor:

@@ -1,6 +1,7 @@
 """Base class of the state-space blocks: three ways to run one, masks, the state and its history."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from ..kernels.checks import REAL, check_dtypes, check_integer, check_shapes
 from .compaction import Packing
-from .linear import Linear
+from .linear import in_dtype_of, product
 from .state import DecodeState
 
 
@@ -19,8 +20,12 @@ class SSMBlock(nn.Module, ABC):
     token. Positions outside `mask` (True = keep) do not exist: the output there is 0, and each row gives what its kept
     positions give alone. Half-precision inputs come back in their dtype; the recurrence runs in float32 or wider.
 
-    A subclass says what its state consists of (`state_shapes`) and how it runs (`_run`, `_run_step`).
+    A subclass says what its state consists of (`state_shapes`) and how it runs (`_run`, `_run_step`), which is inside a
+    call of its `kernel`, whose parameters it reads.
     """
+
+    kernel: Any
+    """WideParameters, each block's own."""
 
     channels_first = False
     """Whether `forward` reads x best where it lies in memory as [B, D, T]; without a mask, which moves it."""
@@ -58,7 +63,7 @@ class SSMBlock(nn.Module, ABC):
         if x.shape[1] == 0:
             return x
         packing = Packing(mask, x)
-        y, _ = self._run(packing.left(x), packing, None, need_state=False)
+        y, _ = self.kernel(lambda: self._run(packing.left(x), packing, None, need_state=False))
         return packing.restore(y.to(x.dtype))
 
     def prefill(
@@ -109,13 +114,14 @@ class SSMBlock(nn.Module, ABC):
 
     def _prefill(self, x: Tensor, mask: Tensor | None, state: DecodeState | None) -> tuple[Tensor, DecodeState]:
         packing = Packing(mask, x)
-        y, tensors = self._run(packing.left(x), packing, None if state is None else state.tensors, need_state=True)
+        before = None if state is None else state.tensors
+        y, tensors = self.kernel(lambda: self._run(packing.left(x), packing, before, need_state=True))
         assert tensors is not None  # it was asked for
         length = packing.lengths if state is None else state.length + packing.lengths
         return packing.restore(y.to(x.dtype)), DecodeState(tensors, length)
 
     def _masked_step(self, x: Tensor, mask: Tensor | None, state: DecodeState) -> tuple[Tensor, DecodeState]:
-        y, tensors = self._run_step(x, state.tensors)
+        y, tensors = self.kernel(lambda: self._run_step(x, state.tensors))
         y = y.to(x.dtype)
         if mask is None:
             return y, DecodeState(tensors, state.length + 1)
@@ -163,12 +169,12 @@ class GatedSSMBlock(SSMBlock):
 
     def __init__(self, width: int, dropout: float):
         super().__init__(width, dropout)
-        self.output = Linear(width, 2 * width)
+        self.output = nn.Linear(width, 2 * width)
 
-    def gated(self, y: Tensor) -> Tensor:
-        """y [B, T, D], float32 or wider -> [B, T, D] in the dtype of the weights."""
+    def gated(self, y: Tensor, dtype: torch.dtype) -> Tensor:
+        """y [B, T, D], float32 or wider -> [B, T, D] in the dtype of the weights; in `dtype` where they are codes."""
         y = tied_dropout(F.gelu(y), self.dropout, self.training)
-        return F.glu(self.output(y.to(self.output.bias.dtype)), dim=-1)
+        return F.glu(product(self.output, in_dtype_of(self.output, y, dtype)), dim=-1)
 
 
 def check_state_size(owner: str, state_size: int) -> None:

@@ -116,7 +116,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
     def forward(
         self,
         text: Tensor,
-        grids: Tensor,
+        grids: Tensor | None = None,
         text_mask: Tensor | None = None,
         grid_mask: Tensor | None = None,
         grid_boxes: Tensor | None = None,
@@ -124,7 +124,10 @@ class Connector(nn.Module, ABC, Generic[Side]):
         grid_images: Tensor | None = None,
         prompt_mask: Tensor | None = None,
         return_weights: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        state: DecodeState | None = None,
+        history: int = 0,
+        mode: Literal["whole", "piece", "token"] = "whole",
+    ) -> Any:
         """Run over whole sequences.
 
         Arguments:
@@ -135,19 +138,45 @@ class Connector(nn.Module, ABC, Generic[Side]):
             grid_images: [B,G] integers, which image of the row a grid is of; None: all of image 0.
             prompt_mask: [B,T] bool, the question, where the connector `reads_prompt`; None: all of the text.
             return_weights: return w too.
+            state, history, mode: of `prefill` and `step`, which are calls of the module in the modes "piece" and
+                "token", so that what stands around it (hooks, sharding, offloading) stands around them too.
 
         Returns: y [B,T,D_t] in the dtype of text, or (y, w [B,T,G]). Raises ValueError or TypeError, which name the
         argument.
         """
+        if mode == "token":
+            return self._token(text, cast(DecodeState, state))
         self._check(text, text_mask, return_weights)
+        if mode == "piece":
+            check_prefill(type(self).__name__, text, grids, state)
+            before = state
+            if grids is not None:
+                asked = self._prompt_in(text, text_mask, prompt_mask)
+                read = {} if asked is None else {"prompt": asked.text, "prompt_mask": asked.mask}
+                before = self.encode_grids(grids, grid_mask, grid_boxes, grid_images, **read)
+            return self._piece(text, text_mask, cast(DecodeState, before), history, return_weights)
         prompt = self._prompt_in(text, text_mask, prompt_mask)
-        side = self._grid_side(grids, grid_mask, grid_boxes, grid_images, prompt, text.shape[0], text.shape[1])
+        given = (cast(Tensor, grids), grid_mask, grid_boxes, grid_images)
+        side = self._grid_side(*given, prompt, text.shape[0], text.shape[1])
         y, w = self._run_whole(text, text_mask, side)
         return (y, w) if w is not None and return_weights else y
 
     def _run_whole(self, text: Tensor, text_mask: Tensor | None, side: Side) -> tuple[Tensor, Tensor | None]:
         y, w, _ = self._connect(text, text_mask, side, lambda x: (self._mix(x, text_mask), None))
         return y, w
+
+    def _piece(
+        self, text: Tensor, text_mask: Tensor | None, before: DecodeState, history: int, return_weights: bool
+    ) -> tuple:
+        """`prefill` after a state, that of the grids at the start."""
+        side = self.side_class.of(before)
+        y, w, after = self._connect(text, text_mask, side, lambda x: self._mix_piece(x, text_mask, before, history))
+        return (y, after, w) if w is not None and return_weights else (y, after)
+
+    def _token(self, token: Tensor, state: DecodeState) -> tuple[Tensor, DecodeState]:
+        text = token_as_text(type(self).__name__, token, self.config.text_width, self.dtype, state)
+        y, _, after = self._connect(text, None, self.side_class.of(state), lambda x: self._mix_token(x, state))
+        return y.view(token.shape), after
 
     def encode_grids(
         self,
@@ -224,26 +253,26 @@ class Connector(nn.Module, ABC, Generic[Side]):
 
         Returns: (y [B,T,D_t], state), with return_weights (y, state, w).
         """
-        self._check(text, text_mask, return_weights)
-        check_prefill(type(self).__name__, text, grids, state)
-        before = state
-        if grids is not None:
-            asked = self._prompt_in(text, text_mask, prompt_mask)
-            read = {} if asked is None else {"prompt": asked.text, "prompt_mask": asked.mask}
-            before = self.encode_grids(grids, grid_mask, grid_boxes, grid_images, **read)
-        assert before is not None  # one of the two is given
-        side = self.side_class.of(before)
-        y, w, after = self._connect(text, text_mask, side, lambda x: self._mix_piece(x, text_mask, before, history))
-        return (y, after, w) if w is not None and return_weights else (y, after)
+        return self(
+            text,
+            grids,
+            text_mask,
+            grid_mask,
+            grid_boxes,
+            grid_images=grid_images,
+            prompt_mask=prompt_mask,
+            return_weights=return_weights,
+            state=state,
+            history=history,
+            mode="piece",
+        )
 
     def step(self, token: Tensor, state: DecodeState) -> tuple[Tensor, DecodeState]:
         """Run over one token, [B,D_t] or [B,1,D_t], in time that does not depend on how many are before it.
 
         Returns: (y of the shape of token, the next state); `state` itself is not changed.
         """
-        text = token_as_text(type(self).__name__, token, self.config.text_width, self.dtype, state)
-        y, _, after = self._connect(text, None, self.side_class.of(state), lambda x: self._mix_token(x, state))
-        return y.view(token.shape), after
+        return self(token, state=state, mode="token")
 
     def _mix(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Let the tokens of whole sequences x [B,T,D_t] see those before them; here they do not."""

@@ -14,7 +14,7 @@ from .connector import After, Connector, GridSide, PlacedGrids
 from .feed_forward import FeedForward
 from .inputs import without_masked
 from .inserting import Inserting, WaitingGrids
-from .linear import Linear
+from .linear import product
 from .precision import wide_dtype
 
 
@@ -45,18 +45,20 @@ class CrossAttend(Connector[KeysAndValues]):
         super().__init__(config)
         width, attention_width = config.text_width, config.heads * config.head_dim
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.q_proj = Linear(width, attention_width)
-        self.k_proj = Linear(config.grid_width, attention_width)
-        self.v_proj = Linear(config.grid_width, attention_width)
-        self.o_proj = Linear(attention_width, width)
+        self.q_proj = nn.Linear(width, attention_width)
+        self.k_proj = nn.Linear(config.grid_width, attention_width)
+        self.v_proj = nn.Linear(config.grid_width, attention_width)
+        self.o_proj = nn.Linear(attention_width, width)
         self.ffn = FeedForward(width, config.ffn_multiplier, config.dropout, config.layer_norm_eps)
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.q_proj.weight.dtype
+        return self.norm.weight.dtype
 
     def _side_of(self, seen: PlacedGrids, tokens: int | None) -> KeysAndValues:
-        return KeysAndValues(seen.mask, self._heads(self.k_proj(seen.x)), self._heads(self.v_proj(seen.x)))
+        return KeysAndValues(
+            seen.mask, self._heads(product(self.k_proj, seen.x)), self._heads(product(self.v_proj, seen.x))
+        )
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.config.heads, self.config.head_dim))
@@ -65,13 +67,13 @@ class CrossAttend(Connector[KeysAndValues]):
         self, text: Tensor, text_mask: Tensor | None, side: KeysAndValues, mix: Callable[[Tensor], tuple[Tensor, After]]
     ) -> tuple[Tensor, Tensor, After]:
         text = without_masked(text, text_mask)
-        q = self._heads(self.q_proj(self.norm(text)))
+        q = self._heads(product(self.q_proj, self.norm(text)))
         scores = torch.einsum("bthd,bghd->bhtg", q, side.k).to(wide_dtype(q.dtype)) / math.sqrt(self.config.head_dim)
         if side.mask is not None:
             scores = scores.masked_fill(~side.mask[:, None, None, :], -INFINITY)
         a = softmax_or_zero(scores).to(q.dtype)
         attended = torch.einsum("bhtg,bghd->bthd", F.dropout(a, self.config.dropout, self.training), side.v)
-        h = text + self.o_proj(attended.flatten(-2))
+        h = text + product(self.o_proj, attended.flatten(-2))
         y, after = mix((h + self.ffn(h)).to(text.dtype))
         return without_masked(y, text_mask), without_masked(a.mean(1), text_mask), after
 
@@ -91,15 +93,16 @@ class Prepend(Inserting[WaitingGrids]):
 
     def __init__(self, config: CMMConfig):
         super().__init__(config)
-        self.up = Linear(config.grid_width, config.text_width)
-        self.down = Linear(config.text_width, config.text_width)
+        self.up = nn.Linear(config.grid_width, config.text_width)
+        self.down = nn.Linear(config.text_width, config.text_width)
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.up.weight.dtype
+        return self.down.bias.dtype
 
     def inserted_mask(self, grid_mask: Tensor, grid_images: Tensor | None = None) -> Tensor:
         return grid_mask
 
     def _side_of(self, seen: PlacedGrids, tokens: int | None) -> WaitingGrids:
-        return WaitingGrids(seen.mask, without_masked(self.down(F.gelu(self.up(seen.x))), seen.mask))
+        embeddings = product(self.down, F.gelu(product(self.up, seen.x)))
+        return WaitingGrids(seen.mask, without_masked(embeddings, seen.mask))

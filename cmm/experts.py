@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..kernels.modulation.weights import largest_of_few_or_many, top_k_softmax
 from ..kernels.transforms import unobserved
-from .linear import Linear
+from .linear import product
 from .precision import wide_dtype
 
 
@@ -15,8 +15,8 @@ class Expert(nn.Module):
 
     def __init__(self, width: int, hidden: int, dropout: float):
         super().__init__()
-        self.up = Linear(width, hidden)
-        self.down = Linear(hidden, width)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
         self.dropout = dropout
 
     def reset_parameters(self) -> None:
@@ -24,7 +24,7 @@ class Expert(nn.Module):
         self.down.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.dropout(F.gelu(self.up(x)), self.dropout, self.training))
+        return product(self.down, F.dropout(F.gelu(product(self.up, x)), self.dropout, self.training))
 
 
 class Experts(nn.Module):
@@ -39,7 +39,7 @@ class Experts(nn.Module):
 
     def __init__(self, width: int, hidden: int, experts: int, used: int, dropout: float):
         super().__init__()
-        self.router = Linear(width, experts)
+        self.router = nn.Linear(width, experts)
         self.experts = nn.ModuleList(Expert(width, hidden, dropout) for _ in range(experts))
         self.used = used
 
@@ -50,7 +50,7 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x [B,K,D], kept [B,K] bool -> (y [B,K,D], the balance of the kept tokens, a number)."""
-        logits = self.router(x).to(wide_dtype(x.dtype))
+        logits = product(self.router, x).to(wide_dtype(x.dtype))
         a = top_k_softmax(logits, self.used, True, largest_of_few_or_many)
         chosen = a > 0
         if kept is not None:

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .linear import Linear
+from .linear import product
 
 
 class FeedForward(nn.Module):
@@ -12,8 +12,8 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, multiplier: int, dropout: float, eps: float):
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=eps)
-        self.up = Linear(width, multiplier * width)
-        self.down = Linear(multiplier * width, width)
+        self.up = nn.Linear(width, multiplier * width)
+        self.down = nn.Linear(multiplier * width, width)
         self.dropout = nn.Dropout(dropout)
 
     def reset_parameters(self) -> None:
@@ -25,4 +25,4 @@ class FeedForward(nn.Module):
 
     def after_norm(self, normed: Tensor) -> Tensor:
         """The block when its LayerNorm has been taken already, by the kernel that made its input."""
-        return self.dropout(self.down(self.dropout(F.gelu(self.up(normed)))))
+        return self.dropout(product(self.down, self.dropout(F.gelu(product(self.up, normed)))))

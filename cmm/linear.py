@@ -1,30 +1,80 @@
-"""A dense layer that computes by `firebolt_vl.kernels.linear`."""
+"""Dense layers: plain `nn.Linear`s, computed by `firebolt_vl.kernels.linear` where nothing stands around them.
 
+What changes models (quantisers, adapters, sharding, offloading) asks for `nn.Linear` by its exact class, wraps it, or
+brings its weights only while it is called. So a layer's class stays, and its weights are read outside of it only where
+that is the same as calling it (`is_plain`).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeGuard, TypeVar
+
+import torch
 from torch import Tensor, nn
 
-from ..kernels.linear import linear
-from .classes import change_classes
+from ..kernels.checks import REAL
+from ..kernels.linear import has_faster_product, linear
+from .classes import change_class
+
+Kind = TypeVar("Kind", bound=nn.Module)
+
+HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+
+
+def is_plain(module: nn.Module, kind: type[Kind]) -> TypeGuard[Kind]:
+    """Tell whether calling a module is `kind.forward` of its parameters and no more, so that they may be read instead.
+
+    Its class is `kind` itself, neither derived (quantised, parametrised, sharded) nor another (an adapter around it);
+    its forward is that of its class (accelerate puts another one into the module); no hook runs beside it.
+    """
+    return (
+        type(module) is kind
+        and "forward" not in module.__dict__
+        and not any(getattr(module, name, None) for name in HOOKS)
+    )
+
+
+def product(layer: nn.Module, x: Tensor) -> Tensor:
+    """y = x W^T + b, what `layer` gives of x: by `kernels.linear` for a plain `nn.Linear`, else by the layer itself."""
+    return linear(x, layer.weight, layer.bias) if is_plain(layer, nn.Linear) else layer(x)
+
+
+def product_and_bias(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """x W^T [B,N,K'] and b [B,K'] of an affine layer y = x W^T + b, for x [B,N,K].
+
+    Whatever stands around the layer or in its place takes part in both: b is what comes of a zero beside each row's x
+    (docs/mathematics.md, (2.12)).
+    """
+    y = product(layer, torch.cat([x, x.new_zeros(x.shape[0], 1, x.shape[2])], 1))
+    bias = y[:, -1]
+    return y[:, :-1] - bias[:, None], bias
+
+
+def in_dtype_of(layer: nn.Module, x: Tensor, otherwise: torch.dtype) -> Tensor:
+    """x in the dtype that a layer's weights have; in `otherwise` where these are a quantiser's codes."""
+    weight = getattr(layer, "weight", None)
+    return x.to(weight.dtype if isinstance(weight, Tensor) and weight.dtype in REAL else otherwise)
 
 
 class Linear(nn.Linear):
-    """y = x W^T + b: `torch.nn.Linear`, by `firebolt_vl.kernels.linear`."""
+    """y = x W^T + b: `torch.nn.Linear`, by `firebolt_vl.kernels.linear`; for the time of `fast_products`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)
 
 
-def without_bias(layer: nn.Module, x: Tensor) -> Tensor:
-    """x W^T; where an adapter (peft) stands around the layer, what it adds too."""
-    if isinstance(layer, nn.Linear):
-        return linear(x, layer.weight)
-    return layer(x) - layer.bias
+@contextmanager
+def fast_products(module: nn.Module) -> Iterator[None]:
+    """Let the plain `nn.Linear`s of a module compute as `Linear` meanwhile, where that is faster on this machine.
 
-
-def compute_fast(module: nn.Module) -> None:
-    """Let all `nn.Linear` in a module compute as `Linear`; their parameters and names stay as they are."""
-    change_classes(module, nn.Linear, Linear)
-
-
-def compute_as_torch(module: nn.Module) -> None:
-    """Undo `compute_fast`."""
-    change_classes(module, Linear, nn.Linear)
+    For layers of other libraries, which `product` does not reach. Outside their class is `nn.Linear`.
+    """
+    changed = [inner for inner in module.modules() if is_plain(inner, nn.Linear) and has_faster_product(inner.weight)]
+    for inner in changed:
+        change_class(inner, Linear)
+    try:
+        yield
+    finally:
+        for inner in changed:
+            if type(inner) is Linear:
+                change_class(inner, nn.Linear)

@@ -115,6 +115,8 @@ class LiquidS4(S4):
         weights = self.product_weights()
         if weights is None:
             return y, after
-        latest = torch.cat([state["inputs"], u.unsqueeze(1)], 1)
-        products = latest.flip(1).cumprod(1)[:, 1:]  # of 2 .. P inputs
-        return y + (products * weights.mT).sum(1), {**after, "inputs": latest[:, 1:]}
+        before, product = state["inputs"], u
+        for delay, weight in enumerate(weights.unbind(-1), start=1):
+            product = product * before[:, -delay]
+            y = torch.addcmul(y, product, weight)
+        return y, {**after, "inputs": torch.cat([before[:, 1:], u.unsqueeze(1)], 1)}

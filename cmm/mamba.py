@@ -11,7 +11,7 @@ from ..kernels.autocast import without_autocast
 from ..kernels.checks import check_integer
 from .block import SSMBlock, tied_dropout
 from .compaction import window_before
-from .linear import Linear
+from .linear import in_dtype_of, product
 from .precision import WideParameters
 
 # Its softplus is 0, exactly: a masked position takes no time.
@@ -39,6 +39,23 @@ class MambaKernel(WideParameters):
 
     def A(self) -> Tensor:
         return self.derived("A", lambda: -self.A_log.exp())
+
+
+class ShiftedConv1d(nn.Conv1d):
+    """`nn.Conv1d` of each channel alone, as a sum of shifted products in the dtype of its input.
+
+        y_t = sum over j < K of w_j x_(t+j) + b                     x [B,E,K-1+T] -> [B,E,T]
+
+    The same arithmetic for one position as for many, in every dtype.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.groups < self.in_channels:  # an adapter makes its own of this class, over all channels
+            return super().forward(input)
+        taps, length = self.weight.squeeze(1).to(input.dtype), input.shape[-1] - self.kernel_size[0] + 1
+        assert self.bias is not None
+        shifted = (taps[:, j, None] * input[..., j : j + length] for j in range(self.kernel_size[0]))
+        return sum(shifted, self.bias.to(input.dtype)[:, None])
 
 
 class Mamba(SSMBlock):
@@ -72,12 +89,12 @@ class Mamba(SSMBlock):
         self.conv_taps = conv_taps
         self.inner_width = expand * width
         self.dt_rank = math.ceil(width / 16)
-        self.in_proj = Linear(width, 2 * self.inner_width, bias=False)
-        self.conv = nn.Conv1d(self.inner_width, self.inner_width, conv_taps, groups=self.inner_width)
-        self.x_proj = Linear(self.inner_width, self.dt_rank + 2 * self.state_size, bias=False)
-        self.dt_proj = Linear(self.dt_rank, self.inner_width, bias=False)
+        self.in_proj = nn.Linear(width, 2 * self.inner_width, bias=False)
+        self.conv = ShiftedConv1d(self.inner_width, self.inner_width, conv_taps, groups=self.inner_width)
+        self.x_proj = nn.Linear(self.inner_width, self.dt_rank + 2 * self.state_size, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, self.inner_width, bias=False)
         self.kernel = MambaKernel(self.inner_width, self.state_size, dt_min, dt_max)
-        self.out_proj = Linear(self.inner_width, width, bias=False)
+        self.out_proj = nn.Linear(self.inner_width, width, bias=False)
         self.kernel.reset_parameters()
         self._reset_dt_proj()
 
@@ -101,7 +118,7 @@ class Mamba(SSMBlock):
         inner, gate = self._project(x)
         inner = F.pad(inner, (0, 0, past, 0)) if state is None else torch.cat([state["conv"], inner], 1)
         kept = None if packing.mask is None else packing.packed_mask
-        y, hidden = self._mix(inner, gate, kept, None if state is None else state["hidden"])
+        y, hidden = self._mix(inner, gate, kept, None if state is None else state["hidden"], x.dtype)
         if not need_state:
             return y, None
         return y, {"conv": window_before(inner, packing.lengths + past, past), "hidden": hidden}
@@ -109,27 +126,22 @@ class Mamba(SSMBlock):
     def _run_step(self, x, state):
         inner, gate = self._project(x.unsqueeze(1))
         inner = torch.cat([state["conv"], inner], 1)
-        y, hidden = self._mix(inner, gate, None, state["hidden"])
+        y, hidden = self._mix(inner, gate, None, state["hidden"], x.dtype)
         return y.squeeze(1), {"conv": inner[:, 1:], "hidden": hidden}
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, T, D] -> what goes into the convolution and what gates the output, both [B, T, E]."""
-        inner, gate = self.in_proj(x.to(self.in_proj.weight.dtype)).chunk(2, dim=-1)
+        inner, gate = product(self.in_proj, in_dtype_of(self.in_proj, x, x.dtype)).chunk(2, dim=-1)
         return inner.to(self.dtype), gate
 
-    def _mix(self, inner: Tensor, gate: Tensor, kept: Tensor | None, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _mix(
+        self, inner: Tensor, gate: Tensor, kept: Tensor | None, hidden: Tensor | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
         """inner [B, conv_taps - 1 + T, E], gate [B, T, E], kept [B, T] -> (y [B, T, D], hidden state [B, E, N])."""
-        T = gate.shape[1]
-        # A few shifted sums: the same arithmetic for one token as for many, in every dtype.
-        taps = self.conv.weight.squeeze(1).to(self.dtype)
-        assert self.conv.bias is not None
-        convolved = sum(
-            (taps[:, j] * inner[:, j : j + T] for j in range(self.conv_taps)), self.conv.bias.to(self.dtype)
-        )
-        x = F.silu(convolved)
-        projected = self.x_proj(x.to(self.x_proj.weight.dtype))
+        x = F.silu(self.conv(inner.mT).mT)
+        projected = product(self.x_proj, in_dtype_of(self.x_proj, x, dtype))
         dt, B, C = projected.split([self.dt_rank, self.state_size, self.state_size], dim=-1)
-        dt = self.dt_proj(dt).to(self.dtype)
+        dt = product(self.dt_proj, dt).to(self.dtype)
         if kept is not None:
             dt = dt.masked_fill(~kept.unsqueeze(-1), NO_TIME)
         with without_autocast(x.device):
@@ -147,4 +159,4 @@ class Mamba(SSMBlock):
                 initial_state=hidden,
             )
         y = tied_dropout(y.mT, self.dropout, self.training)
-        return self.out_proj(y.to(self.out_proj.weight.dtype)), hidden
+        return product(self.out_proj, in_dtype_of(self.out_proj, y, dtype)), hidden

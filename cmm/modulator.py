@@ -17,7 +17,7 @@ from .config import CMMConfig
 from .connector import After, Connector, GridSide, PlacedGrids
 from .feed_forward import FeedForward
 from .inputs import without_masked
-from .linear import Linear, without_bias
+from .linear import is_plain, product, product_and_bias
 from .liquid import LiquidS4
 from .mamba import Mamba
 from .precision import wide_dtype
@@ -82,11 +82,13 @@ class ModulatorSide(GridSide):
 
     k       [B,G,H,D_h]
     table   [B,G,4D_t], W_f v and W_f' v side by side; None where there are many grids (`uses_grid_table`)
-    v       [B,G,D_t] there
+    bias    [B,4D_t], b_f and b_f' side by side, where there is a table
+    v       [B,G,D_t] where there is none
     """
 
     k: Tensor
     table: Tensor | None = None
+    bias: Tensor | None = None
     v: Tensor | None = None
 
 
@@ -115,13 +117,13 @@ class CrossModalModulator(Connector[ModulatorSide]):
     def __init__(self, config: CMMConfig):
         super().__init__(config)
         width, correlation_width = config.text_width, config.heads * config.head_dim
-        self.q_proj = Linear(width, correlation_width, bias=False)
-        self.k_proj = Linear(config.grid_width, correlation_width, bias=False)
-        self.v_proj = Linear(config.grid_width, width, bias=False)
+        self.q_proj = nn.Linear(width, correlation_width, bias=False)
+        self.k_proj = nn.Linear(config.grid_width, correlation_width, bias=False)
+        self.v_proj = nn.Linear(config.grid_width, width, bias=False)
         self.norm_in = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.film_in = Linear(width, 2 * width)
+        self.film_in = nn.Linear(width, 2 * width)
         self.ssm = ssm_block(config, width)
-        self.film_out = Linear(width, 2 * width)
+        self.film_out = nn.Linear(width, 2 * width)
         self.gate = nn.Parameter(torch.full((1,), 0.5))
         self.ffn = FeedForward(width, config.ffn_multiplier, config.dropout, config.layer_norm_eps)
         self.norm_out = nn.LayerNorm(width, eps=config.layer_norm_eps)
@@ -161,11 +163,12 @@ class CrossModalModulator(Connector[ModulatorSide]):
 
     def _side_of(self, seen: PlacedGrids, tokens: int | None) -> ModulatorSide:
         x, mask = seen.x, seen.mask
-        k = self.k_proj(x).unflatten(-1, (self.config.heads, self.config.head_dim))
-        v = self.v_proj(x)
+        k = product(self.k_proj, x).unflatten(-1, (self.config.heads, self.config.head_dim))
+        v = product(self.v_proj, x)
         if not uses_grid_table(self.config.text_width, x.shape[1], tokens):
             return ModulatorSide(mask, k, v=v)
-        return ModulatorSide(mask, k, torch.cat([without_bias(self.film_in, v), without_bias(self.film_out, v)], -1))
+        tables, biases = zip(*(product_and_bias(film, v) for film in (self.film_in, self.film_out)))
+        return ModulatorSide(mask, k, torch.cat(tables, -1), torch.cat(biases, -1))
 
     def _mix(self, x: Tensor, mask: Tensor | None) -> Tensor:
         return self.ssm(x, mask)
@@ -188,30 +191,31 @@ class CrossModalModulator(Connector[ModulatorSide]):
         self, text: Tensor, text_mask: Tensor | None, side: ModulatorSide, mix: Callable[[Tensor], tuple[Tensor, After]]
     ) -> tuple[Tensor, Tensor, After]:
         text = without_masked(text, text_mask)
-        q = self.q_proj(text).unflatten(-1, (self.config.heads, self.config.head_dim))
+        q = product(self.q_proj, text).unflatten(-1, (self.config.heads, self.config.head_dim))
         options = {
             "grid_mask": side.mask,
             "text_mask": text_mask,
             "renormalize": self.config.top_k_mode == "renormalize",
             "dropout_p": self.config.dropout if self.training else 0.0,
         }
-        if side.table is not None and self._takes_short_way(text, text_mask, q, side):
+        if side.table is None or not all(is_plain(norm, nn.LayerNorm) for norm in (self.norm_in, self.ffn.norm)):
+            r, normed, w, seen = self._film_by_layers(text, q, side, options, mix)
+        elif self._takes_short_way(text, text_mask, q, side):
             r, normed, w, seen = self._film_of_few_tokens(text, q, side, mix)
-        elif side.table is not None:
-            r, normed, w, seen = self._film_from_table(text, q, side, options, mix)
         else:
-            r, normed, w, seen = self._film_from_context(text, q, side, options, mix)
+            r, normed, w, seen = self._film_from_table(text, q, side, options, mix)
         y = self.norm_out(r + self.ffn.after_norm(normed)).to(text.dtype)
         return without_masked(y, text_mask), w, seen
 
     def _film_from_table(self, text, q, side, options, ssm):
         table_in, table_out = side.table.chunk(2, dim=-1)
+        bias_in, bias_out = side.bias[0].chunk(2, dim=-1)  # that of every row
         x_f, w = grounded_film(
             text,
             q,
             side.k,
             table_in,
-            self.film_in.bias,
+            bias_in,
             self.gate,
             self.norm_in.weight,
             self.norm_in.bias,
@@ -227,7 +231,7 @@ class CrossModalModulator(Connector[ModulatorSide]):
             text,
             w,
             table_out,
-            self.film_out.bias,
+            bias_out,
             self.gate,
             ffn_norm.weight,
             ffn_norm.bias,
@@ -252,7 +256,7 @@ class CrossModalModulator(Connector[ModulatorSide]):
         dtype = wide_dtype(text.dtype)
         selection = Selection(self.config.top_k, side.mask, renormalize=self.config.top_k_mode == "renormalize")
         w = weights_of_few_tokens(q, side.k, selection, dtype)
-        film = film_of_few_tokens(w, side.table, torch.cat([self.film_in.bias, self.film_out.bias]), self.gate)
+        film = film_of_few_tokens(w, side.table, side.bias[:, None], self.gate)
         gamma_in, beta_in, gamma_out, beta_out = film.chunk(4, dim=-1)
         x = text.to(dtype)
         normed = _layer_norm(x, self.norm_in)
@@ -261,9 +265,15 @@ class CrossModalModulator(Connector[ModulatorSide]):
         r = torch.addcmul(x + beta_out + y, y, gamma_out)
         return r.to(text.dtype), _layer_norm(r, self.ffn.norm).to(text.dtype), w.to(q.dtype), seen
 
-    def _film_from_context(self, text, q, side, options, ssm):
-        c, w = correlation_context(q, side.k, side.v, self.config.top_k, **options)
-        x_f = _film(self.norm_in(text), self.film_in(c), self.gate).to(q.dtype)
+    def _film_by_layers(self, text, q, side, options, ssm):
+        """FiLM of each token, and norms by their modules: for many grids, and where the norms are not plain ones."""
+        seen_of = side.v if side.table is None else side.table
+        c, w = correlation_context(q, side.k, seen_of, self.config.top_k, **options)
+        if side.table is None:
+            film_in, film_out = product(self.film_in, c), product(self.film_out, c)
+        else:
+            film_in, film_out = (c + side.bias[:, None]).chunk(2, dim=-1)
+        x_f = _film(self.norm_in(text), film_in, self.gate).to(q.dtype)
         y, seen = ssm(without_masked(x_f, options["text_mask"]))
-        r = text + _film(y, self.film_out(c), self.gate).to(text.dtype)
+        r = text + _film(y, film_out, self.gate).to(text.dtype)
         return r, self.ffn.norm(r), w, seen

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .linear import in_dtype_of, product
+
 # Angular frequencies. Centres lie in 0..1: half a period of the highest is one 32nd of the image, a patch's side.
 CENTRE_FREQUENCIES = tuple(math.pi * 2**j for j in range(6))
 # log2 of a side lies in -8..0 for sides down to 1/256, which is half a period of the lowest.
@@ -89,11 +91,12 @@ class GridPositions(nn.Module):
         """grids [B,G,D_v], boxes [B,G,4], images [B,G] (all image 0 if None) -> [B,G,D_v]."""
         # Angles are taken in float32 or wider: a half-precision coordinate times the highest frequency is off by 2 %.
         wide = torch.promote_types(grids.dtype, torch.float32)
-        position = self.box(box_features(boxes.to(wide)).to(self.box.weight.dtype))
+        position = product(self.box, in_dtype_of(self.box, box_features(boxes.to(wide)), grids.dtype))
         # Image 0 adds nothing, but in training is not left out: a parameter without a gradient stops distributed runs.
         if images is None and torch.is_grad_enabled():
             images = torch.zeros_like(boxes[..., 0])
         if images is not None:
-            position = position + self.image(image_features(images.to(wide)).to(self.image.weight.dtype))
+            features = in_dtype_of(self.image, image_features(images.to(wide)), grids.dtype)
+            position = position + product(self.image, features)
         scale = (grids.to(wide).square().mean(-1, keepdim=True) + SMALLEST_SQUARE).sqrt()
         return grids + (scale * position).to(grids.dtype)

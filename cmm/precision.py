@@ -28,6 +28,10 @@ class WideParameters(nn.Module):
         super().__init__()
         self._forget_derived()
 
+    def forward(self, run: Callable[[], Any]) -> Any:
+        """Return `run()`, which reads these parameters: in a call, for which tools bring what they keep elsewhere."""
+        return run()
+
     def new_parameter(self, *shape: int) -> nn.Parameter:
         """Uninitialised, float32 or wider also where the default dtype is narrower."""
         return nn.Parameter(torch.empty(*shape, dtype=wide_dtype(torch.get_default_dtype())))

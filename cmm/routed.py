@@ -1,6 +1,7 @@
 """A connector that chooses the patches of an image that matter most, and puts them before the text."""
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from .connector import PREFIX, PlacedGrids
 from .experts import Experts
 from .inputs import without_masked
 from .inserting import Inserting, WaitingGrids
-from .linear import Linear
+from .linear import product
 from .modulator import ssm_block
 from .routed_config import ATTENTION_HEADS, RoutedConfig
 from .routing import ScoreRouter, Slots, TextRouter, best, gathered, in_image_order, reading_order
@@ -32,7 +33,7 @@ class Projector(nn.Module):
 
     def __init__(self, width: int, text_width: int, layers: int, dropout: float, eps: float):
         super().__init__()
-        self.linears = nn.ModuleList(Linear(text_width if layer else width, text_width) for layer in range(layers))
+        self.linears = nn.ModuleList(nn.Linear(text_width if layer else width, text_width) for layer in range(layers))
         self.norms = nn.ModuleList(nn.LayerNorm(text_width, eps=eps) for _ in range(layers))
         self.dropout = dropout
 
@@ -42,7 +43,7 @@ class Projector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for linear, norm in zip(self.linears, self.norms):
-            x = F.dropout(F.gelu(norm(linear(x))), self.dropout, self.training)
+            x = F.dropout(F.gelu(norm(product(linear, x))), self.dropout, self.training)
         return x
 
 
@@ -118,13 +119,13 @@ class Routed(Inserting[RoutedSide]):
 
     def inserted_mask(self, grid_mask: Tensor, grid_images: Tensor | None = None) -> Tensor:
         """The inserted positions that there are, [B,M] bool, of grid_mask [B,G] and grid_images [B,G]."""
-        kept = Slots.of(grid_mask, grid_images, grid_mask.shape, self.config.top_k).kept
+        kept = Slots.of(grid_mask, grid_mask, grid_images, self.config.top_k).kept
         return kept.any(-1) if self.config.insert == "mean_at_token" else kept.flatten(1)
 
     def forward(
         self,
         text: Tensor,
-        grids: Tensor,
+        grids: Tensor | None = None,
         text_mask: Tensor | None = None,
         grid_mask: Tensor | None = None,
         grid_boxes: Tensor | None = None,
@@ -133,15 +134,20 @@ class Routed(Inserting[RoutedSide]):
         prompt_mask: Tensor | None = None,
         return_weights: bool = False,
         return_balance: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        **mode: Any,
+    ) -> Any:
         """Run over whole sequences, as `Connector.forward` does.
 
         Returns: [B,M+T,D_t], or with return_balance that and the balance loss of the experts (`experts.balance`), not
         yet weighted.
         """
+        if mode:  # of `prefill` and `step`
+            others = {"grid_images": grid_images, "prompt_mask": prompt_mask, "return_weights": return_weights}
+            return super().forward(text, grids, text_mask, grid_mask, grid_boxes, **others, **mode)
         self._check(text, text_mask, return_weights)
         prompt = self._prompt_in(text, text_mask, prompt_mask)
-        side = self._grid_side(grids, grid_mask, grid_boxes, grid_images, prompt, text.shape[0], text.shape[1])
+        given = (cast(Tensor, grids), grid_mask, grid_boxes, grid_images)
+        side = self._grid_side(*given, prompt, text.shape[0], text.shape[1])
         y, _ = self._run_whole(text, text_mask, side)
         assert side.balance is not None  # a new side has one
         return (y, side.balance) if return_balance else y
@@ -149,8 +155,7 @@ class Routed(Inserting[RoutedSide]):
     def _side_of(self, seen: PlacedGrids, tokens: int | None) -> RoutedSide:
         config = self.config
         scores = self.router(seen)
-        slots = Slots.of(seen.mask, seen.images, seen.x.shape[:2], config.top_k)
-        slots = slots._replace(kept=slots.kept.to(seen.x.device))
+        slots = Slots.of(seen.x, seen.mask, seen.images, config.top_k)
         chosen = best(scores, slots)
         if config.order == "image":
             chosen = in_image_order(chosen, slots.kept, self._ranks(seen))

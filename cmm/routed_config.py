@@ -38,7 +38,7 @@ class RoutedConfig(CMMConfig):
     has no effect. Raises ValueError or TypeError, which name the field that is wrong.
 
     top_k               patches of each image that are kept; None or 0: all
-    ssm                 "s4", "s4d", "mamba", or "self_attn": attention in both directions and a feed-forward part
+    ssm                 one of CMMConfig's, or "self_attn": attention in both directions and a feed-forward part
     experts             networks of which each patch takes some
     experts_used        how many of them a patch takes
     expert_width        their hidden width

@@ -10,7 +10,7 @@ from ..kernels import correlation_context
 from .compaction import take
 from .connector import PlacedGrids
 from .inputs import without_masked
-from .linear import Linear
+from .linear import product
 from .precision import wide_dtype
 
 # A patch that no word looks at: its score is finite, and so is the gradient.
@@ -22,14 +22,14 @@ class ScoreRouter(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.importance = Linear(width, 1)
+        self.importance = nn.Linear(width, 1)
 
     def reset_parameters(self) -> None:
         self.importance.reset_parameters()
 
     def forward(self, seen: PlacedGrids) -> Tensor:
         """Compute scores [B,G], in float32 or wider."""
-        return self.importance(seen.x).squeeze(-1).to(wide_dtype(seen.x.dtype))
+        return product(self.importance, seen.x).squeeze(-1).to(wide_dtype(seen.x.dtype))
 
 
 class TextRouter(nn.Module):
@@ -43,8 +43,8 @@ class TextRouter(nn.Module):
     def __init__(self, width: int, text_width: int, heads: int, head_dim: int):
         super().__init__()
         self.heads, self.head_dim = heads, head_dim
-        self.q_proj = Linear(text_width, heads * head_dim, bias=False)
-        self.k_proj = Linear(width, heads * head_dim, bias=False)
+        self.q_proj = nn.Linear(text_width, heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(width, heads * head_dim, bias=False)
 
     def reset_parameters(self) -> None:
         self.q_proj.reset_parameters()
@@ -58,8 +58,8 @@ class TextRouter(nn.Module):
                 "chooses"
             )
         text = without_masked(seen.prompt.text, seen.prompt.mask)
-        k = self.k_proj(seen.x)
-        q, heads = self.q_proj(text), (self.heads, self.head_dim)
+        k = product(self.k_proj, seen.x)
+        q, heads = product(self.q_proj, text), (self.heads, self.head_dim)
         _, w = correlation_context(
             q.unflatten(-1, heads), k.unflatten(-1, heads), k, grid_mask=seen.mask, text_mask=seen.prompt.mask
         )
@@ -83,13 +83,12 @@ class Slots(NamedTuple):
     kept: Tensor
 
     @classmethod
-    def of(cls, grid_mask: Tensor | None, grid_images: Tensor | None, shape: torch.Size, top_k: int | None) -> "Slots":
-        """Count the places for patches [B,G] = `shape`. Looks into grid_images, if there are any, and into no other."""
-        batch, G = shape
+    def of(cls, x: Tensor, grid_mask: Tensor | None, grid_images: Tensor | None, top_k: int | None) -> "Slots":
+        """Count the places for patches x [B,G,...]. Looks into grid_images, if there are any, and into no other."""
+        (batch, G), device = x.shape[:2], x.device
         wanted = min(top_k or G, G)
-        device = next((t.device for t in (grid_mask, grid_images) if t is not None), None)
         if grid_mask is None and grid_images is None:
-            return cls(None, torch.ones(batch, 1, wanted, dtype=torch.bool))
+            return cls(None, torch.ones(batch, 1, wanted, dtype=torch.bool, device=device))
         members = torch.ones(batch, G, dtype=torch.bool, device=device) if grid_mask is None else grid_mask
         members = members[:, None]
         if grid_images is not None:

@@ -160,7 +160,7 @@ class S4(GatedSSMBlock):
                 y, state = self._convolve(u, packing, state, need_state)
             else:
                 y, state = self._convolve_truncated(u, self.kernel_taps, packing, state, need_state)
-        return self.gated(y), state
+        return self.gated(y, x.dtype), state
 
     def _run_step(self, x, state):
         u = x.to(self.dtype)
@@ -169,7 +169,7 @@ class S4(GatedSSMBlock):
                 y, state = self._advance(u, state)
             else:
                 y, state = self._advance_truncated(u, self.kernel_taps, state)
-        return self.gated(y.unsqueeze(1)).squeeze(1), state
+        return self.gated(y.unsqueeze(1), x.dtype).squeeze(1), state
 
     def _convolve(
         self, u: Tensor, packing: Packing, state: dict[str, Tensor] | None, need_state: bool

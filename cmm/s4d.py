@@ -123,7 +123,7 @@ class S4D(GatedSSMBlock):
                 y, state = self._scan(u, packing, state, need_state)
             else:
                 y = fft_conv(u.mT, self.kernel.taps(u.shape[1]), self.kernel.D).mT
-        return self.gated(y), state
+        return self.gated(y, x.dtype), state
 
     def _run_step(self, x, state):
         u = x.to(self.dtype)
@@ -131,7 +131,7 @@ class S4D(GatedSSMBlock):
             _, z, b, c = self.kernel.discrete()
             before = torch.view_as_complex(state["modes"])
             y, after = diagonal_scan(u.unsqueeze(-1), z, b, c, self.kernel.D, before)
-        return self.gated(y.mT).squeeze(1), {"modes": torch.view_as_real(after)}
+        return self.gated(y.mT, x.dtype).squeeze(1), {"modes": torch.view_as_real(after)}
 
     def _scan(self, u, packing, state, need_state):
         log_z, z, b, c = self.kernel.discrete()

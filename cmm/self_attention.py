@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .inputs import without_masked
-from .linear import Linear
+from .linear import product
 
 
 class SelfAttention(nn.Module):
@@ -17,10 +17,10 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.norm = nn.LayerNorm(width, eps=eps)
-        self.qkv = Linear(width, 3 * width)
-        self.out = Linear(width, width)
-        self.up = Linear(width, multiplier * width)
-        self.down = Linear(multiplier * width, width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.up = nn.Linear(width, multiplier * width)
+        self.down = nn.Linear(multiplier * width, width)
 
     def reset_parameters(self) -> None:
         for module in (self.norm, self.qkv, self.out, self.up, self.down):
@@ -28,7 +28,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [B,K,D], mask [B,K] bool -> y [B,K,D], zero where masked."""
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, -1))
+        parts = product(self.qkv, self.norm(x)).chunk(3, -1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         seen = None
         if mask is not None:
             # A row without any token sees all: its output is zeroed, and would else be NaN on the way there.
@@ -36,9 +37,9 @@ class SelfAttention(nn.Module):
         attended = F.scaled_dot_product_attention(
             q, k, v, attn_mask=seen, dropout_p=self.dropout if self.training else 0.0
         )
-        h = x + self._dropped(self.out(attended.transpose(1, 2).flatten(-2)))
-        hidden = self._dropped(F.gelu(self.up(self.norm(h))))
-        return without_masked(h + self._dropped(self.down(hidden)), mask)
+        h = x + self._dropped(product(self.out, attended.transpose(1, 2).flatten(-2)))
+        hidden = self._dropped(F.gelu(product(self.up, self.norm(h))))
+        return without_masked(h + self._dropped(product(self.down, hidden)), mask)
 
     def _dropped(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)

@@ -393,6 +393,7 @@ def _ground(loaded: Loaded, inputs, text: str, tokens, picture, reply: Reply, pa
     kept = rests.grid_mask[0]
     boxes, effects = rests.boxes[0][kept].tolist(), rests.effects[0][kept].tolist()
     words = _words(loaded, inputs, text, reply.question) if loaded.model.config.connector == "cmm" else None
+    kinds = _kinds(loaded, len(boxes))
     write_picture(
         "--grounding",
         path,
@@ -405,12 +406,19 @@ def _ground(loaded: Loaded, inputs, text: str, tokens, picture, reply: Reply, pa
             reply.question,
             reply.answer,
             unfinished,
+            kinds.count("patch"),
         ),
     )
-    views = [
-        View("tile" if number else "global", box, effect) for number, (box, effect) in enumerate(zip(boxes, effects))
-    ]
+    views = [View(*of_one) for of_one in zip(kinds, boxes, effects)]
     return Evidence(views, words, path)
+
+
+def _kinds(loaded: Loaded, count: int) -> list[str]:
+    """Tell of each of the `count` grids of an image whether it is the global view, a tile or a patch."""
+    config = loaded.model.config
+    side = loaded.processor.image_processor.size["height"] // config.vision_config.patch_size
+    patches = 0 if config.grids == "views" else side * side
+    return ["global", *["tile"] * count][: count - patches] + ["patch"] * patches
 
 
 def _words(loaded: Loaded, inputs, text: str, question: str) -> list[Word]:

@@ -38,16 +38,19 @@ def draw(
     question: str,
     answer: str,
     path: str | PathLike | BinaryIO,
+    patches: int = 0,
 ) -> None:
-    """Write the grounding picture to `path`, as PNG.
+    """Write the grounding picture to `path`, as PNG: tiles with their numbers, or patches as a heat map.
 
     Args:
         image: the image that was asked about.
         words: W words of the question; the first 16 are shown.
         weights: [W,G], what each word weighed: the modulator's weights, averaged over the word's tokens. None for a
             model that has none; without them, or without words, the right half is left out.
-        boxes: [G,4], (y0, x0, y1, x1) in pixels of the image; the first is the global view.
+        boxes: [G,4], (y0, x0, y1, x1) in pixels of the image; of views the first is the global one.
         effects: [G], by how many nats the answer's log-probability falls when the grid is masked.
+        patches: how many of the grids, the last ones, are the patches of the whole image in reading order. Where there
+            are some, views have no part in the picture.
     """
     boxes, effects = np.asarray(boxes, dtype=np.float64), np.asarray(effects, dtype=np.float64)
     weights = np.asarray(weights, dtype=np.float64) if weights is not None and len(words) else None
@@ -66,9 +69,15 @@ def draw(
             text = _shortened(text, int((across - 2 * MARGIN) / 0.098))
             size = min(17, 72 * (across - 2 * MARGIN) / (0.7 * len(text)))
             _write(figure, MARGIN, y, text, size=size, weight="bold", color=colour)
-        _draw_effects(figure, image, boxes, effects, width, height)
-        if weights is not None:
-            _draw_weights(figure, words, weights, boxes, image, height)
+        if patches:
+            rows = len(np.unique(boxes[-patches:, 0].round(6)))
+            _draw_heat(figure, image, effects[-patches:].reshape(rows, -1), width, height)
+            if weights is not None:
+                _draw_looks(figure, words, weights[:, -patches:].reshape(len(words), rows, -1), image, height)
+        else:
+            _draw_effects(figure, image, boxes, effects, width, height)
+            if weights is not None:
+                _draw_weights(figure, words, weights, boxes, image, height)
         _write(figure, MARGIN, down - 0.18, note(missing), size=8, color=FAINT)
         figure.savefig(path, format="png", metadata={"Software": SIGNATURE})
 
@@ -128,6 +137,10 @@ def _draw_effects(figure: Figure, image, boxes, effects, width: float, height: f
     _write(figure, beside, below + 0.2, "global view", size=9.5, color=FAINT)
     _write(figure, beside, below + 0.5, _signed(effects[0]), size=12, weight="bold")
 
+    _scale_bar(figure, below, scale)
+
+
+def _scale_bar(figure: Figure, below: float, scale: float) -> None:
     start, end = MARGIN + LEFT - 2.6, MARGIN + LEFT
     bar = figure.colorbar(
         ScalarMappable(Normalize(-scale, scale), EFFECTS),
@@ -140,6 +153,61 @@ def _draw_effects(figure: Figure, image, boxes, effects, width: float, height: f
         _write(figure, x, below + 0.32, _signed(value), size=8.5, color=FAINT, ha=side)
         _write(figure, x, below + 0.5, words, size=8.5, color=FAINT, ha=side)
     _write(figure, (start + end) / 2, below + 0.32, "0", size=8.5, color=FAINT, ha="center")
+
+
+def _draw_heat(figure: Figure, image, effects: np.ndarray, width: float, height: float) -> None:
+    """The effects of patches [rows,columns], over the image."""
+    scale = max(LEAST_SCALE, np.abs(effects).max(initial=0))
+    _title(
+        figure,
+        MARGIN,
+        "What the answer rests on",
+        "occlusion: by how many nats the answer's log-probability",
+        "falls when the patch is hidden from the model",
+    )
+    axes = _place(figure, MARGIN, TOP, width, height)
+    _show(axes, image)
+    strength = 0.75 * np.abs(effects) / scale
+    _over(axes, image, EFFECTS(0.5 + 0.5 * effects / scale), strength)
+    if np.abs(effects).max() < LEAST_SCALE:
+        _write(figure, MARGIN + LEFT, TOP - 0.58, "no patch matters", size=11, weight="bold", color=ACCENT, ha="right")
+    _scale_bar(figure, TOP + height + 0.3, scale)
+
+
+def _draw_looks(figure: Figure, words, weights: np.ndarray, image, height: float) -> None:
+    """The weights of each word for patches [W,rows,columns], a small heat map a word."""
+    left = MARGIN + LEFT + GAP
+    _title(
+        figure,
+        left,
+        "What each word weighed",
+        "the modulator's weights: how each word divides its look among the",
+        "patches. They say where it looked, not what the answer rests on",
+    )
+    words, hidden = list(words[:MOST_WORDS]), len(words) - MOST_WORDS
+    columns = min(4, len(words))
+    rows = -(-len(words) // columns)
+    cell_width, cell_height = RIGHT / columns, (height + BELOW - MARGIN) / rows
+    room = cell_height - 0.3
+    across = min(cell_width - 0.15, room * image.width / image.height)
+    down = min(room, across * image.height / image.width)
+    scale = max(weights.max(initial=0), 1e-9)
+    for number, (word, looks) in enumerate(zip(words, weights)):
+        x, y = left + number % columns * cell_width, TOP + number // columns * cell_height
+        axes = _place(figure, x, y + 0.25, max(across, 0.05), max(down, 0.05))
+        _show(axes, image)
+        _over(axes, image, WEIGHTS(0.4 + 0.6 * looks / scale), 0.85 * looks / scale)
+        _write(figure, x, y + 0.12, _shortened(word, int(cell_width / 0.09)), size=9.5)
+    if hidden > 0:
+        note = f"and {hidden} more word{'s' if hidden > 1 else ''}"
+        _write(figure, left, TOP + rows * cell_height + 0.1, note, size=9, color=FAINT)
+
+
+def _over(axes: Axes, image: Image.Image, colours: np.ndarray, strength: np.ndarray) -> None:
+    """Cells of colour [rows,columns,4] over all of the image, as opaque as their strength [rows,columns] in 0..1."""
+    colours = np.concatenate([colours[..., :3], strength[..., None]], -1)
+    axes.imshow(colours, extent=(0, image.width, image.height, 0), aspect="auto", interpolation="nearest")
+    axes.set(xlim=(0, image.width), ylim=(image.height, 0))
 
 
 def _draw_weights(figure: Figure, words, weights, boxes, image, height: float) -> None:

@@ -1,6 +1,7 @@
 """A foveated model that is examined: it watches each video of a benchmark and answers, in words and by loss."""
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from string import ascii_uppercase
@@ -16,7 +17,13 @@ from .files.problems import BadRow
 from .watch import generate, inputs_of, load_foveated, open_source
 
 if TYPE_CHECKING:
+    from transformers import BatchFeature
+
     from .checkpoint import Loaded
+    from .model.foveated import VisualTokens
+
+REMEMBERED = 16
+"""Videos whose visual tokens are kept: questions about one are near each other in their files."""
 
 
 def root_of(given: str | None, source: str) -> Path:
@@ -53,6 +60,8 @@ class Watching(Asking):
     def __init__(self, loaded: "Loaded", max_new_tokens: int, root: Path, frames: int | None):
         self.loaded, self.max_new_tokens, self.root, self.frames = loaded, max_new_tokens, root, frames
         self.watched = 0
+        self.seen: OrderedDict[str, VisualTokens] = OrderedDict()
+        """Those of the videos that were asked about last."""
 
     @property
     def encoded(self) -> int:
@@ -75,16 +84,27 @@ class Watching(Asking):
 
     def _watch(self, item: Item) -> tuple[str, int]:
         """The answer in words, and the number of the option with the lowest mean cross-entropy, after one look."""
-        import torch
-
         from .evaluate.choices import choose
 
         model, processor = self.loaded.model, self.loaded.processor
-        source = open_source(str(self.root / str(item.video)), self.frames)
-        inputs = inputs_of(self.loaded, source, item.question)
-        with torch.no_grad():
-            visual = model.get_visual_tokens(inputs["frames"], inputs["frame_mask"])
+        inputs, visual = self._look(str(item.video), item.question)
         tokens = generate(model, inputs, visual, self.max_new_tokens, None, TokenClock())
         chosen, _ = choose(model, processor, item.bare, item.options, visual=visual)
-        self.watched += 1
         return processor.decode(tokens, skip_special_tokens=True).strip(), chosen
+
+    def _look(self, video: str, question: str) -> "tuple[BatchFeature, VisualTokens]":
+        """The inputs of a question, and the visual tokens of its video, which is looked at unless it was lately."""
+        import torch
+
+        if video in self.seen:
+            self.seen.move_to_end(video)
+            visual = self.seen[video]
+            return inputs_of(self.loaded, None, question, looked_at=visual.tokens.shape[1]), visual
+        inputs = inputs_of(self.loaded, open_source(str(self.root / video), self.frames), question)
+        with torch.no_grad():
+            visual = self.loaded.model.get_visual_tokens(inputs["frames"], inputs["frame_mask"])
+        self.watched += 1
+        self.seen[video] = visual
+        if len(self.seen) > REMEMBERED:
+            self.seen.popitem(last=False)
+        return inputs, visual

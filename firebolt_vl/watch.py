@@ -224,16 +224,20 @@ def load_foveated(folder: Path, device: str) -> Loaded:
     return Loaded(model.eval().to(device), processor)
 
 
-def inputs_of(loaded: Loaded, source: Source, question: str):
-    """Make the model's inputs of a question about a video. Raises Failure."""
+def inputs_of(loaded: Loaded, source: Source | None, question: str, text: str | None = None, looked_at: int = 0):
+    """Make the model's inputs of a question about a video; `text` is a prompt that was made of it. Without a source
+    they are those of the text alone, which comes after `looked_at` visual tokens. Raises Failure."""
     processor, model = loaded.processor, loaded.model
-    check_controls(loaded, question)
-    text = question
-    if processor.chat_template is not None:
-        text = render(loaded, [{"role": "user", "content": question}])
-    shown = {"images": source.frames[0]} if source.times is None else {"videos": [source.frames]}
+    if text is None:
+        check_controls(loaded, question)
+        text = question
+        if processor.chat_template is not None:
+            text = render(loaded, [{"role": "user", "content": question}])
+    shown = {}
+    if source is not None:
+        shown = {"images": source.frames[0]} if source.times is None else {"videos": [source.frames]}
     inputs = processor(text=[text], return_tensors="pt", **specials(loaded, text), **shown)
-    taken = inputs["input_ids"].shape[1] + inputs["frames"].shape[1]
+    taken = inputs["input_ids"].shape[1] + (inputs["frames"].shape[1] if shown else looked_at)
     most = model.config.text_config.max_position_embeddings
     if taken >= most:
         raise Failure(

@@ -1,12 +1,14 @@
 """The models, the transformers way: importing this package registers them with the Auto classes and pipelines."""
 
-from .compat.registry import register
+from .adapters import lora_targets
+from .compat.registry import register, register_scoring
 from .cpu.prepacking import prepack_weights
 from .cpu.quantization import logits_drift, quantize_int8
 from .firebolt import (
     CHAT_TEMPLATE,
     FireboltConfig,
     FireboltForConditionalGeneration,
+    FireboltForSequenceClassification,
     FireboltImageProcessor,
     FireboltModel,
     FireboltProcessor,
@@ -15,12 +17,14 @@ from .firebolt import (
 from .foveated import FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
 
 register(FireboltConfig, FireboltModel, FireboltForConditionalGeneration, FireboltImageProcessor, FireboltProcessor)
+register_scoring(FireboltConfig, FireboltForSequenceClassification)
 register(FoveatedVLMConfig, FoveatedVLM, FoveatedVLM, FoveatedImageProcessor, FoveatedProcessor)
 
 __all__ = [
     "CHAT_TEMPLATE",
     "FireboltConfig",
     "FireboltForConditionalGeneration",
+    "FireboltForSequenceClassification",
     "FireboltImageProcessor",
     "FireboltModel",
     "FireboltProcessor",
@@ -30,6 +34,7 @@ __all__ = [
     "FoveatedVLMConfig",
     "Grounding",
     "logits_drift",
+    "lora_targets",
     "prepack_weights",
     "quantize_int8",
 ]

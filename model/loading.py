@@ -1,5 +1,6 @@
 """Checks and steps of `from_pretrained` before transformers reads anything."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -26,6 +27,7 @@ from .checkpoint_files import (
 )
 from .checkpoint_sizes import check_config, check_model
 from .places import HUB_ARGUMENTS, find
+from .quantizers import check_quantized
 
 
 class Opened(NamedTuple):
@@ -114,15 +116,27 @@ def load_backbone(cls, name: str | PathLike, dtype: torch.dtype | None):
 def load_checked(cls, load: Callable, name: str | PathLike | None, args: tuple, arguments: dict[str, Any]):
     """Load a model of the class `cls` by transformers' `load`, once it is known that the weights fill it."""
     if name is None:
-        return load(None, *args, **arguments)
+        return _loaded(cls, load, None, args, arguments)
     opened = open_checkpoint(name, arguments)
     config, where = arguments.get("config"), opened.folder / CONFIG
+    if isinstance(config, str | PathLike):
+        config = arguments["config"] = cls.config_class.from_pretrained(open_folder(config, {}))
     if config is None:
         if (kind := opened.config.get("model_type")) != cls.config_class.model_type:
             raise CheckpointError(f"{where} is of a {kind!r} model; expected a {cls.config_class.model_type!r} model")
         config = cls.config_class.from_dict(dict(opened.config))
     check_model(lambda: cls(config), opened.shapes, where)
-    return load(opened.folder, *args, **arguments)
+    return _loaded(cls, load, opened.folder, args, arguments)
+
+
+def _loaded(cls, load: Callable, folder: Path | None, args: tuple, arguments: dict[str, Any]) -> Any:
+    """Load, and compare the result with what a quantiser that was asked for should have made of it."""
+    asked = arguments.get("quantization_config")
+    loaded = load(folder, *args, **arguments)
+    if asked is not None:
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        check_quantized(model, lambda: cls(copy.deepcopy(model.config)), type(asked).__name__)
+    return loaded
 
 
 __all__ = [

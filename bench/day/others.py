@@ -17,6 +17,7 @@ LONG_CONVOLUTIONS = ("fla.modules.conv.long_conv", "fla.modules.convolution")
 def others(op: str, call: Inputs) -> dict[str, Provider]:
     """The providers of an op by name, for those arguments that they can take."""
     makers = {"fft_conv": _convolutions, "diagonal_scan": _scans_by_taps, "selective_scan": _mamba}
+    makers["selective_state_update"] = _mamba_step
     return makers[op](call) if op in makers else {}
 
 
@@ -53,6 +54,11 @@ def _mamba(call: Inputs) -> dict[str, Provider]:
     if theirs is None or call.kwargs.keys() & {"initial_state", "cu_seqlens"}:
         return {}
     return {"mamba_ssm": lambda: theirs(*call.args, **call.kwargs)}
+
+
+def _mamba_step(call: Inputs) -> dict[str, Provider]:
+    theirs = _imported(("mamba_ssm.ops.triton.selective_state_update",), "selective_state_update")
+    return {} if theirs is None else {"mamba_ssm": lambda: theirs(*call.args, **call.kwargs)}
 
 
 def _imported(modules: tuple[str, ...], name: str) -> Callable[..., Any] | None:

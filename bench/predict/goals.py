@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ..cases import Case
+from ..cases import Case, gated
 from .chips import H100, LAUNCH_US
 from .model import memory_us
 
@@ -72,6 +72,10 @@ def _selective_scan(mode: str, us: float) -> Goal:
     return Goal("selective_scan", case, "bfloat16", mode, lambda _: us, "")
 
 
+def _near_a_copy(op: str, case: Case, mode: str) -> Goal:
+    return Goal(op, case, "bfloat16", mode, lambda floor: copy_us(floor) / 0.8, "80 % of a copy")
+
+
 GOALS = (
     *(_convolution(L, "bfloat16", us, "FlashFFTConv, published") for L, us in ((256, 110), (1024, 290), (4096, 1430))),
     *(_convolution(L, "float32", None, "half of a vendor's FFT") for L in (256, 512, 1024, 2048)),
@@ -84,4 +88,8 @@ GOALS = (
     _many_grids(1, 1024, 1024),
     _selective_scan("forward", 400.0),
     _selective_scan("backward", 1600.0),
+    _near_a_copy("selective_state_update", Case({"B": 128, "D": 2048, "N": 16}), "forward"),
+    _near_a_copy("selective_state_update", Case({"B": 8, "H": 32, "P": 64, "N": 128}), "forward"),
+    *(_near_a_copy("gated_scan", gated(8, 2048, 2048), mode) for mode in ("forward", "backward")),
+    *(_near_a_copy("gated_scan", gated(1, 16384, 512), mode) for mode in ("forward", "backward")),
 )

@@ -75,24 +75,26 @@ def distinct_tensors(values: Iterable[Any]) -> list[Tensor]:
     return list({tensor.data_ptr(): tensor for tensor in tensors(values)}.values())
 
 
-def bytes_of(launch: Launch) -> int:
-    """The bytes that a launch moves at least: each of its tensors once."""
-    return sum(distinct_bytes(tensor) for tensor in distinct_tensors(launch.arguments.values()))
+def bytes_of(launch: Launch, changed: Sequence[Tensor] = ()) -> int:
+    """The bytes that a launch moves at least: each of its tensors once, and those that it `changed` twice."""
+    found = distinct_tensors(launch.arguments.values())
+    twice = {tensor.data_ptr() for tensor in changed}
+    return sum(distinct_bytes(tensor) * (2 if tensor.data_ptr() in twice else 1) for tensor in found)
 
 
 def memory_us(count: int, chip: Chip | BytesOnly) -> float:
     return 1e-6 * count / (REACHED_OF_BANDWIDTH * chip.memory_tb_per_s)
 
 
-def predict_from_bytes(launch: Launch, chip: BytesOnly) -> Prediction:
+def predict_from_bytes(launch: Launch, chip: BytesOnly, changed: Sequence[Tensor] = ()) -> Prediction:
     """The lower bound that memory sets."""
-    us = {"memory": memory_us(bytes_of(launch), chip)}
-    warps = launch.options["num_warps"]
-    return Prediction(_name(launch), prod(launch.grid), warps, None, None, None, bytes_of(launch), None, {}, us)
+    count, warps = bytes_of(launch, changed), launch.options["num_warps"]
+    us = {"memory": memory_us(count, chip)}
+    return Prediction(_name(launch), prod(launch.grid), warps, None, None, None, count, None, {}, us)
 
 
-def predict(launch: Launch, compiled: Compiled, chip: Chip) -> Prediction:
-    """The prediction of a launch of a kernel that was compiled for the chip."""
+def predict(launch: Launch, compiled: Compiled, chip: Chip, changed: Sequence[Tensor] = ()) -> Prediction:
+    """The prediction of a launch of a kernel that was compiled for the chip; `changed` are tensors read and written."""
     arguments = _by_name(launch.arguments)
     evaluation = Evaluation(compiled.module, arguments, sample_of_programs(launch.grid))
     code, unknown = match(compiled.code, compiled.loops, runs(evaluation), evaluation.count)
@@ -119,10 +121,10 @@ def predict(launch: Launch, compiled: Compiled, chip: Chip) -> Prediction:
         resident=resident,
         registers=compiled.registers,
         shared=compiled.shared,
-        bytes=bytes_of(launch),
+        bytes=bytes_of(launch, changed),
         touched=round(touched),
         instructions=spent.instructions,
-        us=us | {"memory": memory_us(bytes_of(launch), chip)},
+        us=us | {"memory": memory_us(bytes_of(launch, changed), chip)},
         unknown=unknown,
     )
 

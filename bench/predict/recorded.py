@@ -27,6 +27,8 @@ class Recorded(NamedTuple):
     launches: list[Launch]
     others: list[int]
     """Of each kernel that PyTorch itself starts, such as a sum or a copy, the bytes that it reads and writes."""
+    changed: tuple[Tensor, ...] = ()
+    """Tensors that the op reads and writes."""
 
 
 class _Others(TorchDispatchMode):
@@ -73,6 +75,8 @@ def record_modes(op: str, case: Case, dtype: str) -> tuple[dict[str, Recorded], 
             outputs = run_forward(op, call)
         with _noted() as backward:
             run_backward(call, outputs)
+    if OPS[op].in_place:
+        forward = forward._replace(changed=call.args[:1])
     both = Recorded([*kept.launches, *backward.launches], [*kept.others, *backward.others])
     outputs = [output for output in outputs if output.requires_grad] or outputs
     return {"forward": forward, "backward": backward, "both": both}, bytes_to_move(

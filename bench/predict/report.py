@@ -150,13 +150,13 @@ def _predicted(
 ) -> list[Prediction]:
     """The prediction of each launch. Raises RuntimeError for a kernel that did not compile."""
     if isinstance(chip, BytesOnly):
-        return [predict_from_bytes(launch, chip) for launch in recorded.launches]
+        return [predict_from_bytes(launch, chip, recorded.changed) for launch in recorded.launches]
     found = []
     for launch, key in zip(recorded.launches, keys):
         kernel = compiled[key]
         if isinstance(kernel, str):
             raise RuntimeError(f"{launch.kernel.fn.__name__} does not compile: {kernel}")
-        found.append(predict(launch, kernel, chip))
+        found.append(predict(launch, kernel, chip, recorded.changed))
     return found
 
 

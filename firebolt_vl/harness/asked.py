@@ -15,11 +15,11 @@ from ..evaluation import Examinee
 
 
 class Turn(NamedTuple):
-    """One message of a conversation."""
+    """One message of a conversation; among what it shows a video is its path."""
 
     role: str
     text: str
-    images: tuple[Image.Image, ...] = ()
+    images: tuple[Image.Image | str, ...] = ()
 
 
 class AskedModel:

@@ -1,4 +1,5 @@
-"""Our models in lmms-eval: found by its entry points, `lmms-eval --model firebolt --model_args pretrained=DIR`.
+"""Our models in lmms-eval: found by its entry points, `lmms-eval --model firebolt --model_args pretrained=DIR`, and
+`--model firebolt_foveated` for the model that looks at videos.
 
 Tested with lmms-eval 0.7. Answers are the most likely ones; `temperature` and other settings of sampling are ignored.
 """
@@ -13,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .asked import AskedModel, Turn
+from .watched import WatchedModel
 
 MAX_NEW_TOKENS = 128
 
@@ -21,6 +23,8 @@ class FireboltSimple(lmms):
     """The interface of requests with a prompt and images."""
 
     is_simple = True
+    shows: tuple[str, ...] = ("image",)
+    """What a message may show, in lmms-eval's words."""
 
     def __init__(
         self,
@@ -33,8 +37,8 @@ class FireboltSimple(lmms):
     ):
         """Load a checkpoint: a folder, an id of the hub, or "tiny", the model inside the package."""
         super().__init__()
-        place = "cuda" if str(device).startswith("cuda") else str(device or "auto")
-        self.asked = AskedModel(None if pretrained == "tiny" else pretrained, place, dtype=dtype, quantize=quantize)
+        checkpoint = None if pretrained == "tiny" else pretrained
+        self.asked = AskedModel(checkpoint, _place(device), dtype=dtype, quantize=quantize)
         self.batch_size = (
             int(batch_size or 1) if str(batch_size).isdigit() or batch_size is None else max_batch_size or 1
         )
@@ -65,7 +69,7 @@ class FireboltSimple(lmms):
             context, target, visual, doc_id, task, split = request.args
             document = self.task_dict[task][split][doc_id]
             reply = target if isinstance(target, str) else target(document)
-            found.append(self.asked.loss([Turn("user", context, _images(visual(document)))], reply))
+            found.append(self.asked.loss([Turn("user", context, self._shown(visual(document)))], reply))
         return found
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
@@ -74,7 +78,7 @@ class FireboltSimple(lmms):
         for request in tqdm(requests, desc="Answering", disable=self.rank != 0):
             context, settings, visual, next_round, doc_id, task, split = request.args
             document = self.task_dict[task][split][doc_id]
-            images, said, information = _images(visual(document)), [], None
+            images, said, information = self._shown(visual(document)), [], None
             most, until = _limits(settings)
             while True:
                 said = [*said, self.asked.answer([[Turn("user", context, images)]], most, until)[0]]
@@ -83,7 +87,7 @@ class FireboltSimple(lmms):
                 )
                 if ended:
                     break
-                images = _images(pictures)
+                images = self._shown(pictures)
             found.append(list(said))
         return found
 
@@ -92,7 +96,10 @@ class FireboltSimple(lmms):
 
     def _turns(self, arguments: Sequence[Any]) -> list[Turn]:
         context, _, visual, doc_id, task, split = arguments
-        return [Turn("user", context, _images(visual(self.task_dict[task][split][doc_id])))]
+        return [Turn("user", context, self._shown(visual(self.task_dict[task][split][doc_id])))]
+
+    def _shown(self, visuals: Any) -> tuple[Image.Image | str, ...]:
+        return _images(visuals, "video" in self.shows)
 
 
 class FireboltChat(FireboltSimple):
@@ -109,13 +116,40 @@ class FireboltChat(FireboltSimple):
         for message in messages(self.task_dict[task][split][doc_id]):
             content = message["content"]
             content = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            if odd := {part["type"] for part in content} - {"text", "image"}:
-                raise ValueError(f"FireboltChat: a message has {', '.join(sorted(odd))}; expected text and images")
+            if odd := {part["type"] for part in content} - {"text", *self.shows}:
+                known = ", ".join(("text", *self.shows))
+                raise ValueError(f"FireboltChat: a message has {', '.join(sorted(odd))}; expected {known}")
             text = "\n".join(part["text"] for part in content if part["type"] == "text")
-            turns.append(
-                Turn(message["role"], text, _images(part["url"] for part in content if part["type"] == "image"))
-            )
+            shown = self._shown([part["url"] for part in content if part["type"] in self.shows])
+            turns.append(Turn(message["role"], text, shown))
         return turns
+
+
+class FoveatedSimple(FireboltSimple):
+    """The interface of requests with a prompt and a video or images, for a foveated model."""
+
+    shows = ("image", "video")
+
+    def __init__(
+        self,
+        pretrained: str,
+        device: str | None = "auto",
+        batch_size: int | str | None = 1,
+        frames: int | None = None,
+        max_batch_size: int | None = None,
+    ):
+        """Load a checkpoint; `frames` of each video are shown (one a second, at most 64), one video at a time."""
+        lmms.__init__(self)
+        self.asked = WatchedModel(pretrained, _place(device), int(frames) if frames else None)
+        self.batch_size = 1
+
+
+class FoveatedChat(FireboltChat, FoveatedSimple):
+    """The interface of requests with messages, for a foveated model."""
+
+
+def _place(device: str | None) -> str:
+    return "cuda" if str(device).startswith("cuda") else str(device or "auto")
 
 
 def _limits(settings: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
@@ -124,20 +158,26 @@ def _limits(settings: dict[str, Any]) -> tuple[int, tuple[str, ...]]:
     return int(settings.get("max_new_tokens") or MAX_NEW_TOKENS), (until,) if isinstance(until, str) else tuple(until)
 
 
-def _images(visuals: Any) -> tuple[Image.Image, ...]:
-    """The images of a document, which tasks nest as they like. Raises ValueError for anything else."""
+def _images(visuals: Any, videos: bool = False) -> tuple[Image.Image | str, ...]:
+    """The images and paths of `videos` of a document, which tasks nest as they like. Raises ValueError for others."""
     if visuals is None:
         return ()
-    if isinstance(visuals, Image.Image):
+    if isinstance(visuals, Image.Image) or (videos and isinstance(visuals, str)):
         return (visuals,)
     if isinstance(visuals, str) or not isinstance(visuals, Iterable):
         raise ValueError(f"FireboltSimple: a document has {visuals!r}; expected images, which this model looks at")
-    return tuple(image for one in visuals for image in _images(one))
+    return tuple(image for one in visuals for image in _images(one, videos))
 
 
 def manifest() -> ModelManifest:
     """Manifest that lmms-eval finds by its entry point."""
-    here = __name__
-    return ModelManifest(
-        "firebolt", f"{here}.{FireboltSimple.__name__}", f"{here}.{FireboltChat.__name__}", aliases=("firebolt_vl",)
-    )
+    return _manifest("firebolt", FireboltSimple, FireboltChat, "firebolt_vl")
+
+
+def foveated_manifest() -> ModelManifest:
+    """Manifest of the foveated model."""
+    return _manifest("firebolt_foveated", FoveatedSimple, FoveatedChat, "foveated_vlm")
+
+
+def _manifest(name: str, simple: type, chat: type, alias: str) -> ModelManifest:
+    return ModelManifest(name, f"{__name__}.{simple.__name__}", f"{__name__}.{chat.__name__}", aliases=(alias,))

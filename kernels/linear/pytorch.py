@@ -47,6 +47,11 @@ def _onednn_is_faster() -> bool:
 ONEDNN = _onednn_is_faster()
 
 
+def has_faster_product(weight: Tensor) -> bool:
+    """Tell whether products with a weight are made by oneDNN here, where it is faster than `F.linear`."""
+    return ONEDNN and weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= LEAST_WEIGHTS
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y = x W^T + b of tensors on a CPU."""
     if x.dim() < 2 or not x.numel() or x.shape[-1] != weight.shape[-1]:

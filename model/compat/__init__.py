@@ -9,6 +9,7 @@ from .caches import GrowingLayer, extend, find_layer
 from .extra_layer import ExtraLayer
 from .generation import CachedGeneration
 from .masks import layer_masks
+from .offloading import parameters_present, to_device_of
 from .pooling_head import OneQueryPooling, pool_by_one_query
 from .short_convolution import StepwiseShortConv, step_by_products
 from .versions import CACHE, CACHE_NAMES, TESTED, given_cache, is_tested, restore_stock
@@ -27,7 +28,9 @@ __all__ = [
     "given_cache",
     "is_tested",
     "layer_masks",
+    "parameters_present",
     "pool_by_one_query",
     "restore_stock",
     "step_by_products",
+    "to_device_of",
 ]

@@ -18,7 +18,7 @@ class GrowingLayer(DynamicLayer):
     """Keys and values of an attention layer, [B,H,L,D_h] each: the first L positions of memory with room for more.
 
     A DynamicLayer copies all of them for each token. Here a token costs its own keys and values, and every `MARGIN`
-    tokens a copy. Where gradients are recorded it is a DynamicLayer.
+    tokens a copy. Where gradients or a graph are recorded it is a DynamicLayer.
     """
 
     MARGIN = 256
@@ -26,7 +26,9 @@ class GrowingLayer(DynamicLayer):
     _rooms: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
+        recorded = torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad)
+        if recorded or _is_traced(key_states):
+            self._rooms = None
             return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -51,7 +53,8 @@ class GrowingLayer(DynamicLayer):
         return rooms if size >= end and batch_size == new.shape[0] else None
 
     def _moved(self, kept: Tensor | None, new: Tensor, end: int) -> Tensor:
-        room = new.new_empty(*new.shape[:2], end + self.MARGIN, new.shape[-1])
+        # Zeros: who walks over the cache's tensors, to save them or to compare, finds numbers.
+        room = new.new_zeros(*new.shape[:2], end + self.MARGIN, new.shape[-1])
         if kept is not None and kept.numel():
             room[:, :, : kept.shape[-2]] = kept
         return room
@@ -59,6 +62,11 @@ class GrowingLayer(DynamicLayer):
     def reset(self) -> None:
         self._rooms = None
         super().reset()
+
+
+def _is_traced(tensor: Tensor) -> bool:
+    """Return whether a graph is made, or nothing is computed at all: then a tensor has no address."""
+    return torch.compiler.is_compiling() or type(tensor) is not Tensor
 
 
 class _TextLengthMixin(Cache):

@@ -1,10 +1,12 @@
 """`generate` of transformers with a layer of ours at the end of its cache, and masks that are left to the model."""
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
+from ...cmm.linear import fast_products
+from ..adapters import check_adapters
 from .caches import extend, find_layer
 from .extra_layer import ExtraLayer
 from .self_check import check_generation
@@ -46,7 +48,9 @@ class CachedGeneration:
         if kwargs.get("use_cache", config.use_cache) is not False:
             check_generation(self)
         stock: Any = super()  # GenerationMixin
-        return stock.generate(inputs, *args, **kwargs)
+        check_adapters("generate", cast(Any, self))
+        with fast_products(cast(Any, self)):
+            return stock.generate(inputs, *args, **kwargs)
 
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length

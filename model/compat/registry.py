@@ -4,7 +4,14 @@ import contextlib
 import sys
 from types import ModuleType
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+    AutoProcessor,
+)
 
 # Tables of names that pipelines look into beside the registry; a class that is registered alone is logged as an error.
 NAME_TABLES = ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES")
@@ -28,6 +35,12 @@ def register(config: type, model: type, answering: type, image_processor: type, 
             if (names := getattr(modeling_auto, table, None)) is not None:
                 names[config.model_type] = answering.__name__
     _name_in_transformers(answering)
+
+
+def register_scoring(config: type, model: type) -> None:
+    """Let AutoModelForSequenceClassification, by which trl makes reward models, find a model's class that scores."""
+    AutoModelForSequenceClassification.register(config, model)
+    _name_in_transformers(model)
 
 
 def _name_in_transformers(model: type) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
 from transformers.utils.import_utils import is_causal_conv1d_available
 
+from ...cmm.linear import is_plain
 from ..cpu.short_convolution import convolve_window
 from .versions import CACHE, CACHE_NAMES, replace_modules
 
@@ -24,6 +25,7 @@ class StepwiseShortConv(Lfm2ShortConv):
         cache = next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
         if (
             args
+            or not is_plain(self.conv, nn.Conv1d)  # whose weights are read here, and in transformers not without care
             or cache is None
             or hidden_states.shape[1] != 1
             or kwargs.get("attention_mask") is not None

@@ -5,12 +5,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...cmm.classes import change_class
-from ...cmm.linear import Linear
 from ...kernels.linear import LEAST_WEIGHTS, can_prepack, linear_prepacked, prepacked
+from .copies import CopyOfWeights, refuse_adapters
 from .mapped_memory import release_file_pages
 
 
-class PrepackedLinear(Linear):
+class PrepackedLinear(nn.Linear):
     """Linear layer y = x W^T + b with W in oneDNN's own layout (`kernels.linear.prepacked`), bfloat16 on a CPU.
 
     As many bytes as W, which `weight` makes anew at each call. A module of class `nn.Linear` is turned into one in
@@ -23,6 +23,9 @@ class PrepackedLinear(Linear):
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]  # it stands for the parameter
         """Return W [N,K] bfloat16, a copy."""
+        return self._dense().as_subclass(CopyOfWeights)
+
+    def _dense(self) -> Tensor:
         return self.packed.to_dense()
 
     @property
@@ -33,11 +36,11 @@ class PrepackedLinear(Linear):
         given = (input,) if self.bias is None else (input, self.bias)
         differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in given)
         if differentiable or not input.numel() or torch.is_autocast_enabled("cpu") or input.dtype != torch.bfloat16:
-            return F.linear(input, self.weight, self.bias)
+            return F.linear(input, self._dense(), self.bias)
         return linear_prepacked(input, self.packed, self.bias)
 
     def _apply(self, fn, recurse=True):
-        self._become_plain(self.weight)
+        self._become_plain(self._dense())
         nn.Module._apply(self, fn, recurse)
         prepack_linear(self)
         return self
@@ -45,20 +48,17 @@ class PrepackedLinear(Linear):
     def _become_plain(self, weight: Tensor) -> None:
         """Be the layer that this one was made of, with W = weight."""
         self.__dict__.pop("packed")
-        change_class(self, Linear)
+        change_class(self, nn.Linear)
         self.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
 
     def __getstate__(self):
         """Copies and pickles hold W itself: oneDNN's layout is this machine's, and torch cannot copy it."""
-        return {**self.__dict__, "packed": self.weight}
+        return {**self.__dict__, "packed": self._dense()}
 
     def __setstate__(self, state):
         super().__setstate__(state)
         self._become_plain(state["packed"])
         prepack_linear(self)
-
-
-PREPACKED = (nn.Linear, Linear)
 
 
 @torch.no_grad()
@@ -82,14 +82,15 @@ def prepack_weights(model: nn.Module) -> nn.Module:
     (`python -m firebolt_vl.bench.linear`), with the same results to the last bits. Layer by layer, so that no second
     copy of the weights is ever there (on Linux not of a checkpoint's mapped file either), except of the head where it
     is tied to the embedding, which stays as it is. Layers of fewer than half a million weights, in other dtypes or on
-    other devices stay as they are.
+    other devices stay as they are. Raises ValueError for a model with adapters (peft).
 
     The model can generate, run forward, give gradients of its inputs, be copied and moved; it has no gradients for
     those weights and is saved before this, not after.
     """
+    refuse_adapters("prepack_weights", model)
     model.requires_grad_(False)
     for module in model.modules():
-        if isinstance(module, nn.Linear) and type(module) in PREPACKED and module.weight.numel() >= LEAST_WEIGHTS:
+        if type(module) is nn.Linear and module.weight.numel() >= LEAST_WEIGHTS:
             prepack_linear(module)
     return model
 

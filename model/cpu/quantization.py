@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...cmm.classes import change_class
-from ...cmm.linear import Linear
+from .copies import CopyOfWeights, refuse_adapters
 from .mapped_memory import release_file_pages
 
 LARGEST = 127
@@ -32,7 +32,7 @@ def has_kernels() -> bool:
     return there and built_in and torch.cpu._is_vnni_supported()
 
 
-class Int8Linear(Linear):
+class Int8Linear(nn.Linear):
     """A linear layer whose weights are 8-bit integers, each output channel with a scale of its own.
 
         y = s_x (round(x / s_x) round(W / s_w)^T) s_w + b        s_x = max |x| / 127 of each token, s_w of each channel
@@ -52,7 +52,7 @@ class Int8Linear(Linear):
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]  # it stands for the parameter
         """Return the weights that the integers stand for, float32, made anew at each call."""
         integers, scale = self.integers()
-        return integers.float() * scale[:, None]
+        return (integers.float() * scale[:, None]).as_subclass(CopyOfWeights)
 
     @property
     def packed_bytes(self) -> int:
@@ -137,7 +137,7 @@ def quantized_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and type(module) in (nn.Linear, Linear) and name.startswith(tuple(inside))
+        if type(module) is nn.Linear and name.startswith(tuple(inside))
     }
 
 
@@ -148,10 +148,11 @@ def quantize_int8(model: Model) -> Model:
     moved by `.to`; it has no gradients for those weights, and is saved before this, not after. Logits drift by a few
     hundredths of their spread (`logits_drift`).
 
-    Raises ValueError for a model that is quantised already.
+    Raises ValueError for a model that is quantised already, or has adapters (peft).
     """
     if is_quantized(model):
         raise ValueError("quantize_int8: model has its weights in 8 bits; expected one that is not quantised")
+    refuse_adapters("quantize_int8", model)
     model.requires_grad_(False)
     for linear in quantized_linears(model).values():
         quantize_linear(linear)

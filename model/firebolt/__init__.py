@@ -6,11 +6,13 @@ from .grounding import Grounding
 from .image_processing_firebolt import FireboltImageProcessor
 from .modeling_firebolt import FireboltModel
 from .processing_firebolt import CHAT_TEMPLATE, FireboltProcessor, control_tokens
+from .scoring_firebolt import FireboltForSequenceClassification
 
 __all__ = [
     "CHAT_TEMPLATE",
     "FireboltConfig",
     "FireboltForConditionalGeneration",
+    "FireboltForSequenceClassification",
     "FireboltImageProcessor",
     "FireboltModel",
     "FireboltProcessor",

@@ -15,7 +15,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple  # pyright: ignore[reportPrivateImportUsage]  # its documented place
 
 from ...cmm.inserting import Inserting
-from ...cmm.linear import Linear
+from ...cmm.linear import product
+from ..adapters import check_adaptable
 from ..checkpoint_sizes import check_model
 from ..compat import (
     CACHE,
@@ -23,6 +24,7 @@ from ..compat import (
     CachedGeneration,
     find_layer,
     given_cache,
+    to_device_of,
 )
 from ..configuration_checks import backbone
 from ..cpu.prepacking import is_prepacked
@@ -68,7 +70,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         super().__init__(config)
         self.model = FireboltModel(config)
         text = backbone(config.text_config)
-        self.lm_head = Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -147,6 +149,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
                 prompt_mask = (labels != -100).long().cumsum(-1) == 0
         elif prompt_mask is None and self.model.reads_prompt:
             prompt_mask = self._all_of_the_text(input_ids, inputs_embeds, given_cache(cache, past_key_values))
+        if self.training and torch.is_grad_enabled():
+            check_adaptable("forward", self)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -169,7 +173,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(kept_columns(outputs.last_hidden_state, logits_to_keep))
+        logits = product(self.lm_head, kept_columns(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             vocab_size = backbone(self.config.text_config).vocab_size
@@ -291,7 +295,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
                 told = rows_with_images(pixels.get("image_mask"), pixels.get("pixel_attention_mask"))
                 check_same_images(memory, told)
             else:
-                pixels = {name: value.to(self.device) for name, value in pixels.items() if value is not None}
+                pixels = {name: to_device_of(self, value) for name, value in pixels.items() if value is not None}
                 black = self._black_rows(inputs, kwargs)
                 kwargs.update(zip(GRID_ARGUMENTS, self.model.get_grids(**pixels, black_rows=black)))
         elif memory is None and kwargs.get("grids") is None and (black := self._black_rows(inputs, kwargs)) is not None:
@@ -319,7 +323,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
 
     def _prompt_ids(self, inputs, kwargs) -> Tensor | None:
         ids = inputs if inputs is not None else kwargs.get("input_ids")
-        return None if ids is None else ids.to(self.device)
+        return None if ids is None else to_device_of(self, ids)
 
     def _black_rows(self, inputs, kwargs) -> Tensor | None:
         """The rows of the prompt that get a black image where they have none; see FireboltModel.black_rows."""
@@ -336,7 +340,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
             if (ids := self._prompt_ids(inputs, kwargs)) is None:
                 return None
             text = self.get_input_embeddings()(ids)
-        seen, prompt = named_grids(kwargs, text), kwargs["prompt_mask"].to(self.device)
+        seen, prompt = named_grids(kwargs, text), to_device_of(self, kwargs["prompt_mask"])
         if self.config.fusion == "pool":
             return summarize_prompt(self.model.connector, text, prompt, seen)
         return inserted_grids(self.model.connector, text, None, prompt, seen)[0]

@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from ...cmm.positions import default_boxes
+from ..compat import to_device_of
 from .grids import GRID_ARGUMENTS, Grids, named_grids
+
+# Of an answer in one batch: an image in patches has hundreds of grids.
+MOST_ROWS = 64
 
 
 @dataclass
@@ -66,10 +70,10 @@ def ground(
         raise ValueError(
             f"ground: method is 'weights'; expected 'occlusion', as connector {model.config.connector!r} has no weights"
         )
-    input_ids = input_ids.to(model.device)
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(model.device)
+    input_ids = to_device_of(model, input_ids)
+    mask = torch.ones_like(input_ids) if attention_mask is None else to_device_of(model, attention_mask)
     mask = mask.bool()
-    given = {name: value.to(model.device) for name, value in images.items() if value is not None}
+    given = {name: to_device_of(model, value) for name, value in images.items() if value is not None}
     if "pixel_values" in given:
         seen = model.get_grids(**given)
     elif "grids" in given:
@@ -98,7 +102,7 @@ def ground(
         answer_ids = sequences[:, input_ids.shape[1] :]
     elif answer_ids.dim() != 2 or answer_ids.shape[0] != input_ids.shape[0]:
         raise ValueError(f"ground: answer_ids has shape {list(answer_ids.shape)}; expected [{input_ids.shape[0]}, N]")
-    answer_ids = answer_ids.to(model.device)
+    answer_ids = to_device_of(model, answer_ids)
     scored = answer_mask(answer_ids, stops, model.generation_config.pad_token_id)
     effects = occlusion_effects(model, input_ids, mask, answer_ids, scored, seen)
     return Grounding(method, boxes, seen.mask, effects=effects, answer_ids=answer_ids, answer_mask=scored)
@@ -149,32 +153,38 @@ def occlusion_effects(
         there = seen.mask[row].nonzero().flatten()
         if not len(there):
             continue
-        # Row 0 sees every grid, row i all but the i-th of them.
+        if (length := int(scored[row].sum())) == 0:
+            continue
+        # The first one sees every grid, the others all but one of them.
         masks = seen.mask[row].repeat(len(there) + 1, 1)
         masks[torch.arange(len(there)) + 1, there] = False
-        copies = len(masks)
-
-        length = int(scored[row].sum())
-        if length == 0:
-            continue
-        prompt_mask = _repeated(attention_mask, row, copies)
-        ids = torch.cat([_repeated(input_ids, row, copies), _repeated(answer_ids, row, copies)[:, :length]], dim=1)
-        mask = torch.cat([prompt_mask, _repeated(scored, row, copies)[:, :length]], dim=1)
-        logits = model(
-            input_ids=ids,
-            attention_mask=mask,
-            grids=_repeated(seen.features, row, copies),
-            grid_mask=masks,
-            grid_boxes=_repeated(seen.boxes, row, copies) if seen.boxes is not None else None,
-            grid_images=_repeated(seen.images, row, copies) if seen.images is not None else None,
-            prompt_mask=prompt_mask,
-            use_cache=False,
-            logits_to_keep=length + 1,
-        ).logits
-        chances = logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, -length:, None])
-        scores = chances[..., 0].sum(-1)
+        answer = answer_ids[row, :length]
+        given = (input_ids[row], attention_mask[row], answer)
+        scores = torch.cat([_scores(model, *given, part, seen, row) for part in masks.split(MOST_ROWS)])
         effects[row, there] = scores[0] - scores[1:]
     return effects
+
+
+def _scores(
+    model, prompt: Tensor, prompt_mask: Tensor, answer: Tensor, grid_masks: Tensor, seen: Grids, row: int
+) -> Tensor:
+    """Score log p(answer) under each of some masks of the grids [n,G] of a row, [n]."""
+    copies, length = len(grid_masks), len(answer)
+    ids = torch.cat([prompt, answer]).expand(copies, -1)
+    prompt_mask = prompt_mask.expand(copies, -1)
+    logits = model(
+        input_ids=ids,
+        attention_mask=torch.cat([prompt_mask, torch.ones_like(ids[:, :length], dtype=torch.bool)], dim=1),
+        grids=_repeated(seen.features, row, copies),
+        grid_mask=grid_masks,
+        grid_boxes=_repeated(seen.boxes, row, copies) if seen.boxes is not None else None,
+        grid_images=_repeated(seen.images, row, copies) if seen.images is not None else None,
+        prompt_mask=prompt_mask,
+        use_cache=False,
+        logits_to_keep=length + 1,
+    ).logits
+    chances = logits[:, :-1].float().log_softmax(-1).gather(-1, ids[:, -length:, None])
+    return chances[..., 0].sum(-1)
 
 
 def _repeated(tensor: Tensor, row: int, copies: int) -> Tensor:

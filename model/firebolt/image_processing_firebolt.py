@@ -50,7 +50,6 @@ class FireboltImageProcessor(ImageProcessor):
     """
 
     valid_kwargs = FireboltImagesKwargs
-    model_input_names = [*SEPARATE_NAMES, *PACKED_NAMES[1:]]
 
     image_mean = (0.5, 0.5, 0.5)
     image_std = (0.5, 0.5, 0.5)
@@ -64,6 +63,10 @@ class FireboltImageProcessor(ImageProcessor):
     def __init__(self, **kwargs: Unpack[FireboltImagesKwargs]):
         super().__init__(**kwargs)
         self._check(vars(self))
+
+    @property
+    def model_input_names(self) -> list[str]:  # pyright: ignore[reportIncompatibleVariableOverride]  # goes with `packed`
+        return list(PACKED_NAMES if self.packed else SEPARATE_NAMES)
 
     def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]  # more keywords, which pyright does not unpack
         self, images: ImageInput, **kwargs: Unpack[FireboltImagesKwargs]

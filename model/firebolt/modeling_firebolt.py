@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +16,15 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import can_return_tuple  # pyright: ignore[reportPrivateImportUsage]  # its documented place
 
-from ...cmm import CrossAttend, CrossModalModulator, Prepend, Routed
+from ...cmm import CrossAttend, CrossModalModulator, Prepend, Routed, RoutedConfig
 from ...cmm.connector import Connector
-from ...cmm.linear import compute_fast
 from ..compat import (
     CACHE,
     CACHE_NAMES,
     extend,
     given_cache,
     layer_masks,
+    parameters_present,
     pool_by_one_query,
     step_by_products,
 )
@@ -107,7 +107,9 @@ class FireboltModel(FireboltPreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         step_by_products(self.language_model)
         pool_by_one_query(self.vision_tower)
-        compute_fast(self)
+        if self.connector.positions is not None:
+            # What quantisers leave as it is: maps of 36 and 8 numbers fill no block of theirs.
+            self._keep_in_fp32_modules = [".*connector.positions"]
         self.compiled_step: Callable[..., Any] | None = None
         # The parameters of the state-space models; see cmm.precision for casts after loading.
         if any(".ssm.kernel." in name for name, _ in self.connector.named_parameters(prefix=".")):
@@ -159,7 +161,10 @@ class FireboltModel(FireboltPreTrainedModel):
     def _see(self, pixels: Tensor) -> Seen:
         """See n views of one size, position embeddings interpolated for sizes not trained on."""
         native = pixels.shape[-1] == pixels.shape[-2] == backbone(self.config.vision_config).image_size
-        views = self.vision_tower(pixels.to(self.vision_tower.dtype), interpolate_pos_encoding=not native)
+        # Positions are interpolated from weights that their module is not called for.
+        embeddings = getattr(self.vision_tower, "embeddings", self.vision_tower)
+        with parameters_present(*embeddings.modules()):
+            views = self.vision_tower(pixels.to(self.vision_tower.dtype), interpolate_pos_encoding=not native)
         return Seen(
             views.pooler_output.to(self.dtype) if self.config.grids != "patches" else None,
             views.last_hidden_state.to(self.dtype) if self.config.grids != "views" else None,
@@ -179,12 +184,11 @@ class FireboltModel(FireboltPreTrainedModel):
                 "FireboltModel: inputs_embeds is given; expected input_ids, in which insert 'mean_at_token' finds its "
                 "image_token_id"
             )
-        return input_ids == self.connector.config.image_token_id  # pyright: ignore[reportAttributeAccessIssue]
+        return input_ids == cast("RoutedConfig", self.connector.config).image_token_id
 
     def black_rows(self, image_tokens: Tensor | None, rows: int) -> Tensor | None:
         """The rows [B] bool that get a black image where they have none, as the original does; None: none does."""
-        config = self.connector.config
-        if not getattr(config, "black_image", False):
+        if not getattr(self.connector.config, "black_image", False):
             return None
         if image_tokens is not None:
             return image_tokens.any(-1)

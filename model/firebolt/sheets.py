@@ -72,12 +72,18 @@ def unpacked(sheets: Tensor, positions: Tensor, counts: Tensor | None) -> Unpack
     positions [n,1+M,2,4]: (y0, x0, y1, x1) of each view on the sheet, and of what it shows in pixels of the image; the
     global view, which shows all of it, comes first; -1 where there is no view. counts [B]: the images of each row.
 
-    Raises ValueError for other shapes, for views that are not on the sheet, and for tiles of several sizes.
+    Raises ValueError for other shapes, for views that are not on the sheet, for tiles of several sizes, and where a
+    graph is exported.
     """
     if sheets.dim() != 4 or positions.dim() != 4 or len(positions) != len(sheets) or positions.shape[2:] != (2, 4):
         raise ValueError(
             f"FireboltModel: image_position_ids has shape {list(positions.shape)} and pixel_values "
             f"{list(sheets.shape)}; expected [n,1+M,2,4] and [n,3,H,W] of n images"
+        )
+    if torch.compiler.is_exporting():
+        raise ValueError(
+            "FireboltModel: image_position_ids is given to an export; expected the inputs of an image processor with "
+            "packed=False, as a graph cannot cut where it does not know"
         )
     rows, order = places_in_rows("FireboltModel", counts, len(sheets))
     on_sheet, shown = positions.detach().cpu().long().unbind(2)

@@ -49,6 +49,7 @@ class FoveatedVLMConfig(PreTrainedConfig):
             them and they take up positions; and with a shallow query in mode `autoregressive`, which it takes for a
             deep one. For comparison with the original only.
         frame_block: how many frames go through the vision tower at a time, which bounds its memory.
+        image_token_id: as in FireboltConfig: no token stands for an image, -1.
 
     Raises:
         ValueError: an unknown mode, a backbone of another kind, a size below 1.
@@ -70,6 +71,7 @@ class FoveatedVLMConfig(PreTrainedConfig):
     lambda_coarse: float | int = 0.0
     original_behaviour: bool = False
     frame_block: int = 16
+    image_token_id: int = -1
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):

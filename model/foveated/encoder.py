@@ -113,7 +113,8 @@ class FoveatedEncoder(nn.Module):
         """The memory of no frames at all, which attention functions cannot make: they reshape by what there is."""
         attention, size = self.layers[-1].attention, self.dino.config.patch_size
         rows = 1 + (frames.shape[-2] // size) * (frames.shape[-1] // size)
-        empty = self.output_proj.weight.new_zeros(0, attention.num_attention_heads, rows, attention.head_dim)
+        sizes = 0, attention.num_attention_heads, rows, attention.head_dim
+        empty = frames.new_zeros(sizes, dtype=self.dino.dtype)
         layers = len(self.layers) if deep else 1
         return PatchMemory([empty] * layers, [empty] * layers)
 

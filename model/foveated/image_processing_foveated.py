@@ -10,6 +10,7 @@ from transformers.processing_utils import ImagesKwargs
 from .. import images as pictures
 from ..image_processing import BatchFeature, ImageProcessor
 from ..pixels import MOST_PIXELS, as_rgb, levels_of, normalise
+from .packed import PACKED_NAMES, packed_batch
 
 
 class Clip(list):
@@ -18,6 +19,7 @@ class Clip(list):
 
 class FoveatedImagesKwargs(ImagesKwargs, total=False):
     image_frames: int | None
+    packed: bool | None
 
 
 class FoveatedImageProcessor(ImageProcessor):
@@ -30,19 +32,25 @@ class FoveatedImageProcessor(ImageProcessor):
         image_frames: as how many frames an image is shown, 8.
         resample: Pillow's filter, bilinear (antialiased).
         image_mean, image_std: ImageNet's; pixels become (level / 255 - mean) / std.
+        packed: images come in `pixel_values`, each once, with keys that trainers of the field pass on (trl's GRPO and
+            RLOO drop all others), in the place of `frames` and `frame_mask`; False.
     """
 
     valid_kwargs = FoveatedImagesKwargs
-    model_input_names = ["frames", "frame_mask"]
 
     image_mean = (0.485, 0.456, 0.406)
     image_std = (0.229, 0.224, 0.225)
     size = {"height": 224, "width": 224}
     image_frames = 8
+    packed = False
 
     def __init__(self, **kwargs: Unpack[FoveatedImagesKwargs]):
         super().__init__(**kwargs)
         self._check(vars(self))
+
+    @property
+    def model_input_names(self) -> list[str]:  # pyright: ignore[reportIncompatibleVariableOverride]  # goes with `packed`
+        return list(PACKED_NAMES) if self.packed else ["frames", "frame_mask"]
 
     def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]  # more keywords, which pyright does not unpack
         self, images: ImageInput, **kwargs: Unpack[FoveatedImagesKwargs]
@@ -57,6 +65,10 @@ class FoveatedImageProcessor(ImageProcessor):
         Returns:
             `frames` [B,T,3,S,S] float32, `frame_mask` [B,T] bool: False where a row has fewer frames than others, which
             are 0 there. Nothing at all if no row has an image.
+
+            With `packed`, for the n images of all rows: `pixel_values` [n,3,S,S] float32; `image_position_ids` [n,2]
+            int64, the frames of its row, the end excluded, that an image is shown as; `pixel_attention_mask` [B] int64,
+            how many images each row has.
 
         Raises:
             TypeError, ValueError, OSError: something that is no image, or cannot be read as one.
@@ -84,6 +96,8 @@ class FoveatedImageProcessor(ImageProcessor):
         ]
         if not any(counts):
             return {}
+        if settings["packed"]:
+            return packed_batch(made, counts)
         batch = np.zeros((len(rows), max(counts), 3, size, size), dtype=np.float32)
         for b, (frames, count) in enumerate(zip(made, counts)):
             if count:

@@ -14,22 +14,42 @@ def previous_kept(kept: Tensor) -> Tensor:
 
 def next_token_loss(
     logits: Tensor, labels: Tensor, counted: Tensor | None = None, kept: Tensor | None = None
-) -> tuple[Tensor, int]:
+) -> tuple[Tensor, int | Tensor]:
     """Sum the cross-entropies of the counted labels, each predicted at the nearest kept column before it.
 
     logits [B,N,V]; labels [B,N]; counted [B,N], not 0 where a label counts (default: everywhere); kept [B,N] bool, the
     columns that are there (default: all): what is not kept neither predicts nor counts. The first column of a row has
-    nothing to be predicted from. Returns the sum, and how many labels were counted.
+    nothing to be predicted from. Returns the sum, and how many labels were counted: in a graph, which cannot count them
+    before it runs, a tensor.
     """
     counted = torch.ones_like(labels, dtype=torch.bool) if counted is None else counted != 0
     if kept is None:
         before = torch.arange(-1, labels.shape[1] - 1, device=labels.device).expand_as(labels)
     else:
         before, counted = previous_kept(kept), counted & kept
+    if torch.compiler.is_compiling():
+        counted = counted & (before >= 0)
+        chosen = logits.gather(1, before.clamp(min=0)[..., None].expand_as(logits))
+        chosen = chosen.float() if chosen.dtype.itemsize < 4 else chosen
+        losses = F.cross_entropy(chosen.flatten(0, 1), labels.flatten(), reduction="none")
+        return torch.where(counted.flatten(), losses, 0).sum(), counted.sum()
     rows, columns = (counted & (before >= 0)).nonzero(as_tuple=True)
-    chosen = logits[rows, before[rows, columns]]
+    return _summed(logits[rows, before[rows, columns]], labels[rows, columns])
+
+
+def cross_entropies(logits: Tensor, labels: Tensor, ignored: int = -100) -> tuple[Tensor, int]:
+    """Sum the cross-entropies of logits [B,N,V] with labels [B,N] that are those of the next tokens already.
+
+    Labels that are `ignored` do not count. Returns the sum, and how many labels were counted.
+    """
+    counted = labels != ignored
+    return _summed(logits[counted], labels[counted])
+
+
+def _summed(chosen: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+    """Sum the cross-entropies of logits [n,V] with labels [n], in float32 or wider, and count them."""
     chosen = chosen.float() if chosen.dtype.itemsize < 4 else chosen
-    return F.cross_entropy(chosen, labels[rows, columns], reduction="sum"), len(rows)
+    return F.cross_entropy(chosen, labels, reduction="sum"), len(labels)
 
 
 def sequence_log_probabilities(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:

@@ -6,8 +6,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 
-from ...cmm.linear import compute_fast
-from ..compat import CACHE, CACHE_NAMES, extend
+from ..compat import CACHE, CACHE_NAMES, extend, parameters_present
 from ..configuration_checks import backbone
 from ..loading import load_checked
 from .cache_foveated import VisualCacheLayer
@@ -20,7 +19,7 @@ from .visual_tokens import Frames, VisualTokens
 class FoveatedPreTrainedModel(PreTrainedModel):
     config: FoveatedVLMConfig
     config_class = FoveatedVLMConfig
-    base_model_prefix = ""
+    base_model_prefix = "reader"
     main_input_name = "input_ids"
     input_modalities = ["image", "video", "text"]
     supports_gradient_checkpointing = True
@@ -29,6 +28,8 @@ class FoveatedPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
+    # Visual tokens are masked by tensors, and patches attend without a mask, which flex attention has no form for here.
+    _supports_flex_attn = False
     _can_compile_fullgraph = False
 
     @classmethod
@@ -59,7 +60,6 @@ class FoveatedModel(FoveatedPreTrainedModel):
         self.llm = AutoModelForCausalLM.from_config(text)
         self.dino_to_llm = nn.Linear(vision.hidden_size, text.hidden_size)
         self.llm_to_query = nn.Linear(text.hidden_size, config.query_dim)
-        compute_fast(self)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.llm.get_input_embeddings()
@@ -86,7 +86,7 @@ class FoveatedModel(FoveatedPreTrainedModel):
             return self.watch(frames, frame_mask, return_attention=return_attention)[0]
         deep = self.config.deep_query
         seen = self._encode(frames, frame_mask, deep)
-        static = self.q_static.expand(*seen.kept.shape, -1)
+        static = self._learned("q_static").expand(*seen.kept.shape, -1)
         z, attention = self._look(seen, static, deep, return_attention and mode == "coarse_only")
         tokens = self._to_decoder(z)
         if mode == "coarse_only":
@@ -157,7 +157,7 @@ class FoveatedModel(FoveatedPreTrainedModel):
         if layer.query is None:
             if layer.width:
                 raise ValueError("FoveatedVLM: state is a cache of another mode; expected one that `watch` returned")
-            return self.q_init.expand(batch_size, -1)
+            return self._learned("q_init").expand(batch_size, -1)
         if len(layer.query) != batch_size:
             raise ValueError(
                 f"FoveatedVLM: state has {len(layer.query)} rows; expected {batch_size}, as many as frames has"
@@ -199,6 +199,9 @@ class FoveatedModel(FoveatedPreTrainedModel):
             kept = frame_mask.to(frames.device) != 0
         if not frames.shape[1]:
             raise ValueError(f"FoveatedVLM: frames has shape {list(frames.shape)}; expected at least one frame")
+        if torch.compiler.is_compiling():  # a graph cannot look into a mask: a frame that is not there is black
+            there = torch.where(kept[..., None, None, None], frames, 0)
+            return Frames(self.encoder.remember(there.flatten(0, 1), deep), kept, whole=True)
         return Frames(self.encoder.remember(frames[kept], deep), kept)
 
     def _look(
@@ -214,19 +217,24 @@ class FoveatedModel(FoveatedPreTrainedModel):
         `look_at_nothing`: where there is no frame, look at keys and values of 0.
         """
         kept, memory = frames.kept, frames.memory
-        z = self.dino_to_llm.weight.new_zeros(*kept.shape, self.dino_to_llm.in_features)
+        width = backbone(self.config.vision_config).hidden_size
+        z = queries.new_zeros(*kept.shape, width, dtype=self.q_static.dtype)
         attention = None
         if return_attention:
             _, heads, rows, _ = memory.keys[0].shape
             attention = z.new_zeros(*kept.shape, len(memory.keys), heads, rows, dtype=torch.float32)
-        if kept.any():
-            seen, weights = self.encoder.look(memory, queries[kept], deep, return_attention)
-            z[kept] = seen.to(z.dtype)
+        if look_at_nothing and (frames.whole or not kept.all()):
+            missing = queries.flatten(0, 1) if frames.whole else queries[~kept]
+            seen = self.encoder.look(memory.nothing(missing.shape[0]), missing, deep)[0].to(z.dtype)
+            if frames.whole:
+                z = seen.unflatten(0, kept.shape)
+            else:
+                z[~kept] = seen
+        if frames.whole or kept.any():
+            seen, weights = self.encoder.look(memory, frames.chosen(queries), deep, return_attention)
+            z = frames.spread(seen, z)
             if attention is not None and weights is not None:
-                attention[kept] = weights.float()
-        if look_at_nothing and not kept.all():
-            missing = queries[~kept]
-            z[~kept] = self.encoder.look(memory.nothing(len(missing)), missing, deep)[0].to(z.dtype)
+                attention = frames.spread(weights, attention)
         return z, attention
 
     def _to_decoder(self, z: Tensor) -> Tensor:
@@ -239,11 +247,18 @@ class FoveatedModel(FoveatedPreTrainedModel):
             kept = torch.ones(batch_size, frames, dtype=torch.bool, device=queries.device)
         before = previous_kept(kept)[..., None]
         moved = queries.gather(1, before.clamp(min=0).expand_as(queries))
-        return torch.where(before >= 0, moved, self.q_init)
+        return torch.where(before >= 0, moved, self._learned("q_init"))
+
+    def _learned(self, name: str) -> Tensor:
+        """Return a learned query [1,Q], whose owner need not be in a call."""
+        with parameters_present(self):
+            return getattr(self, name)
 
     def _decoder_mask(self, kept: Tensor) -> Tensor | None:
         """The mask [B,T] of the visual tokens that the decoder attends to; None for all of them."""
-        return None if self.config.original_behaviour or kept.all() else kept
+        if self.config.original_behaviour:
+            return None
+        return kept if torch.compiler.is_compiling() or not kept.all() else None
 
     def _mode(self, mode: str | None) -> str:
         mode = self.config.mode if mode is None else mode

@@ -48,16 +48,39 @@ class VisualTokens:
         return shares.unflatten(-1, (side, side))
 
 
+# A field of the model's output, which a graph returns.
+torch.export.register_dataclass(VisualTokens, serialized_type_name="firebolt_vl.VisualTokens")
+
+
 @dataclass
 class Frames:
-    """Rows of frames; `memory` of the F that are there, which are those of `kept` [B,T], row by row."""
+    """Rows of frames, those of `kept` [B,T] there; `memory` of the F of these, row by row, or of all B T if `whole`."""
 
     memory: PatchMemory
     kept: Tensor
+    whole: bool = False
+
+    def chosen(self, values: Tensor) -> Tensor:
+        """Those of the values [B,T,...] that belong to the frames in memory: [F,...]."""
+        return values.flatten(0, 1) if self.whole else values[self.kept]
+
+    def spread(self, values: Tensor, elsewhere: Tensor) -> Tensor:
+        """The values [F,...] of the frames in memory at their places, `elsewhere` [B,T,...] where there is no frame."""
+        values = values.to(elsewhere.dtype)
+        if self.whole:
+            kept = self.kept.view(*self.kept.shape, *[1] * (values.ndim - 1))
+            return torch.where(kept, values.unflatten(0, self.kept.shape), elsewhere)
+        spread = elsewhere.clone()
+        spread[self.kept] = values
+        return spread
 
     def only(self, frame: int) -> "Frames":
         """Return one frame of each row, T = 1."""
         kept = self.kept[:, frame]
+        if self.whole:
+            batch_size, frames = self.kept.shape
+            index = torch.arange(batch_size, device=kept.device) * frames + frame
+            return Frames(self.memory.select(index), kept[:, None], whole=True)
         index = (self.kept.flatten().cumsum(0) - 1).view_as(self.kept)[:, frame]
         return Frames(self.memory.select(index[kept]), kept[:, None])
 

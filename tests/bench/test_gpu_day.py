@@ -282,6 +282,15 @@ def test_libraries_are_taken_where_they_are_installed(monkeypatch):
         monkeypatch.setitem(sys.modules, package, ModuleType(package))
     monkeypatch.setitem(sys.modules, name, theirs)
     assert others("selective_scan", call)["mamba_ssm"]() == (5, ["D", "delta_bias", "delta_softplus", "z"])
+    step = inputs("selective_state_update", Case({"B": 2, "D": 3, "N": 4}), "float32")
+    assert others("selective_state_update", step) == {}
+    name = "mamba_ssm.ops.triton.selective_state_update"
+    theirs = ModuleType(name)
+    theirs.selective_state_update = reference.selective_state_update
+    for module in ("mamba_ssm.ops.triton", name):
+        monkeypatch.setitem(sys.modules, module, theirs)
+    wanted = reference.selective_state_update(step.args[0].clone(), *step.args[1:], **step.kwargs)
+    torch.testing.assert_close(others("selective_state_update", step)["mamba_ssm"](), wanted)
 
 
 def test_the_target_is_that_of_the_gpu(monkeypatch):

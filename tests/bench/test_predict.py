@@ -22,7 +22,7 @@ from firebolt_vl.bench.predict.compiled import Compiled
 from firebolt_vl.bench.predict.goals import GOALS
 from firebolt_vl.bench.predict.integers import Evaluation
 from firebolt_vl.bench.predict.matched import Turning, executed, match
-from firebolt_vl.bench.predict.model import occupancy
+from firebolt_vl.bench.predict.model import bytes_of, occupancy
 from firebolt_vl.bench.predict.recorded import distinct_bytes, record_modes
 from firebolt_vl.bench.predict.sass import Instruction, Loop, Place
 from firebolt_vl.bench.predict.warp import clocks_of, time_alone
@@ -323,6 +323,13 @@ class TestRecorded:
         modes, _ = record_modes("vandermonde", Case({"D": 2, "N": 4, "L": 16}), "float32")
         assert [len(modes[mode].launches) for mode in ("forward", "backward")] == [1, 1]
         assert modes["backward"].others == modes["both"].others == [2 * 2 * 4 * 8] * 2
+
+    def test_what_an_op_changes_is_read_and_written(self):
+        """The state [B,D,N] float32; there is no backward pass."""
+        modes, _ = record_modes("selective_state_update", Case({"B": 2, "D": 8, "N": 4}), "float32")
+        [launch] = modes["forward"].launches
+        assert bytes_of(launch, modes["forward"].changed) - bytes_of(launch) == 4 * 2 * 8 * 4
+        assert modes["backward"].launches == []
 
     def test_expanded_axes_are_in_memory_once(self):
         assert distinct_bytes(torch.empty(3, 1, 5).expand(3, 4, 5)) == 4 * 15

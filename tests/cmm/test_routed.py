@@ -452,3 +452,9 @@ def test_pieces_and_steps_after_the_patches_are_in():
     text, patches = some_text(2, 7), some_patches(N=5)
     found, _ = run_in_pieces(connector, text, patches, [2, 3], 2)
     assert_close(found, connector(text, patches), relative=1e-14)
+
+
+def test_the_liquid_block_mixes_patches_too():
+    connector = small(ssm="liquid")
+    assert type(connector.ssm).__name__ == "LiquidS4"
+    assert torch.isfinite(connector(some_text(), some_patches(N=5))).all()

@@ -100,6 +100,11 @@ def test_a_checkpoint_of_v2_is_converted_and_answers_as_before(firebolt, image, 
         assert (theirs.code, theirs.err) == (0, "")
         assert json.loads(theirs.out)["answer"] == json.loads(ours.out)["answer"]
     assert_refused(firebolt("convert", folder, tmp_path / "no", "--insert", "middle"), 2, "--insert is middle")
+    found = firebolt(*asked, tmp_path / "ours", "--grounding", tmp_path / "page.png")
+    views = json.loads(found.out)["grounding"]["views"]
+    assert {view["view"] for view in views} == {"patch"}
+    assert len(views) == 16
+    assert (tmp_path / "page.png").stat().st_size > 5000
 
 
 def test_a_pickle_is_refused_and_named(firebolt, original, tmp_path):

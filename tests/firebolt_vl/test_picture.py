@@ -12,11 +12,11 @@ from firebolt_vl import fonts, picture
 WORDS = ["what", "digit", "is", "at", "the", "top", "left"]
 
 
-def drawn(image, words, weights, boxes, effects, question="what?", answer="7") -> np.ndarray:
+def drawn(image, words, weights, boxes, effects, question="what?", answer="7", patches=0) -> np.ndarray:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        picture.draw(image, words, weights, boxes, effects, question, answer, buffer)
+        picture.draw(image, words, weights, boxes, effects, question, answer, buffer, patches)
     return np.array(Image.open(buffer).convert("RGB")).astype(int)
 
 
@@ -55,6 +55,33 @@ def test_any_words(words):
 )
 def test_any_text(question, answer):
     drawn(Image.new("RGB", (32, 32)), WORDS, weights_of(WORDS, 5), tiles(32, 32, 2, 2), np.zeros(5), question, answer)
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(64, 64, 16), (10, 20000, 4), (20000, 10, 1), (40, 60, 32)])
+@pytest.mark.parametrize("views", [0, 5])
+def test_patches_are_a_heat_map(height, width, side, views):
+    patches = tiles(height, width, side, side)[1:]
+    boxes = np.concatenate([tiles(height, width, 2, 2)[:views], patches])
+    effects = np.zeros(len(boxes))
+    effects[views + side // 2] = 3.0
+    image = Image.new("RGB", (width, height), "white")
+    page = drawn(image, WORDS * 3, weights_of(WORDS * 3, len(boxes)), boxes, effects, patches=side * side)
+    plain = drawn(image, WORDS * 3, weights_of(WORDS * 3, len(boxes)), boxes, 0 * effects, patches=side * side)
+    assert page.shape == plain.shape
+    assert (page != plain).any()
+    assert drawn(image, [], None, boxes, effects, patches=side * side).std() > 1
+
+
+def test_the_patch_that_matters_is_where_it_is_coloured():
+    patches, image = tiles(64, 64, 2, 2)[1:], Image.new("RGB", (64, 64), "white")
+    pages = [drawn(image, [], None, patches, np.eye(4)[n], patches=4) for n in range(4)]
+
+    def between(one, other):
+        """The middle of where two pages differ."""
+        return np.argwhere(np.abs(pages[one] - pages[other]).sum(-1) > 60).mean(0)
+
+    assert between(0, 1)[0] < between(2, 3)[0]
+    assert between(0, 2)[1] < between(1, 3)[1]
 
 
 def test_without_weights_only_the_left_half_is_drawn():

@@ -4,24 +4,20 @@ import json
 
 import pytest
 from commands import assert_refused
-from foveated import make_foveated
-from tiny_models import make_tokenizer
+from foveated import write_foveated
 from videos import write_video
 
+from firebolt_vl import video_evaluation
 from firebolt_vl.evaluate.benchmarks import BENCHMARKS, CHOSEN
 from firebolt_vl.evaluate.choices import choose
-from firebolt_vl.model import CHAT_TEMPLATE, FoveatedImageProcessor, FoveatedProcessor
 from firebolt_vl.video_evaluation import VideoExaminee
 from firebolt_vl.watch import load_foveated, open_source
-
-SIZE = {"height": 28, "width": 28}
 
 
 @pytest.fixture(scope="module")
 def foveated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("foveated")
-    make_foveated(mode="autoregressive").save_pretrained(folder)
-    FoveatedProcessor(FoveatedImageProcessor(size=SIZE), make_tokenizer(), CHAT_TEMPLATE).save_pretrained(folder)
+    write_foveated(folder)
     return folder
 
 
@@ -51,6 +47,7 @@ def test_a_foveated_model_answers_by_letter_and_by_loss(firebolt, foveated, vide
     found = json.loads(result.out)
     lines = [json.loads(line) for line in (tmp_path / "out/eval/mvbench.predictions.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == [0, 1, 2, 3]
+    assert found["images_encoded"] == 2
     loaded = load_foveated(foveated, "cpu")
     chosen = {}
     for row in rows:
@@ -70,9 +67,20 @@ def test_a_video_is_looked_at_once_for_both_answers(foveated, videos):
     asking = examinee.asking(print)
     asking.loaded.model.encoder.dino.embeddings.register_forward_pre_hook(lambda _, args: looked.append(len(args[0])))
     item = BENCHMARKS["mvbench"].read(mvbench(videos, 1)[0])
-    [(place, answered, got, _)] = asking.ask([(1, item)])
+    [(place, answered, got, _), (_, again, same, _)] = asking.ask([(1, item), (2, item)])
     assert looked == [3]
-    assert (place, answered.about[CHOSEN] in "AB", isinstance(got, str)) == (1, True, True)
+    assert (place, got, answered.about) == (1, same, again.about)
+    assert answered.about[CHOSEN] in "AB"
+    assert got
+
+
+def test_videos_that_were_not_asked_about_lately_are_looked_at_again(foveated, videos, monkeypatch):
+    monkeypatch.setattr(video_evaluation, "REMEMBERED", 1)
+    asking = VideoExaminee(videos, 3, checkpoint=str(foveated), device="cpu", max_new_tokens=4).asking(print)
+    items = [BENCHMARKS["mvbench"].read(row) for row in mvbench(videos, 4)]
+    found = asking.ask([*enumerate(items), *enumerate(items[2:])])
+    assert asking.encoded == 6
+    assert [got for _, _, got, _ in found[2:4]] == [got for _, _, got, _ in found[4:]]
 
 
 def test_videos_that_are_not_there_are_told(firebolt, foveated, videos, tmp_path):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from convolutions import by_position, shapes
+from convolutions import by_position, shapes, with_products
 from selective_scans import in_order
 from selective_scans import inputs as scan_inputs
 from triton_kernels import by_triton, check_against_definition
@@ -272,6 +272,9 @@ def test_the_modulator_compiles_by_inductor_into_one_graph():
     torch.testing.assert_close(torch.compile(cmm, fullgraph=True)(text, grids), cmm(text, grids), rtol=1e-3, atol=1e-4)
 
 
+CONVOLUTIONS = [f"{form}{products}" for form in ("toeplitz", "fft", "packed") for products in ("", " with products")]
+
+
 def convolutions(dtype=torch.bfloat16):
     """name -> (op, tensors, cotangents, definition): each form at a size that it is chosen for, and packed texts."""
     sizes = {"toeplitz": (4, 64, 700), "fft": (3, 16, 5000), "packed": (1, 16, 1500)}
@@ -283,10 +286,13 @@ def convolutions(dtype=torch.bfloat16):
         tensors = [tensors[0].to(dtype), tensors[1], tensors[2].to(dtype), tensors[3]]
         ours, definition = (by_position(op, True, True, **options) for op in (fft_conv, reference.fft_conv))
         cases[name] = (ours, tensors, [torch.randn(B, D, L)], definition)
+        ours, definition = (with_products(op, True, True, **options) for op in (fft_conv, reference.fft_conv))
+        tensors = [*tensors[:2], torch.randn(D, 2), *tensors[2:]]
+        cases[f"{name} with products"] = (ours, tensors, [torch.randn(B, D, L)], definition)
     return cases
 
 
-@pytest.mark.parametrize("name", ["toeplitz", "fft", "packed"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_convolutions_of_real_sizes_are_within_the_budget_and_repeat(name, dtype):
     torch.manual_seed(0)
@@ -296,7 +302,7 @@ def test_convolutions_of_real_sizes_are_within_the_budget_and_repeat(name, dtype
         assert torch.equal(again, once)
 
 
-@pytest.mark.parametrize("name", ["toeplitz", "fft", "packed"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_a_convolution_is_captured_into_a_graph(name):
     """Borders of texts are read on the device alone."""
     op, tensors, _, _ = convolutions()[name]

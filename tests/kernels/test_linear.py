@@ -1,6 +1,5 @@
 """The dense product: what torch.nn.functional.linear gives, whoever computes it."""
 
-import copy
 import importlib
 import subprocess
 import sys
@@ -11,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from numerics import assert_close, assert_module_within_budget
+from numerics import assert_close
 
 from firebolt_vl.bench.budget import over_budget
-from firebolt_vl.cmm.linear import Linear, compute_fast
+from firebolt_vl.cmm.linear import Linear
 from firebolt_vl.kernels import reference
 from firebolt_vl.kernels.linear import PRODUCT, linear
 
@@ -146,17 +145,6 @@ def test_it_compiles_into_one_graph(by_onednn, onednn):
 @pytest.mark.skipif(not HAS_ONEDNN, reason="this PyTorch has no oneDNN")
 def test_the_compilers_view_of_it_passes_opcheck():
     torch.library.opcheck(torch.ops.firebolt_vl.onednn_linear, (torch.randn(3, 8), torch.randn(6, 8), torch.randn(6)))
-
-
-def test_layers_compute_so_in_place():
-    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU()))
-    names, x = list(model.state_dict()), torch.randn(5, 4)
-    stock = copy.deepcopy(model)
-    compute_fast(model)
-    assert [type(layer) for layer in model] == [Linear, torch.nn.Sequential]
-    assert type(model[1][0]) is Linear
-    assert list(model.state_dict()) == names
-    assert_module_within_budget([model(x)], lambda module, x: [module(x)], stock, [x])
 
 
 def test_the_choice_is_the_same_in_every_process():

@@ -5,11 +5,19 @@ import copy
 import numpy as np
 import pytest
 import torch
+import transformers
+from foveated import make_foveated, make_processor
 from PIL import Image
 
 import firebolt_vl
 from firebolt_vl.bench.budget import distance, floor
-from firebolt_vl.model import FireboltForConditionalGeneration, FireboltProcessor
+from firebolt_vl.model import (
+    FireboltForConditionalGeneration,
+    FireboltForSequenceClassification,
+    FireboltProcessor,
+    FoveatedProcessor,
+    FoveatedVLM,
+)
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
@@ -20,10 +28,6 @@ ROWS = [("top left", 1), ("the bottom, or anywhere else", 2), ("nothing", 0), ("
 QUESTIONS = [[{"role": "user", "content": f"which digit is at {where}?"}] for where, _ in ROWS]
 
 
-def ends_in_never(ids) -> bool:
-    return FireboltProcessor.from_pretrained(FOLDER).tokenizer.decode(ids).endswith(f"{NEVER}<|im_end|>\n")
-
-
 def pictures(count: int, seed: int) -> list[Image.Image]:
     draw = np.random.default_rng(seed)
     sizes = draw.integers(20, 100, (count, 2))
@@ -31,6 +35,8 @@ def pictures(count: int, seed: int) -> list[Image.Image]:
 
 
 NEVER = "never sampled, but rejected"
+# Rows of a batch that were not sampled.
+REJECTED = {"SFT": 0, "conversations": 0, "DPO": len(ROWS)}
 IMAGES = [pictures(count, seed) for seed, (_, count) in enumerate(ROWS)]
 
 
@@ -98,41 +104,44 @@ class Scored:
         found = dict(self.sampled.found)
         self.calls.append([(ids[mask].tolist(), chances[counts], found) for ids, mask, counts, chances in rows])
 
-    def assert_as_sampled(self, calls: int) -> None:
-        """Rows begin with one that was sampled, and the scores of its answer are those of generation to rounding."""
+    def assert_as_sampled(self, calls: int, others: int = 0) -> None:
+        """All rows but so many begin with one that was sampled, and its scores are those of generation to rounding."""
         assert len(self.calls) >= calls
-        for ids, chances, sampled in (row for call in self.calls[:calls] for row in call):
+        found = 0
+        rows = [row for call in self.calls[:calls] for row in call]
+        for ids, chances, sampled in rows:
             begun = [key for key in sampled if tuple(ids[: len(key)]) == key]
             if not begun:
-                assert ends_in_never(ids)
                 continue
+            found += 1
             wanted, logits = sampled[max(begun, key=len)]
             # trl's head subtracts numbers as large as the logits in float32, in which it rounds.
             error = distance(chances[: len(wanted)], wanted)
             assert error <= floor(torch.float32, logits, logits.shape[-1]), error
+        assert found == len(rows) - others
 
 
-def answered(model, processor) -> tuple[list[str], Sampled]:
+def answered(model, processor, **options) -> tuple[list[str], Sampled]:
     """An answer to each question, sampled in one batch."""
     sampled = Sampled(model)
     text = [processor.apply_chat_template(question, add_generation_prompt=True) for question in QUESTIONS]
     inputs = processor(images=IMAGES, text=text, padding=True, return_tensors="pt", add_special_tokens=False)
-    sampled.generate(**inputs, do_sample=True, temperature=2.0, max_new_tokens=8)
+    sampled.generate(**inputs, do_sample=True, temperature=2.0, max_new_tokens=8, **options)
     ends = processor.tokenizer.eos_token_id
     answers = [[token for token in answer if token != ends] for answer in sampled.answers]
     return [processor.tokenizer.decode(answer) for answer in answers], sampled
 
 
-def lengths(completions, **_):
-    return [float(len(completion[0]["content"])) for completion in completions]
+def sums(completion_ids, **_):
+    return [float(sum(ids)) for ids in completion_ids]
 
 
-def reinforced(name, folder, model, processor, peft_config=None, **settings):
-    rows = datasets.Dataset.from_dict({"prompt": QUESTIONS, "images": IMAGES})
+def reinforced(name, folder, model, processor, peft_config=None, images=IMAGES, **settings):
+    rows = datasets.Dataset.from_dict({"prompt": QUESTIONS, "images": images})
     settings = {"num_generations": 2, "max_completion_length": 6, "steps_per_generation": 1, **settings}
     return getattr(trl, f"{name}Trainer")(
         model=model,
-        reward_funcs=lengths,
+        reward_funcs=sums,
         args=arguments(getattr(trl, f"{name}Config"), folder, **settings),
         train_dataset=rows,
         processing_class=processor,
@@ -156,8 +165,16 @@ def test_three_steps_with_rewards(name, adapted, tmp_path, model, processor):
     trainer = reinforced(name, tmp_path, model, processor, adapters() if adapted else None, beta=0.1, temperature=8.0)
     trainer.train()
     scored.assert_as_sampled(calls=3)
-    assert_trained(trainer, before, adapted)
+    assert_trained(trainer, before, *([()] if adapted else []))
     assert adapted or type(trainer.ref_model) is type(model)
+
+
+def test_no_global_view_alone_is_trained_on(tmp_path, model):
+    """Of inputs that are not packed GRPO drops the tiles: that is an error and not another model."""
+    separate, images = FireboltProcessor.from_pretrained(FOLDER), [pictures(1, seed) for seed in range(4)]
+    trainer = reinforced("GRPO", tmp_path, model, separate, images=images)
+    with pytest.raises(ValueError, match=r"let the image processor put them all there \(packed=True\)"):
+        trainer.train()
 
 
 @pytest.mark.parametrize("kind", ["SFT", "conversations", "DPO"])
@@ -169,19 +186,17 @@ def test_three_steps_with_answers(kind, tmp_path, model, processor):
     before = copy.deepcopy(model.state_dict())
     trainer = supervised(kind, tmp_path, model, processor, texts)
     trainer.train()
-    scored.assert_as_sampled(calls=1)
+    scored.assert_as_sampled(calls=1, others=REJECTED[kind])
     assert_trained(trainer, before)
 
 
-def assert_trained(trainer, before, adapted=False):
+def assert_trained(trainer, before, parts=("vision_tower", "connector", "language_model")):
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert len(losses) == 3
     assert np.isfinite(losses).all()
-    if adapted:
-        return
     after = trainer.model.state_dict()
-    changed = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
-    assert {"vision_tower", "connector", "language_model"} <= changed
+    changed = [name for name in before if parts and not torch.equal(before[name], after[name])]
+    assert all(any(part in name.split(".") for name in changed) for part in parts)
 
 
 def supervised(kind, folder, model, processor, texts, **settings):
@@ -199,3 +214,48 @@ def supervised(kind, folder, model, processor, texts, **settings):
         train_dataset=datasets.Dataset.from_dict({**columns, "images": IMAGES}),
         processing_class=processor,
     )
+
+
+@pytest.fixture(scope="module")
+def foveated_folder(tmp_path_factory):
+    """A small foveated model with random weights, and the processor of packed images."""
+    folder = tmp_path_factory.mktemp("foveated")
+    make_foveated(mode="coarse_fine").save_pretrained(folder)
+    make_processor(packed=True).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", ["GRPO", "DPO"])
+def test_the_foveated_model_too(name, tmp_path, foveated_folder):
+    model = FoveatedVLM.from_pretrained(foveated_folder, dtype=torch.float64)
+    processor = FoveatedProcessor.from_pretrained(foveated_folder)
+    before = copy.deepcopy(model.state_dict())
+    if name == "GRPO":
+        sampled = Sampled(model)
+        model.generate = sampled.generate
+        trainer = reinforced(name, tmp_path, model, processor, beta=0.1)
+    else:
+        # Of all bytes only letters, of which texts can be made.
+        others = [token for token in range(260) if not processor.tokenizer.decode([token]).isalpha()]
+        texts, sampled = answered(model, processor, suppress_tokens=others)
+        trainer = supervised(name, tmp_path, model, processor, texts)
+    scored = Scored(model, sampled)
+    trainer.train()
+    scored.assert_as_sampled(calls=3 if name == "GRPO" else 1, others=REJECTED.get(name, 0))
+    assert_trained(trainer, before, ("dino", "llm", "q_static", "llm_to_query"))
+
+
+def test_three_steps_of_a_reward_model(tmp_path):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(FOLDER)
+    said = [[{"role": "assistant", "content": text}] for text in ("one", "two", "three", NEVER)]
+    rows = {"prompt": QUESTIONS, "chosen": said, "rejected": said[::-1]}
+    trainer = trl.RewardTrainer(
+        model=FOLDER,
+        args=arguments(trl.RewardConfig, tmp_path),
+        train_dataset=datasets.Dataset.from_dict(rows),
+        processing_class=tokenizer,
+    )
+    assert type(trainer.model) is FireboltForSequenceClassification
+    before = copy.deepcopy(trainer.model.state_dict())
+    trainer.train()
+    assert_trained(trainer, before, ("score", "language_model"))

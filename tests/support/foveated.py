@@ -4,11 +4,14 @@ import contextlib
 import json
 
 import golden
+import numpy as np
 import torch
 from numerics import largest
+from PIL import Image
+from tiny_models import make_tokenizer
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
-from firebolt_vl.model import FoveatedVLM, FoveatedVLMConfig
+from firebolt_vl.model import CHAT_TEMPLATE, FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
 
 VECTORS = golden.load("fvlm_tiny_upstream")
 DESCRIBED = json.loads(golden.path("fvlm_tiny_upstream.json").read_text())
@@ -109,6 +112,17 @@ def make_foveated(seed: int = 0, **config) -> FoveatedVLM:
     return model
 
 
+def make_processor(**images) -> FoveatedProcessor:
+    """Frames of `make_foveated`'s size; `images` go to the image processor."""
+    images = {"size": {"height": 28, "width": 28}, **images}
+    return FoveatedProcessor(FoveatedImageProcessor(**images), make_tokenizer(), CHAT_TEMPLATE)
+
+
+def picture(seed: int = 0, height: int = 28, width: int = 28) -> Image.Image:
+    levels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(levels)
+
+
 def make_frames(counts: list[int], seed: int = 0, size: int = 28) -> dict[str, torch.Tensor]:
     """Random frames, one row of each count; those that are not there are full of nan."""
     generator = torch.Generator().manual_seed(seed)
@@ -125,3 +139,14 @@ def largest_part(preferences: dict[str, torch.Tensor]) -> float:
     """
     parts = [largest(tensor) for name, tensor in preferences.items() if name.endswith("logps")]
     return DESCRIBED["cases"]["dpo"]["beta"] * max(parts)
+
+
+def write_foveated(folder) -> None:
+    """A whole checkpoint with random weights, as `save_pretrained` leaves it; its answers are more than the last token
+    again and again, which a head with the embeddings' weights says where they are large."""
+    model = make_foveated(mode="autoregressive")
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(0.1)
+    model.save_pretrained(folder)
+    images = FoveatedImageProcessor(size={"height": 28, "width": 28})
+    FoveatedProcessor(images, make_tokenizer(), CHAT_TEMPLATE).save_pretrained(folder)

@@ -2,9 +2,10 @@
 
 lmms-eval's requirements exclude some of ours, so it gets a virtual environment of its own in out/harness, with the
 package installed as a user does. Two tasks over small parquet files of drawn digits run there with the embedded model,
-through `lmms-eval --model firebolt` and through `firebolt eval`; then our marks are compared with lmms-eval's own on
-random answers (tests/support/agreement.py). What was found is printed and, with --out, written as a page; exit code 1
-where something differs.
+through `lmms-eval --model firebolt` and through `firebolt eval`, and one over clips with a foveated model of random
+weights, through `--model firebolt_foveated`; then our marks are compared with lmms-eval's own on random answers
+(tests/support/agreement.py). What was found is printed and, with --out, written as a page; exit code 1 where something
+differs.
 """
 
 import argparse
@@ -13,12 +14,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 # It reaches into filelock, whose inside moved after 3.20.
 HARNESS = ("lmms-eval==0.7.3", "filelock==3.20.*")
 ROWS, BATCH = 40, 8
-TASKS = ("firebolt_pope", "firebolt_own")
+CLIPS, CLIP_ROWS, FRAMES = 3, 6, 4
 YES_NO = "is there"
 
 # Run in that environment: rows of both tasks as parquet, for lmms-eval, and as JSON lines with images beside them.
@@ -46,6 +48,8 @@ for kind, found in rows.items():
     features = datasets.Features(kinds | {{"image": datasets.Image()}})
     columns = {{name: [row[name] for row in stored] for name in found[0]}}
     datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / f"{{kind}}.parquet")
+clips = [json.loads(line) for line in (folder / "mvbench.jsonl").read_text().splitlines()]
+datasets.Dataset.from_list(clips).to_parquet(folder / "mvbench.parquet")
 """
 
 # A task of lmms-eval: the file's rows, its own metrics of POPE, or an exact match that ignores case and punctuation.
@@ -57,7 +61,7 @@ dataset_kwargs:
     test: {file}
 test_split: test
 output_type: generate_until
-doc_to_visual: !function utils.visual
+doc_to_visual: !function utils.{kind}_visual
 doc_to_text: !function utils.{kind}_text
 doc_to_target: answer
 generation_kwargs:
@@ -65,21 +69,39 @@ generation_kwargs:
   do_sample: false
 {metrics}
 """
+EXACT = """metric_list:
+  - metric: exact_match
+    aggregation: mean
+    higher_is_better: true
+    ignore_case: true
+    ignore_punctuation: true"""
 METRICS = {
     "pope": "process_results: !function utils.pope_process_results\nmetric_list:\n"
     + "\n".join(
         f"  - metric: pope_{name}\n    aggregation: !function utils.pope_aggregate_{name}\n    higher_is_better: true"
         for name in ("accuracy", "precision", "recall", "f1_score")
     ),
-    "own": "metric_list:\n  - metric: exact_match\n    aggregation: mean\n    higher_is_better: true\n"
-    "    ignore_case: true\n    ignore_punctuation: true",
+    "own": EXACT,
+    "mvbench": EXACT,
 }
 UTILS = """
 from lmms_eval.tasks.pope.utils import *
 
 
-def visual(doc):
+def pope_visual(doc):
     return [doc["image"].convert("RGB")]
+
+
+own_visual = pope_visual
+
+
+def mvbench_visual(doc):
+    return [doc["path"]]
+
+
+def mvbench_text(doc):
+    options = "\\n".join(f"({letter}) {option}" for letter, option in zip("ABCD", doc["candidates"]))
+    return f"Question:{doc['question']}\\nOption:\\n{options}\\nOnly give the best option."
 
 
 def pope_text(doc):
@@ -97,7 +119,43 @@ SAME_SCORES = {
         "pope_f1_score": "f1",
     },
     "own": {"exact_match": "score"},
+    "mvbench": {},  # letters in the answers of random weights
 }
+
+
+class Examined(NamedTuple):
+    """A model as lmms-eval and `firebolt eval` name it, and its tasks."""
+
+    model: str
+    arguments: str
+    kinds: tuple[str, ...]
+    options: tuple[str, ...]
+    """Of `firebolt eval`."""
+
+
+def examined(folder: Path) -> list[Examined]:
+    foveated = folder / "foveated"
+    options = ("--checkpoint", str(foveated), "--video-root", str(folder), "--frames", str(FRAMES))
+    return [
+        Examined("firebolt", "pretrained=tiny", ("pope", "own"), ("--batch-size", str(BATCH))),
+        Examined("firebolt_foveated", f"pretrained={foveated},frames={FRAMES}", ("mvbench",), options),
+    ]
+
+
+def write_clips(folder: Path) -> None:
+    """A small foveated model, clips, and questions about them in MVBench's columns."""
+    from foveated import write_foveated
+    from videos import write_video
+
+    write_foveated(folder / "foveated")
+    for number in range(CLIPS):
+        write_video(folder / f"{number}.mp4", 2 + number, 5)
+    rows = []
+    for number in range(CLIP_ROWS):
+        name, candidates = f"{number % CLIPS}.mp4", ["a cup", "a ball", "nothing"]
+        row = {"id": number, "video": name, "path": str(folder / name), "question": f"What falls at {number}?"}
+        rows.append({**row, "candidates": candidates, "answer": candidates[number % 3], "task": "count"})
+    (folder / "mvbench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def install(folder: Path, torch_index: str | None) -> Path:
@@ -116,24 +174,27 @@ def install(folder: Path, torch_index: str | None) -> Path:
                 [programs / "python", "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision"], check=True
             )
         (folder / "ready").touch()
+    install = [programs / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", ROOT]
+    subprocess.run(install, check=True)  # as it is now
     return programs
 
 
-def run_harness(programs: Path, folder: Path) -> dict[str, tuple[dict[str, str], dict[str, float]]]:
+def run_harness(programs: Path, folder: Path, one: Examined) -> dict[str, tuple[dict[str, str], dict[str, float]]]:
     """Each task's answers by id, and its scores."""
     tasks = folder / "tasks"
     tasks.mkdir(exist_ok=True)
     (tasks / "utils.py").write_text(UTILS)
-    for kind, metrics in METRICS.items():
+    for kind in one.kinds:
+        metrics = METRICS[kind]
         text = TASK.format(kind=kind, file=folder / f"{kind}.parquet", metrics=metrics)
         (tasks / f"firebolt_{kind}.yaml").write_text(text)
     arguments = [
         "--model",
-        "firebolt",
+        one.model,
         "--model_args",
-        "pretrained=tiny",
+        one.arguments,
         "--tasks",
-        ",".join(TASKS),
+        ",".join(f"firebolt_{kind}" for kind in one.kinds),
         "--device",
         "cpu",
     ]
@@ -151,7 +212,7 @@ def run_harness(programs: Path, folder: Path) -> dict[str, tuple[dict[str, str],
     newest = max((folder / "theirs").rglob("*_results.json"), key=lambda file: file.stat().st_mtime)
     results = json.loads(newest.read_text())["results"]
     found = {}
-    for kind in METRICS:
+    for kind in one.kinds:
         samples = max(
             (folder / "theirs").rglob(f"*_samples_firebolt_{kind}.jsonl"), key=lambda file: file.stat().st_mtime
         )
@@ -169,14 +230,14 @@ def _text(answer: str | list) -> str:
     return answer.strip()
 
 
-def run_ours(programs: Path, folder: Path) -> dict[str, tuple[dict[str, str], dict[str, float]]]:
+def run_ours(programs: Path, folder: Path, one: Examined) -> dict[str, tuple[dict[str, str], dict[str, float]]]:
     """The same through `firebolt eval`, answers by their rows' numbers from 0."""
     found = {}
-    for kind in METRICS:
+    for kind in one.kinds:
         rows = folder / f"{kind}.jsonl"
         data = [rows] if kind == "own" else ["--data", rows]
         arguments = ["eval", kind, *data, "--out", folder / "ours", "--max-new-tokens", "16", "--json"]
-        command = [programs / "firebolt", *arguments, "--batch-size", str(BATCH), "--device", "cpu"]
+        command = [programs / "firebolt", *arguments, *one.options, "--device", "cpu"]
         told = subprocess.run(command, check=True, capture_output=True, text=True)
         numbers = {json.loads(line)["id"]: str(i) for i, line in enumerate(rows.read_text().splitlines())}
         lines = (folder / "ours" / f"{kind}.predictions.jsonl").read_text().splitlines()
@@ -193,15 +254,21 @@ def main() -> int:
     options = parser.parse_args()
     folder = options.folder.resolve()
     programs = install(folder, options.torch_index)
+    write_clips(folder)
     subprocess.run([programs / "python", "-c", MAKE_ROWS, folder], check=True)
-    theirs, ours = run_harness(programs, folder), run_ours(programs, folder)
+    theirs, ours = {}, {}
+    for one in examined(folder):
+        theirs |= run_harness(programs, folder, one)
+        ours |= run_ours(programs, folder, one)
     lines, good = (
         ["| task | rows | answers that differ | score | lmms-eval | firebolt eval |", "| --- " * 6 + "|"],
         True,
     )
     for kind, names in SAME_SCORES.items():
         differ = sum(theirs[kind][0].get(row) != answer for row, answer in ours[kind][0].items())
-        good &= not differ and len(theirs[kind][0]) == len(ours[kind][0]) == ROWS
+        good &= not differ and len(theirs[kind][0]) == len(ours[kind][0]) == (CLIP_ROWS if kind == "mvbench" else ROWS)
+        if not names:
+            lines.append(f"| {kind} | {len(ours[kind][0])} | {differ} | - | - | - |")
         for their_name, name in names.items():
             one, other = theirs[kind][1][their_name], ours[kind][1][name]
             good &= abs(one - other) < 1e-6
@@ -215,7 +282,8 @@ def main() -> int:
             "# Beside lmms-eval",
             "",
             "Written by `make test-harness`: the embedded model through lmms-eval and through `firebolt eval`, on the",
-            "same rows of drawn digits, and our marks beside those of lmms-eval's own functions on random answers.",
+            "same rows of drawn digits, a foveated model of random weights on the same clips (mvbench), and our marks",
+            "beside those of lmms-eval's own functions on random answers.",
             "",
             *lines,
             "",

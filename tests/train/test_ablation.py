@@ -212,7 +212,7 @@ def test_the_command_fills_the_pool_and_prints_the_tables(out, tmp_path, monkeyp
     assert cli.run(["ablate", "fusion", "--quick", "--out", str(tmp_path / "out")]) == 0
     assert "0 runs to do" in capfd.readouterr().err
     assert cli.run(["ablate", "ssn"]) == 2
-    assert "ssn; expected one of ssm, connector, top-k, fusion, positions" in capfd.readouterr().err
+    assert "ssn; expected one of ssm, connector, routed, top-k, fusion, positions" in capfd.readouterr().err
 
 
 def test_a_pool_that_is_stopped_leaves_tables_of_what_is_there(out, rows, monkeypatch, capfd):

@@ -192,7 +192,10 @@ def test_what_changes_nothing_or_cannot_be_is_refused(keys, said):
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"connector": "cm"}, "connector is 'cm'; expected one of cmm, prepend, cross_attend; did you mean cmm?"),
+        (
+            {"connector": "cm"},
+            "connector is 'cm'; expected one of cmm, prepend, cross_attend, routed; did you mean cmm?",
+        ),
         ({"fusion": "pol"}, "fusion is 'pol'; expected one of replace, concat, pool; did you mean pool?"),
         (
             {"connector": "prepend", "fusion": "pool"},
@@ -285,7 +288,14 @@ WHOLE = {
 # A value for each key that another one excludes or needs.
 GIVEN = {
     **{"model": "m", "decoder": "d", "vision": "v", "tokenizer": "t", "architecture": {}, "connector": "cmm"},
-    **{"fusion": "replace", "cmm": {"top_k": 2}, "lora": {"rank": 2}, "ssm_lr": 0.1, "query": {"query_dim": 8}},
+    **{
+        "fusion": "replace",
+        "grids": "patches",
+        "cmm": {"top_k": 2},
+        "lora": {"rank": 2},
+        "ssm_lr": 0.1,
+        "query": {"query_dim": 8},
+    },
     **{"validation": ["v.jsonl"], "validation_share": 0.5, "epochs": 2, "max_steps": 3, "beta": 0.2, "vision_lr": 0.1},
     **{"decoder_lr": 0.1, "mode": "autoregressive", "gradient_checkpointing": True, "frames": 2},
     **{"tower": "t", "tower_steps": 3, "scenes": 8},

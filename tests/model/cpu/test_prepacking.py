@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from numerics import assert_close, assert_within_budget
 from torch import nn
 
-from firebolt_vl.cmm.linear import Linear
 from firebolt_vl.kernels.linear import can_prepack, prepacked
 from firebolt_vl.kernels.linear import prepacking as kernel
 from firebolt_vl.model import prepack_weights, quantize_int8
@@ -63,9 +62,8 @@ def test_the_layer_is_its_equation(rows, K, N, bias, seed, filled):
 
 
 @needs_layout
-@pytest.mark.parametrize("kind", [nn.Linear, Linear])
-def test_copies_pickles_and_casts_keep_the_weight(kind):
-    layer = kind(24, 48).bfloat16()
+def test_copies_pickles_and_casts_keep_the_weight():
+    layer = nn.Linear(24, 48).bfloat16()
     weight, x = layer.weight.detach().clone(), torch.randn(2, 3, 24).bfloat16()
     with torch.no_grad():
         wanted = layer(x)
@@ -91,7 +89,7 @@ def test_a_pickle_read_where_there_is_no_such_layout_is_an_ordinary_layer(monkey
     kept = pickle.dumps(layer)
     monkeypatch.setattr(prepacking, "can_prepack", lambda: False)
     found = pickle.loads(kept)
-    assert type(found) is Linear
+    assert type(found) is nn.Linear
     assert torch.equal(found.weight, weight)
 
 
@@ -112,7 +110,7 @@ def test_inputs_have_gradients_and_autocast_chooses():
 @pytest.mark.parametrize("ssm", ["s4", "s4d", "mamba"])
 def test_all_linear_layers_are_prepacked_and_the_rest_as_it_was(ssm):
     plain, model = both(ssm=ssm)
-    linears = {name for name, module in plain.named_modules() if type(module) in prepacking.PREPACKED}
+    linears = {name for name, module in plain.named_modules() if type(module) is nn.Linear}
     assert linears == {name for name, module in model.named_modules() if isinstance(module, PrepackedLinear)}
     assert {"lm_head", "model.connector.ffn.up", "model.language_model.layers.0.feed_forward.w1"} <= linears
     left = dict(model.named_parameters())

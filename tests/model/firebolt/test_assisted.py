@@ -22,6 +22,7 @@ KINDS = [
     ("cmm", "pool"),
     ("prepend", "replace"),
     ("cross_attend", "replace"),
+    ("routed", "replace"),
 ]
 MODELS = {kind: tiny_models.make_model(*kind) for kind in KINDS}
 # Both sides are float32: a few hundred operations apart, never more than this.

@@ -20,11 +20,16 @@ def batch(rows: int, columns: int) -> dict:
     return {**inputs, "use_cache": False}
 
 
-@pytest.mark.parametrize("kind", [("cmm", "replace"), ("cmm", "concat"), ("prepend", "replace")], ids=" ".join)
+@pytest.mark.parametrize(
+    "kind", [("cmm", "replace"), ("cmm", "concat"), ("prepend", "replace"), ("routed", "replace")], ids=" ".join
+)
 def test_the_exported_model_is_the_model(kind):
     """Open: the batch, and the text where nothing is inserted into it."""
     model = tiny_models.make_model(*kind, text=TEXT)
-    B, T = Dim("B", max=16), Dim("T", max=32) if kind[1] == "replace" and kind[0] != "prepend" else None
+    B, T = (
+        Dim("B", max=16),
+        Dim("T", max=32) if kind[1] == "replace" and not model.model.connector.inserts_grids else None,
+    )
     inputs = batch(2, 7)
     axes = {name: {0: B} if isinstance(value, torch.Tensor) else None for name, value in inputs.items()}
     if T is not None:
@@ -33,6 +38,20 @@ def test_the_exported_model_is_the_model(kind):
         graph = export(model, (), inputs, dynamic_shapes=axes).module()
         for other in (inputs, batch(3, 11 if T is not None else 7)):
             assert_close(graph(**other).logits, model(**other).logits, relative=ROUNDING)
+
+
+def test_packed_views_are_refused_in_an_export():
+    model = tiny_models.make_model("cmm", text=TEXT)
+    positions = torch.tensor([[[0, 0, 32, 32], [0, 0, 40, 60]]])[:, None]
+    inputs = {
+        **tiny_models.make_text([5]),
+        "pixel_values": torch.zeros(1, 3, 32, 32),
+        "image_position_ids": positions,
+        "pixel_attention_mask": torch.tensor([1]),
+    }
+    assert model(**inputs).logits.isfinite().all()
+    with pytest.raises(ValueError, match="expected the inputs of an image processor with packed=False"):
+        export(model, (), inputs)
 
 
 def test_the_model_compiles_in_one_graph():

@@ -6,7 +6,9 @@ import pytest
 import torch
 from PIL import Image
 from tiny_models import write_checkpoint
-from transformers import pipeline
+from transformers import AutoModelForMultimodalLM, pipeline
+
+from firebolt_vl.model import FireboltForConditionalGeneration
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +78,21 @@ def test_the_answer_is_the_models_own(answer, folder):
     wanted = answer.processor.decode(tokens, skip_special_tokens=True)
     assert answer(messages, return_full_text=False)[0]["generated_text"] == wanted
     assert answer(messages)[0]["generated_text"][-1] == {"role": "assistant", "content": wanted}
+
+
+def test_the_class_of_any_modality_finds_the_model(folder):
+    assert type(AutoModelForMultimodalLM.from_pretrained(folder)) is FireboltForConditionalGeneration
+
+
+def test_the_pipeline_of_any_modality_knows_the_model(folder, caplog):
+    pytest.importorskip("torchvision")  # which that pipeline asks for
+    transformers = logging.getLogger("transformers")
+    propagate, transformers.propagate = transformers.propagate, True
+    try:
+        with caplog.at_level(logging.ERROR, logger="transformers"):
+            answers = pipeline("any-to-any", model=str(folder), max_new_tokens=2)
+            found = answers(chat({"path": str(folder / "red.png")}), return_full_text=False)
+    finally:
+        transformers.propagate = propagate
+    assert not caplog.records
+    assert isinstance(found[0]["generated_text"], str)

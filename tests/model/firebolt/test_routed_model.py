@@ -7,6 +7,7 @@ from tiny_models import IMAGE_TOKEN, make_config, make_model, make_pixels, make_
 from transformers import DynamicCache
 
 from firebolt_vl.model import FireboltForConditionalGeneration
+from firebolt_vl.model.firebolt import grounding
 
 ROUNDING = 2e-5
 
@@ -215,3 +216,27 @@ def test_a_turn_on_the_cache_needs_no_other_image():
             parts.append(model(**now, **first, past_key_values=cache, use_cache=True).logits)
             first, start = {}, end
     assert_close(torch.cat(parts, 1), whole, relative=ROUNDING)
+
+
+def test_occlusion_of_many_grids_is_that_of_few_at_a_time(monkeypatch):
+    model, inputs = make_model(grids="both"), {**make_text([5, 4]), **make_pixels(2)}
+    answer = torch.tensor([[7, 8, 2], [9, 2, 2]])
+    whole = model.ground(**inputs, method="occlusion", answer_ids=answer).effects
+    monkeypatch.setattr(grounding, "MOST_ROWS", 3)
+    assert whole.shape == (2, 21)
+    assert_close(model.ground(**inputs, method="occlusion", answer_ids=answer).effects, whole, relative=1e-4)
+
+
+def test_a_crop_into_the_prompt_takes_an_image_back_with_its_token():
+    model, inputs = make_model("routed_mean"), with_tokens(batch(1, images=2))
+    cache = DynamicCache(config=model.config.text_config)
+    cache.activate_past_recording()
+    ids, prompt = inputs["input_ids"], torch.ones(1, 9, dtype=torch.bool)
+    with torch.no_grad():
+        whole = model(**inputs, use_cache=False).logits
+        images = {name: inputs[name] for name in make_pixels(1)}
+        model(input_ids=ids[:, :5], **images, prompt_mask=prompt, past_key_values=cache, use_cache=True)
+        cache.crop(-3)
+        rest = model(input_ids=ids[:, 2:], prompt_mask=prompt, past_key_values=cache, use_cache=True).logits
+    assert (ids[0] == IMAGE_TOKEN).nonzero().flatten().tolist() == [1, 3]
+    assert_close(rest, whole[:, 2:], relative=ROUNDING)

@@ -3,26 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from foveated import make_foveated
-from PIL import Image
-from tiny_models import make_tokenizer
+from foveated import make_foveated, make_processor, picture
 from transformers import AutoImageProcessor, AutoProcessor, pipeline
 from videos import write_video
 
-from firebolt_vl.model import CHAT_TEMPLATE, FoveatedImageProcessor, FoveatedProcessor
+from firebolt_vl.model import FoveatedImageProcessor, FoveatedProcessor
 from firebolt_vl.model.foveated import read_video
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-
-
-def make_processor(**images) -> FoveatedProcessor:
-    images = {"size": {"height": 28, "width": 28}, **images}
-    return FoveatedProcessor(FoveatedImageProcessor(**images), make_tokenizer(), CHAT_TEMPLATE)
-
-
-def picture(seed: int = 0, height: int = 28, width: int = 28) -> Image.Image:
-    levels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(levels)
 
 
 def call(text, **given):

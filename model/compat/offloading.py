@@ -1,0 +1,33 @@
+"""Weights that accelerate keeps elsewhere, in the host's memory or on disk, until their module is called."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+
+def to_device_of(model: nn.Module, tensor: Tensor) -> Tensor:
+    """Return an input on the device of a model's weights; where it is, if these are kept elsewhere.
+
+    They are on PyTorch's meta device then, and each module brings what it is called with to where it computes.
+    """
+    device = next(model.parameters()).device
+    return tensor if device.type == "meta" else tensor.to(device)
+
+
+@contextmanager
+def parameters_present(*modules: nn.Module) -> Iterator[None]:
+    """Have the modules' own parameters there while they are read outside of their `forward`.
+
+    By the hook that accelerate has put on each of them, as transformers calls it too; tested with accelerate 1.10 to
+    1.15. Without one nothing is kept of parameters that are not there, and nothing is done.
+    """
+    absent = [module for module in modules if any(p.is_meta for p in module.parameters(recurse=False))]
+    hooks = [(module, hook) for module in absent if (hook := getattr(module, "_hf_hook", None)) is not None]
+    for module, hook in hooks:
+        hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        for module, hook in hooks:
+            hook.post_forward(module, None)

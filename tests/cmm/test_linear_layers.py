@@ -1,0 +1,148 @@
+"""Dense layers: of PyTorch's own class, read where that is the same as calling them, and called everywhere else."""
+
+import copy
+import importlib
+
+import pytest
+import torch
+from numerics import assert_close
+from torch import nn
+from torch.nn.utils import parametrize, prune
+
+from firebolt_vl.cmm.linear import Linear, fast_products, in_dtype_of, is_plain, product, product_and_bias
+
+kernel = importlib.import_module("firebolt_vl.kernels.linear.pytorch")
+
+
+class Twice(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+class Derived(nn.Linear):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+class Around(nn.Module):
+    """As adapters stand around a layer: its numbers are there under its names, and are not all."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.base_layer, self.weight, self.bias = layer, layer.weight, layer.bias
+
+    def forward(self, x):
+        return self.base_layer(x) + 3 * x.sum(-1, keepdim=True)
+
+
+def parametrised(layer):
+    parametrize.register_parametrization(layer, "weight", Twice())
+    return layer
+
+
+def pruned(layer):
+    prune.random_unstructured(layer, "weight", amount=0.5)
+    # What the optimiser changes; the pruned weight is made of it by a hook, at a call.
+    with torch.no_grad():
+        layer.weight_orig.add_(1)
+    return layer
+
+
+def hooked(layer):
+    layer.register_forward_hook(lambda module, arguments, y: y + 1)
+    return layer
+
+
+def with_another_forward(layer):
+    stock = layer.forward
+    layer.forward = lambda x: stock(x) + 1
+    return layer
+
+
+def derived(layer):
+    layer.__class__ = Derived
+    return layer
+
+
+CHANGES = [parametrised, pruned, hooked, with_another_forward, derived, Around, nn.utils.parametrizations.weight_norm]
+
+
+def layer_and_input():
+    torch.manual_seed(0)
+    return nn.Linear(5, 6).double(), torch.randn(2, 3, 5, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_whatever_stands_around_a_layer_takes_part(change):
+    layer, x = layer_and_input()
+    assert is_plain(layer, nn.Linear)
+    layer = change(layer)
+    assert not is_plain(layer, nn.Linear)
+    assert_close(product(layer, x), layer(x))
+    linear_part, bias = product_and_bias(layer, x)
+    assert_close(linear_part + bias[:, None], layer(x))
+    assert_close(bias, layer(torch.zeros(2, 5, dtype=torch.float64)))
+
+
+def test_a_plain_layer_gives_its_product_and_its_bias():
+    layer, x = layer_and_input()
+    assert_close(product(layer, x), layer(x))
+    linear_part, bias = product_and_bias(layer, x)
+    assert_close(linear_part, x @ layer.weight.mT)
+    assert_close(bias, layer.bias.expand(2, 6))
+
+
+def test_an_input_takes_the_dtype_of_numbers_and_never_that_of_codes():
+    layer, x = layer_and_input()
+    assert in_dtype_of(layer, x.float(), torch.float16).dtype == torch.float64
+    for codes in (torch.uint8, torch.int8, torch.float8_e4m3fn):
+        layer.weight = nn.Parameter(torch.zeros(6, 5).to(codes), requires_grad=False)
+        assert in_dtype_of(layer, x, torch.float16).dtype == torch.float16
+    assert in_dtype_of(nn.Identity(), x, torch.float16).dtype == torch.float16
+
+
+@pytest.fixture
+def onednn(monkeypatch):
+    monkeypatch.setattr(kernel, "ONEDNN", True)
+    monkeypatch.setattr(kernel, "LEAST_WEIGHTS", 0)
+
+
+def test_layers_of_others_compute_fast_for_a_time_and_keep_their_class(onednn):
+    model = nn.Sequential(nn.Linear(5, 5), nn.Sequential(hooked(nn.Linear(5, 5)), nn.GELU()), derived(nn.Linear(5, 5)))
+    model.append(nn.Linear(5, 5).double())
+    classes = [type(module) for module in model.modules()]
+    assert Linear not in classes
+    with fast_products(model):
+        assert [type(module) is Linear for module in model] == [True, False, False, False]
+        assert type(model[1][0]) is nn.Linear
+        with fast_products(model):
+            assert type(model[0]) is Linear
+        assert type(model[0]) is Linear
+    assert [type(module) for module in model.modules()] == classes
+
+
+def test_layers_keep_their_class_where_an_answer_fails(onednn):
+    model = nn.Sequential(nn.Linear(5, 5))
+
+    def fail():
+        with fast_products(model):
+            model(torch.randn(2, 4))
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        fail()
+    assert type(model[0]) is nn.Linear
+
+
+def test_a_layer_that_was_replaced_meanwhile_stays_as_it_is(onednn):
+    model = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5))
+    with fast_products(model):
+        derived(model[0])
+    assert [type(module) for module in model] == [Derived, nn.Linear]
+
+
+def test_without_a_faster_product_nothing_changes(monkeypatch):
+    monkeypatch.setattr(kernel, "ONEDNN", False)
+    model = nn.Sequential(nn.Linear(800, 800))
+    with fast_products(model):
+        assert type(model[0]) is nn.Linear
+    assert type(copy.deepcopy(model)[0]) is nn.Linear
