@@ -143,7 +143,7 @@ class PlainModulator(nn.Module):
 
     def __init__(self, layer: CrossModalModulator):
         super().__init__()
-        self.layer = layer
+        self.layer, self.config = layer, layer.config
         self.run = modulator_by_equations(layer, block_by_formulas(layer.ssm, 512))
 
     def forward(self, text, grids, text_mask=None, grid_mask=None, grid_boxes=None, *, grid_images=None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where low-rank adapters (peft) go in a model, and where they cannot."""
+"""Places of low-rank adapters (peft) in a model, and models that cannot have them."""
 
 from collections.abc import Iterable, Sequence
 
@@ -42,7 +42,7 @@ def lora_targets(model: nn.Module, parts: Sequence[str] = ("decoder",)) -> list[
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
         and module is not head
-        and _part_of(name) in parts
+        and part_of(name) in parts
         # An attention module of PyTorch's own reads this one's weights and never calls it.
         and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
     ]
@@ -51,8 +51,8 @@ def lora_targets(model: nn.Module, parts: Sequence[str] = ("decoder",)) -> list[
     return targets
 
 
-def _part_of(name: str) -> str | None:
-    """Return the part that a module of this name belongs to; None for the head."""
+def part_of(name: str) -> str | None:
+    """Return the part that a module or parameter of this name belongs to; None for the head."""
     name = name.removeprefix("model.")
     return next((part for part, beginnings in PARTS.items() if name.startswith(beginnings)), None)
 
@@ -80,4 +80,4 @@ def check_adapters(where: str, model: nn.Module) -> None:
         raise ValueError(f"{where}: model has adapters, and {how}; {ORDER}")
 
 
-__all__ = ["check_adaptable", "check_adapters", "lora_targets"]
+__all__ = ["check_adaptable", "check_adapters", "lora_targets", "part_of"]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from trainings import assert_finite, config, interrupted, losses, poisoned, run, steps, told, weights, write_start
 
 from firebolt_vl.train import loop
-from firebolt_vl.train.checkpoints import _sum_of, _sums
+from firebolt_vl.train.checkpoints import sum_of, sums_of
 from firebolt_vl.train.conversations import ConversationsJob
 from firebolt_vl.train.errors import TrainingError
 from firebolt_vl.train.foveated.job import FoveatedJob
@@ -183,8 +183,8 @@ def poison(checkpoint, name: str, key: str) -> None:
 
 def rewrite_manifest(checkpoint, **changed) -> None:
     manifest = json.loads((checkpoint / "manifest.json").read_text())["manifest"] | changed
-    manifest["files"] = {name: _sums(checkpoint / name) for name in manifest["files"]}
-    (checkpoint / "manifest.json").write_text(json.dumps({"manifest": manifest, "sum": _sum_of(manifest)}))
+    manifest["files"] = {name: sums_of(checkpoint / name) for name in manifest["files"]}
+    (checkpoint / "manifest.json").write_text(json.dumps({"manifest": manifest, "sum": sum_of(manifest)}))
 
 
 @pytest.mark.parametrize(

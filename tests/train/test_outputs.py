@@ -180,7 +180,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_and_no_half_one(folder, what)
     """The disk is full from the second checkpoint on, at one of its files."""
     keys = {"max_steps": 4, "save_every": 1, "keep": 9}
     whole = run(folder, "whole", **keys)
-    write_tensors, write_text, flush = states.write_tensors, Path.write_text, checkpoints._flush
+    write_tensors, write_text, flush = states.write_tensors, Path.write_text, checkpoints.flush
 
     def full(file: Path) -> bool:
         return "unfinished-00000002" in str(file) and what in str(file.name)
@@ -202,7 +202,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_and_no_half_one(folder, what)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(states, "write_tensors", half(write_tensors))
         patch.setattr(Path, "write_text", half(write_text))
-        patch.setattr(checkpoints, "_flush", flushing)
+        patch.setattr(checkpoints, "flush", flushing)
         with pytest.raises(TrainingError, match=r"step 2 could not be written \(No space left.*step-00000001 is kept"):
             run(folder, **keys)
     assert [file.name for file in (folder / "run" / "checkpoints").iterdir()] == ["step-00000001"]

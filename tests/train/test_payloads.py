@@ -14,7 +14,7 @@ from trainings import config, run, write_start
 import firebolt_vl
 from firebolt_vl.train.ablation.runs import TASK, WORK
 from firebolt_vl.train.ablation.task import Settings, keep_task, load_task
-from firebolt_vl.train.checkpoints import _sum_of, _sums
+from firebolt_vl.train.checkpoints import sum_of, sums_of
 from firebolt_vl.train.config_files import load_config
 from firebolt_vl.train.errors import ConfigError
 from firebolt_vl.train.foveated_tiny import recipe as foveated_recipe
@@ -78,8 +78,8 @@ def planted(checkpoint: Path, mark: Path, names) -> None:
     """Payloads in a checkpoint whose manifest says that all is as it was written."""
     payloads.plant_pickles(checkpoint, mark, names)
     manifest = json.loads((checkpoint / "manifest.json").read_text())["manifest"]
-    manifest["files"] = {file.name: _sums(file) for file in checkpoint.iterdir() if file.name != "manifest.json"}
-    (checkpoint / "manifest.json").write_text(json.dumps({"manifest": manifest, "sum": _sum_of(manifest)}))
+    manifest["files"] = {file.name: sums_of(file) for file in checkpoint.iterdir() if file.name != "manifest.json"}
+    (checkpoint / "manifest.json").write_text(json.dumps({"manifest": manifest, "sum": sum_of(manifest)}))
 
 
 def test_payloads_beside_the_files_of_a_checkpoint_are_not_opened(folder, mark):
@@ -117,8 +117,8 @@ def test_a_checkpoint_of_pickles_is_refused_with_what_to_do(folder, mark):
     del manifest["format"]
     (checkpoint / "manifest.json").write_text(json.dumps({"manifest": manifest, "sum": ""}))
     payloads.plant_pickles(checkpoint, mark, OLD)
-    manifest["files"] = {file.name: _sums(file) for file in checkpoint.iterdir() if file.name != "manifest.json"}
-    (checkpoint / "manifest.json").write_text(json.dumps({"manifest": manifest, "sum": _sum_of(manifest)}))
+    manifest["files"] = {file.name: sums_of(file) for file in checkpoint.iterdir() if file.name != "manifest.json"}
+    (checkpoint / "manifest.json").write_text(json.dumps({"manifest": manifest, "sum": sum_of(manifest)}))
     before = {file.name: file.read_bytes() for file in checkpoint.iterdir()}
     with (
         pytest.warns(UserWarning, match="of an earlier version"),

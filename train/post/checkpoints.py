@@ -11,7 +11,6 @@ from pathlib import Path
 
 from safetensors.torch import load_file, load_model
 from torch import nn
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ...files.writing import write_text
@@ -19,6 +18,8 @@ from ..checkpoints import MANIFEST, files_below, flush, sum_of, sums_of
 from .config import PostConfig
 
 ADAPTERS_FILE = "adapter_model.safetensors"
+# Of transformers' Trainer, beside the weights of each of its checkpoints.
+TRAINER_STATE = "trainer_state.json"
 
 CHECKPOINTS, NAME = "checkpoints", "checkpoint-"
 
@@ -37,7 +38,7 @@ def steps_of(checkpoint: Path, config: PostConfig) -> int:
     """The last step of the run that a checkpoint is of."""
     if config.max_steps is not None:
         return config.max_steps
-    return int(json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["max_steps"])
+    return int(json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))["max_steps"])
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:

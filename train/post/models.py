@@ -15,14 +15,12 @@ from ...model import (
     FoveatedVLM,
     FoveatedVLMConfig,
 )
+from ...model.adapters import lora_targets, part_of
 from ...model.checkpoint_files import CONFIG, read_json
 from ...model.places import PlaceError, find, find_here
 from ..errors import ConfigError
 from ..models import merged
 
-# The parts by the beginnings of their names; what has none of them is part of the connector.
-FIREBOLT_PARTS = {"vision": "model.vision_tower.", "connector": "model.connector.", "decoder": ""}
-FOVEATED_PARTS = {"vision": "encoder.dino.", "decoder": "llm.", "connector": ""}
 # Attributes of modules, in this package and in transformers, that a functional dropout is called with.
 DROPOUTS = ("dropout", "attention_dropout", "dropout_prob")
 
@@ -58,16 +56,10 @@ def check_whole(name: str, described: dict, key: str) -> None:
         )
 
 
-def part_of(model: nn.Module, name: str) -> str:
-    """The part of the model that a parameter or module of this name belongs to."""
-    parts = FOVEATED_PARTS if isinstance(model, FoveatedVLM) else FIREBOLT_PARTS
-    return next(part for part, beginning in parts.items() if name.startswith(beginning))
-
-
 def choose_parts(model: nn.Module, parts: list[str]) -> None:
-    """Leave gradients to the parts that learn."""
+    """Leave gradients to the parts that learn; the head is one with the decoder's embeddings."""
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(part_of(model, name) in parts)
+        parameter.requires_grad_((part_of(name) or "decoder") in parts)
 
 
 def drop_nothing(model: nn.Module) -> None:
@@ -88,20 +80,11 @@ def drop_nothing(model: nn.Module) -> None:
 def adapter_config(model: PreTrainedModel, parts: list[str], adapters: dict):
     """Low-rank adapters (peft) on the dense layers of some parts, the head left out. Raises ConfigError.
 
-    `targets` are last names of layers; None is all. Layers that compute with their weights in a way of their own (a
-    state-space model's, an attention module's) are none of these: an adapter beside them would change nothing.
+    `targets` are last names of layers; None is all.
     """
     from peft import LoraConfig
 
-    head = model.get_output_embeddings()
-    dense = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and module is not head
-        and part_of(model, name) in parts
-        and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
-    ]
+    dense = lora_targets(model, parts)
     targets = adapters["targets"]
     chosen = [name for name in dense if targets is None or name.rpartition(".")[2] in targets]
     missing = set(targets or ()) - {name.rpartition(".")[2] for name in dense}

@@ -35,6 +35,7 @@ DOCUMENTED = {
     "transformers.image_processing_backends",
     "transformers.image_processing_utils",
     "transformers.image_utils",
+    "transformers.integrations",  # its callbacks have pages
     "transformers.modeling_outputs",
     "transformers.processing_utils",
     "transformers.utils",
