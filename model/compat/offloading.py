@@ -23,7 +23,9 @@ def parameters_present(*modules: nn.Module) -> Iterator[None]:
     1.15. Without one nothing is kept of parameters that are not there, and nothing is done.
     """
     absent = [module for module in modules if any(p.is_meta for p in module.parameters(recurse=False))]
-    hooks = [(module, hook) for module in absent if (hook := getattr(module, "_hf_hook", None)) is not None]
+    # Not by `:=`, whose name torch.compile does not find in a comprehension.
+    found = [(module, getattr(module, "_hf_hook", None)) for module in absent]
+    hooks = [(module, hook) for module, hook in found if hook is not None]
     for module, hook in hooks:
         hook.pre_forward(module)
     try:
