@@ -406,7 +406,7 @@ def _ground(loaded: Loaded, inputs, text: str, tokens, picture, reply: Reply, pa
             reply.question,
             reply.answer,
             unfinished,
-            kinds.count("patch"),
+            patches=kinds.count("patch"),
         ),
     )
     views = [View(*of_one) for of_one in zip(kinds, boxes, effects)]

@@ -38,6 +38,7 @@ def draw(
     question: str,
     answer: str,
     path: str | PathLike | BinaryIO,
+    *,
     patches: int = 0,
 ) -> None:
     """Write the grounding picture to `path`, as PNG: tiles with their numbers, or patches as a heat map.

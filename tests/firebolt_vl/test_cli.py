@@ -237,7 +237,7 @@ class TestGrounding:
     def test_a_picture_that_fails_leaves_the_old_file_and_nothing_else(self, ask, tmp_path, monkeypatch):
         from firebolt_vl import picture
 
-        def draw(*arguments):
+        def draw(*arguments, patches):
             Path(arguments[-1]).write_text("half")
             raise OSError(28, "No space left on device")
 

@@ -16,7 +16,7 @@ def drawn(image, words, weights, boxes, effects, question="what?", answer="7", p
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        picture.draw(image, words, weights, boxes, effects, question, answer, buffer, patches)
+        picture.draw(image, words, weights, boxes, effects, question, answer, buffer, patches=patches)
     return np.array(Image.open(buffer).convert("RGB")).astype(int)
 
 
