@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .answer_files import Answer, AnswerFile, Problem, ProblemFile, Question, problems_of, read_questions
-from .ask import Certainty, check_numbers, ignore_settings, prompt, room_for_answer, specials, stops
+from .ask import check_numbers, ignore_settings
 from .checkpoint import Loaded, choose_device, load, locate, quiet
 from .errors import Failure, first_line
 from .identity import answered_by
+from .prompts import prompt, room_for_answer, specials, stops
+from .streaming import Certainty
 
 if TYPE_CHECKING:
     from PIL import Image

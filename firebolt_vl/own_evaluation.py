@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .ask import prompt, specials
 from .checkpoint import quiet
 from .evaluate.items import Item, numbered
 from .evaluate.metrics.grounding import Fit, fit
@@ -15,6 +14,7 @@ from .evaluation import Examinee, Run, evaluate, results
 from .exam_rows import WHOLE, Shard
 from .files.problems import BadRow
 from .files.reading import lines_of, parse_json
+from .prompts import prompt, specials
 from .row_files import RowFile
 
 if TYPE_CHECKING:

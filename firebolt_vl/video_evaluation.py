@@ -7,13 +7,13 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
-from .ask import TokenClock
 from .errors import Failure, Misuse, first_line
 from .evaluate.benchmarks import CHOSEN
 from .evaluate.items import Item
 from .evaluate.rows import is_hub_id
 from .evaluation import Asking, Examinee
 from .files.problems import BadRow
+from .streaming import TokenClock
 from .watch import generate, inputs_of, load_foveated, open_source
 
 if TYPE_CHECKING:

@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .ask import Timing, TokenClock, check_controls, check_numbers, ignore_settings, render, specials, stops
+from .ask import check_numbers, ignore_settings
 from .checkpoint import Loaded, check_report, check_views, choose_device, files_checked, locate, quiet
 from .errors import Failure, Misuse, first_line, told
 from .outputs import check_picture, write_picture
+from .prompts import check_controls, render, specials, stops
+from .streaming import Timing, TokenClock
 
 if TYPE_CHECKING:
     from PIL import Image

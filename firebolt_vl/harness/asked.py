@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from ..answer_files import Answer, Question
-from ..ask import prompt, render, specials
 from ..batch import Answering
 from ..checkpoint import quiet
 from ..evaluation import Examinee
+from ..prompts import prompt, render, specials
 
 
 class Turn(NamedTuple):

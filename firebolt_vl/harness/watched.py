@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..ask import TokenClock, check_controls, render
 from ..checkpoint import quiet
 from ..errors import Failure, first_line
+from ..prompts import check_controls, render
+from ..streaming import TokenClock
 from ..video_evaluation import VideoExaminee
 from ..watch import Source, generate, inputs_of, open_source
 from .asked import Turn, cut

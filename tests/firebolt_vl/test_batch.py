@@ -19,6 +19,7 @@ from tiny_models import write_checkpoint
 
 from firebolt_vl import ask as asking
 from firebolt_vl import batch as batching
+from firebolt_vl import prompts, streaming
 from firebolt_vl.checkpoint import load
 from firebolt_vl.model.images import open_image
 
@@ -80,7 +81,7 @@ def test_each_answer_is_the_one_it_gets_alone(batch, images, checkpoint, size):
     model, processor = load(checkpoint, "cpu")
     for row, answer in zip(asked, found):
         names = [row["image"]] if isinstance(row.get("image"), str) else row.get("image", [])
-        text = asking.prompt(load(checkpoint, "cpu"), row["question"], len(names))
+        text = prompts.prompt(load(checkpoint, "cpu"), row["question"], len(names))
         pictures = [Image.open(images / name) for name in names]
         inputs = processor(images=[pictures] if names else None, text=[text], return_tensors="pt")
         made = model.generate(
@@ -350,7 +351,7 @@ def test_pieces_are_whole_characters_without_blank_ends():
             return bytes(tokens).decode(errors="replace")
 
     said = []
-    spoken = asking.SpokenText(Bytes, said.append)
+    spoken = streaming.SpokenText(Bytes, said.append)
     for token in encoded:
         spoken.put(token)
     spoken.end()
@@ -437,7 +438,7 @@ def test_the_tokenizer_ends_an_answer_where_the_checkpoint_names_no_token(checkp
     loaded = load(checkpoint, "cpu")
     loaded.model.generation_config.eos_token_id = ends
     asking.ignore_settings(loaded, None, lambda line: None)
-    assert asking.stops(loaded.model) == [loaded.processor.tokenizer.eos_token_id]
+    assert prompts.stops(loaded.model) == [loaded.processor.tokenizer.eos_token_id]
 
 
 def test_a_question_with_a_control_token_is_refused(batch, firebolt, image, checkpoint, images):

@@ -19,6 +19,7 @@ from tiny_models import make_processor, write_checkpoint
 
 from firebolt_vl import ask as asking
 from firebolt_vl import checkpoint as loading
+from firebolt_vl.evidence import word_spans
 
 QUESTION = "what digit is at the top left?"
 
@@ -250,7 +251,7 @@ class TestGrounding:
 
     def test_words_are_found_without_their_punctuation(self):
         def words(text):
-            return [text[start:end] for start, end in asking.word_spans(text)]
+            return [text[start:end] for start, end in word_spans(text)]
 
         assert words('"What\'s at the top-left?" -- (now)') == ["What's", "at", "the", "top-left", "now"]
         assert words("7は どこ？") == ["7", "は", "ど", "こ"]

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from firebolt_vl.ask import prompt
 from firebolt_vl.harness.asked import AskedModel, Turn, cut
 from firebolt_vl.harness.vlmevalkit import FireboltForVLMEvalKit
+from firebolt_vl.prompts import prompt
 
 TOKENS = 6
 
