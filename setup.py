@@ -45,7 +45,7 @@ setup(
         "torch>=2.12,<2.16",
         # A torch for GPUs pins the Triton that it was built with; Triton's wheels are for Linux.
         "triton>=3.7,<3.10; platform_system == 'Linux'",
-        "numpy>=1.26,<2.5",
+        "numpy>=2.0,<2.5",
         "transformers>=5.23,<5.25",
         "tokenizers>=0.23,<0.24",
         "safetensors>=0.8,<0.9",

@@ -20,7 +20,8 @@ def parameters_present(*modules: nn.Module) -> Iterator[None]:
     """Have the modules' own parameters there while they are read outside of their `forward`.
 
     By the hook that accelerate has put on each of them, as transformers calls it too; tested with accelerate 1.10 to
-    1.15. Without one nothing is kept of parameters that are not there, and nothing is done.
+    1.15, device maps to disk with 1.15 alone (1.10 mixes parameters up). Without one nothing is kept of parameters that
+    are not there, and nothing is done.
     """
     absent = [module for module in modules if any(p.is_meta for p in module.parameters(recurse=False))]
     # Not by `:=`, whose name torch.compile does not find in a comprehension.

@@ -1,10 +1,12 @@
 """Models whose weights accelerate keeps elsewhere: in the host's memory, on disk, by hand or by a device map."""
 
+import accelerate
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
 from foveated import make_foveated, make_frames
 from numerics import assert_close
+from packaging.version import Version
 from tiny_models import make_model, make_pixels, make_text
 
 from firebolt_vl.model import FireboltForConditionalGeneration, FoveatedVLM
@@ -32,6 +34,8 @@ def on_disk(model, cls, folder):
 
 def by_a_map(model, cls, folder):
     """All on disk but the parameters that no module below the model has."""
+    if Version(accelerate.__version__) < Version("1.15"):
+        pytest.skip("accelerate 1.10 refuses models that are all on disk, and reads a bias where a weight is")
     model.save_pretrained(folder)
     parts = {name: "disk" for name, _ in model.named_children()}
     if "model" in parts:

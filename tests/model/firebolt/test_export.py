@@ -4,11 +4,14 @@ import pytest
 import tiny_models
 import torch
 from numerics import assert_close
+from packaging.version import Version
 from torch.export import Dim, export
 
 # Two layers of each kind are enough for a graph, and half the time.
 TEXT = {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}
 ROUNDING = 2e-5
+# Before, a guard of PyTorch's own on the grouped heads keeps the text's length from being open.
+OPEN_TEXT = Version(torch.__version__) >= Version("2.13")
 
 
 def batch(rows: int, columns: int) -> dict:
@@ -26,10 +29,8 @@ def batch(rows: int, columns: int) -> dict:
 def test_the_exported_model_is_the_model(kind):
     """Open: the batch, and the text where nothing is inserted into it."""
     model = tiny_models.make_model(*kind, text=TEXT)
-    B, T = (
-        Dim("B", max=16),
-        Dim("T", max=32) if kind[1] == "replace" and not model.model.connector.inserts_grids else None,
-    )
+    inserts = kind[1] != "replace" or model.model.connector.inserts_grids
+    B, T = Dim("B", max=16), Dim("T", max=32) if OPEN_TEXT and not inserts else None
     inputs = batch(2, 7)
     axes = {name: {0: B} if isinstance(value, torch.Tensor) else None for name, value in inputs.items()}
     if T is not None:
