@@ -433,7 +433,7 @@ def run(arguments: list[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         message, code = f"stopped; {kept_by(arguments)}", Interrupted.exit_code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter says so again at its end
+        _drop_what_stdout_holds()
         return 1
     except Exception as error:
         if os.environ.get("FIREBOLT_TRACEBACK"):
@@ -441,8 +441,17 @@ def run(arguments: list[str]) -> int:
         known = disk_failure(error) if isinstance(error, OSError) else None
         where = "(FIREBOLT_TRACEBACK=1 shows where; please report it)"
         message, code = str(known or f"unexpected {type(error).__name__}: {error} {where}"), 1
+    try:
+        sys.stdout.flush()
+    except OSError:  # a full disk behind it, which the message tells of
+        _drop_what_stdout_holds()
     print(f"firebolt: {' '.join(message.split())}", file=sys.stderr)
     return code
+
+
+def _drop_what_stdout_holds() -> None:
+    """Let what is still to be written to stdout go nowhere, or the interpreter fails with it again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # What is left of a command that is stopped and does not say so itself, more exactly, by Interrupted; and how to go on.

@@ -633,3 +633,18 @@ def test_a_full_disk_behind_stdout_is_a_message(checkpoint, image):
     assert done.returncode == 1
     assert "No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+@pytest.mark.parametrize("written", [3, 5_000, 100_000])
+def test_what_a_full_disk_did_not_take_is_told_once(written):
+    """Whether it fails as it is written, or as what was kept back is."""
+    program = (
+        "import sys; from firebolt_vl import cli;"
+        f"cli.app = lambda *_, **__: [sys.stdout.write('x' * {written}) for _ in range(3)] and 0;"
+        "sys.exit(cli.run(['info']))"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "No space left on device" in done.stderr
