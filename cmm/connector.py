@@ -155,15 +155,22 @@ class Connector(nn.Module, ABC, Generic[Side]):
                 read = {} if asked is None else {"prompt": asked.text, "prompt_mask": asked.mask}
                 before = self.encode_grids(grids, grid_mask, grid_boxes, grid_images, **read)
             return self._piece(text, text_mask, cast(DecodeState, before), history, return_weights)
-        prompt = self._prompt_in(text, text_mask, prompt_mask)
         given = (cast(Tensor, grids), grid_mask, grid_boxes, grid_images)
-        side = self._grid_side(*given, prompt, text.shape[0], text.shape[1])
-        y, w = self._run_whole(text, text_mask, side)
+        y, w, _ = self._whole(text, text_mask, given, prompt_mask)
         return (y, w) if w is not None and return_weights else y
 
-    def _run_whole(self, text: Tensor, text_mask: Tensor | None, side: Side) -> tuple[Tensor, Tensor | None]:
+    def _whole(
+        self,
+        text: Tensor,
+        text_mask: Tensor | None,
+        given: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+        prompt_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, Side]:
+        """y, w and the grid side of whole sequences; `given` are the grids, their mask, boxes and images."""
+        prompt = self._prompt_in(text, text_mask, prompt_mask)
+        side = self._grid_side(*given, prompt, text.shape[0], text.shape[1])
         y, w, _ = self._connect(text, text_mask, side, lambda x: (self._mix(x, text_mask), None))
-        return y, w
+        return y, w, side
 
     def _piece(
         self, text: Tensor, text_mask: Tensor | None, before: DecodeState, history: int, return_weights: bool

@@ -145,10 +145,8 @@ class Routed(Inserting[RoutedSide]):
             others = {"grid_images": grid_images, "prompt_mask": prompt_mask, "return_weights": return_weights}
             return super().forward(text, grids, text_mask, grid_mask, grid_boxes, **others, **mode)
         self._check(text, text_mask, return_weights)
-        prompt = self._prompt_in(text, text_mask, prompt_mask)
         given = (cast(Tensor, grids), grid_mask, grid_boxes, grid_images)
-        side = self._grid_side(*given, prompt, text.shape[0], text.shape[1])
-        y, _ = self._run_whole(text, text_mask, side)
+        y, _, side = self._whole(text, text_mask, given, prompt_mask)
         assert side.balance is not None  # a new side has one
         return (y, side.balance) if return_balance else y
 

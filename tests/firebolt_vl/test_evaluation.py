@@ -12,7 +12,7 @@ import time
 
 import pytest
 from commands import assert_refused
-from exams import KEYS, pope_rows, read, timeless, write, write_images
+from exams import KEYS, evaluator, pope_rows, read, timeless, write, write_images
 from PIL import Image
 
 from firebolt_vl import batch as batching
@@ -27,11 +27,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def run(firebolt, checkpoint):
-    def evaluate(name, data, *arguments, out="out"):
-        given = ["--checkpoint", checkpoint, "--max-new-tokens", 4, "--out", out, "--json"]
-        return firebolt("eval", name, "--data", data, *given, *arguments)
-
-    return evaluate
+    return evaluator(firebolt, checkpoint, tokens=4)
 
 
 def test_predictions_and_scores_of_pope(run, folder):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from commands import assert_refused
-from exams import pope_rows, read, timeless, write, write_images
+from exams import evaluator, pope_rows, read, timeless, write, write_images
 
 from firebolt_vl import eval_results
 from firebolt_vl.evaluate import rows as data_files
@@ -19,11 +19,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def run(firebolt, checkpoint):
-    def evaluate(name, data, *arguments, out="out"):
-        given = ["--checkpoint", checkpoint, "--max-new-tokens", 2, "--out", out, "--json"]
-        return firebolt("eval", name, "--data", data, *given, *arguments)
-
-    return evaluate
+    return evaluator(firebolt, checkpoint, tokens=2)
 
 
 def test_scores_are_those_of_the_rows_that_were_asked_for(run, folder):

@@ -31,6 +31,16 @@ def pope_rows(count: int) -> list[dict]:
     ]
 
 
+def evaluator(firebolt, checkpoint, tokens: int):
+    """`firebolt eval` of a checkpoint, with answers of at most so many tokens."""
+
+    def evaluate(name, data, *arguments, out="out"):
+        given = ["--checkpoint", checkpoint, "--max-new-tokens", tokens, "--out", out, "--json"]
+        return firebolt("eval", name, "--data", data, *given, *arguments)
+
+    return evaluate
+
+
 def write(path: Path, rows: list) -> Path:
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return path

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ...model.checkpoint_files import ADAPTER as CONFIG
 from ...model.checkpoint_files import read_json
 from ..errors import ConfigError
+from .checkpoints import ADAPTERS_FILE as WEIGHTS
 from .models import load_model, write_trained
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def base_of(adapters: Path) -> str:

@@ -17,6 +17,7 @@ from ..loop import HISTORY, PLOT, plot_history, read_history, skipped_words, wri
 from ..outputs import keep_config
 from ..progress import Shown
 from ..session import check_trackers, is_first_process
+from ..tensors import first_not_finite
 from .checkpoints import CHECKPOINTS, kept_in, load_weights, newest, step_of, steps_of
 from .config import DpoConfig, GrpoConfig, PostConfig
 from .goals import goal_of
@@ -107,7 +108,7 @@ def _train(trainer, config: PostConfig, parts, resume: bool, shown, interrupts: 
         raise
     except KeyboardInterrupt:
         raise Stopped(f"stopped at once; {kept_in(folder / CHECKPOINTS)}") from None
-    if (name := _not_finite(trainer.model)) is not None:
+    if (name := first_not_finite(dict(trainer.model.named_parameters()))) is not None:
         raise TrainingError(f"{name} is not finite; the model is not written to {folder}. A lower rate may help (lr=)")
     if config.lora is not None:
         write_model(lambda place: trainer.model.save_pretrained(place), folder / ADAPTERS, trainer.accelerator)
@@ -120,10 +121,6 @@ def _train(trainer, config: PostConfig, parts, resume: bool, shown, interrupts: 
 def _write(trainer, parts, place: Path) -> None:
     if trainer.is_world_process_zero():
         write_trained(parts.model, parts.processor, place)
-
-
-def _not_finite(model: PreTrainedModel) -> str | None:
-    return next((name for name, p in model.named_parameters() if not p.isfinite().all()), None)
 
 
 def check_kind(config: PostConfig, model: PreTrainedModel) -> None:
