@@ -154,6 +154,12 @@ def adapters():
     return peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj", "in_proj"], init_lora_weights=False)
 
 
+def with_adapters(model):
+    """The model with adapters in it that change what it says."""
+    peft = pytest.importorskip("peft")
+    return peft.get_peft_model(model, adapters())
+
+
 @pytest.mark.parametrize(("name", "adapted"), [("GRPO", False), ("GRPO", True), ("RLOO", False)])
 def test_three_steps_with_rewards(name, adapted, tmp_path, model, processor):
     """In float64, each step samples and scores anew; beside a reference model, which trl finds by its class's name."""
@@ -177,17 +183,21 @@ def test_no_global_view_alone_is_trained_on(tmp_path, model):
         trainer.train()
 
 
-@pytest.mark.parametrize("kind", ["SFT", "conversations", "DPO"])
-def test_three_steps_with_answers(kind, tmp_path, model, processor):
+@pytest.mark.parametrize(
+    ("kind", "adapted"),
+    [("SFT", False), ("SFT", True), ("conversations", False), ("DPO", False), ("DPO", True)],
+)
+def test_three_steps_with_answers(kind, adapted, tmp_path, model, processor):
     """In float64, on answers that were sampled in another batch, with padding on the other side."""
     model.double()
+    learns = with_adapters(model) if adapted else model
     texts, sampled = answered(model, processor)
     scored = Scored(model, sampled)
-    before = copy.deepcopy(model.state_dict())
-    trainer = supervised(kind, tmp_path, model, processor, texts)
+    before = copy.deepcopy(learns.state_dict())
+    trainer = supervised(kind, tmp_path, learns, processor, texts)
     trainer.train()
     scored.assert_as_sampled(calls=1, others=REJECTED[kind])
-    assert_trained(trainer, before)
+    assert_trained(trainer, before, *([("lora_A", "lora_B")] if adapted else []))
 
 
 def assert_trained(trainer, before, parts=("vision_tower", "connector", "language_model")):
