@@ -21,7 +21,12 @@ DEFINED = reference.selective_state_update
 
 
 def inputs(B=2, channels=(4,), N=3, groups=None, dtype=torch.float64, tied=False, seed=0):
-    """Arguments by name; `tied` gives a head one step size, decay and skip, as Mamba-2 has them."""
+    """Arguments by name; `tied` gives a head one step size, decay and skip, as Mamba-2 has them.
+
+    Step sizes are of both signs, since the op takes them where no softplus makes them positive: then exp(dt A) grows. A
+    is at most some 5, however many modes there are, so that it stays far below the end of float32 (exp(88)), beyond
+    which the definition itself is not finite.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -33,7 +38,7 @@ def inputs(B=2, channels=(4,), N=3, groups=None, dtype=torch.float64, tied=False
     of_matrix = (B, N) if groups is None else (B, groups, N)
     A = -of_channels().abs().unsqueeze(-1).expand(*channels, N)
     if not tied:
-        A = A * torch.arange(1, N + 1, dtype=dtype)
+        A = A * torch.arange(1, N + 1, dtype=dtype) / N
     return {
         "state": normal(B, *channels, N),
         "x": normal(B, *channels),
