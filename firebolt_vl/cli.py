@@ -13,6 +13,7 @@ from .demo_command import demo
 from .errors import Failure, Interrupted, disk_failure
 from .eval_command import evaluations
 from .options import AsJson, Device, Dtypes, OnDevice, Ops, Overwrite, Processes, Quick, ReportFile
+from .serve_command import serve
 from .shown import new_console
 from .usage import complaint
 from .watch_command import watch
@@ -89,6 +90,7 @@ def convert(
 
 app.command()(watch)
 app.command()(demo)
+app.command()(serve)
 
 
 @benchmarks.command("compile")
@@ -462,6 +464,7 @@ KEPT = {
     ("ask",): "nothing was written; ask again",
     ("watch",): "nothing was written; ask again",
     ("demo",): "the page is closed",
+    ("serve",): "nothing was being answered yet; start it again",
     ("convert",): "nothing is left of the new folder; start again",
     ("eval", "tiny"): "nothing was kept of it; start again",
     ("eval", "score"): "nothing was written; start again",

@@ -1,7 +1,5 @@
 """The server behind the page: on this machine alone unless told, and nothing on the page comes from elsewhere."""
 
-import errno
-import ipaddress
 import logging
 import os
 import signal
@@ -12,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import Failure, Misuse
-from ..files.writing import words
+from ..serving.gate import check_headers, is_own_machine
+from ..serving.refusal import Refused
+from ..serving.server import listen
 
 PORTS = range(7860, 7960)
 MEGABYTE = 2**20
@@ -21,32 +21,19 @@ POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-an
 SECONDS_TO_CLOSE = 2
 
 
-def listen(host: str, port: int | None) -> socket.socket:
+def open_socket(host: str, port: int | None) -> socket.socket:
     """Open the socket of the page; without `port` the first free one from 7860. Raises Misuse."""
-    try:
-        family, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
-    except (socket.gaierror, UnicodeError) as error:
-        raise Misuse(f"--host is {host}, which is no address here ({error}); expected one such as 127.0.0.1") from None
-    for number in (port,) if port is not None else (*PORTS, 0):
-        opened = socket.socket(family, socket.SOCK_STREAM)
-        if os.name != "nt":  # there it would share a port that is taken
-            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if port is not None:
+        return listen(host, port)
+    free = listen(host, 0)  # where the host is none, it is said here
+    for number in PORTS:
         try:
-            opened.bind((address[0], number, *address[2:]))
-            opened.listen(socket.SOMAXCONN)
-            return opened
-        except OSError as error:
-            opened.close()
-            if error.errno == errno.EADDRNOTAVAIL:
-                raise Misuse(f"--host is {host}, which is no address of this machine; expected one that is") from None
-            if port is not None:
-                raise Misuse(f"--port is {port}, which cannot be had ({words(error)}); name another") from None
-    raise Misuse(f"--host is {host}, where no port can be had; name another, or a --port")
-
-
-def is_local(host: str) -> bool:
-    """Tell whether an address is reached from this machine alone."""
-    return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+            found = listen(host, number)
+        except Misuse:
+            continue
+        free.close()
+        return found
+    return free
 
 
 class Guard:
@@ -66,21 +53,14 @@ class Guard:
                 message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
             await send(message)
 
-        if self.local and not _names_this_machine(dict(scope["headers"]).get(b"host", b"").decode("latin-1")):
-            await send_guarded({"type": "http.response.start", "status": 421, "headers": []})
-            await send_guarded({"type": "http.response.body", "body": b"this page is for this machine alone\n"})
+        try:
+            host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+            check_headers({"host": host}, key=None, own_machine=self.local)
+        except Refused as refused:
+            await send_guarded({"type": "http.response.start", "status": refused.status, "headers": []})
+            await send_guarded({"type": "http.response.body", "body": f"{refused}\n".encode()})
             return
         await self.app(scope, receive, send_guarded)
-
-
-def _names_this_machine(host: str) -> bool:
-    name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
-    if name.casefold() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def make_app(page, local: bool, most_mb: int):
@@ -130,7 +110,7 @@ def serve(
             import gradio  # noqa: F401
         except ImportError as error:
             raise Failure(f"the page needs gradio ({error}); install it: pip install 'firebolt-vl[demo]'") from None
-        with listen(host, port) as opened:
+        with open_socket(host, port) as opened:
             _serve_on(opened, checkpoint, most_mb, {"device": device, "dtype": dtype, "quantize": quantize}, say)
 
 
@@ -142,7 +122,7 @@ def _serve_on(
 
     page = Page(open_model(checkpoint, **how))
     address, number = opened.getsockname()[:2]
-    local = is_local(address)
+    local = is_own_machine(address)
     app = make_app(page, local, most_mb)
     say(f"http://{f'[{address}]' if ':' in address else address}:{number}")
     if not local:

@@ -335,20 +335,16 @@ class TestDrawn:
 
 class TestServing:
     def test_a_port_that_is_taken_is_refused_and_passed_over_where_none_is_named(self):
-        with serving.listen("127.0.0.1", None) as first, serving.listen("127.0.0.1", None) as second:
+        with serving.open_socket("127.0.0.1", None) as first, serving.open_socket("127.0.0.1", None) as second:
             taken = first.getsockname()[1]
             assert taken != second.getsockname()[1]
             with pytest.raises(Misuse, match=f"--port is {taken}, which cannot be had"):
-                serving.listen("127.0.0.1", taken)
+                serving.open_socket("127.0.0.1", taken)
 
-    @pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1", "a" * 70 + ".b"])
+    @pytest.mark.parametrize("host", ["no.such.host.invalid", "a" * 70 + ".b"])
     def test_an_address_that_is_not_here_is_refused(self, host):
         with pytest.raises(Misuse, match="--host is "):
-            serving.listen(host, None)
-
-    @pytest.mark.parametrize(("host", "local"), [("127.0.0.1", True), ("::1", True), ("0.0.0.0", False), ("::", False)])
-    def test_local_is_this_machine_alone(self, host, local):
-        assert serving.is_local(host) is local
+            serving.open_socket(host, None)
 
     @pytest.mark.parametrize(
         ("host", "local", "status"),
@@ -356,8 +352,8 @@ class TestServing:
             ("localhost:7860", True, 200),
             ("127.0.0.1:7860", True, 200),
             ("[::1]:7860", True, 200),
-            ("elsewhere.example", True, 421),
-            ("", True, 421),
+            ("elsewhere.example", True, 403),
+            ("", True, 403),
             ("elsewhere.example", False, 200),
         ],
     )

@@ -26,7 +26,7 @@ from firebolt_vl.ask import ask
 from firebolt_vl.demo.answering import open_model
 from firebolt_vl.demo.hearing import Stopped
 from firebolt_vl.demo.page import ASKED, EXAMPLES, Page
-from firebolt_vl.demo.serving import listen, make_app
+from firebolt_vl.demo.serving import make_app, open_socket
 from firebolt_vl.demo.talk import Settings, Talk
 
 MOST_MB = 32
@@ -40,7 +40,7 @@ def served(checkpoint: str | None):
     """A page over a checkpoint, in a thread: its address and its model."""
     page = Page(open_model(checkpoint, "cpu", "auto", None))
     app = make_app(page, local=True, most_mb=MOST_MB)
-    with listen("127.0.0.1", None) as opened:
+    with open_socket("127.0.0.1", None) as opened:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
         running = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
         running.start()
