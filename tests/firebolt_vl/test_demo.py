@@ -380,7 +380,10 @@ class TestServing:
         assert_refused(firebolt("demo", "--checkpoint", "/nowhere"), 1, "/nowhere")
 
 
-def test_the_command_serves_until_it_is_stopped_and_leaves_nothing(tmp_path):
+@pytest.mark.parametrize(
+    ("signal_number", "told"), [(signal.SIGINT, "firebolt: the page is closed\n"), (signal.SIGTERM, "")]
+)
+def test_the_command_serves_until_it_is_stopped_and_leaves_nothing(tmp_path, signal_number, told):
     pytest.importorskip("gradio")
     command = [sys.executable, "-m", "firebolt_vl", "demo"]
     environment = {**os.environ, "TMPDIR": str(tmp_path), "HTTP_PROXY": "http://127.0.0.1:9", "GRADIO_SHARE": "True"}
@@ -393,11 +396,11 @@ def test_the_command_serves_until_it_is_stopped_and_leaves_nothing(tmp_path):
                 assert page.status == 200
                 assert b"Firebolt-VL" in page.read()
             assert [path.name[:14] for path in tmp_path.iterdir()] == ["firebolt-demo-"]
-            running.send_signal(signal.SIGINT)
+            running.send_signal(signal_number)
             _, said = running.communicate(timeout=60)
         finally:
             running.kill()
-    assert (running.returncode, said) == (0, "firebolt: the page is closed\n")
+    assert (running.returncode, said) == (0, told)
     assert list(tmp_path.iterdir()) == []
 
 
