@@ -113,7 +113,7 @@ class Page:
                         elem_id="fb-file",
                     )
                     chosen = gr.Dataset(
-                        label="Examples",
+                        label="Examples: take one, then press Ask",
                         components=[gr.Image(render=False), gr.Textbox(render=False)],
                         samples=[[str(EXAMPLES / name), question] for name, question in self.examples()],
                         headers=["", "question"],

@@ -91,7 +91,7 @@ class TestImages:
         text = "".join(question[word.start : word.end] for word in turn.question_words)
         assert text == "whatcolourdoesthebottomrightdigithave"
         assert [turn.answer[word.start : word.end] for word in turn.answer_words] == turn.answer.split()
-        assert turn.boxes[0] == [0, 0, 1, 1]
+        assert turn.boxes[0] == [0, 0, 0, 1, 1]
         assert len(turn.boxes) == 5
         for word in (*turn.question_words, *turn.answer_words):
             assert sum(word.weights) == pytest.approx(1, abs=1e-4)
@@ -117,7 +117,7 @@ class TestImages:
         talk = Talk(digits)
         talk.turns.append(embedded.answer(talk, "what digit is at the top left?", Settings(), deaf))
         effects = embedded.rests_on(talk)
-        assert [tuple(effect.box) for effect in effects] == [tuple(box) for box in talk.turns[0].boxes]
+        assert [[effect.frame, *effect.box] for effect in effects] == talk.turns[0].boxes
         assert max(effects, key=lambda effect: effect.nats).box == [0, 0, 0.5, 0.5]
         assert max(effect.nats for effect in effects) > 3
 
