@@ -7,7 +7,7 @@ from setuptools import setup
 ROOT = Path(__file__).parent
 FACE = "firebolt_vl"
 # The folders at the top of the repository, lowest layer first: an import only ever points to the left.
-LAYERS = ("kernels", "cmm", "files", "model", "evaluate", "train", "bench")
+LAYERS = ("kernels", "cmm", "files", "views", "model", "evaluate", "train", "bench")
 
 
 def subpackages(layer: str) -> list[str]:
