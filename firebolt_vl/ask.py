@@ -75,14 +75,11 @@ def ask(
         Misuse, Failure: what cannot be done, in one line.
     """
     start = time.perf_counter()
-    question = question.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # bytes of another encoding
-    if not question.strip():
-        raise Misuse('QUESTION is empty; expected one, such as "what is in the image?"')
-    check_numbers(max_new_tokens, seed)
+    question = check_question(question, max_new_tokens, seed)
     _check_image_path(image)
     if grounding is not None:
         check_picture("--grounding", grounding, (".png",), image, "image", overwrite)
-    picture = _open(image)
+    picture = open_picture(image)
     place = choose_device(device)
     folder = locate(checkpoint)
 
@@ -110,7 +107,7 @@ def ask(
                 answer_tokens=len(tokens),
                 timing=clock.timing(load_s),
                 probability=certainty.of(tokens[None], [len(tokens)])[0],
-                **_familiar(folder, question, picture),
+                **familiar_facts(folder, question, picture),
             )
             if grounding is not None:
                 reply.grounding = find_evidence(
@@ -119,6 +116,15 @@ def ask(
         except (RuntimeError, MemoryError, ValueError) as error:  # out of memory, or settings that cannot be
             raise Failure(f"the model could not answer: {first_line(error)}") from None
     return reply
+
+
+def check_question(question: str, max_new_tokens: int, seed: int | None = None) -> str:
+    """Return a question as text, whatever encoding its bytes were in, once it and the numbers can be. Raises Misuse."""
+    question = question.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    if not question.strip():
+        raise Misuse('QUESTION is empty; expected one, such as "what is in the image?"')
+    check_numbers(max_new_tokens, seed)
+    return question
 
 
 def check_numbers(max_new_tokens: int, seed: int | None) -> None:
@@ -141,7 +147,8 @@ def ignore_settings(loaded: Loaded, seed: int | None, note: Callable[[str], None
         note(f"the checkpoint's generation_config.json also sets {', '.join(ignored)}: not used here")
 
 
-def _familiar(folder: "Path", question: str, picture: "Image.Image") -> dict:
+def familiar_facts(folder: "Path", question: str, picture: "Image.Image") -> dict:
+    """What a reply tells of a small model, and of what of the question and the image is unlike what it knows."""
     from .evaluate.familiar import read_familiar
 
     familiar = read_familiar(folder)
@@ -162,8 +169,9 @@ def _check_image_path(image: str) -> None:
         raise Misuse(f"{image} is a folder; expected one image file")
 
 
-def _open(image: str) -> "Image.Image":
-    from .model.images import ImageError, open_image
+def open_picture(image: str) -> "Image.Image":
+    """Open an image file, upright, as RGB. Raises Misuse and Failure."""
+    from .views.images import ImageError, open_image
 
     try:
         return open_image(image)

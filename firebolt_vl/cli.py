@@ -11,7 +11,19 @@ from typer.exceptions import TyperException
 from .ask_command import ask
 from .errors import Failure, Interrupted, disk_failure
 from .eval_command import evaluations
-from .options import AsJson, Device, Dtypes, OnDevice, Ops, Overwrite, Processes, Quick, ReportFile
+from .options import (
+    AsJson,
+    Checkpoint,
+    Device,
+    Dtypes,
+    ExportFor,
+    OnDevice,
+    Ops,
+    Overwrite,
+    Processes,
+    Quick,
+    ReportFile,
+)
 from .shown import new_console
 from .usage import complaint
 from .watch_command import watch
@@ -48,6 +60,26 @@ def firebolt(
 
 
 app.command()(ask)
+
+
+@app.command()
+def export(
+    engine: Annotated[ExportFor, typer.Argument(help="The engine that is to run it.")],
+    out: Annotated[str, typer.Argument(metavar="DIR", help="A new folder for the graphs.")],
+    checkpoint: Checkpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a checkpoint as graphs for an engine that needs no PyTorch (firebolt ask --engine)."""
+    from .export import export as write_graphs
+
+    done = write_graphs(engine.value, out, checkpoint)
+    if as_json:
+        print(json.dumps(done.to_dict()))
+    else:
+        print(
+            f"{out}: {len(done.files)} files, {done.bytes / 2**20:.1f} MiB; firebolt ask --engine {engine.value} "
+            f"--checkpoint {out} IMAGE QUESTION"
+        )
 
 
 @app.command()
@@ -459,6 +491,7 @@ KEPT = {
     ("ask", "--batch"): "the answers in --out are kept; the same command goes on with the other questions",
     ("ask",): "nothing was written; ask again",
     ("watch",): "nothing was written; ask again",
+    ("export",): "nothing is left of the new folder; start again",
     ("convert",): "nothing is left of the new folder; start again",
     ("eval", "tiny"): "nothing was kept of it; start again",
     ("eval", "score"): "nothing was written; start again",
