@@ -65,6 +65,9 @@ setup(
         "video": ["av>=14"],
         # The data sets of benchmarks: parquet, saved folders, the hub.
         "eval": ["datasets>=4,<6"],
+        # Exports, and answers from them: ONNX Runtime and OpenVINO. `firebolt ask --engine` needs the runtimes alone.
+        "onnx": ["onnx>=1.19,<2", "onnxscript>=0.5,<0.8", "onnxruntime>=1.22,<2"],
+        "openvino": ["openvino>=2025.2", "onnx>=1.19,<2", "onnxscript>=0.5,<0.8"],
         # Preference tuning and reinforcement learning: `firebolt train sft`, `dpo` and `grpo`.
         "trl": ["trl>=1.16,<1.17", "peft>=0.18,<0.22"],
         "lint": ["ruff>=0.12", "basedpyright>=1.31"],

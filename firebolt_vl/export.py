@@ -78,12 +78,11 @@ def _write(engine: str, loaded: Loaded, folder: Path, out: Path) -> None:
     from .model.generation import own_settings
 
     own_settings(model, processor.tokenizer, sampled=False)
-    sizes = {"S": views["size"], "t": views["tile_size"]}
     description = Description(
         engine=engine,
         graphs=graphs,
-        inputs={name: _shapes(part.inputs, sizes) for name, part in parts.items()},
-        outputs={name: _shapes(part.outputs, sizes) for name, part in parts.items()},
+        inputs={name: _lists(part.inputs) for name, part in parts.items()},
+        outputs={name: _lists(part.outputs) for name, part in parts.items()},
         prompts=prompts,
         stops=stops(model),
         controls=control_tokens(processor.tokenizer),
@@ -103,8 +102,8 @@ def _writer(engine: str) -> Callable[[Mapping[str, Any], Path], dict[str, str]]:
     return write_onnx
 
 
-def _shapes(named: Mapping[str, tuple], sizes: dict[str, int]) -> dict[str, list]:
-    return {name: [sizes.get(size, size) for size in shape] for name, shape in named.items()}
+def _lists(named: Mapping[str, tuple]) -> dict[str, list]:
+    return {name: list(shape) for name, shape in named.items()}
 
 
 def _prompt(loaded: Loaded, images: int) -> dict[str, Any]:

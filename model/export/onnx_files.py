@@ -60,7 +60,6 @@ def _graph(part: ExportPart) -> Any:
     )
     assert written is not None  # with dynamo
     model: Any = written.model
-    # An input that the graph does not read is not there: it is missed in `feed`, not here.
     for node in model.graph.all_nodes():
         node.metadata_props.clear()  # where in which file of this machine it comes from
     for value in (*model.graph.inputs, *model.graph.outputs):

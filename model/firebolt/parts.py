@@ -1,5 +1,6 @@
 """Firebolt-VL in three parts that other engines run: images to grids, a prompt, one token."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -18,7 +19,7 @@ Shape = tuple[int | str, ...]
 Model = Any
 """A FireboltForConditionalGeneration, whose method this is."""
 # Sizes of the examples, each of its own, so that no two open sizes pass for one.
-EXAMPLE = {"B": 2, "I": 3, "M": 4, "G": 5, "T": 6, "P": 7}
+EXAMPLE = {"B": 2, "I": 3, "M": 4, "1+M": 5, "G": 8, "T": 6, "P": 7}
 VIEWS: dict[str, Shape] = {
     "pixel_values": ("B", "I", 3, "S", "S"),
     "pixel_tiles": ("B", "I", "M", 3, "t", "t"),
@@ -106,15 +107,14 @@ def export_parts(model: Model, view_size: int | None = None, tile_size: int | No
     told = {**prompt.modulator.state_shapes(), **prompt.decoder.state_shapes()}
     state: dict[str, Shape] = {name: ("B", *shape) for name, shape in told.items()}
     logits: dict[str, Shape] = {"logits": ("B", backbone(model.config.text_config).vocab_size)}
-    after = {**logits, **{f"next.{name}": _after(shape) for name, shape in state.items()}}
-    views = {name: shape for name, shape in VIEWS.items() if _reads(model, name)}
+    after = {**logits, **{f"next.{name}": _sized(shape, {"P": "P+T"}) for name, shape in state.items()}}
+    views = {name: _sized(shape, sides) for name, shape in VIEWS.items() if _reads(model, name)}
     text: dict[str, Shape] = {"input_ids": ("B", "T"), "attention_mask": ("B", "T")}
     one: dict[str, Shape] = {"input_ids": ("B", 1)}
-    sizes, dtype = {**EXAMPLE, **sides}, model.dtype
     return {
-        "grids": _part(GridsPart(model), {}, views, grid, sizes, dtype),
-        "prompt": _part(prompt, text, {**grid, **state}, after, sizes, dtype),
-        "step": _part(step, one, {**grid, **state}, after, sizes, dtype),
+        "grids": _part(GridsPart(model), {}, views, grid, model.dtype),
+        "prompt": _part(prompt, text, {**grid, **state}, after, model.dtype),
+        "step": _part(step, one, {**grid, **state}, after, model.dtype),
     }
 
 
@@ -132,16 +132,16 @@ def _reads(model: Model, name: str) -> bool:
     return model.config.grids != "patches" or name in ("pixel_values", "image_mask")
 
 
-def _after(shape: Shape) -> Shape:
-    return tuple("P+T" if size == "P" else size for size in shape)
+def _sized(shape: Shape, sizes: Mapping[str, int | str]) -> Shape:
+    return tuple(sizes.get(size, size) if isinstance(size, str) else size for size in shape)
 
 
-def _part(module, named: dict, packed: dict, outputs: dict, sizes: dict[str, int], dtype: torch.dtype) -> ExportPart:
+def _part(module, named: dict, packed: dict, outputs: dict, dtype: torch.dtype) -> ExportPart:
     """A part whose arguments are the tensors `named`, one by one, and then those `packed` into a dict."""
     generator = torch.Generator().manual_seed(0)
 
     def example(name: str, shape: Shape) -> Tensor:
-        size = [_size(axis, sizes) for axis in shape]
+        size = [axis if isinstance(axis, int) else EXAMPLE[axis] for axis in shape]
         if name in BOOLS:
             return torch.ones(size, dtype=torch.bool)
         if name == "input_ids":
@@ -151,9 +151,7 @@ def _part(module, named: dict, packed: dict, outputs: dict, sizes: dict[str, int
         return torch.rand(size, generator=generator).to(dtype)
 
     # Without names: that all of them may have any number of positions follows from guards that PyTorch cannot solve.
-    open_axes = lambda shape: {  # noqa: E731
-        i: Dim.DYNAMIC for i, size in enumerate(shape) if isinstance(size, str) and size not in ("S", "t")
-    }
+    open_axes = lambda shape: {i: Dim.DYNAMIC for i, size in enumerate(shape) if isinstance(size, str)}  # noqa: E731
     return ExportPart(
         module.eval(),
         (*(example(*one) for one in named.items()), {name: example(name, shape) for name, shape in packed.items()}),
@@ -161,10 +159,6 @@ def _part(module, named: dict, packed: dict, outputs: dict, sizes: dict[str, int
         {**named, **packed},
         outputs,
     )
-
-
-def _size(axis: int | str, sizes: dict[str, int]) -> int:
-    return axis if isinstance(axis, int) else sizes["M"] + 1 if axis == "1+M" else sizes[axis]
 
 
 __all__ = ["ExportPart", "export_parts"]

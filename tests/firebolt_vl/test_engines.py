@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from commands import assert_refused
 from exported import PARITY, Parts, logits_error
 
 from firebolt_vl import embedded_checkpoint, load_engine
-from firebolt_vl.engines.description import FILE
+from firebolt_vl.engines.description import FILE, TOKENIZER
 from firebolt_vl.evaluate.examples import FOLDER, SCENES, example
 from firebolt_vl.export import export
 from firebolt_vl.files.writing import lock
@@ -59,23 +60,42 @@ def exported(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def converted(exported, tmp_path_factory) -> Path:
+    """The same graphs for OpenVINO."""
+    pytest.importorskip("openvino")
+    from firebolt_vl.model.export.openvino_files import convert
+
+    folder = tmp_path_factory.mktemp("openvino")
+    described = json.loads((exported / FILE).read_text())
+    files = convert({part: exported / file for part, file in described["graphs"].items()}, folder)
+    (folder / FILE).write_text(json.dumps({**described, "engine": "openvino", "graphs": files}))
+    shutil.copy(exported / TOKENIZER, folder)
+    return folder
+
+
+@pytest.fixture(params=["onnx", "openvino"])
+def engine(request):
+    folder = request.getfixturevalue("exported" if request.param == "onnx" else "converted")
+    return load_engine(folder, request.param, threads=1)
+
+
 @pytest.mark.parametrize(("rows", "tokens", "images"), [(1, 1, 1), (3, 17, 1), (3, 300, 2), (1, 33, 0), (3, 2, 0)])
-def test_logits_are_those_of_pytorch(exported, rows, tokens, images):
+def test_logits_are_those_of_pytorch(engine, rows, tokens, images):
     from firebolt_vl.model import FireboltForConditionalGeneration
 
     model = FireboltForConditionalGeneration.from_pretrained(embedded_checkpoint()).eval()
-    engine = load_engine(exported, "onnx")
     assert logits_error(model, Parts.of(engine), rows, tokens, images, (64, 32)) <= PARITY
 
 
-def test_answers_are_those_of_pytorch(exported):
-    pytorch, onnx = load_engine(), load_engine(exported, "onnx", threads=1)
+def test_answers_are_those_of_pytorch(engine):
+    pytorch = load_engine()
     questions = [(name, question.text) for name in SCENES for question in example(name)[1]]
     assert len(questions) >= 20
     for name, question in [*questions, (None, "how many digits are there?")]:
         image = None if name is None else open_image(FOLDER / f"{name}.png")
         wanted, spoken = pytorch.answer(image, question), []
-        found = onnx.answer(image, question, on_token=spoken.append)
+        found = engine.answer(image, question, on_token=spoken.append)
         assert (found.tokens, found.text, found.complete) == (wanted.tokens, wanted.text, wanted.complete)
         assert found.probability == pytest.approx(wanted.probability, rel=1e-3)
         assert (spoken, found.prompt_tokens) == (found.tokens, wanted.prompt_tokens)
