@@ -72,6 +72,17 @@ class ModalRecurrence(Recurrence):
     y  = C . (a', b') + D u
     """
 
+    z_re: Tensor
+    z_im: Tensor
+    g_re: Tensor
+    g_im: Tensor
+    h_re: Tensor
+    h_im: Tensor
+    dB_re: Tensor
+    dB_im: Tensor
+    C_re: Tensor
+    C_im: Tensor
+
     def __init__(self, block: S4 | S4D):
         super().__init__()
         self.block = block
@@ -111,6 +122,8 @@ class ModalRecurrence(Recurrence):
 class WindowRecurrence(Recurrence):
     """S4 with a kernel of K taps: a convolution of a fixed length, after the K - 1 inputs before."""
 
+    taps: Tensor
+
     def __init__(self, block: S4):
         super().__init__()
         self.block = block
@@ -132,6 +145,8 @@ class WindowRecurrence(Recurrence):
 
 class MambaRecurrence(Recurrence):
     """Mamba: h' = exp(dt A) h + dt B u, y = C . h' + D u, the rest of the block for all tokens at once."""
+
+    A: Tensor
 
     def __init__(self, block: Mamba):
         super().__init__()

@@ -148,7 +148,7 @@ def ignore_settings(loaded: Loaded, seed: int | None, note: Callable[[str], None
 
 
 def familiar_facts(folder: "Path", question: str, picture: "Image.Image") -> dict:
-    """What a reply tells of a small model, and of what of the question and the image is unlike what it knows."""
+    """Tell in a reply of a small model, and of what of the question and the image is unlike what it knows."""
     from .evaluate.familiar import read_familiar
 
     familiar = read_familiar(folder)

@@ -107,7 +107,7 @@ def _lists(named: Mapping[str, tuple]) -> dict[str, list]:
 
 
 def _prompt(loaded: Loaded, images: int) -> dict[str, Any]:
-    """What stands before and after a question, and how the tokenizer takes them.
+    """Find what stands before and after a question, and how the tokenizer takes them.
 
     Raises Failure for a chat template that does something else with a question than to put it in.
     """

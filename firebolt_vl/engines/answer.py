@@ -27,7 +27,7 @@ class Answer:
 
 
 class Engine(Protocol):
-    """What answers, whatever computes it."""
+    """Something that answers, whatever computes it."""
 
     def answer(
         self,

@@ -12,7 +12,7 @@ FILE, TOKENIZER, FORMAT = "engine.json", "tokenizer.json", 1
 
 @dataclass(frozen=True)
 class Description:
-    """What a runner has to know beside the graphs.
+    """Everything that a runner has to know beside the graphs.
 
     engine        "onnx" or "openvino"
     graphs        part ("grids", "prompt", "step") -> file

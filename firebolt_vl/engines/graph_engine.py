@@ -92,7 +92,7 @@ class GraphEngine:
         return self.tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
 
     def grids(self, image: "Image.Image | None") -> Arrays:
-        """What the modulator keeps of an image, [1,G,...]; of none, a grid that is masked."""
+        """Compute what the modulator keeps of an image, [1,G,...]; of none, a grid that is masked."""
         if image is None:
             return self._zeros("prompt", {"B": 1, "G": 1}, "grid.")
         settings = self.description.views

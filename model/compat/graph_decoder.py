@@ -9,7 +9,7 @@ from .versions import CACHE, is_tested
 
 
 class GraphCache:
-    """What the layers of an Lfm2Model ask of a cache, by functions of tensors alone: nothing is changed in place.
+    """Stand-in for a cache, of which the layers of an Lfm2Model get new tensors: nothing is changed in place.
 
     state   name -> tensor: "key.i" and "value.i" [B,H,P,D_h] of an attention layer i, "window.i" [B,D,K-1], the last
             inputs of a short convolution of K taps, before this call; after it `after` has the same names
@@ -28,7 +28,7 @@ class GraphCache:
         return keys, values
 
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> None:
-        """No window to be changed in place: layers then take the way of whole sequences, by `update_conv_state`."""
+        """Give no window to be changed in place: layers then go on as for whole sequences, by `update_conv_state`."""
 
     def is_recording_past(self, layer_idx: int) -> bool:
         return False
@@ -89,7 +89,7 @@ class GraphDecoder(nn.Module):
 
 
 def _seen(kept: Tensor, past: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """What each of the last `columns` of the positions kept [B,P+T] adds to its scores, [B,1,T,P+T].
+    """Compute what each of the last `columns` of the positions kept [B,P+T] adds to its scores, [B,1,T,P+T].
 
     0 for itself and for the kept ones before it, minus infinity for all others; padding sees itself, so that no row is
     without a number.

@@ -128,7 +128,7 @@ def _check(model: Model) -> None:
 
 
 def _reads(model: Model, name: str) -> bool:
-    """Whether images are given by this argument: patches are made of the whole image alone, in their own boxes."""
+    """Tell whether images are given by this argument: patches are made of the whole image alone, in their own boxes."""
     return model.config.grids != "patches" or name in ("pixel_values", "image_mask")
 
 
