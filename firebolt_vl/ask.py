@@ -88,11 +88,11 @@ def ask(
         ignore_settings(loaded, seed, note)
         load_s = time.perf_counter() - start
         text = prompt(loaded, question)
-        inputs = _inputs(loaded, picture, text)
+        inputs = inputs_of(loaded, picture, text)
         clock = TokenClock(SpokenText(loaded.processor, say) if say is not None else None)
         certainty = Certainty()
         try:
-            tokens = _generate(loaded.model, inputs, max_new_tokens, seed, clock, certainty)
+            tokens = generate(loaded.model, inputs, max_new_tokens, seed, clock, certainty)
             reply = Reply(
                 question=question,
                 answer=loaded.processor.decode(tokens, skip_special_tokens=True).strip(),
@@ -107,7 +107,7 @@ def ask(
                 answer_tokens=len(tokens),
                 timing=clock.timing(load_s),
                 probability=certainty.of(tokens[None], [len(tokens)])[0],
-                **familiar_facts(folder, question, picture),
+                **familiar_with(folder, question, picture),
             )
             if grounding is not None:
                 reply.grounding = find_evidence(
@@ -147,8 +147,8 @@ def ignore_settings(loaded: Loaded, seed: int | None, note: Callable[[str], None
         note(f"the checkpoint's generation_config.json also sets {', '.join(ignored)}: not used here")
 
 
-def familiar_facts(folder: "Path", question: str, picture: "Image.Image") -> dict:
-    """Tell in a reply of a small model, and of what of the question and the image is unlike what it knows."""
+def familiar_with(folder: "Path", question: str, picture: "Image.Image") -> dict:
+    """Return what a model in `folder` knows, and its doubts about a question and an image; {} where it does not say."""
     from .evaluate.familiar import read_familiar
 
     familiar = read_familiar(folder)
@@ -181,15 +181,17 @@ def open_picture(image: str) -> "Image.Image":
         raise Misuse(str(error)) from None
 
 
-def _inputs(loaded: Loaded, picture: "Image.Image", text: str):
+def inputs_of(loaded: Loaded, picture: "Image.Image", text: str):
+    """Make the model's inputs of an image and a prompt. Raises Failure where the prompt leaves no room."""
     inputs = loaded.processor(images=picture, text=text, return_tensors="pt", **specials(loaded, text))
     room_for_answer(loaded.model, inputs["input_ids"].shape[1])
     return inputs.to(loaded.model.device)
 
 
-def _generate(
+def generate(
     model, inputs, max_new_tokens: int, seed: int | None, clock: TokenClock, certainty: Certainty
 ) -> "torch.Tensor":
+    """Generate the tokens of the answer."""
     import torch
     from transformers import LogitsProcessorList
 

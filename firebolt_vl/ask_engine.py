@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .ask import Reply, check_question, familiar_facts, open_picture
+from .ask import Reply, check_question, familiar_with, open_picture
 from .engines import load_engine
 from .errors import Misuse
 from .streaming import SpokenText, TokenClock
@@ -50,7 +50,7 @@ def ask_engine(
         answer_tokens=len(answer.tokens),
         timing=clock.timing(load_s),
         probability=answer.probability,
-        **familiar_facts(loaded.folder, question, picture),
+        **familiar_with(loaded.folder, question, picture),
     )
 
 

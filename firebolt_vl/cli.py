@@ -9,6 +9,7 @@ import typer
 from typer.exceptions import TyperException
 
 from .ask_command import ask
+from .demo_command import demo
 from .errors import Failure, Interrupted, disk_failure
 from .eval_command import evaluations
 from .options import (
@@ -24,6 +25,7 @@ from .options import (
     Quick,
     ReportFile,
 )
+from .serve_command import serve
 from .shown import new_console
 from .usage import complaint
 from .watch_command import watch
@@ -119,6 +121,8 @@ def convert(
 
 
 app.command()(watch)
+app.command()(demo)
+app.command()(serve)
 
 
 @benchmarks.command("compile")
@@ -492,6 +496,8 @@ KEPT = {
     ("ask",): "nothing was written; ask again",
     ("watch",): "nothing was written; ask again",
     ("export",): "nothing is left of the new folder; start again",
+    ("demo",): "the page is closed",
+    ("serve",): "nothing was being answered yet; start it again",
     ("convert",): "nothing is left of the new folder; start again",
     ("eval", "tiny"): "nothing was kept of it; start again",
     ("eval", "score"): "nothing was written; start again",

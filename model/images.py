@@ -31,7 +31,7 @@ def load_image(source: str | PathLike | Image.Image) -> Image.Image:
         if source.startswith(("http://", "https://")):
             return decode_image(_download(source), source)
         if source[:5].lower() == "data:":
-            return decode_image(_from_data_url(source), "the data: URL")
+            return decode_image(bytes_of_data_url(source), "the data: URL")
         there = _is_there(source)
         if not there and (data := _image_in_base64(source)) is not None:
             return decode_image(data, "the base64 text")
@@ -47,7 +47,8 @@ def _is_there(path: str) -> bool:
         return False
 
 
-def _from_data_url(url: str) -> bytes:
+def bytes_of_data_url(url: str) -> bytes:
+    """Return what a `data:` URL holds. Raises ImageError where it is none."""
     about, comma, text = url.partition(",")
     if not comma:
         raise ImageError("the data: URL has no comma before its data; expected data:image/png;base64,...")
@@ -181,4 +182,13 @@ def as_rgb(image, channels_first: bool | None) -> Image.Image:
     return image
 
 
-__all__ = ["ImageError", "as_rgb", "decode_image", "from_array", "load_image", "of_one_scale", "open_image"]
+__all__ = [
+    "ImageError",
+    "as_rgb",
+    "bytes_of_data_url",
+    "decode_image",
+    "from_array",
+    "load_image",
+    "of_one_scale",
+    "open_image",
+]
