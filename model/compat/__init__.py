@@ -5,6 +5,7 @@ elsewhere it runs itself, and one line says so. The cache and the hooks of `gene
 model generates with a version for the first time, `self_check` compares cached with uncached generation.
 """
 
+from .attention import SequencewiseAttention, attend_by_sequence
 from .caches import GrowingLayer, extend, find_layer
 from .extra_layer import ExtraLayer
 from .generation import CachedGeneration
@@ -24,7 +25,9 @@ __all__ = [
     "ExtraLayer",
     "GrowingLayer",
     "OneQueryPooling",
+    "SequencewiseAttention",
     "StepwiseShortConv",
+    "attend_by_sequence",
     "decode_packed",
     "extend",
     "find_layer",

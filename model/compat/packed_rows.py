@@ -4,16 +4,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
+from transformers.models.lfm2.modeling_lfm2 import Lfm2Attention, Lfm2ShortConv
 
 from ...cmm.linear import is_plain
 from ...cmm.sequences import Sequences
+from .attention import SequencewiseAttention
 from .short_convolution import StepwiseShortConv
 from .versions import is_tested
 
 # What collators for padding-free training give beside position ids that begin again with each sequence.
 PACKED_NAMES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
-# Attention that is told of the borders: by a mask that the decoder makes of the position ids, or by their numbers.
+# Attention that keeps texts apart: by a mask that the decoder makes of the position ids, or told of the borders.
 MASKED = ("eager", "sdpa")
 BY_LENGTHS = "flash_attention"
 
@@ -54,7 +55,7 @@ def decode_packed(
             position_ids=position_ids,
             use_cache=False,
             seq_idx=sequences.index.to(torch.int32)[None],
-            **_lengths(decoder, sequences),
+            **_told(decoder, sequences),
             **options,
         )
         return PackedOutput(outputs.last_hidden_state, outputs.hidden_states, outputs.attentions)
@@ -71,9 +72,13 @@ def decode_packed(
     )
 
 
-def _lengths(decoder: nn.Module, sequences: Sequences) -> dict[str, Any]:
-    """Arguments that tell flash attention the borders; the others get a mask."""
-    if not str(decoder.config._attn_implementation).startswith(BY_LENGTHS):  # pyright: ignore[reportAttributeAccessIssue]
-        return {}
-    borders = sequences.cu_seqlens.to(torch.int32)
-    return dict(zip(PACKED_NAMES, (borders, borders, sequences.longest, sequences.longest)))
+def _told(decoder: nn.Module, sequences: Sequences) -> dict[str, Any]:
+    """Arguments that tell attention the borders; without, it gets a mask [T,T] by the position ids."""
+    attention = str(decoder.config._attn_implementation)  # pyright: ignore[reportAttributeAccessIssue]
+    if attention.startswith(BY_LENGTHS):
+        borders = sequences.cu_seqlens.to(torch.int32)
+        return dict(zip(PACKED_NAMES, (borders, borders, sequences.longest, sequences.longest)))
+    layers = [module for module in decoder.modules() if isinstance(module, Lfm2Attention)]
+    if attention == "sdpa" and all(type(one) is SequencewiseAttention for one in layers):
+        return {"sequences": sequences, "attention_mask": {"full_attention": None, "conv": None}}
+    return {}

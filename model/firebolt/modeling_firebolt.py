@@ -22,6 +22,7 @@ from ...cmm.sequences import Sequences
 from ..compat import (
     CACHE,
     CACHE_NAMES,
+    attend_by_sequence,
     decode_packed,
     extend,
     given_cache,
@@ -109,6 +110,7 @@ class FireboltModel(FireboltPreTrainedModel):
         self.connector = CONNECTOR_CLASSES[config.connector](config.connector_config())
         self.language_model = AutoModel.from_config(config.text_config)
         know_steps_and_borders(self.language_model)
+        attend_by_sequence(self.language_model)
         pool_by_one_query(self.vision_tower)
         if self.connector.positions is not None:
             # What quantisers leave as it is: maps of 36 and 8 numbers fill no block of theirs.

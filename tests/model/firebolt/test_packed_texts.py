@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from numerics import assert_close
 from torch.nn.utils import parameters_to_vector
 from transformers import DataCollatorWithFlattening
+from transformers.models.lfm2.modeling_lfm2 import Lfm2Attention
 
-from firebolt_vl.model.compat import CACHE, StepwiseShortConv, keeps_apart, packed_rows, versions
+from firebolt_vl.cmm.classes import change_classes
+from firebolt_vl.model.compat import CACHE, SequencewiseAttention, StepwiseShortConv, keeps_apart, packed_rows, versions
 
 KINDS = {
     "s4": {},
@@ -162,11 +164,13 @@ def test_a_hook_on_a_convolution_makes_texts_rows_again():
     assert not keeps_apart(decoder)
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "sdpa of transformers"])
 @torch.no_grad()
 def test_every_attention_of_the_decoder_keeps_texts_apart(attention):
     model = tiny_models.make_model().double()
-    model.set_attn_implementation(attention)
+    model.set_attn_implementation(attention.split()[0])
+    if attention.endswith("transformers"):
+        change_classes(model, SequencewiseAttention, Lfm2Attention)
     rows, pixels = padded([5, 3], [True, True])
     assert keeps_apart(model.model.language_model)
     kept = rows["attention_mask"].bool()
