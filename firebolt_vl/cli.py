@@ -290,6 +290,22 @@ def bench_crossover(
     crossover(dtype, seconds, longest, device.value)
 
 
+@benchmarks.command("packing")
+def bench_packing(
+    size: Annotated[str, typer.Option(metavar="NAME", help="The decoder: small or lfm2-350m.")] = "small",
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Rows of a micro-batch.")] = 8,
+    median: Annotated[int, typer.Option(metavar="T", min=2, help="Median length of the rows in tokens.")] = 60,
+    spread: Annotated[float, typer.Option(metavar="S", min=0, help="Deviation of the lengths' logarithm.")] = 0.6,
+    batches: Annotated[int, typer.Option(metavar="N", min=1, max=32, help="Micro-batches that are measured.")] = 4,
+    seconds: Annotated[float, typer.Option(metavar="S", help="Time for each micro-batch and way.")] = 2.0,
+    device: OnDevice = Device.cpu,
+) -> None:
+    """Time training steps on padded rows and on the same rows packed into one (`packing=true`), in turns."""
+    from .bench_commands import packing
+
+    packing(size, device.value, seconds=seconds, batch=batch_size, median=median, spread=spread, count=batches)
+
+
 @app.command()
 def train(
     config: Annotated[
