@@ -37,6 +37,7 @@ setup(
     package_dir={FACE: FACE, **{f"{FACE}.{layer}": layer for layer in LAYERS}},
     package_data={
         FACE: ["py.typed", "tiny/*"],
+        f"{FACE}.demo": ["page.css", "page.js", "examples/*.png"],
         f"{FACE}.kernels": ["measured/*.json"],
         f"{FACE}.train": ["configs/*.toml", "configs/accelerate/*.yaml"],
     },
@@ -60,13 +61,17 @@ setup(
     extras_require={
         # scikit-learn ships the handwritten digits that the embedded model is trained and tested on.
         "train": ["scikit-learn>=1.5", "accelerate>=1.10,<1.16", "peft>=0.18,<0.22", "tensorboard>=2.19", "pyyaml>=6"],
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.130"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.130", "openai>=2"],
         # PyAV brings FFmpeg's libraries with it: nothing else is installed or run.
         "video": ["av>=14"],
         # The data sets of benchmarks: parquet, saved folders, the hub.
         "eval": ["datasets>=4,<6"],
+        # `firebolt serve`: an endpoint in the form of OpenAI's.
+        "serve": ["starlette>=0.46", "uvicorn>=0.34"],
         # Preference tuning and reinforcement learning: `firebolt train sft`, `dpo` and `grpo`.
         "trl": ["trl>=1.16,<1.17", "peft>=0.18,<0.22"],
+        # The page of `firebolt demo`. It takes Pillow 12 at most, so that it has an environment of its own in tests.
+        "demo": ["gradio>=6.31,<7"],
         "lint": ["ruff>=0.12", "basedpyright>=1.31"],
     },
     entry_points={

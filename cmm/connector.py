@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..kernels.checks import check_dtypes, check_integer, check_shapes
 from .block import check_unmasked
-from .config import CMMConfig
+from .config import MODULATOR_FIELDS, CMMConfig, check_defaults
 from .inputs import check_prefill, check_text, prepared_grids, token_as_text
 from .positions import GridPositions
 from .sequences import Sequences
@@ -87,10 +87,14 @@ class Connector(nn.Module, ABC, Generic[Side]):
     """Whether it takes sequences packed into one row."""
     balances = False
     """Whether `forward` takes return_balance, and returns a loss of its own beside its output."""
+    modulates = False
+    """Whether it has a choice of query, layers and start."""
     side_class: type[Side]
 
     def __init__(self, config: CMMConfig):
         super().__init__()
+        if not self.modulates:
+            check_defaults(type(self).__name__, config, MODULATOR_FIELDS, "as a modulator alone has another")
         self.config = config
         self.positions = GridPositions(config.grid_width) if config.grid_positions else None
 
@@ -114,13 +118,14 @@ class Connector(nn.Module, ABC, Generic[Side]):
         text: Tensor,
         text_mask: Tensor | None,
         side: Side,
-        mix: Callable[[Tensor], tuple[Tensor, After]],
+        mix: Callable[..., tuple[Tensor, After]],
         sequences: Sequences | None = None,
     ) -> tuple[Tensor, Tensor | None, After]:
         """The layer in any of its modes: y, w [B,T,G] where it weighs grids, and what `mix` returned beside its output.
 
-        `mix` [B,T,D_t] -> [B,T,D_t] lets tokens see those before them, and is called once. Of `sequences` packed into
-        text [1,T,D_t] each has a row of the grid side.
+        `mix` [B,T,D_t] -> [B,T,D_t] lets tokens see those before them, and is called once; where several parts of a
+        layer do, once for each, with the part's name. Of `sequences` packed into text [1,T,D_t] each has a row of the
+        grid side.
         """
 
     def forward(
@@ -204,7 +209,8 @@ class Connector(nn.Module, ABC, Generic[Side]):
         prompt = self._prompt_in(text, text_mask, prompt_mask)
         rows, tokens = text.shape[:2] if sequences is None else (len(sequences.lengths), sequences.longest)
         side = self._grid_side(*given, prompt, rows, tokens)
-        y, w, _ = self._connect(text, text_mask, side, lambda x: (self._mix(x, text_mask, sequences), None), sequences)
+        mix = lambda x, *part: (self._mix(x, text_mask, *part, sequences=sequences), None)  # noqa: E731
+        y, w, _ = self._connect(text, text_mask, side, mix, sequences)
         return y, w, side
 
     def _piece(
@@ -212,12 +218,15 @@ class Connector(nn.Module, ABC, Generic[Side]):
     ) -> tuple:
         """`prefill` after a state, that of the grids at the start."""
         side = self.side_class.of(before)
-        y, w, after = self._connect(text, text_mask, side, lambda x: self._mix_piece(x, text_mask, before, history))
+        y, w, after = self._connect(
+            text, text_mask, side, lambda x, *part: self._mix_piece(x, text_mask, before, history, *part)
+        )
         return (y, after, w) if w is not None and return_weights else (y, after)
 
     def _token(self, token: Tensor, state: DecodeState) -> tuple[Tensor, DecodeState]:
         text = token_as_text(type(self).__name__, token, self.config.text_width, self.dtype, state)
-        y, _, after = self._connect(text, None, self.side_class.of(state), lambda x: self._mix_token(x, state))
+        side = self.side_class.of(state)
+        y, _, after = self._connect(text, None, side, lambda x, *part: self._mix_token(x, state, *part))
         return y.view(token.shape), after
 
     def encode_grids(
@@ -232,8 +241,8 @@ class Connector(nn.Module, ABC, Generic[Side]):
     ) -> DecodeState:
         """The grid side of the layer, computed once per prompt: a state that has seen no token, for `prefill`.
 
-        Its tensors have the names of `side_class`'s fields, below "grid.". Where the connector `reads_prompt`, `prompt`
-        [B,P,D_t] has the question's embeddings, those of prompt_mask [B,P].
+        Its tensors have the names of `side_class`'s fields, below "grid.", a second layer's below "second.". Where the
+        connector `reads_prompt`, `prompt` [B,P,D_t] has the question's embeddings, those of prompt_mask [B,P].
         """
         asked = None if prompt is None else Prompt(prompt, prompt_mask)
         side = self._grid_side(grids, grid_mask, grid_boxes, grid_images, asked)
@@ -316,7 +325,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
         """
         return self(token, state=state, mode="token")
 
-    def _mix(self, x: Tensor, mask: Tensor | None, sequences: Sequences | None = None) -> Tensor:
+    def _mix(self, x: Tensor, mask: Tensor | None, *, sequences: Sequences | None = None) -> Tensor:
         """Let the tokens of whole sequences x [B,T,D_t] see those before them; here they do not."""
         return x
 

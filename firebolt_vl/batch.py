@@ -6,11 +6,10 @@ answers, and is tried again by the next run.
 """
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from .answer_files import Answer, AnswerFile, Problem, ProblemFile, Question, problems_of, read_questions
 from .ask import check_numbers, ignore_settings
@@ -19,10 +18,10 @@ from .errors import Failure, first_line
 from .identity import answered_by
 from .prompts import prompt, room_for_answer, specials, stops
 from .streaming import Certainty
+from .views import KeptViews, View, left_padded, side_by_side
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
 
     from .evaluate.familiar import Familiar
 
@@ -117,18 +116,6 @@ def batches(rows: Sequence[Question], size: int) -> Iterator[Sequence[Question]]
         yield rows[start : start + size]
 
 
-class View(NamedTuple):
-    """One image as the connector takes it: grids [G,D_v] and their boxes [G,4]; and what is strange about it."""
-
-    features: "Tensor"
-    boxes: "Tensor"
-    doubts: list[str]
-
-    @property
-    def bytes(self) -> int:
-        return self.features.nbytes + self.boxes.nbytes
-
-
 class Answering:
     """A model at work on the rows of a file. Images are encoded once, however often they are asked about."""
 
@@ -150,9 +137,7 @@ class Answering:
         self.prompted = prompted or (lambda row: prompt(loaded, row.question, len(row.images)))
         self.loaded, self.opened, self.max_new_tokens, self.seed = loaded, opened, max_new_tokens, seed
         self.familiar = familiar
-        self.views: OrderedDict[str, View] = OrderedDict()
-        self.held = 0
-        """Bytes of `views`."""
+        self.views = KeptViews(self.KEPT)
         self.encoded = 0
         """How many images were encoded."""
 
@@ -173,8 +158,7 @@ class Answering:
             texts[row.line] = tokens
         good = [row for row in rows if row.line in texts]
         answers = {answer.asked.line: answer for answer in self._together_or_one_by_one(good, texts, problems)}
-        while self.held > self.KEPT:
-            self.held -= self.views.popitem(last=False)[1].bytes
+        self.views.trim()
         return [
             answers[row.line] if row.line in answers else Problem(row.line, row.id, problems[row.line]) for row in rows
         ]
@@ -186,9 +170,7 @@ class Answering:
         problems, opened = {}, {}
         for row in rows:
             for name in row.images:
-                if name in self.views:
-                    self.views.move_to_end(name)
-                elif name not in opened:
+                if name not in self.views and name not in opened:
                     try:
                         opened[name] = self.opened(name)
                     except (ValueError, OSError) as error:  # not there, or not an image
@@ -201,8 +183,7 @@ class Answering:
             self.encoded += len(opened)
             for name, features, mask, boxes in zip(opened, seen.features, seen.mask, seen.boxes):
                 doubts = self.familiar.doubts_of_image(opened[name]) if self.familiar is not None else []
-                self.views[name] = View(features[mask], boxes[mask], doubts)
-                self.held += self.views[name].bytes
+                self.views.keep(name, View(features[mask], boxes[mask], doubts))
         return problems
 
     def _together_or_one_by_one(
@@ -233,19 +214,14 @@ class Answering:
         from .model.generation import settings_for
 
         model, certainty = self.loaded.model, Certainty()
-        width = max(map(len, texts))
-        # On the left, whatever the tokenizer's files say: an answer follows its prompt.
-        ids = torch.full((len(texts), width), model.generation_config.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for row, text in enumerate(texts):
-            ids[row, width - len(text) :] = torch.tensor(text)
-            mask[row, width - len(text) :] = 1
+        ids, mask = left_padded(texts, model.generation_config.pad_token_id)
+        width = ids.shape[1]
         if self.seed is not None:
             torch.manual_seed((self.seed + rows[0].line) % 2**64)
         sequences = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
-            **self._grids(rows),
+            **side_by_side([[self.views[name] for name in row.images] for row in rows]),
             generation_config=settings_for(model, min(self.max_new_tokens, room_for_answer(model, width))),
             logits_processor=LogitsProcessorList([certainty]),
         )
@@ -270,26 +246,3 @@ class Answering:
             return None
         of_images = [doubt for name in row.images for doubt in self.views[name].doubts]
         return list(dict.fromkeys([*self.familiar.doubts_of_question(row.question), *of_images]))
-
-    def _grids(self, rows: Sequence[Question]) -> dict[str, "Tensor"]:
-        """The remembered images of each row side by side, as the model takes grids; nothing where no row has one."""
-        import torch
-
-        seen = [[self.views[name] for name in row.images] for row in rows]
-        most = max(sum(len(view.boxes) for view in views) for views in seen)
-        if most == 0:
-            return {}
-        like = next(view for views in seen for view in views)
-        grids = like.features.new_zeros(len(rows), most, like.features.shape[1])
-        # A box of size 0 would have no logarithm: what is not there gets the box of the whole image.
-        boxes = like.boxes.new_tensor([0, 0, 1, 1]).repeat(len(rows), most, 1)
-        mask = torch.zeros(len(rows), most, dtype=torch.bool, device=grids.device)
-        images = torch.zeros(len(rows), most, dtype=torch.int64, device=grids.device)
-        for row, views in enumerate(seen):
-            end = 0
-            for number, view in enumerate(views):
-                start, end = end, end + len(view.boxes)
-                grids[row, start:end], boxes[row, start:end] = view.features, view.boxes
-                mask[row, start:end], images[row, start:end] = True, number
-        given = {"grids": grids, "grid_mask": mask, "grid_boxes": boxes}
-        return given | ({"grid_images": images} if int(images.max()) > 0 else {})
