@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .errors import Failure, Misuse
-from .options import AsJson, Checkpoint, Device, Dtype, OnDevice, Overwrite, Quantize
+from .options import AsJson, Checkpoint, Device, Dtype, Engine, OnDevice, Overwrite, Quantize
 from .shown import in_words, new_console, note, percent, show_facts
 
 
@@ -64,6 +64,9 @@ def ask(
     compile_step: Annotated[
         bool, typer.Option("--compile", help="torch.compile the generation step: the first answer waits for it.")
     ] = False,
+    engine: Annotated[
+        Engine, typer.Option(help="What computes; the others take a folder of firebolt export, and need no PyTorch.")
+    ] = Engine.torch,
 ) -> None:
     """Answer a question about an image, or with --batch many of them.
 
@@ -71,6 +74,12 @@ def ask(
     """
     how = {"checkpoint": checkpoint, "max_new_tokens": max_new_tokens, "device": device.value, "seed": seed}
     how |= {"dtype": dtype.value, "quantize": quantize and quantize.value, "compile_step": compile_step}
+    if engine is not Engine.torch:
+        others = {"--batch": batch, "--grounding": grounding, "--seed": seed, "--quantize": quantize}
+        others |= {"--compile": compile_step or None, "--device": None if device is Device.auto else device}
+        for name, value in {**others, "--dtype": None if dtype is Dtype.auto else dtype}.items():
+            if value is not None:
+                raise Misuse(f"{name} is given with --engine {engine}; leave it out, or say --engine torch")
     if batch is not None:
         for name, value in {"IMAGE": image, "--grounding": grounding, "--overwrite": overwrite or None}.items():
             if value is not None:
@@ -85,6 +94,16 @@ def ask(
     for name, value in {"IMAGE": image, "QUESTION": question}.items():
         if value is None:
             raise Misuse(f"{name} is missing; see firebolt ask --help")
+    if engine is not Engine.torch:
+        from .ask_engine import ask_engine
+
+        speech = None if as_json else _Speech(question)
+        reply = ask_engine(image, question, engine.value, checkpoint, max_new_tokens, speech)
+        if speech is None:
+            print(json.dumps(reply.to_dict()))
+        else:
+            speech.conclude(reply)
+        return
     from .ask import ask as answer
 
     how |= {"grounding": grounding, "overwrite": overwrite, "note": note}

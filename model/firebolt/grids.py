@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ...cmm.positions import default_boxes, patch_boxes
+from ...kernels.symbolic import varies
 from .sheets import unpacked
 
 # Of a normalised pixel.
@@ -186,7 +187,7 @@ def encode_views(
         torch.cat(pieces, 2).flatten(1, 2),
         mask.flatten(1, 2),
         torch.cat(there, 2).flatten(1, 2) if there else None,
-        index.flatten(1, 2) if images > 1 else None,
+        index.flatten(1, 2) if varies(images) or images > 1 else None,
     )
 
 

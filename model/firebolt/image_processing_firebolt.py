@@ -4,17 +4,16 @@ from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
-from PIL import Image
-from transformers.image_utils import ImageInput, PILImageResampling, SizeDict, is_valid_image
+from transformers.image_utils import ImageInput, is_valid_image
 from transformers.processing_utils import ImagesKwargs
 
+from ...views import tiling as tilings
+from ...views.cutting import SEPARATE_NAMES, cut_views, stacked
+from ...views.pixels import check_pixels
 from .. import images as pictures
 from ..image_processing import BatchFeature, ImageProcessor
-from ..pixels import as_rgb, check_pixels, levels_of, normalise
-from . import tiling as tilings
-from .sheets import PACKED_NAMES, ImageViews, packed_batch
-
-SEPARATE_NAMES: tuple[str, ...] = ("pixel_values", "pixel_tiles", "tile_mask", "image_mask", "grid_boxes")
+from ..images import as_rgb
+from .sheets import PACKED_NAMES, packed_batch
 
 
 class FireboltImagesKwargs(ImagesKwargs, total=False):
@@ -113,30 +112,15 @@ class FireboltImageProcessor(ImageProcessor):
     def _batch(self, images: Any, channels_first: bool | None, **settings) -> dict[str, Any]:
         # Before Pillow sees it, an image is RGB and upright, so that a file and its pixels give the same views.
         rows = [[as_rgb(image, channels_first) for image in row] for row in image_rows(images)]
-        views = [[self._views(image, **settings) for image in row] for row in rows]
+        views = [[cut_views(image, self._side_of(settings["size"]), settings) for image in row] for row in rows]
         if not any(views):
             return {}
         size, tile_size = self._side_of(settings["size"]), settings["tile_size"]
         most_tiles = max(len(image.tiles) for row in views for image in row)
         if settings["packed"]:
             return packed_batch(views, size, tile_size, max(most_tiles, self._room(settings)))
-        lead = (len(views), max(len(row) for row in views))
-        pixel_values = np.zeros((*lead, 3, size, size), dtype=np.float32)
-        pixel_tiles = np.zeros((*lead, most_tiles, 3, tile_size, tile_size), dtype=np.float32)
-        tile_mask = np.zeros((*lead, most_tiles), dtype=bool)
-        image_mask = np.zeros(lead, dtype=bool)
-        # A box of size 0 would have no logarithm: what is not there gets the box of the whole image.
-        grid_boxes = np.tile(np.array([0, 0, 1, 1], dtype=np.float32), (*lead, 1 + most_tiles, 1))
-        for b, row in enumerate(views):
-            for i, image in enumerate(row):
-                tiles = len(image.tiles)
-                pixel_values[b, i] = image.whole
-                pixel_tiles[b, i, :tiles] = image.tiles
-                tile_mask[b, i, :tiles] = True
-                image_mask[b, i] = True
-                grid_boxes[b, i, : 1 + tiles] = tilings.relative_boxes(image.boxes, image.height, image.width)
-        batch = dict(zip(SEPARATE_NAMES, (pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes)))
-        if lead[1] == 1:
+        batch = stacked(views, size, tile_size)
+        if max(len(row) for row in views) == 1:
             batch = {name: array[:, 0] for name, array in batch.items()}
         return batch
 
@@ -146,37 +130,6 @@ class FireboltImageProcessor(ImageProcessor):
             return settings["max_tiles"]
         side = self._side_of(settings["size"])
         return tilings.count_compatible(side, side, settings["tile_size"], settings["tile_overlap"])
-
-    def _views(
-        self,
-        image: Image.Image,
-        tiling: str,
-        size: SizeDict,
-        tile_size: int,
-        tile_overlap: int,
-        max_tiles: int,
-        do_resize: bool,
-        resample: PILImageResampling,
-        **pixel_rule,
-    ) -> ImageViews:
-        """Cut an image into its views, normalised."""
-        side = self._side_of(size)
-        if tiling == "native":
-            rows, columns = tilings.native_grid(image.height, image.width, tile_size, max_tiles)
-            tiled = levels_of(image.resize((columns * tile_size, rows * tile_size), resample))
-            boxes = tilings.native_boxes(rows, columns, tile_size)
-            whole = levels_of(image.resize((side, side), resample))
-        else:
-            tiled = levels_of(image.resize((side, side), resample) if do_resize else image)
-            _, height, width = tiled.shape
-            count = tilings.count_compatible(height, width, tile_size, tile_overlap)
-            check_pixels(count * tile_size**2, count)
-            boxes = tilings.compatible_boxes(height, width, tile_size, tile_overlap)
-            whole = tilings.resize_bilinear(tiled, side, side)
-        tiles = tilings.cut(tiled, boxes, tile_size)
-        return ImageViews(
-            normalise(whole, **pixel_rule), normalise(tiles, **pixel_rule), boxes, tiled.shape[1], tiled.shape[2]
-        )
 
 
 def image_rows(images) -> list[list]:
