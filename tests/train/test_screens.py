@@ -46,7 +46,7 @@ def drawing(questions: int = 2) -> Drawing:
 
 def job(steps: int = 4, connector: str = "cmm", grids: str = "patches", **amounts) -> ScreensJob:
     model = new_model(TOKENIZER, SIDE, 0, connector, grids, {})
-    given = Amounts(2, 2, **amounts)
+    given = Amounts(2, 1, **amounts)
     return ScreensJob(model, new_processor(TOKENIZER, SIDE), drawing(), {"line": 1.0, "prices": 1.0}, steps, given)
 
 
@@ -118,10 +118,12 @@ def test_heads_read_what_is_plain():
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
-    first, again = (drawing().batch(5, 3, {"prices": 1.0}) for _ in range(2))
+    first, again = (drawing().batch(5, 2, 1, {"prices": 1.0}) for _ in range(2))
     assert torch.equal(first.pixels, again.pixels)
     assert torch.equal(first.rows.ids, again.rows.ids)
-    assert not torch.equal(drawing().batch(6, 3, {"prices": 1.0}).pixels, first.pixels)
+    assert first.pixels.shape == (3, 3, SIDE, SIDE)
+    assert first.rows.scene.tolist() == [0, 0, 1, 1]
+    assert not torch.equal(drawing().batch(6, 2, 1, {"prices": 1.0}).pixels, first.pixels)
 
 
 def test_the_token_before_a_letter_looks_at_its_patch():

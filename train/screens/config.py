@@ -24,7 +24,7 @@ class ScreensConfig:
     max_steps: int | None = key(None, "steps in the place of a time", least=1)
     kinds: list[str] = key(list(SCREENS), "kinds of screens to learn", choices=SCREENS)
     side: int = key(SIDE, f"side of the screens in pixels, a multiple of {2 * PATCH}", least=LEAST_SIDE)
-    screens: int = key(16, "screens of a step", least=1)
+    screens: int = key(16, "screens of a step, to which come half as many pages of letters", least=1)
     questions: int = key(3, "questions about each", least=1)
     fonts: str | None = key(None, "a folder of more fonts to train on; families that are held out are left out of it")
     reading_loss: float = key(0.2, "weight of the loss of the patches' labels beside the answers'", least=0)

@@ -38,10 +38,13 @@ class Course:
 
 @dataclass(frozen=True)
 class Amounts:
-    """Screens of a step, while the tower reads and afterwards, and weights of the losses beside the answers'."""
+    """Screens and pages of a step, and weights of the losses beside the answers'.
 
-    reading_screens: int = 32
+    While the tower alone reads there are as many pages as else screens, and as many screens as else pages.
+    """
+
     screens: int = 16
+    pages: int = 8
     reading_loss: float = 0.2
     grounding_loss: float = 0.5
 
@@ -99,8 +102,8 @@ class ScreensJob(Job):
 
     def step(self, number: int) -> dict[str, float]:
         if number < self.course.reading * self.steps:
-            pixels, labels = self.drawing.pages(number, self.amounts.reading_screens, self.chances)
-            loss, read = self.heads.loss(self._patches(pixels), labels)
+            batch = self.drawing.batch(number, self.amounts.pages, self.amounts.screens, self.chances)
+            loss, read = self.heads.loss(self._patches(batch.pixels), batch.labels)
             measured = {"loss": loss.item(), "read": read}
         else:
             loss, measured = self._answering(number)
@@ -109,7 +112,8 @@ class ScreensJob(Job):
 
     def _answering(self, number: int) -> tuple[Tensor, dict[str, float]]:
         early = number < self.course.lines * self.steps and "line" in self.chances
-        batch = self.drawing.batch(number, self.amounts.screens, {"line": 1.0} if early else self.chances)
+        chances = {"line": 1.0} if early else self.chances
+        batch = self.drawing.batch(number, self.amounts.screens, self.amounts.pages, chances)
         every = number < self.course.all_grids * self.steps
         patches = self._patches(batch.pixels)
         reading, read = self.heads.loss(patches, batch.labels)
