@@ -516,6 +516,7 @@ KEPT = {
     ("serve",): "nothing was being answered yet; start it again",
     ("convert",): "nothing is left of the new folder; start again",
     ("eval", "tiny"): "nothing was kept of it; start again",
+    ("eval", "screens"): "nothing was kept of it; start again",
     ("eval", "score"): "nothing was written; start again",
     ("eval",): "the predictions in --out are kept; the same command goes on with the other questions",
     ("bench", "kernels"): "what was measured of whole ops is in --out; --op NAME measures the others",
