@@ -11,7 +11,7 @@ from typer.exceptions import TyperException
 from .ask_command import ask
 from .errors import Failure, Interrupted, disk_failure
 from .eval_command import evaluations
-from .options import AsJson, Device, Dtypes, OnDevice, Ops, Overwrite, Processes, Quick, ReportFile
+from .options import AsJson, Checkpoint, Device, Dtypes, OnDevice, Ops, Overwrite, Processes, Quick, ReportFile
 from .serve_command import serve
 from .shown import new_console
 from .usage import complaint
@@ -255,6 +255,28 @@ def bench_evaluation(
     from .evaluation_benchmark import evaluation_benchmark
 
     evaluation_benchmark(rows, images, batch_size, new_tokens, device.value, dtype, threads, out, as_json, overwrite)
+
+
+@benchmarks.command("serve")
+def bench_serve(
+    checkpoint: Checkpoint = None,
+    clients: Annotated[int, typer.Option(metavar="N", min=1, help="Clients that ask at the same time.")] = 64,
+    requests: Annotated[int, typer.Option(metavar="N", min=1, help="Requests for each batch size.")] = 512,
+    batch_size: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", min=1, help="Only this batch size; may be repeated. Default: 1, 4, 8, 16."),
+    ] = None,
+    out: ReportFile = None,
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Time `firebolt serve` with many clients, for each batch size: p50 and p95, tokens a second, memory.
+
+    Exit code 1 where a request is refused.
+    """
+    from .serve_benchmark import serve_benchmark
+
+    serve_benchmark(checkpoint, clients, requests, batch_size or [1, 4, 8, 16], out, as_json, overwrite)
 
 
 @benchmarks.command("gpu-day")

@@ -30,9 +30,13 @@ class Engine:
         Rows without an image are not mixed with others, since some connectors show the former a black one where a whole
         batch has none.
         """
-        width = max(len(one.asked.prompt) for one in (*rows, row))
-        most = max(one.asked.most for one in (*rows, row))
-        return width + most <= self.positions and bool(rows[0].asked.pictures) == bool(row.asked.pictures)
+        all_rows = [one.asked for one in (*rows, row)]
+        taken = (
+            max(sum(picture.positions for picture in asked.pictures) for asked in all_rows),
+            max(len(asked.prompt) for asked in all_rows),
+            max(asked.most for asked in all_rows),
+        )
+        return sum(taken) <= self.positions and bool(rows[0].asked.pictures) == bool(row.asked.pictures)
 
     def answer(self, rows: Sequence[Row]) -> None:
         """Answer every row, or say why not: together, or one by one where that is too much for the memory."""
