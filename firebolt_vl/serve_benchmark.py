@@ -34,7 +34,7 @@ WARM = 64
 
 @dataclass(frozen=True)
 class Load:
-    """What clients saw of a server that answers `batch_size` requests together; times in seconds."""
+    """Load of a server, as its clients saw it, that answers `batch_size` requests together; times in seconds."""
 
     batch_size: int
     clients: int

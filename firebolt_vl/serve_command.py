@@ -30,6 +30,9 @@ def serve(
     max_new_tokens: Annotated[
         int, typer.Option(metavar="N", min=1, help="The longest answer in tokens, whatever a request asks for.")
     ] = 1024,
+    max_prompt: Annotated[
+        int, typer.Option(metavar="N", min=1, help="The longest conversation in tokens, images not counted.")
+    ] = 8192,
     timeout: Annotated[
         int, typer.Option(metavar="SECONDS", min=1, help="The longest that a request may take, its wait with it.")
     ] = 120,
@@ -64,6 +67,7 @@ def serve(
     from .checkpoint import choose_device, locate, quiet
     from .serving.gate import Limits, is_own_machine
     from .serving.pictures import Sources
+    from .serving.preparation import Most
     from .serving.server import Plan
 
     if not is_own_machine(listener.getsockname()[0]) and not os.environ.get(KEY):
@@ -72,7 +76,7 @@ def serve(
     plan = Plan(
         name=name or checkpoint or folder.name,
         batch_size=batch_size,
-        most_tokens=max_new_tokens,
+        most=Most(max_prompt, max_new_tokens),
         limits=Limits(queue, max_body * 2**20, timeout),
         sources=Sources(Path(image_folder) if image_folder else None, tuple(image_host or ()), max_body * 2**20),
     )

@@ -21,7 +21,7 @@ class View(NamedTuple):
 
 
 class KeptViews:
-    """What a model saw of images, by their names, each with its `bytes`: of more than `most` bytes only those used last
+    """Images as a model saw them, by their names, each with its `bytes`: of more than `most` bytes only those used last
     stay, once `trim` is called."""
 
     def __init__(self, most: int):

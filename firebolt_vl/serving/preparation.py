@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..ask import ignore_settings
 from ..checkpoint import Loaded
@@ -23,16 +23,23 @@ UNSAID = 128
 """Tokens that an answer may have where the request does not say, as with `firebolt ask`."""
 
 
+class Most(NamedTuple):
+    """Most tokens that a prompt and an answer may have."""
+
+    prompt: int
+    answer: int
+
+
 class Preparation:
     """A checkpoint's way from a request to what its model takes."""
 
-    def __init__(self, loaded: Loaded, folder: Path, sources: Sources, most_tokens: int, note: "Callable[[str], None]"):
-        """`most_tokens` is the most that any answer may have; `note` is told which settings of the checkpoint's are not
-        used. The model's own settings become those of the most likely answer."""
+    def __init__(self, loaded: Loaded, folder: Path, sources: Sources, most: Most, note: "Callable[[str], None]"):
+        """`most` are the most tokens that any request may have; `note` is told which settings of the checkpoint's are
+        not used. The model's own settings become those of the most likely answer."""
         ignore_settings(loaded, 0, note)
         self.sampled = loaded.model.generation_config
         ignore_settings(loaded, None, lambda line: None)
-        self.loaded, self.sources, self.most_tokens = loaded, sources, most_tokens
+        self.loaded, self.sources, self.most = loaded, sources, most
         self.familiar = None if is_foveated(loaded.model) else read_familiar(folder)
         self.sight: Sight = Clips(loaded) if is_foveated(loaded.model) else Views(loaded, self.familiar)
         self.lock = Lock()
@@ -46,6 +53,12 @@ class Preparation:
                 prompt = self.loaded.processor.tokenizer(text, **specials(self.loaded, text)).input_ids
         except Failure as error:
             raise bad_request(str(error), "messages") from None
+        if len(prompt) > self.most.prompt:
+            raise bad_request(
+                f"messages has {len(prompt):,} tokens; expected at most {self.most.prompt:,}, the most here",
+                "messages",
+                "context_length_exceeded",
+            )
         self._room(len(prompt))  # before images are read
         pictures = self.sight.ready(
             [self.sources.read(address, f"image {number}") for number, address in enumerate(chat.images, 1)]
@@ -54,7 +67,7 @@ class Preparation:
         return Prepared(
             prompt=prompt,
             pictures=pictures,
-            most=min(chat.most_tokens or UNSAID, self.most_tokens, room),
+            most=min(chat.most_tokens or UNSAID, self.most.answer, room),
             sampler=self._sampler(chat),
             stop=chat.stop,
             doubts=self._doubts(chat, [doubt for picture in pictures for doubt in picture.doubts]),

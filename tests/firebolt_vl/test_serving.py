@@ -342,6 +342,14 @@ def test_batches_fit_into_the_models_positions(engine):
     assert not engine.together(rows[:2], rows[2])
 
 
+def test_batches_are_not_mostly_padding(engine):
+    long, short = row_of(engine, "a" * 1500, 2, []), [row_of(engine, "a", 2, []) for _ in range(3)]
+    assert engine.together([long], short[0])  # few enough tokens
+    assert not engine.together([long, *short[:2]], short[2])
+    assert not engine.together([*short[:2], short[2]], long)
+    assert engine.together([long] * 3, long)
+
+
 def test_images_are_encoded_once_and_what_is_remembered_is_bounded(engine, image, monkeypatch):
     familiar = Familiar("all", [], [], dict.fromkeys(("paper", "strokes", "colour"), (0.0, 1.0)))
     data = image.read_bytes()

@@ -11,6 +11,7 @@ from firebolt_vl.checkpoint import Loaded, load, quiet
 from firebolt_vl.serving import server as serving
 from firebolt_vl.serving.gate import Limits
 from firebolt_vl.serving.pictures import Sources
+from firebolt_vl.serving.preparation import Most
 
 
 class Running:
@@ -56,7 +57,7 @@ class Running:
 def running(checkpoint: Path, *, sources: Sources | None = None, loaded: Loaded | None = None, **limits):
     """Serve a checkpoint, or what was `loaded` of it, as "model" on a port of its own."""
     listener = serving.listen("127.0.0.1", 0)
-    plan = serving.Plan("model", 8, 2000, Limits(**limits), sources or Sources())
+    plan = serving.Plan("model", 8, Most(2000, 2000), Limits(**limits), sources or Sources())
     with quiet():
         service = serving.build(loaded or load(checkpoint, "cpu"), checkpoint, plan, lambda line: None)
         started = threading.Event()
