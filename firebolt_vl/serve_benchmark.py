@@ -8,9 +8,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from io import BytesIO
@@ -28,6 +28,8 @@ TITLE = "Serving many clients\n"
 QUESTIONS = ("what digit is at the top left?", "how many digits are there?", "is there a 3?", "what digit is red?")
 IMAGES = 16
 """Different images that are asked about."""
+TURN = 128
+"""Requests of a server before it is the turn of the next: what else the machine does meets all alike."""
 WARM = 64
 """Requests of each server that are not counted."""
 
@@ -45,9 +47,9 @@ class Load:
     requests_per_s: float
     tokens_per_s: float
     resident_mb: float | None
-    """After the first requests, which are not counted."""
+    """At the end."""
     growth_mb: float | None
-    """Of that until the last request."""
+    """Since the first requests, which are not counted."""
     open_files: int | None
     """More than after the first requests, once all clients have gone."""
 
@@ -69,22 +71,23 @@ def serve_benchmark(
 ) -> None:
     check_installed()
     file = report_file(out, TITLE, "rows", overwrite)
-    found: list[Load] = []
-    with progress_bar("asking") as progress:
-
-        def report(number: int) -> None:
-            progress(len(found) * requests + number, len(batch_sizes) * requests)
-
-        for size in batch_sizes:
-            with _server(checkpoint, size, clients) as (process, address):
-                found.append(measure(process.pid, address, size, clients, requests, report))
+    bodies = [_body(image, question) for image in range(IMAGES) for question in QUESTIONS]
+    with progress_bar("asking") as progress, ExitStack() as stack:
+        servers = [stack.enter_context(server(checkpoint, size, clients)) for size in batch_sizes]
+        for one in servers:
+            one.warm(bodies)
+        for done in range(0, requests, TURN):
+            for number, one in enumerate(servers):
+                one.take_turn(bodies, min(TURN, requests - done))
+                progress(done * len(servers) + TURN * (number + 1), requests * len(servers))
+        found = [one.load() for one in servers]
     data = {"rows": [asdict(load) for load in found]}
     give_report(file, data, partial(page, found), as_json, lambda: _show(found))
 
 
 @contextmanager
-def _server(checkpoint: str | None, batch_size: int, clients: int) -> Iterator[tuple[subprocess.Popen, str]]:
-    """A server in a process of its own, and its address."""
+def server(checkpoint: str | None, batch_size: int, clients: int) -> Iterator["Server"]:
+    """A server in a process of its own."""
     command = [sys.executable, "-m", "firebolt_vl", "serve", "--port", "0", "--name", "model", "--timeout", "3600"]
     command += ["--batch-size", str(batch_size), "--queue", str(2 * clients)]
     command += ["--checkpoint", checkpoint] if checkpoint else []
@@ -97,38 +100,51 @@ def _server(checkpoint: str | None, batch_size: int, clients: int) -> Iterator[t
                 said.append(line.strip().removeprefix("firebolt: "))
             if not line:
                 raise Failure(f"the server did not start: {said[-1] if said else 'it said nothing'}")
-            yield process, told[0]
+            yield Server(process.pid, told[0], batch_size, clients)
         finally:
             process.terminate()
 
 
-def measure(
-    pid: int, address: str, batch_size: int, clients: int, requests: int, progress: Callable[[int], None]
-) -> Load:
-    """Ask a server of this machine, which has answered nothing yet, and say what was seen of it."""
-    bodies = [_body(image, question) for image in range(IMAGES) for question in QUESTIONS]
-    _ask_all(address, bodies, clients, WARM, lambda n: None)
-    rows, batches = (_count(address, name) for name in ("batch_rows_total", "batches_total"))
-    resident, files = _resident_mb(pid), _open_files(pid)
-    start = time.perf_counter()
-    seen = _ask_all(address, bodies, clients, requests, progress)
-    passed = time.perf_counter() - start
-    seconds = sorted(one for one, _ in seen)
-    together = (_count(address, "batch_rows_total") - rows) / (_count(address, "batches_total") - batches)
-    after, open_after = _resident_mb(pid), _open_files(pid)
-    return Load(
-        batch_size=batch_size,
-        clients=clients,
-        requests=requests,
-        mean_batch=together,
-        p50_s=seconds[len(seconds) // 2],
-        p95_s=seconds[len(seconds) * 95 // 100],
-        requests_per_s=requests / passed,
-        tokens_per_s=sum(tokens for _, tokens in seen) / passed,
-        resident_mb=resident,
-        growth_mb=None if after is None or resident is None else after - resident,
-        open_files=None if open_after is None or files is None else open_after - files,
-    )
+class Server:
+    """A server of this machine that clients ask, and what they see of it."""
+
+    def __init__(self, pid: int, address: str, batch_size: int, clients: int):
+        self.pid, self.address, self.batch_size, self.clients = pid, address, batch_size, clients
+        self.seen: list[tuple[float, int]] = []
+        """Seconds and tokens of each answer."""
+        self.passed = 0.0
+
+    def warm(self, bodies: Sequence[bytes]) -> None:
+        """Ask what is not counted."""
+        _ask_all(self.address, bodies, self.clients, WARM)
+        self.rows, self.batches = self._batches()
+        self.resident, self.files = _resident_mb(self.pid), _open_files(self.pid)
+
+    def take_turn(self, bodies: Sequence[bytes], requests: int) -> None:
+        start = time.perf_counter()
+        self.seen += _ask_all(self.address, bodies, self.clients, requests)
+        self.passed += time.perf_counter() - start
+
+    def load(self) -> Load:
+        rows, batches = self._batches()
+        resident, files = _resident_mb(self.pid), _open_files(self.pid)
+        seconds = sorted(one for one, _ in self.seen)
+        return Load(
+            batch_size=self.batch_size,
+            clients=self.clients,
+            requests=len(self.seen),
+            mean_batch=(rows - self.rows) / (batches - self.batches),
+            p50_s=seconds[len(seconds) // 2],
+            p95_s=seconds[len(seconds) * 95 // 100],
+            requests_per_s=len(self.seen) / self.passed,
+            tokens_per_s=sum(tokens for _, tokens in self.seen) / self.passed,
+            resident_mb=resident,
+            growth_mb=None if resident is None or self.resident is None else resident - self.resident,
+            open_files=None if files is None or self.files is None else files - self.files,
+        )
+
+    def _batches(self) -> tuple[float, float]:
+        return _count(self.address, "batch_rows_total"), _count(self.address, "batches_total")
 
 
 def _body(image: int, question: str) -> bytes:
@@ -147,9 +163,7 @@ def _body(image: int, question: str) -> bytes:
     return json.dumps({"model": "model", "messages": [{"role": "user", "content": content}]}).encode()
 
 
-def _ask_all(
-    address: str, bodies: Sequence[bytes], clients: int, requests: int, progress: Callable[[int], None]
-) -> list[tuple[float, int]]:
+def _ask_all(address: str, bodies: Sequence[bytes], clients: int, requests: int) -> list[tuple[float, int]]:
     """Seconds and tokens of each of so many requests, asked by clients that each wait for their answer."""
     place, own = urlsplit(address), local()
 
@@ -163,7 +177,6 @@ def _ask_all(
         told = json.loads(reply.read())
         if reply.status != 200:
             raise Failure(f"the server refused a request: {told['error']['message']}")
-        progress(number + 1)
         return time.perf_counter() - start, told["usage"]["completion_tokens"]
 
     with ThreadPoolExecutor(clients) as pool:
@@ -208,7 +221,8 @@ def page(found: Sequence[Load], command: str) -> str:
     table = markdown_table(COLUMNS, map(cells, found), left=0)
     about = (
         "Clients on the server's own machine, each of which asks again once it has its answer, about one of "
-        f"{IMAGES} images. Times are those of whole requests; the first {WARM} of each server are not counted."
+        f"{IMAGES} images. Servers take turns of {TURN} requests. Times are those of whole requests; the first {WARM} "
+        "of each server are not counted."
     )
     return f"# {TITLE}\n{about}\n\n{table}\n\nWritten by `{command}`.\n"
 

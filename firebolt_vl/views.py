@@ -75,6 +75,15 @@ def side_by_side(seen: Sequence[Sequence[View]]) -> dict[str, "Tensor"]:
     return given | ({"grid_images": images} if int(images.max()) > 0 else {})
 
 
+def may_mix(model) -> bool:
+    """Return whether rows with and without an image may share a batch.
+
+    They may not where the latter are shown a black one, which a model does by itself where a whole batch has none.
+    """
+    described = getattr(model.config, "connector_config", None)
+    return not getattr(described(), "black_image", False) if described is not None else True
+
+
 def left_padded(texts: Sequence[Sequence[int]], pad: int) -> tuple["Tensor", "Tensor"]:
     """Pad prompts on the left, whatever the tokenizer's files say, since answers follow them: tokens and mask [B,T]."""
     import torch

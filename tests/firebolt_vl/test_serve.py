@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from foveated import make_foveated
 from serving import data_url, running, user
 from tiny_models import make_tokenizer
 
-from firebolt_vl import embedded_checkpoint
+from firebolt_vl import embedded_checkpoint, serve_benchmark
 from firebolt_vl.answer_files import Question
 from firebolt_vl.ask import ask, ignore_settings
 from firebolt_vl.batch import Answering
@@ -337,3 +338,21 @@ def test_the_command_serves_until_ctrl_c_and_answers_what_was_let_in(tmp_path):
             assert process.stderr.read() == "firebolt: stopped\n"
         finally:
             process.kill()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the server is ended by a signal")
+def test_the_benchmark_says_what_clients_saw(slow, tmp_path, monkeypatch):
+    page = tmp_path / "serve.md"
+
+    @contextmanager
+    def server(checkpoint, batch_size, clients):
+        yield serve_benchmark.Server(os.getpid(), slow.address.removesuffix("/v1"), batch_size, clients)
+
+    for name, value in (("server", server), ("WARM", 2), ("TURN", 3)):
+        monkeypatch.setattr(serve_benchmark, name, value)
+    monkeypatch.setattr(serve_benchmark, "QUESTIONS", ("why?",))
+    serve_benchmark.serve_benchmark(None, 2, 4, [1, 8], str(page), True, False)
+    lines = page.read_text().splitlines()
+    rows = [line.split("|")[1:-1] for line in lines if line.startswith("| 1") or line.startswith("| 8")]
+    assert [(row[0].strip(), row[1].strip(), row[2].strip()) for row in rows] == [("1", "2", "4"), ("8", "2", "4")]
+    assert all(0 < float(row[4]) <= float(row[5]) for row in rows)

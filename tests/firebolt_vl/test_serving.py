@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from serving import data_url, user
-from tiny_models import make_model, make_processor
+from tiny_models import ROUTED, make_model, make_processor
 from transformers import GenerationConfig
 
 from firebolt_vl.checkpoint import Loaded
@@ -25,7 +25,7 @@ from firebolt_vl.serving.pictures import Sources
 from firebolt_vl.serving.refusal import Refused
 from firebolt_vl.serving.row import Ended, Prepared, Row
 from firebolt_vl.serving.sampling import Sampler
-from firebolt_vl.serving.sight import Views
+from firebolt_vl.serving.sight import Picture, Views
 from firebolt_vl.serving.stopping import UntilStop
 
 ASKED = {"model": "model", "messages": [user("why?")]}
@@ -340,6 +340,17 @@ def test_batches_fit_into_the_models_positions(engine):
     rows = [row_of(engine, "a" * 1000, 500, []), row_of(engine, "a" * 10, 900, []), row_of(engine, "a", 1100, [])]
     assert engine.together(rows[:1], rows[1])
     assert not engine.together(rows[:2], rows[2])
+
+
+def test_rows_that_see_black_are_not_mixed_with_others(engine):
+    black = Loaded(make_model("routed", **ROUTED["routed_original"]).eval(), make_processor())
+    shown, bare = row_of(engine, "a", 2, []), row_of(engine, "a", 2, [])
+    shown.asked = shown.asked._replace(pictures=[Picture("a", None, [], 0)])
+    assert engine.together([shown], bare)
+    apart = Engine(black, Views(black, None), Metrics())
+    assert not apart.together([shown], bare)
+    assert apart.together([shown], shown)
+    assert apart.together([bare], bare)
 
 
 def test_batches_are_not_mostly_padding(engine):
