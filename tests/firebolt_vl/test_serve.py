@@ -341,12 +341,12 @@ def test_the_command_serves_until_ctrl_c_and_answers_what_was_let_in(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the server is ended by a signal")
-def test_the_benchmark_says_what_clients_saw(slow, tmp_path, monkeypatch):
+def test_the_benchmark_says_what_clients_saw(served, tmp_path, monkeypatch):
     page = tmp_path / "serve.md"
 
     @contextmanager
     def server(checkpoint, batch_size, clients):
-        yield serve_benchmark.Server(os.getpid(), slow.address.removesuffix("/v1"), batch_size, clients)
+        yield serve_benchmark.Server(os.getpid(), served.address.removesuffix("/v1"), batch_size, clients)
 
     for name, value in (("server", server), ("WARM", 2), ("TURN", 3)):
         monkeypatch.setattr(serve_benchmark, name, value)
