@@ -1,5 +1,6 @@
 """Configuration of a cross-modal modulator, or of a connector in its place."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -8,6 +9,11 @@ from ..kernels.checks import check_integer, check_one_of
 SSMS = ("s4", "s4d", "mamba", "liquid")
 LIQUID_KERNELS = ("elementwise", "product")
 TOP_K_MODES = ("renormalize", "truncate")
+QUERIES = ("token", "state")
+STARTS = ("norm", "identity")
+MOST_LAYERS = 2
+MODULATOR_FIELDS = ("query", "layers", "start")
+"""What a modulator alone has; in another connector they would do nothing."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,11 @@ class CMMConfig:
     grid_positions            add to each grid where it lies in its image
     ffn_multiplier            hidden width of the FFN over text_width
     layer_norm_eps            of every LayerNorm
+    query                     what a token asks the grids with: "token", itself alone; "state", itself and what a
+                              state-space model of its own makes of the text up to it
+    layers                    1, or 2: a second modulator reads what the first has written, and asks with that
+    start                     "norm": the output is normed, as released; "identity": the output is the input until
+                              training opens a gate
     """
 
     ssm_choices: ClassVar[tuple[str, ...]] = SSMS
@@ -50,6 +61,9 @@ class CMMConfig:
     grid_positions: bool = True
     ffn_multiplier: int = 4
     layer_norm_eps: float = 1e-5
+    query: str = "token"
+    layers: int = 1
+    start: str = "norm"
 
     def __post_init__(self):
         for name in ("text_width", "grid_width", "heads", "head_dim", "ffn_multiplier"):
@@ -70,13 +84,12 @@ class CMMConfig:
         check_integer("CMMConfig", "liquid_order", self.liquid_order, at_least=1)
         check_one_of("CMMConfig", "liquid_kernel", self.liquid_kernel, LIQUID_KERNELS)
         if self.ssm != "liquid":
-            for field in fields(self):
-                value = getattr(self, field.name)
-                if field.name.startswith("liquid_") and value != field.default:
-                    raise ValueError(
-                        f"CMMConfig: {field.name} is {value!r}; expected {field.default!r}, the default, where ssm is "
-                        f"{self.ssm!r}"
-                    )
+            check_defaults("CMMConfig", self, ("liquid_order", "liquid_kernel"), f"where ssm is {self.ssm!r}")
+        check_one_of("CMMConfig", "query", self.query, QUERIES)
+        check_integer("CMMConfig", "layers", self.layers, at_least=1)
+        if self.layers > MOST_LAYERS:
+            raise ValueError(f"CMMConfig: layers is {self.layers}; expected at most {MOST_LAYERS}")
+        check_one_of("CMMConfig", "start", self.start, STARTS)
         if not isinstance(self.grid_positions, bool):
             raise TypeError(f"CMMConfig: grid_positions is {self.grid_positions!r}; expected True or False")
         self._check_number("dropout")
@@ -106,3 +119,11 @@ class CMMConfig:
         if missing:
             raise ValueError(f"CMMConfig: {missing[0]} is missing; expected a value, as it has no default")
         return cls(**values)
+
+
+def check_defaults(owner: str, config: CMMConfig, names: Collection[str], where: str) -> None:
+    """Check that the fields `names`, which would do nothing, have their defaults; raises ValueError."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in names and value != field.default:
+            raise ValueError(f"{owner}: {field.name} is {value!r}; expected {field.default!r}, the default, {where}")

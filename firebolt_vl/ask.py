@@ -82,7 +82,7 @@ def ask(
     _check_image_path(image)
     if grounding is not None:
         check_picture("--grounding", grounding, (".png",), image, "image", overwrite)
-    picture = _open(image)
+    picture = open_picture(image)
     place = choose_device(device)
     folder = locate(checkpoint)
 
@@ -91,11 +91,11 @@ def ask(
         ignore_settings(loaded, seed, note)
         load_s = time.perf_counter() - start
         text = prompt(loaded, question)
-        inputs = _inputs(loaded, picture, text)
+        inputs = inputs_of(loaded, picture, text)
         clock = TokenClock(SpokenText(loaded.processor, say) if say is not None else None)
         certainty = Certainty()
         try:
-            tokens = _generate(loaded.model, inputs, max_new_tokens, seed, clock, certainty)
+            tokens = generate(loaded.model, inputs, max_new_tokens, seed, clock, certainty)
             reply = Reply(
                 question=question,
                 answer=loaded.processor.decode(tokens, skip_special_tokens=True).strip(),
@@ -110,7 +110,7 @@ def ask(
                 answer_tokens=len(tokens),
                 timing=clock.timing(load_s),
                 probability=certainty.of(tokens[None], [len(tokens)])[0],
-                **_familiar(folder, question, picture),
+                **familiar_with(folder, question, picture),
             )
             if grounding is not None:
                 reply.grounding = find_evidence(
@@ -141,7 +141,8 @@ def ignore_settings(loaded: Loaded, seed: int | None, note: Callable[[str], None
         note(f"the checkpoint's generation_config.json also sets {', '.join(ignored)}: not used here")
 
 
-def _familiar(folder: "Path", question: str, picture: "Image.Image") -> dict:
+def familiar_with(folder: "Path", question: str, picture: "Image.Image") -> dict:
+    """Return what a model in `folder` knows, and its doubts about a question and an image; {} where it does not say."""
     from .evaluate.familiar import read_familiar
 
     familiar = read_familiar(folder)
@@ -162,7 +163,8 @@ def _check_image_path(image: str) -> None:
         raise Misuse(f"{image} is a folder; expected one image file")
 
 
-def _open(image: str) -> "Image.Image":
+def open_picture(image: str) -> "Image.Image":
+    """Open an image file. Raises Misuse, Failure."""
     from .model.images import ImageError, open_image
 
     try:
@@ -173,15 +175,17 @@ def _open(image: str) -> "Image.Image":
         raise Misuse(str(error)) from None
 
 
-def _inputs(loaded: Loaded, picture: "Image.Image", text: str):
+def inputs_of(loaded: Loaded, picture: "Image.Image", text: str):
+    """Make the model's inputs of an image and a prompt. Raises Failure where the prompt leaves no room."""
     inputs = loaded.processor(images=picture, text=text, return_tensors="pt", **specials(loaded, text))
     room_for_answer(loaded.model, inputs["input_ids"].shape[1])
     return inputs.to(loaded.model.device)
 
 
-def _generate(
+def generate(
     model, inputs, max_new_tokens: int, seed: int | None, clock: TokenClock, certainty: Certainty
 ) -> "torch.Tensor":
+    """Generate the tokens of the answer."""
     import torch
     from transformers import LogitsProcessorList
 

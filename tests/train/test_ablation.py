@@ -57,7 +57,7 @@ def rows(out):
 def test_the_pool_is_what_the_tables_hold():
     assert set(VARIANTS) == {name for table in TABLES.values() for name in table}
     assert variants_of(["ssm"]) == [BASE, "s4d", "mamba", "liquid"]
-    assert len(variants_of(list(TABLES))) == 23
+    assert len(variants_of(list(TABLES))) == 26
     assert all(BASE in table for table in TABLES.values())
 
 
@@ -108,6 +108,7 @@ def test_digits_are_small_and_a_grid_shows_one_quarter_at_most(task):
 def test_a_run_is_a_row_with_everything_that_the_tables_tell(out, rows):
     row = rows[BASE]
     assert row["perplexity"] > 1
+    assert 1 < row["first_steps_loss"] < math.inf
     assert set(row["accuracy"]["inside"]) == {*KINDS, "all"}
     assert set(row["grounding"]["inside"]) == {"questions", "weights", "occlusion"}
     assert "weights" not in rows["prepend"]["grounding"]["inside"]  # it has none
@@ -179,6 +180,15 @@ def test_tables_tell_means_and_spread_and_what_is_missing(out, rows):
     assert found[0]["grounding by weights mean"] == ""
 
 
+def test_the_loss_of_the_first_steps_is_their_mean_without_what_was_skipped(tmp_path):
+    lines = [{"step": step, "loss": loss, "skipped": loss is None} for step, loss in enumerate([3.0, None, 2.0], 1)]
+    lines += [{"step": step, "loss": 1.0} for step in range(4, runs.FIRST_STEPS + 50)]
+    (tmp_path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    wanted = (5 + runs.FIRST_STEPS - 3) / (runs.FIRST_STEPS - 1)
+    assert runs.first_steps_loss(tmp_path / "history.jsonl") == pytest.approx(wanted)
+    assert report.MEASURES[report.FIRST_LOSS]({}) is None
+
+
 def test_the_mean_is_that_of_the_two_kinds_of_layouts():
     row = {
         "accuracy": {"inside": {"all": 0.5}, "harder": {"all": 1.0}},
@@ -212,7 +222,9 @@ def test_the_command_fills_the_pool_and_prints_the_tables(out, tmp_path, monkeyp
     assert cli.run(["ablate", "fusion", "--quick", "--out", str(tmp_path / "out")]) == 0
     assert "0 runs to do" in capfd.readouterr().err
     assert cli.run(["ablate", "ssn"]) == 2
-    assert "ssn; expected one of ssm, connector, routed, top-k, fusion, positions" in capfd.readouterr().err
+    assert (
+        "ssn; expected one of ssm, connector, routed, query, start, top-k, fusion, positions" in capfd.readouterr().err
+    )
 
 
 def test_a_pool_that_is_stopped_leaves_tables_of_what_is_there(out, rows, monkeypatch, capfd):
