@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from commands import assert_refused
 from foveated import make_foveated
 from serving import data_url, running, user
 from tiny_models import make_tokenizer
@@ -314,6 +315,12 @@ def test_requests_that_are_none_are_told(slow):
     chunks = (b"A" * 10**5 for _ in range(20))  # chunked: no length is told
     assert slow.send("POST", path, chunks)[0] == 413
     assert json.loads(slow.send("GET", "/v1/models")[2])["data"][0]["id"] == "model"
+
+
+def test_a_port_that_is_taken_and_a_package_that_is_missing_are_told_at_once(firebolt, served, monkeypatch):
+    assert_refused(firebolt("serve", "--port", served.port), 2, f"--port is {served.port}", "127.0.0.1", "or 0 for any")
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert_refused(firebolt("serve", "--port", 0), 1, "uvicorn is not installed", "firebolt-vl[serve]")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a signal")
