@@ -86,6 +86,8 @@ class ModulatorSide(GridSide):
     v       [B,G,D_t] where there is none
     """
 
+    of_all = ("bias",)
+
     k: Tensor
     table: Tensor | None = None
     bias: Tensor | None = None
@@ -106,7 +108,8 @@ class CrossModalModulator(Connector[ModulatorSide]):
     Causal in T and linear in it. Modes and masks are those of every `Connector`. A row whose grids are all masked has
     w = 0.
 
-    A layer may be built with or without `grid_positions`; without, `grid_boxes` and `grid_images` have no effect.
+    A layer may be built with or without `grid_positions`; without, `grid_boxes` and `grid_images` have no effect, and
+    without `grid_times` the argument of that name has none.
 
     Source: Firebolt-VL (arXiv 2604.04579), section on the cross-modal modulator; Viper-F1 (arXiv 2511.11177).
     """
@@ -162,10 +165,16 @@ class CrossModalModulator(Connector[ModulatorSide]):
         )
 
     def _side_of(self, seen: PlacedGrids, tokens: int | None) -> ModulatorSide:
+        return self._side(seen, uses_grid_table(self.config.text_width, seen.x.shape[1], tokens))
+
+    def _added_side(self, seen: PlacedGrids, before: ModulatorSide) -> ModulatorSide:
+        return self._side(seen, before.table is not None)
+
+    def _side(self, seen: PlacedGrids, has_table: bool) -> ModulatorSide:
         x, mask = seen.x, seen.mask
         k = product(self.k_proj, x).unflatten(-1, (self.config.heads, self.config.head_dim))
         v = product(self.v_proj, x)
-        if not uses_grid_table(self.config.text_width, x.shape[1], tokens):
+        if not has_table:
             return ModulatorSide(mask, k, v=v)
         tables, biases = zip(*(product_and_bias(film, v) for film in (self.film_in, self.film_out)))
         return ModulatorSide(mask, k, torch.cat(tables, -1), torch.cat(biases, -1))
