@@ -15,6 +15,7 @@ from .firebolt import (
     Grounding,
 )
 from .foveated import FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
+from .video import Video, read_video
 
 register(FireboltConfig, FireboltModel, FireboltForConditionalGeneration, FireboltImageProcessor, FireboltProcessor)
 register_scoring(FireboltConfig, FireboltForSequenceClassification)
@@ -33,8 +34,10 @@ __all__ = [
     "FoveatedVLM",
     "FoveatedVLMConfig",
     "Grounding",
+    "Video",
     "logits_drift",
     "lora_targets",
     "prepack_weights",
     "quantize_int8",
+    "read_video",
 ]
