@@ -13,17 +13,20 @@ from .shown import in_words, new_console, note, show_facts
 
 
 def ask(
-    image: Annotated[str | None, typer.Argument(metavar="IMAGE", help="An image file.")] = None,
-    question: Annotated[
-        str | None, typer.Argument(metavar="QUESTION", help="What you want to know, in quotes.")
+    asked: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="IMAGE... QUESTION",
+            help="One image or video file, or several of them, then what you want to know, in quotes.",
+        ),
     ] = None,
     batch: Annotated[
         str | None,
         typer.Option(
             metavar="QUESTIONS.jsonl",
             help='Answer many questions, one JSON object a line: {"image": "a.png", "question": "...", "id": ...}. '
-            "image may be a list, or absent in a question about none; it is looked for beside the file. id is the "
-            "line number by default.",
+            "image may be a list, of videos too, or absent in a question about none; it is looked for beside the file. "
+            "id is the line number by default.",
         ),
     ] = None,
     out: Annotated[
@@ -48,6 +51,10 @@ def ask(
             help="Write a picture of what the answer rests on, and of what each word of the question weighed.",
         ),
     ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Frames of a video, spread over it. Default: one a second, at most 64."),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     device: OnDevice = Device.auto,
@@ -65,14 +72,15 @@ def ask(
         bool, typer.Option("--compile", help="torch.compile the generation step: the first answer waits for it.")
     ] = False,
 ) -> None:
-    """Answer a question about an image, or with --batch many of them.
+    """Answer a question about an image, a video or several of them, or with --batch many questions.
 
     A question may not spell the model's control tokens (such as <|im_end|>): it would forge turns, and is refused.
     """
     how = {"checkpoint": checkpoint, "max_new_tokens": max_new_tokens, "device": device.value, "seed": seed}
     how |= {"dtype": dtype.value, "quantize": quantize and quantize.value, "compile_step": compile_step}
     if batch is not None:
-        for name, value in {"IMAGE": image, "--grounding": grounding, "--overwrite": overwrite or None}.items():
+        alone = {"IMAGE": asked or None, "--grounding": grounding, "--frames": frames}
+        for name, value in {**alone, "--overwrite": overwrite or None}.items():
             if value is not None:
                 raise Misuse(f"{name} is given with --batch; expected one of them")
         if out is None:
@@ -82,18 +90,20 @@ def ask(
     for name, value in {"--out": out, "--batch-size": batch_size, "--mixed": mixed or None}.items():
         if value is not None:
             raise Misuse(f"{name} is given without --batch; leave it out")
-    for name, value in {"IMAGE": image, "QUESTION": question}.items():
-        if value is None:
-            raise Misuse(f"{name} is missing; see firebolt ask --help")
+    if not asked or len(asked) < 2:
+        raise Misuse(f"{'QUESTION' if asked else 'IMAGE'} is missing; see firebolt ask --help")
+    *images, question = asked
+    if Path(question).is_file():
+        raise Misuse(f"QUESTION is missing: {question} is a file; expected what you want to know, after the images")
     from .ask import ask as answer
 
-    how |= {"grounding": grounding, "overwrite": overwrite, "note": note}
+    how |= {"grounding": grounding, "frames": frames, "overwrite": overwrite, "note": note}
     if as_json:
-        print(json.dumps(answer(image, question, **how).to_dict()))
+        print(json.dumps(answer(images, question, **how).to_dict()))
         return
     speech = _Speech(question)
     # With a picture to follow nothing is said before all is done: where the picture fails there is no answer.
-    speech.conclude(answer(image, question, say=None if grounding else speech, **how))
+    speech.conclude(answer(images, question, say=None if grounding else speech, **how))
 
 
 def _ask_many(batch: str, out: str, batch_size: int, as_json: bool, how: dict) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .evaluate.familiar import Familiar
+    from .model.video import Video
 
 
 @dataclass
@@ -68,7 +69,7 @@ def answer_file(
         Misuse, Failure: what cannot be done at all, in one line.
     """
     from .evaluate.familiar import read_familiar
-    from .model.images import open_image
+    from .model.video import open_picture
 
     check_numbers(max_new_tokens, seed)
     place, folder = choose_device(device), locate(checkpoint)
@@ -98,7 +99,7 @@ def answer_file(
                 start = time.perf_counter()
                 base = Path(questions).parent
                 familiar = read_familiar(folder)
-                answering = Answering(loaded, lambda name: open_image(base / name), max_new_tokens, seed, familiar)
+                answering = Answering(loaded, lambda name: open_picture(base / name), max_new_tokens, seed, familiar)
                 for rows in batches(todo, 1 if seed is not None else batch_size):
                     found = answering.answer(rows)
                     made = [row for row in found if isinstance(row, Answer)]
@@ -118,15 +119,22 @@ def batches(rows: Sequence[Question], size: int) -> Iterator[Sequence[Question]]
 
 
 class View(NamedTuple):
-    """One image as the connector takes it: grids [G,D_v] and their boxes [G,4]; and what is strange about it."""
+    """One image or video as the connector takes it: grids [G,D_v] and their boxes [G,4]; and what is strange about it.
+
+    images [G] int64, which image of it each grid is of, and times [G], their seconds: all 0 for an image. It counts as
+    `count` images: a video that the model cannot tell as such as several.
+    """
 
     features: "Tensor"
     boxes: "Tensor"
+    images: "Tensor"
+    times: "Tensor"
+    count: int
     doubts: list[str]
 
     @property
     def bytes(self) -> int:
-        return self.features.nbytes + self.boxes.nbytes
+        return sum(tensor.nbytes for tensor in self[:4])
 
 
 class Answering:
@@ -138,16 +146,17 @@ class Answering:
     def __init__(
         self,
         loaded: Loaded,
-        opened: Callable[[str], "Image.Image"],
+        opened: Callable[[str], "Image.Image | Video"],
         max_new_tokens: int,
         seed: int | None = None,
         familiar: "Familiar | None" = None,
         prompted: Callable[[Question], str] | None = None,
     ):
-        """`opened` opens an image by its name in a row; ValueError or OSError where it cannot be opened. `prompted`
-        makes a row's prompt, by default the question as the user's turn, below its images; Failure where it cannot.
+        """`opened` opens an image or video by its name in a row; ValueError or OSError where it cannot be opened.
+        `prompted` makes a row's prompt, by default the question as the user's turn, below its images; Failure where it
+        cannot.
         """
-        self.prompted = prompted or (lambda row: prompt(loaded, row.question, len(row.images)))
+        self.prompted = prompted or self._prompt_of
         self.loaded, self.opened, self.max_new_tokens, self.seed = loaded, opened, max_new_tokens, seed
         self.familiar = familiar
         self.views: OrderedDict[str, View] = OrderedDict()
@@ -179,9 +188,15 @@ class Answering:
             answers[row.line] if row.line in answers else Problem(row.line, row.id, problems[row.line]) for row in rows
         ]
 
+    def _prompt_of(self, row: Question) -> str:
+        return prompt(self.loaded, row.question, self._count(row))
+
+    def _count(self, row: Question) -> int:
+        return sum(self.views[name].count for name in row.images)
+
     def _look_at(self, rows: Sequence[Question]) -> dict[int, str]:
-        """Encode the images that are not remembered, together. Returns what is wrong, by line."""
-        import torch
+        """Encode what is not remembered, images together, each video by itself. Returns what is wrong, by line."""
+        from .model.video import Video
 
         problems, opened = {}, {}
         for row in rows:
@@ -194,16 +209,35 @@ class Answering:
                     except (ValueError, OSError) as error:  # not there, or not an image
                         problems[row.line] = first_line(error)
         # A second row with the same bad image is as bad: it was tried again above, with the same result.
-        if opened:
-            inputs = self.loaded.processor.image_processor([[image] for image in opened.values()], return_tensors="pt")
-            with torch.no_grad():
-                seen = self.loaded.model.get_grids(**inputs.to(self.loaded.model.device))
-            self.encoded += len(opened)
-            for name, features, mask, boxes in zip(opened, seen.features, seen.mask, seen.boxes):
-                doubts = self.familiar.doubts_of_image(opened[name]) if self.familiar is not None else []
-                self.views[name] = View(features[mask], boxes[mask], doubts)
-                self.held += self.views[name].bytes
+        images = {name: one for name, one in opened.items() if not isinstance(one, Video)}
+        for together in ([images] if images else []) + [{n: one} for n, one in opened.items() if n not in images]:
+            self._encode(together)
         return problems
+
+    def _encode(self, opened: "dict[str, Image.Image | Video]") -> None:
+        """Encode images, or a video, in one call, and remember them."""
+        import torch
+
+        from .model.video import Video
+
+        inputs = self.loaded.processor.image_processor([[one] for one in opened.values()], return_tensors="pt")
+        with torch.no_grad():
+            seen = self.loaded.model.get_grids(**inputs.to(self.loaded.model.device))
+        self.encoded += len(opened)
+        none = torch.zeros_like(seen.mask, dtype=torch.int64)
+        numbers = none if seen.images is None else seen.images
+        times = none.float() if seen.times is None else seen.times.float()
+        for row, (name, one) in enumerate(opened.items()):
+            mask, doubts = seen.mask[row], []
+            if self.familiar is not None:
+                frames = one.frames if isinstance(one, Video) else [one]
+                doubts = [doubt for frame in frames for doubt in self.familiar.doubts_of_image(frame)]
+            features, boxes, images, seconds = (
+                tensor[row][mask] for tensor in (seen.features, seen.boxes, numbers, times)
+            )
+            count = int(images.max()) + 1
+            self.views[name] = View(features, boxes, images, seconds, count, list(dict.fromkeys(doubts)))
+            self.held += self.views[name].bytes
 
     def _together_or_one_by_one(
         self, rows: Sequence[Question], texts: dict[int, list[int]], problems: dict[int, str]
@@ -269,7 +303,9 @@ class Answering:
         if self.familiar is None:
             return None
         of_images = [doubt for name in row.images for doubt in self.views[name].doubts]
-        return list(dict.fromkeys([*self.familiar.doubts_of_question(row.question), *of_images]))
+        number = self.familiar.doubts_of_number(self._count(row))
+        of_all = [*self.familiar.doubts_of_question(row.question), *number]
+        return list(dict.fromkeys([*of_all, *of_images]))
 
     def _grids(self, rows: Sequence[Question]) -> dict[str, "Tensor"]:
         """The remembered images of each row side by side, as the model takes grids; nothing where no row has one."""
@@ -285,11 +321,15 @@ class Answering:
         boxes = like.boxes.new_tensor([0, 0, 1, 1]).repeat(len(rows), most, 1)
         mask = torch.zeros(len(rows), most, dtype=torch.bool, device=grids.device)
         images = torch.zeros(len(rows), most, dtype=torch.int64, device=grids.device)
+        times = torch.zeros(len(rows), most, device=grids.device)
         for row, views in enumerate(seen):
-            end = 0
-            for number, view in enumerate(views):
+            end = number = 0
+            for view in views:
                 start, end = end, end + len(view.boxes)
                 grids[row, start:end], boxes[row, start:end] = view.features, view.boxes
-                mask[row, start:end], images[row, start:end] = True, number
+                mask[row, start:end], images[row, start:end] = True, number + view.images
+                times[row, start:end] = view.times
+                number += view.count
         given = {"grids": grids, "grid_mask": mask, "grid_boxes": boxes}
-        return given | ({"grid_images": images} if int(images.max()) > 0 else {})
+        given |= {"grid_images": images} if int(images.max()) > 0 else {}
+        return given | ({"grid_times": times} if bool(times.any()) else {})
