@@ -108,5 +108,5 @@ $(READY): setup.py constraints.txt
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || "$$python" -m venv --clear $(VENV)
 	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -c 'import triton' 2>/dev/null || [ "$$(uname)" != Linux ] || $(BIN)/python -m pip install "triton==$(TRITON)"
-	$(BIN)/python -m pip install -c constraints.txt -e '.[train,video,eval,trl,test,lint]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[train,video,eval,trl,serve,test,lint]'
 	@touch $@

@@ -60,11 +60,13 @@ setup(
     extras_require={
         # scikit-learn ships the handwritten digits that the embedded model is trained and tested on.
         "train": ["scikit-learn>=1.5", "accelerate>=1.10,<1.16", "peft>=0.18,<0.22", "tensorboard>=2.19", "pyyaml>=6"],
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.130"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.130", "openai>=2"],
         # PyAV brings FFmpeg's libraries with it: nothing else is installed or run.
         "video": ["av>=14"],
         # The data sets of benchmarks: parquet, saved folders, the hub.
         "eval": ["datasets>=4,<6"],
+        # `firebolt serve`: an endpoint in the form of OpenAI's.
+        "serve": ["starlette>=0.46", "uvicorn>=0.34"],
         # Preference tuning and reinforcement learning: `firebolt train sft`, `dpo` and `grpo`.
         "trl": ["trl>=1.16,<1.17", "peft>=0.18,<0.22"],
         "lint": ["ruff>=0.12", "basedpyright>=1.31"],

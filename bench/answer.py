@@ -277,7 +277,11 @@ def _ours(
 
 def _step_modules(model: FireboltForConditionalGeneration) -> list[nn.Module]:
     connector = model.model.connector
-    return [model.model.language_model.layers, model.lm_head, connector.q_proj, connector.ssm, connector.ffn]
+    layers = [connector] if connector.second is None else [connector, connector.second]
+    modulator = [
+        part for layer in layers for part in (layer.query, layer.q_proj, layer.ssm, layer.ffn) if part is not None
+    ]
+    return [model.model.language_model.layers, model.lm_head, *modulator]
 
 
 def as_in_transformers(model: FireboltForConditionalGeneration) -> FireboltForConditionalGeneration:

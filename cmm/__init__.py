@@ -5,6 +5,7 @@ from .connectors import CrossAttend, Prepend
 from .liquid import LiquidS4
 from .mamba import Mamba
 from .modulator import CrossModalModulator
+from .positions import patch_boxes
 from .routed import Routed
 from .routed_config import RoutedConfig
 from .s4 import S4
@@ -23,4 +24,5 @@ __all__ = [
     "Prepend",
     "Routed",
     "RoutedConfig",
+    "patch_boxes",
 ]

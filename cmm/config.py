@@ -1,5 +1,6 @@
 """Configuration of a cross-modal modulator, or of a connector in its place."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -8,6 +9,11 @@ from ..kernels.checks import check_integer, check_one_of
 SSMS = ("s4", "s4d", "mamba", "liquid")
 LIQUID_KERNELS = ("elementwise", "product")
 TOP_K_MODES = ("renormalize", "truncate")
+QUERIES = ("token", "state")
+STARTS = ("norm", "identity")
+MOST_LAYERS = 2
+MODULATOR_FIELDS = ("query", "layers", "start")
+"""What a modulator alone has; in another connector they would do nothing."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,11 @@ class CMMConfig:
     grid_times                add to each grid, with its position, when its frame was to be seen, in seconds
     ffn_multiplier            hidden width of the FFN over text_width
     layer_norm_eps            of every LayerNorm
+    query                     what a token asks the grids with: "token", itself alone; "state", itself and what a
+                              state-space model of its own makes of the text up to it
+    layers                    1, or 2: a second modulator reads what the first has written, and asks with that
+    start                     "norm": the output is normed, as released; "identity": the output is the input until
+                              training opens a gate
     """
 
     ssm_choices: ClassVar[tuple[str, ...]] = SSMS
@@ -52,6 +63,9 @@ class CMMConfig:
     grid_times: bool = False
     ffn_multiplier: int = 4
     layer_norm_eps: float = 1e-5
+    query: str = "token"
+    layers: int = 1
+    start: str = "norm"
 
     def __post_init__(self):
         for name in ("text_width", "grid_width", "heads", "head_dim", "ffn_multiplier"):
@@ -72,13 +86,12 @@ class CMMConfig:
         check_integer("CMMConfig", "liquid_order", self.liquid_order, at_least=1)
         check_one_of("CMMConfig", "liquid_kernel", self.liquid_kernel, LIQUID_KERNELS)
         if self.ssm != "liquid":
-            for field in fields(self):
-                value = getattr(self, field.name)
-                if field.name.startswith("liquid_") and value != field.default:
-                    raise ValueError(
-                        f"CMMConfig: {field.name} is {value!r}; expected {field.default!r}, the default, where ssm is "
-                        f"{self.ssm!r}"
-                    )
+            self.check_defaults("CMMConfig", ("liquid_order", "liquid_kernel"), f"where ssm is {self.ssm!r}")
+        check_one_of("CMMConfig", "query", self.query, QUERIES)
+        check_integer("CMMConfig", "layers", self.layers, at_least=1)
+        if self.layers > MOST_LAYERS:
+            raise ValueError(f"CMMConfig: layers is {self.layers}; expected at most {MOST_LAYERS}")
+        check_one_of("CMMConfig", "start", self.start, STARTS)
         for name in ("grid_positions", "grid_times"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"CMMConfig: {name} is {getattr(self, name)!r}; expected True or False")
@@ -93,6 +106,15 @@ class CMMConfig:
         self._check_number("layer_norm_eps")
         if not self.layer_norm_eps > 0:
             raise ValueError(f"CMMConfig: layer_norm_eps is {self.layer_norm_eps}; expected a positive number")
+
+    def check_defaults(self, owner: str, names: Collection[str], where: str) -> None:
+        """Check that the fields `names`, which would do nothing, have their defaults; raises ValueError."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in names and value != field.default:
+                raise ValueError(
+                    f"{owner}: {field.name} is {value!r}; expected {field.default!r}, the default, {where}"
+                )
 
     def _check_number(self, name: str) -> None:
         value = getattr(self, name)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.checks import check_dtypes, check_integer, check_shapes
-from .config import CMMConfig
+from .config import MODULATOR_FIELDS, CMMConfig
 from .inputs import check_prefill, check_text, prepared_grids, token_as_text
 from .positions import GridPositions
 from .state import DecodeState
@@ -108,10 +108,14 @@ class Connector(nn.Module, ABC, Generic[Side]):
     """Whether what is made of the grids depends on the prompt, all of which is then given with them."""
     balances = False
     """Whether `forward` takes return_balance, and returns a loss of its own beside its output."""
+    modulates = False
+    """Whether it has a choice of query, layers and start."""
     side_class: type[Side]
 
     def __init__(self, config: CMMConfig):
         super().__init__()
+        if not self.modulates:
+            config.check_defaults(type(self).__name__, MODULATOR_FIELDS, "as a modulator alone has another")
         self.config = config
         self.positions = GridPositions(config.grid_width, config.grid_times) if config.grid_positions else None
 
@@ -131,11 +135,12 @@ class Connector(nn.Module, ABC, Generic[Side]):
 
     @abstractmethod
     def _connect(
-        self, text: Tensor, text_mask: Tensor | None, side: Side, mix: Callable[[Tensor], tuple[Tensor, After]]
+        self, text: Tensor, text_mask: Tensor | None, side: Side, mix: Callable[..., tuple[Tensor, After]]
     ) -> tuple[Tensor, Tensor | None, After]:
         """The layer in any of its modes: y, w [B,T,G] where it weighs grids, and what `mix` returned beside its output.
 
-        `mix` [B,T,D_t] -> [B,T,D_t] lets tokens see those before them, and is called once.
+        `mix` [B,T,D_t] -> [B,T,D_t] lets tokens see those before them, and is called once; where several parts of a
+        layer do, once for each, with the part's name.
         """
 
     def forward(
@@ -198,7 +203,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
         """y, w and the grid side of whole sequences."""
         prompt = self._prompt_in(text, text_mask, prompt_mask)
         side = self._side_of(self._placed(given, prompt, text.shape[0]), text.shape[1])
-        y, w, _ = self._connect(text, text_mask, side, lambda x: (self._mix(x, text_mask), None))
+        y, w, _ = self._connect(text, text_mask, side, lambda x, *part: (self._mix(x, text_mask, *part), None))
         return y, w, side
 
     def _piece(
@@ -206,12 +211,15 @@ class Connector(nn.Module, ABC, Generic[Side]):
     ) -> tuple:
         """`prefill` after a state, that of the grids at the start."""
         side = self.side_class.of(before)
-        y, w, after = self._connect(text, text_mask, side, lambda x: self._mix_piece(x, text_mask, before, history))
+        y, w, after = self._connect(
+            text, text_mask, side, lambda x, *part: self._mix_piece(x, text_mask, before, history, *part)
+        )
         return (y, after, w) if w is not None and return_weights else (y, after)
 
     def _token(self, token: Tensor, state: DecodeState) -> tuple[Tensor, DecodeState]:
         text = token_as_text(type(self).__name__, token, self.config.text_width, self.dtype, state)
-        y, _, after = self._connect(text, None, self.side_class.of(state), lambda x: self._mix_token(x, state))
+        side = self.side_class.of(state)
+        y, _, after = self._connect(text, None, side, lambda x, *part: self._mix_token(x, state, *part))
         return y.view(token.shape), after
 
     def encode_grids(

@@ -1,7 +1,8 @@
 """The cross-modal modulator: writes what each text token sees of an image into that token."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,20 +15,20 @@ from ..kernels.modulation.selection import Selection
 from ..kernels.symbolic import varies
 from .block import SSMBlock
 from .config import CMMConfig
-from .connector import After, Connector, GridSide, PlacedGrids
+from .connector import After, Connector, GivenGrids, GridSide, PlacedGrids
 from .feed_forward import FeedForward
 from .inputs import without_masked
 from .linear import is_plain, product, product_and_bias
-from .liquid import LiquidS4
-from .mamba import Mamba
 from .precision import wide_dtype
-from .s4 import S4
-from .s4d import S4D
+from .query import QueryContext
+from .ssms import ssm_block
 from .state import DecodeState
 
 # Tokens, of all rows, for which FiLM takes the way of fewest calls. Measured on one core at D = 1024, G = 5: the layer
 # takes 4 % less time for 2 tokens, 2 % less for 32, and as much for 64.
 FEW_TOKENS = 32
+# In the names of a state's tensors: what belongs to the state-space model of the queries, and to the second layer.
+QUERY, SECOND = "query.ssm", "second"
 
 
 def uses_grid_table(width: int, grids: int, tokens: int | None = None) -> bool:
@@ -46,22 +47,6 @@ def uses_grid_table(width: int, grids: int, tokens: int | None = None) -> bool:
     if tokens is None:
         return grids < width
     return 4 * width * (tokens - grids) > 3 * tokens * grids
-
-
-def ssm_block(config: CMMConfig, width: int) -> SSMBlock:
-    """Make the state-space model that a configuration names, of `width` channels."""
-    if config.ssm == "s4":
-        return S4(width, config.state_size, kernel_taps=config.kernel_taps)
-    if config.ssm == "liquid":
-        return LiquidS4(
-            width,
-            config.state_size,
-            liquid_order=config.liquid_order,
-            liquid_kernel=config.liquid_kernel,
-        )
-    if config.ssm == "s4d":
-        return S4D(width, config.state_size, dropout=config.dropout)
-    return Mamba(width, config.state_size)
 
 
 def _film(x: Tensor, film: Tensor, gate: Tensor) -> Tensor:
@@ -108,6 +93,14 @@ class CrossModalModulator(Connector[ModulatorSide]):
     Causal in T and linear in it. Modes and masks are those of every `Connector`. A row whose grids are all masked has
     w = 0.
 
+    With config.query "state" the text up to a token has a say in where it looks, through a state-space model of its
+    own; with config.layers 2 another such layer reads the output; with config.start "identity" the output is the text
+    until training moves g from 0 (docs/mathematics.md, section 2d):
+
+        q = (X_t + SSM_q(LN(X_t))) W_q
+        X_out = second(first(X_t, X_v), X_v)                        w is the second's
+        X_out = X_t + g LN(R + FFN(R))
+
     A layer may be built with or without `grid_positions`; without, `grid_boxes` and `grid_images` have no effect, and
     without `grid_times` the argument of that name has none.
 
@@ -115,6 +108,7 @@ class CrossModalModulator(Connector[ModulatorSide]):
     """
 
     side_class = ModulatorSide
+    modulates = True
     ssm: SSMBlock
 
     def __init__(self, config: CMMConfig):
@@ -130,10 +124,15 @@ class CrossModalModulator(Connector[ModulatorSide]):
         self.gate = nn.Parameter(torch.full((1,), 0.5))
         self.ffn = FeedForward(width, config.ffn_multiplier, config.dropout, config.layer_norm_eps)
         self.norm_out = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.query = QueryContext(config) if config.query == "state" else None
+        self.out_gate = nn.Parameter(torch.zeros(1)) if config.start == "identity" else None
+        self.second = CrossModalModulator(replace(config, layers=1)) if config.layers > 1 else None
 
     def reset_parameters(self) -> None:
         """Initialise this layer and everything in it anew."""
         nn.init.constant_(self.gate, 0.5)
+        if self.out_gate is not None:
+            nn.init.zeros_(self.out_gate)
         super().reset_parameters()
 
     @property
@@ -179,28 +178,83 @@ class CrossModalModulator(Connector[ModulatorSide]):
         tables, biases = zip(*(product_and_bias(film, v) for film in (self.film_in, self.film_out)))
         return ModulatorSide(mask, k, torch.cat(tables, -1), torch.cat(biases, -1))
 
-    def _mix(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        return self.ssm(x, mask)
+    def encode_grids(self, *grids: Any, **more: Any) -> DecodeState:
+        """The grid side of the layer, as `Connector.encode_grids` makes it; that of a second one below "second."."""
+        state = super().encode_grids(*grids, **more)
+        if self.second is None:
+            return state
+        return state.beside(self.second.encode_grids(*grids, **more).nest(SECOND))
+
+    def add_grids(self, state: DecodeState, *grids: Any, **more: Any) -> DecodeState:
+        """The state with more grids, as `Connector.add_grids` makes it, also of a second layer."""
+        added = super().add_grids(state, *grids, **more)
+        if self.second is None:
+            return added
+        return added.beside(self.second.add_grids(state.under(SECOND), *grids, **more).nest(SECOND))
+
+    def _whole(
+        self,
+        text: Tensor,
+        text_mask: Tensor | None,
+        given: GivenGrids,
+        prompt_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, ModulatorSide]:
+        y, w, side = super()._whole(text, text_mask, given, prompt_mask)
+        if self.second is not None:
+            grids, mask, boxes, images, times = given
+            later = {"grid_images": images, "grid_times": times, "return_weights": True}
+            y, w = self.second(y, grids, text_mask, mask, boxes, **later)
+        return y, w, side
+
+    def _piece(
+        self, text: Tensor, text_mask: Tensor | None, before: DecodeState, history: int, return_weights: bool
+    ) -> tuple:
+        if self.second is None:
+            return super()._piece(text, text_mask, before, history, return_weights)
+        y, after = super()._piece(text, text_mask, before, history, False)
+        options = {"text_mask": text_mask, "history": history, "return_weights": return_weights}
+        y, later, *w = self.second.prefill(y, state=before.under(SECOND), **options)
+        return y, after.beside(later.nest(SECOND)), *w
+
+    def _token(self, token: Tensor, state: DecodeState) -> tuple[Tensor, DecodeState]:
+        y, after = super()._token(token, state)
+        if self.second is None:
+            return y, after
+        y, later = self.second.step(y, state.under(SECOND))
+        return y, after.beside(later.nest(SECOND))
+
+    def _block(self, part: str) -> SSMBlock:
+        if part == "ssm":
+            return self.ssm
+        assert self.query is not None  # the only other part that mixes
+        return self.query.ssm
+
+    def _mix(self, x: Tensor, mask: Tensor | None, part: str = "ssm") -> Tensor:
+        return self._block(part)(x, mask)
 
     def _mix_piece(
-        self, x: Tensor, mask: Tensor | None, state: DecodeState, history: int
+        self, x: Tensor, mask: Tensor | None, state: DecodeState, history: int, part: str = "ssm"
     ) -> tuple[Tensor, DecodeState]:
-        seen = state.under("ssm")
-        y, seen = self.ssm.prefill(x, mask, seen if seen.tensors else None, history=history)
-        return y, state.merge(seen.nest("ssm"))
+        seen = state.under(part)
+        y, seen = self._block(part).prefill(x, mask, seen if seen.tensors else None, history=history)
+        return y, state.merge(seen.nest(part))
 
-    def _mix_token(self, x: Tensor, state: DecodeState) -> tuple[Tensor, DecodeState]:
-        seen = state.under("ssm")
+    def _mix_token(self, x: Tensor, state: DecodeState, part: str = "ssm") -> tuple[Tensor, DecodeState]:
+        seen = state.under(part)
         if not seen.tensors:
-            seen = self.ssm.initial_state(x.shape[0], x.device)
-        y, seen = self.ssm.step(x[:, 0], seen)
-        return y.unsqueeze(1), state.merge(seen.nest("ssm"))
+            seen = self._block(part).initial_state(x.shape[0], x.device)
+        y, seen = self._block(part).step(x[:, 0], seen)
+        return y.unsqueeze(1), state.merge(seen.nest(part))
 
     def _connect(
-        self, text: Tensor, text_mask: Tensor | None, side: ModulatorSide, mix: Callable[[Tensor], tuple[Tensor, After]]
+        self, text: Tensor, text_mask: Tensor | None, side: ModulatorSide, mix: Callable[..., tuple[Tensor, After]]
     ) -> tuple[Tensor, Tensor, After]:
         text = without_masked(text, text_mask)
-        q = product(self.q_proj, text).unflatten(-1, (self.config.heads, self.config.head_dim))
+        asked, first = text, None
+        if self.query is not None:
+            context, first = mix(self.query.normed(text, text_mask), QUERY)
+            asked = text + context
+        q = product(self.q_proj, asked).unflatten(-1, (self.config.heads, self.config.head_dim))
         options = {
             "grid_mask": side.mask,
             "text_mask": text_mask,
@@ -213,8 +267,17 @@ class CrossModalModulator(Connector[ModulatorSide]):
             r, normed, w, seen = self._film_of_few_tokens(text, q, side, mix)
         else:
             r, normed, w, seen = self._film_from_table(text, q, side, options, mix)
-        y = self.norm_out(r + self.ffn.after_norm(normed)).to(text.dtype)
+        y = self._opened(text, self.norm_out(r + self.ffn.after_norm(normed)))
+        if first is not None:
+            seen = seen.beside(first.under(QUERY).nest(QUERY))
         return without_masked(y, text_mask), w, seen
+
+    def _opened(self, text: Tensor, written: Tensor) -> Tensor:
+        """What has been written in the place of the text, or added to it as far as the gate is open; in its dtype."""
+        if self.out_gate is None:
+            return written.to(text.dtype)
+        dtype = wide_dtype(text.dtype)
+        return torch.addcmul(text.to(dtype), written.to(dtype), self.out_gate.to(dtype)).to(text.dtype)
 
     def _film_from_table(self, text, q, side, options, ssm):
         table_in, table_out = side.table.chunk(2, dim=-1)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.checks import check_integer
 from .linear import in_dtype_of, product
 
 # Angular frequencies. Centres lie in 0..1: half a period of the highest is one 32nd of the image, a patch's side.
@@ -32,7 +33,8 @@ def default_boxes(grids: int, device: torch.device | None = None) -> Tensor:
     if grids < 1 or n * n != grids - 1:
         raise ValueError(
             f"default_boxes: grid_boxes is None with {grids} grids; expected boxes [B, {grids}, 4]. Only a global view "
-            "and n x n tiles (2, 5, 10, 17 ... grids) have default boxes; patch_boxes(n) makes those of n x n patches"
+            "and n x n tiles (2, 5, 10, 17 ... grids) have default boxes; firebolt_vl.cmm.patch_boxes(rows, columns) "
+            "makes those of an image in patches"
         )
     tiles = patch_boxes(n, device=device)
     # Made on the device, here and below: a copy from the host cannot be captured into a CUDA graph.
@@ -40,8 +42,14 @@ def default_boxes(grids: int, device: torch.device | None = None) -> Tensor:
 
 
 def patch_boxes(rows: int, columns: int | None = None, device: torch.device | None = None) -> Tensor:
-    """Boxes [rows columns,4] (y0, x0, y1, x1 in 0..1) of an image's patches, in reading order; None: a square."""
+    """Boxes [rows columns,4] of an image's patches in reading order, y0, x0, y1, x1 in 0..1; columns None: as many.
+
+    What `grid_boxes` is where the grids are a vision tower's features of rows x columns patches, 14 x 14 for example:
+    patch_boxes(14).expand(B, -1, -1). Raises TypeError or ValueError where they are no numbers of patches.
+    """
     columns = rows if columns is None else columns
+    for name, number in (("rows", rows), ("columns", columns)):
+        check_integer("patch_boxes", name, number, at_least=0)
     y0, x0 = torch.meshgrid(
         torch.arange(rows, dtype=torch.float32, device=device) / max(rows, 1),
         torch.arange(columns, dtype=torch.float32, device=device) / max(columns, 1),

@@ -12,10 +12,10 @@ from .experts import Experts
 from .inputs import without_masked
 from .inserting import Inserting, WaitingGrids
 from .linear import product
-from .modulator import ssm_block
 from .routed_config import ATTENTION_HEADS, RoutedConfig
 from .routing import ScoreRouter, Slots, TextRouter, best, gathered, in_image_order, reading_order
 from .self_attention import SelfAttention
+from .ssms import ssm_block
 
 
 @dataclass

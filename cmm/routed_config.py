@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..kernels.checks import check_integer, check_one_of
-from .config import SSMS, CMMConfig
+from .config import MODULATOR_FIELDS, SSMS, CMMConfig
 
 INSERTS = ("prepend", "mean_at_token")
 ROUTES = ("score", "text")
@@ -35,7 +35,8 @@ class RoutedConfig(CMMConfig):
     """Sizes and choices of connector "routed", beside those of CMMConfig (docs/mathematics.md, section 2c).
 
     Of CMMConfig, heads and head_dim are those of route_by "text", ffn_multiplier that of ssm "self_attn"; top_k_mode
-    has no effect. Raises ValueError or TypeError, which name the field that is wrong.
+    has no effect; query, layers and start are a modulator's, and keep their defaults. Raises ValueError or TypeError,
+    which name the field that is wrong.
 
     top_k               patches of each image that are kept; None or 0: all
     ssm                 one of CMMConfig's, or "self_attn": attention in both directions and a feed-forward part
@@ -84,6 +85,7 @@ class RoutedConfig(CMMConfig):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         super().__post_init__()
+        self.check_defaults("RoutedConfig", MODULATOR_FIELDS, "as a modulator alone has another")
         for name in ("experts", "experts_used", "expert_width", "projector_layers"):
             check_integer("RoutedConfig", name, getattr(self, name), at_least=1)
         if self.experts_used > self.experts:

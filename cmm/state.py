@@ -120,6 +120,10 @@ class DecodeState:
         """The tensors of both, `newer`'s where both have one; length and history are `newer`'s."""
         return DecodeState({**self.tensors, **newer.tensors}, newer.length, newer.history)
 
+    def beside(self, other: "DecodeState") -> "DecodeState":
+        """The tensors and history of two parts of a layer after the same positions; where both have one, `other`'s."""
+        return DecodeState({**self.tensors, **other.tensors}, other.length, {**self.history, **other.history})
+
     def save(self, path: str | os.PathLike) -> None:
         """Write a safetensors file; the name appears only when the file is whole."""
         from safetensors.torch import save_file

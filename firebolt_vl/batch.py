@@ -6,11 +6,10 @@ answers, and is tried again by the next run.
 """
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from .answer_files import Answer, AnswerFile, Problem, ProblemFile, Question, problems_of, read_questions
 from .ask import check_numbers, ignore_settings
@@ -19,10 +18,10 @@ from .errors import Failure, first_line
 from .identity import answered_by
 from .prompts import prompt, room_for_answer, specials, stops
 from .streaming import Certainty
+from .views import KeptViews, View, left_padded, side_by_side
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
 
     from .evaluate.familiar import Familiar
     from .model.video import Video
@@ -118,25 +117,6 @@ def batches(rows: Sequence[Question], size: int) -> Iterator[Sequence[Question]]
         yield rows[start : start + size]
 
 
-class View(NamedTuple):
-    """One image or video as the connector takes it: grids [G,D_v] and their boxes [G,4]; and what is strange about it.
-
-    images [G] int64, which image of it each grid is of, and times [G], their seconds: all 0 for an image. It counts as
-    `count` images: a video that the model cannot tell as such as several.
-    """
-
-    features: "Tensor"
-    boxes: "Tensor"
-    images: "Tensor"
-    times: "Tensor"
-    count: int
-    doubts: list[str]
-
-    @property
-    def bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self[:4])
-
-
 class Answering:
     """A model at work on the rows of a file. Images are encoded once, however often they are asked about."""
 
@@ -159,9 +139,7 @@ class Answering:
         self.prompted = prompted or self._prompt_of
         self.loaded, self.opened, self.max_new_tokens, self.seed = loaded, opened, max_new_tokens, seed
         self.familiar = familiar
-        self.views: OrderedDict[str, View] = OrderedDict()
-        self.held = 0
-        """Bytes of `views`."""
+        self.views = KeptViews(self.KEPT)
         self.encoded = 0
         """How many images were encoded."""
 
@@ -182,8 +160,7 @@ class Answering:
             texts[row.line] = tokens
         good = [row for row in rows if row.line in texts]
         answers = {answer.asked.line: answer for answer in self._together_or_one_by_one(good, texts, problems)}
-        while self.held > self.KEPT:
-            self.held -= self.views.popitem(last=False)[1].bytes
+        self.views.trim()
         return [
             answers[row.line] if row.line in answers else Problem(row.line, row.id, problems[row.line]) for row in rows
         ]
@@ -201,9 +178,7 @@ class Answering:
         problems, opened = {}, {}
         for row in rows:
             for name in row.images:
-                if name in self.views:
-                    self.views.move_to_end(name)
-                elif name not in opened:
+                if name not in self.views and name not in opened:
                     try:
                         opened[name] = self.opened(name)
                     except (ValueError, OSError) as error:  # not there, or not an image
@@ -224,20 +199,12 @@ class Answering:
         with torch.no_grad():
             seen = self.loaded.model.get_grids(**inputs.to(self.loaded.model.device))
         self.encoded += len(opened)
-        none = torch.zeros_like(seen.mask, dtype=torch.int64)
-        numbers = none if seen.images is None else seen.images
-        times = none.float() if seen.times is None else seen.times.float()
         for row, (name, one) in enumerate(opened.items()):
-            mask, doubts = seen.mask[row], []
+            doubts = []
             if self.familiar is not None:
                 frames = one.frames if isinstance(one, Video) else [one]
                 doubts = [doubt for frame in frames for doubt in self.familiar.doubts_of_image(frame)]
-            features, boxes, images, seconds = (
-                tensor[row][mask] for tensor in (seen.features, seen.boxes, numbers, times)
-            )
-            count = int(images.max()) + 1
-            self.views[name] = View(features, boxes, images, seconds, count, list(dict.fromkeys(doubts)))
-            self.held += self.views[name].bytes
+            self.views.keep(name, View.of(seen, row, list(dict.fromkeys(doubts))))
 
     def _together_or_one_by_one(
         self, rows: Sequence[Question], texts: dict[int, list[int]], problems: dict[int, str]
@@ -267,19 +234,14 @@ class Answering:
         from .model.generation import settings_for
 
         model, certainty = self.loaded.model, Certainty()
-        width = max(map(len, texts))
-        # On the left, whatever the tokenizer's files say: an answer follows its prompt.
-        ids = torch.full((len(texts), width), model.generation_config.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for row, text in enumerate(texts):
-            ids[row, width - len(text) :] = torch.tensor(text)
-            mask[row, width - len(text) :] = 1
+        ids, mask = left_padded(texts, model.generation_config.pad_token_id)
+        width = ids.shape[1]
         if self.seed is not None:
             torch.manual_seed((self.seed + rows[0].line) % 2**64)
         sequences = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
-            **self._grids(rows),
+            **side_by_side([[self.views[name] for name in row.images] for row in rows]),
             generation_config=settings_for(model, min(self.max_new_tokens, room_for_answer(model, width))),
             logits_processor=LogitsProcessorList([certainty]),
         )
@@ -306,30 +268,3 @@ class Answering:
         number = self.familiar.doubts_of_number(self._count(row))
         of_all = [*self.familiar.doubts_of_question(row.question), *number]
         return list(dict.fromkeys([*of_all, *of_images]))
-
-    def _grids(self, rows: Sequence[Question]) -> dict[str, "Tensor"]:
-        """The remembered images of each row side by side, as the model takes grids; nothing where no row has one."""
-        import torch
-
-        seen = [[self.views[name] for name in row.images] for row in rows]
-        most = max(sum(len(view.boxes) for view in views) for views in seen)
-        if most == 0:
-            return {}
-        like = next(view for views in seen for view in views)
-        grids = like.features.new_zeros(len(rows), most, like.features.shape[1])
-        # A box of size 0 would have no logarithm: what is not there gets the box of the whole image.
-        boxes = like.boxes.new_tensor([0, 0, 1, 1]).repeat(len(rows), most, 1)
-        mask = torch.zeros(len(rows), most, dtype=torch.bool, device=grids.device)
-        images = torch.zeros(len(rows), most, dtype=torch.int64, device=grids.device)
-        times = torch.zeros(len(rows), most, device=grids.device)
-        for row, views in enumerate(seen):
-            end = number = 0
-            for view in views:
-                start, end = end, end + len(view.boxes)
-                grids[row, start:end], boxes[row, start:end] = view.features, view.boxes
-                mask[row, start:end], images[row, start:end] = True, number + view.images
-                times[row, start:end] = view.times
-                number += view.count
-        given = {"grids": grids, "grid_mask": mask, "grid_boxes": boxes}
-        given |= {"grid_images": images} if int(images.max()) > 0 else {}
-        return given | ({"grid_times": times} if bool(times.any()) else {})

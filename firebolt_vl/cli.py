@@ -12,6 +12,7 @@ from .ask_command import ask
 from .errors import Failure, Interrupted, disk_failure
 from .eval_command import evaluations
 from .options import AsJson, Device, Dtypes, OnDevice, Ops, Overwrite, Processes, Quick, ReportFile
+from .serve_command import serve
 from .shown import new_console
 from .usage import complaint
 from .watch_command import watch
@@ -87,6 +88,7 @@ def convert(
 
 
 app.command()(watch)
+app.command()(serve)
 
 
 @benchmarks.command("compile")
@@ -459,6 +461,7 @@ KEPT = {
     ("ask", "--batch"): "the answers in --out are kept; the same command goes on with the other questions",
     ("ask",): "nothing was written; ask again",
     ("watch",): "nothing was written; ask again",
+    ("serve",): "nothing was being answered yet; start it again",
     ("convert",): "nothing is left of the new folder; start again",
     ("eval", "tiny"): "nothing was kept of it; start again",
     ("eval", "score"): "nothing was written; start again",

@@ -76,7 +76,7 @@ def load_image(source: str | PathLike | Image.Image) -> Image.Image:
         if source.startswith(("http://", "https://")):
             return _decode(BytesIO(_download(source)), source)
         if source[:5].lower() == "data:":
-            return _decode(BytesIO(_from_data_url(source)), "the data: URL")
+            return _decode(BytesIO(bytes_of_data_url(source)), "the data: URL")
         there = _is_there(source)
         if not there and (data := _image_in_base64(source)) is not None:
             return _decode(BytesIO(data), "the base64 text")
@@ -92,7 +92,8 @@ def _is_there(path: str) -> bool:
         return False
 
 
-def _from_data_url(url: str) -> bytes:
+def bytes_of_data_url(url: str) -> bytes:
+    """Return what a `data:` URL holds. Raises ImageError where it is none."""
     about, comma, text = url.partition(",")
     if not comma:
         raise ImageError("the data: URL has no comma before its data; expected data:image/png;base64,...")

@@ -127,13 +127,15 @@ def quantize_linear(linear: nn.Linear) -> None:
 def quantized_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """Return the layers of a Firebolt-VL that are quantised, by name: those that a generated token passes.
 
-    The decoder's, its head, and the modulator's queries, feed-forward block and channel mixing. The rest stays: the
+    The decoder's, its head, and of each layer of the modulator the queries, feed-forward block and channel mixing. The
+    rest stays: the
     vision tower and the grid side run once a prompt, the parameters of the state-space model need their bits, and the
     embedding is read a row at a time.
     """
     inside = ["model.language_model.", "lm_head"]
     if model.config.connector == "cmm":
-        inside += [f"model.connector.{name}" for name in ("q_proj", "ffn.", "ssm.output")]
+        parts = ("q_proj", "ffn.", "ssm.output", "query.ssm.output")
+        inside += [f"model.connector.{layer}{part}" for layer in ("", "second.") for part in parts]
     return {
         name: module
         for name, module in model.named_modules()

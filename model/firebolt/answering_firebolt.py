@@ -359,7 +359,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
     def kind(self) -> str:
         cmm = self.config.connector_config()
         switched_on = (name for name in ("kernel_taps", "grid_positions", "grid_times") if getattr(cmm, name))
-        chosen = (cmm.ssm, cmm.top_k_mode, *switched_on)
+        chosen = (cmm.ssm, cmm.top_k_mode, cmm.query, str(cmm.layers), cmm.start, *switched_on)
         own = (str(getattr(cmm, name)) for name in ("insert", "route_by", "black_image") if hasattr(cmm, name))
         return " ".join(("firebolt", self.config.connector, self.config.fusion, self.config.grids, *chosen, *own))
 

@@ -143,7 +143,7 @@ def _begun_again(state: DecodeState, rows: Tensor) -> DecodeState:
     """The state with some rows [B] bool as they are before the first token, where all but the grids is zero."""
 
     def forgotten(name: str, tensor: Tensor) -> Tensor:
-        if name.startswith(PREFIX) and name != SINCE:
+        if f".{PREFIX}" in f".{name}" and not name.endswith(SINCE):
             return tensor
         return tensor.masked_fill(rows.view(-1, *[1] * (tensor.dim() - 1)), 0)
 

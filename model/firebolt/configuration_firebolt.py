@@ -9,6 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from ...cmm import CMMConfig, RoutedConfig
+from ...cmm.config import MODULATOR_FIELDS
 from ..configuration_checks import backbone, check_keys, check_sizes, named_part
 
 CONNECTORS = ("cmm", "prepend", "cross_attend", "routed")
@@ -44,7 +45,8 @@ class FireboltConfig(PreTrainedConfig):
     Raises:
         ValueError: a size that cannot be, an unknown connector, fusion or kind of grids, a fusion with a connector
             other than `"cmm"`, an unknown field, a conflicting width or a token beyond the vocabulary in `cmm_config`,
-            views of a vision tower without a pooling head.
+            a query, layers or start in it with a connector other than `"cmm"`, views of a vision tower without a
+            pooling head.
     """
 
     model_type = "firebolt_vl"
@@ -118,7 +120,12 @@ class FireboltConfig(PreTrainedConfig):
                 raise ValueError(
                     f"FireboltConfig: cmm_config.{name} is {given[name]}; expected {width}, the backbone's hidden size"
                 )
-        return config_class(**{**given, **widths}).to_dict()
+        resolved = config_class(**{**given, **widths})
+        if self.connector != "cmm":
+            resolved.check_defaults(
+                "FireboltConfig: cmm_config", MODULATOR_FIELDS, f"where connector is {self.connector!r}"
+            )
+        return resolved.to_dict()
 
     def connector_config(self) -> CMMConfig:
         """Return the connector's own configuration, as an object."""

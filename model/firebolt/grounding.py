@@ -24,7 +24,8 @@ class Grounding:
     method       "weights" or "occlusion"
     boxes        [B,G,4] (y0, x0, y1, x1): pixels of the image where `image_sizes` was given, else 0..1 of the image
     grid_mask    [B,G] bool, the grids that exist
-    weights      [B,T,G], method "weights": the share of each grid in each text column, the mean over heads
+    weights      [B,T,G], method "weights": the share of each grid in each text column, the mean over heads; of a
+                 modulator of two layers those of the second
     effects      [B,G], method "occlusion": by how many nats the answer's log-probability falls when the grid is masked;
                  positive where the answer rests on it
     answer_ids   [B,N], method "occlusion": the answer that was scored, and `answer_mask` [B,N] which of it counts
@@ -41,8 +42,9 @@ class Grounding:
     def phrase(self, row: int, start: int, end: int) -> Tensor:
         """Return the grounding of a phrase [G]: the mean weight over its tokens, columns start..end-1 of `input_ids`.
 
-        A token's weights depend on that token and the image alone, not on its neighbours, so one token of
-        "top left" does not say where the phrase points.
+        With query "token" and one layer a token's weights depend on that token and the image alone, not on its
+        neighbours, so one token of "top left" does not say where the phrase points. With query "state" or two layers
+        they depend on the text up to it.
         """
         if self.weights is None:
             raise ValueError(f"Grounding: method is {self.method!r}; expected 'weights', which a phrase is read from")

@@ -7,7 +7,8 @@ from torch.export import Dim, export
 
 from firebolt_vl.cmm import CMMConfig, CrossModalModulator
 
-SSMS = {"s4": {}, "s4 of few taps": {"kernel_taps": 4}, "s4d": {}, "mamba": {}}
+ASKING = {"query": "state", "layers": 2}
+SSMS = {"s4": {}, "s4 of few taps": {"kernel_taps": 4}, "s4d": {}, "mamba": {}, "s4 asking": ASKING}
 
 
 def arguments(batch: int, tokens: int, grids: int) -> tuple[torch.Tensor, ...]:

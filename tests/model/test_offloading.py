@@ -17,6 +17,7 @@ KINDS = [
     {"ssm": "s4d", "fusion": "concat"},
     {"ssm": "mamba", "fusion": "pool"},
     {"ssm": "liquid"},
+    {"query": "state", "layers": 2},
     {"connector": "prepend"},
     {"connector": "cross_attend"},
 ]

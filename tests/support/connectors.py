@@ -13,11 +13,18 @@ SSMS = {
     "s4d": {"ssm": "s4d", "state_size": 8},
     "mamba": {"ssm": "mamba", "state_size": 3},
 }
+# What a modulator may have beside its SSM, all of it at once.
+ASKING = {"asking": {"ssm": "s4", "state_size": 8, "query": "state", "layers": 2, "start": "identity"}}
 ROUTED = {
     "prepended": {"ssm": "s4"},
     "mean": {"ssm": "s4d", "insert": "mean_at_token", "image_token_id": 9},
 }
-CONNECTORS = (*(f"cmm_{ssm}" for ssm in SSMS), "cross_attend", "prepend", *(f"routed_{kind}" for kind in ROUTED))
+CONNECTORS = (
+    *(f"cmm_{kind}" for kind in (*SSMS, *ASKING)),
+    "cross_attend",
+    "prepend",
+    *(f"routed_{kind}" for kind in ROUTED),
+)
 
 
 def make_config(**fields) -> CMMConfig:
@@ -41,10 +48,10 @@ def make_connector(name: str, dtype: torch.dtype = torch.float64, seed: int = 0,
         connector = Routed(make_routed_config(**ROUTED[rest] | fields))
     else:
         classes = {"cmm": CrossModalModulator, "cross": CrossAttend, "prepend": Prepend}
-        connector = classes[kind](make_config(**(SSMS[rest] if kind == "cmm" else {}) | fields))
+        connector = classes[kind](make_config(**({**SSMS, **ASKING}[rest] if kind == "cmm" else {}) | fields))
     with torch.no_grad():
         for name, parameter in connector.named_parameters():
-            if "norm" in name or name == "gate":
+            if "norm" in name or name.endswith("gate"):
                 parameter.add_(0.3 * torch.randn_like(parameter))
     return connector.to(dtype).eval()
 

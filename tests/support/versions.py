@@ -68,7 +68,7 @@ def install(environment: str, folder: Path, torch_index: str | None) -> Path:
 
     # torch comes first and alone, as in the Makefile: an index that offers one build of it serves nothing else.
     pip(*(["--index-url", torch_index] if torch_index else []), "torch")
-    pip(f"{ROOT}[train,video,eval,trl,test]")
+    pip(f"{ROOT}[train,video,eval,trl,serve,test]")
     return programs
 
 

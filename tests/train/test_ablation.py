@@ -57,7 +57,7 @@ def rows(out):
 def test_the_pool_is_what_the_tables_hold():
     assert set(VARIANTS) == {name for table in TABLES.values() for name in table}
     assert variants_of(["ssm"]) == [BASE, "s4d", "mamba", "liquid"]
-    assert len(variants_of(list(TABLES))) == 23
+    assert len(variants_of(list(TABLES))) == 26
     assert all(BASE in table for table in TABLES.values())
 
 
@@ -212,7 +212,9 @@ def test_the_command_fills_the_pool_and_prints_the_tables(out, tmp_path, monkeyp
     assert cli.run(["ablate", "fusion", "--quick", "--out", str(tmp_path / "out")]) == 0
     assert "0 runs to do" in capfd.readouterr().err
     assert cli.run(["ablate", "ssn"]) == 2
-    assert "ssn; expected one of ssm, connector, routed, top-k, fusion, positions" in capfd.readouterr().err
+    assert (
+        "ssn; expected one of ssm, connector, routed, query, start, top-k, fusion, positions" in capfd.readouterr().err
+    )
 
 
 def test_a_pool_that_is_stopped_leaves_tables_of_what_is_there(out, rows, monkeypatch, capfd):

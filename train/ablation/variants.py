@@ -46,6 +46,9 @@ VARIANTS = {
         f"routed-{name}": Variant(f"routed, {name} mended", connector="routed", cmm={**AS_WRITTEN, key: MENDED[key]})
         for name, key in {"gate": "gate", "order": "order", "places": "grid_positions", "residual": "residual"}.items()
     },
+    "query-state": Variant("queries of the text so far", cmm={"query": "state"}),
+    "two-layers": Variant("two layers", cmm={"layers": 2}),
+    "identity-start": Variant("starts as the identity", cmm={"start": "identity"}),
     "top-1": Variant("top 1", cmm={"top_k": 1}),
     "top-2": Variant("top 2", cmm={"top_k": 2}),
     "top-3": Variant("top 3", cmm={"top_k": 3}),
@@ -72,6 +75,8 @@ TABLES = {
         "prepend": "prepend",
         BASE: "CMM",
     },
+    "query": {BASE: "token", "query-state": "query state", "two-layers": "two layers"},
+    "start": {BASE: "norm", "identity-start": "identity start"},
     "top-k": {"top-1": "1", "top-2": "2", "top-3": "3", BASE: "4", "top-all": "all 14"},
     "fusion": {BASE: "replace", "concat": "concat", "pool": "pool"},
     "positions": {

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from ...cmm import CrossModalModulator
 from ...evaluate.questions import GROUNDED_KINDS, NOTHING, Question
 from ...kernels import correlation_context
 from ...model import FireboltForConditionalGeneration, FireboltProcessor
@@ -196,9 +197,7 @@ class FusionJob(Job):
         # Embeddings of the usual size (0.02) and queries of the usual scale make all scores alike: for long every token
         # sees the mean of all grids. These make each token of the vocabulary prefer some grids from the start.
         nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
-        if hasattr(model.model.connector, "q_proj"):
-            with torch.no_grad():
-                model.model.connector.q_proj.weight.mul_(QUERY_SCALE)
+        sharpen_queries(model.model.connector)
         model.model.vision_tower.requires_grad_(False)
         self.optimizers = Optimizers(
             model,
@@ -243,6 +242,19 @@ class FusionJob(Job):
     def save(self, folder: Path) -> None:
         self.model.eval().save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+
+@torch.no_grad()
+def sharpen_queries(connector: nn.Module) -> None:
+    """Scale up the weights that queries are made by, QUERY_SCALE times for embeddings of deviation EMBEDDING_STD.
+
+    A second layer that reads what the first has normed gets queries of the same size from inputs of deviation 1.
+    """
+    if hasattr(connector, "q_proj"):
+        connector.q_proj.weight.mul_(QUERY_SCALE)
+    if (second := getattr(connector, "second", None)) is not None:
+        normed = second.config.start == "norm"
+        second.q_proj.weight.mul_(QUERY_SCALE * EMBEDDING_STD if normed else QUERY_SCALE)
 
 
 def hide(rows: Rows, named: Tensor, nothing: int) -> tuple[Rows, Tensor]:
@@ -313,10 +325,21 @@ def grounding_loss(
     connector, mask, phrase = model.model.connector, grid_mask[known], rows.phrase[known]
     named, shown = named[known], shown[known]
     text = model.get_input_embeddings()(rows.ids[known])
-    k = connector.encode_grids(grids[known], mask, boxes_of(boxes, mask)).tensors["grid.k"]
-    q = connector.q_proj(text).unflatten(-1, k.shape[2:])
-    _, weights = correlation_context(q, k, k.new_zeros(*mask.shape, 1), connector.config.top_k, grid_mask=mask)
+    if connector.config.query == "token" and connector.config.layers == 1:
+        weights = weights_of_tokens(connector, text, grids[known], mask, boxes)
+    else:
+        given = (text, grids[known], rows.text[known], mask, boxes_of(boxes, mask))
+        _, weights = connector(*given, return_weights=True)
     w = (weights * phrase[:, :, None]).sum(1) / phrase.sum(1, keepdim=True)  # [n,G]
     quarters = (shown * w[:, None]).sum(-1)  # [n,4]
     others = w.masked_fill(shown.any(1), 0).amax(1).maximum(quarters.masked_fill(named, 0).amax(1))
     return F.relu(MARGIN - quarters.masked_fill(~named, torch.inf).amin(1) + others).mean()
+
+
+def weights_of_tokens(
+    connector: CrossModalModulator, text: Tensor, grids: Tensor, mask: Tensor, boxes: Tensor | None
+) -> Tensor:
+    """Compute what each token weighs [N,T,G] where it asks by itself alone, without running the layer."""
+    k = connector.encode_grids(grids, mask, boxes_of(boxes, mask)).tensors["grid.k"]
+    q = connector.q_proj(text).unflatten(-1, k.shape[2:])
+    return correlation_context(q, k, k.new_zeros(*mask.shape, 1), connector.config.top_k, grid_mask=mask)[1]

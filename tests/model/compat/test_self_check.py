@@ -21,6 +21,7 @@ KINDS = {
     "liquid": {"ssm": "liquid"},
     "taps": {"kernel_taps": 3},
     "truncate": {"top_k_mode": "truncate"},
+    "asking": {"query": "state", "layers": 2, "start": "identity"},
     "concat": {"fusion": "concat"},
     "pool": {"fusion": "pool"},
     "prepend": {"connector": "prepend"},

@@ -28,6 +28,7 @@ def inputs():
         {"ssm": "s4", "kernel_taps": 4},
         {"ssm": "s4d"},
         {"ssm": "mamba"},
+        {"query": "state", "layers": 2},
         {"connector": "prepend"},
         {"connector": "cross_attend"},
         {"connector": "routed", "experts": 2},

@@ -1,0 +1,1 @@
+"""A checkpoint behind OpenAI's protocol of chat completions: requests read, queued, answered in batches, streamed."""
