@@ -169,12 +169,12 @@ def _knows_times(loaded: Loaded) -> bool:
 
 
 def _shown_as(loaded: Loaded, pictures: "Sequence[Image.Image | Video]") -> int:
-    """As how many images the model sees these: a video is one where it knows times, else each of its frames is."""
+    """Count the images that these are to the model: a video is one where it knows times, else each frame is one."""
     return sum(len(one.times) if _is_video(one) and not _knows_times(loaded) else 1 for one in pictures)
 
 
 def _described(paths: Sequence[str], pictures: "Sequence[Image.Image | Video]") -> dict | list[dict]:
-    """What is told of the images: of one image its path and size, else a list, of videos with frames and seconds."""
+    """Tell of one image its path and size, of others a list of these, of videos with frames and seconds."""
     described = []
     for path, picture in zip(paths, pictures):
         described.append({"path": path, "width": picture.width, "height": picture.height})

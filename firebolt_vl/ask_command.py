@@ -93,7 +93,7 @@ def ask(
     if not asked or len(asked) < 2:
         raise Misuse(f"{'QUESTION' if asked else 'IMAGE'} is missing; see firebolt ask --help")
     *images, question = asked
-    if Path(question).is_file():
+    if _is_file(question):
         raise Misuse(f"QUESTION is missing: {question} is a file; expected what you want to know, after the images")
     from .ask import ask as answer
 
@@ -104,6 +104,13 @@ def ask(
     speech = _Speech(question)
     # With a picture to follow nothing is said before all is done: where the picture fails there is no answer.
     speech.conclude(answer(images, question, say=None if grounding else speech, **how))
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # longer than any name, or with a NUL in it
+        return False
 
 
 def _ask_many(batch: str, out: str, batch_size: int, as_json: bool, how: dict) -> None:

@@ -1,4 +1,7 @@
-"""What times of frames are worth: python -m firebolt_vl.train.times [--steps N] [--seeds N] [--quick]"""
+"""Worth of the times of frames, by training with them and without.
+
+python -m firebolt_vl.train.times [--steps N] [--seeds N] [--quick]
+"""
 
 import argparse
 import sys
@@ -28,7 +31,7 @@ def table(found: dict[str, list[float]]) -> str:
 
 def main() -> None:
     """Train each variant with each seed, and print the shares of right answers."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the least of everything: to see that it works")
     for name in ("steps", "seeds"):
         parser.add_argument(f"--{name}", type=int, metavar="N", help=f"default: {getattr(Sizes, name)}")
