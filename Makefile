@@ -19,7 +19,7 @@ export IMAGE := $(firstword $(sort $(wildcard examples/*.png)))
 export QUESTION := what digit is at the top left?
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-versions test-machines test-messages test-harness test-suites test-gpu bench gpu-day compile-report emulate fuzz format lint tiny counts docs
+.PHONY: help demo test test-versions test-machines test-messages test-harness test-suites test-page test-gpu bench gpu-day compile-report emulate fuzz format lint tiny counts docs
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,10 @@ test-harness: $(READY) ## run the embedded model in lmms-eval, in an environment
 
 test-suites: $(READY) ## ask of both models what transformers asks of its own, and write the table
 	OMP_NUM_THREADS=1 $(BIN)/python tests/support/suites.py --out docs/suites.md
+
+test-page: $(READY) ## ask on the page of `firebolt demo` in a headless browser, in an environment of its own; its picture
+	OMP_NUM_THREADS=1 $(BIN)/python tests/support/demo_page.py $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) \
+	    --picture docs/demo.png
 
 test-gpu: $(READY) ## run the kernels' tests on this machine's GPU, compiled, bfloat16 too
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "this PyTorch sees no GPU")'

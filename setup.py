@@ -37,6 +37,7 @@ setup(
     package_dir={FACE: FACE, **{f"{FACE}.{layer}": layer for layer in LAYERS}},
     package_data={
         FACE: ["py.typed", "tiny/*"],
+        f"{FACE}.demo": ["page.css", "page.js", "examples/*.png"],
         f"{FACE}.kernels": ["measured/*.json"],
         f"{FACE}.train": ["configs/*.toml", "configs/accelerate/*.yaml"],
     },
@@ -69,6 +70,8 @@ setup(
         "serve": ["starlette>=0.46", "uvicorn>=0.34"],
         # Preference tuning and reinforcement learning: `firebolt train sft`, `dpo` and `grpo`.
         "trl": ["trl>=1.16,<1.17", "peft>=0.18,<0.22"],
+        # The page of `firebolt demo`. It takes Pillow 12 at most, so that it has an environment of its own in tests.
+        "demo": ["gradio>=6.31,<7"],
         "lint": ["ruff>=0.12", "basedpyright>=1.31"],
     },
     entry_points={

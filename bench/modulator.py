@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..cmm import S4, CMMConfig, CrossModalModulator
-from ..cmm.config import MODULATOR_FIELDS
+from ..cmm.config import MODULATOR_FIELDS, check_defaults
 from ..cmm.dplr import readout
 from ..cmm.s4 import S4Kernel
 from ..kernels import reference
@@ -144,7 +144,7 @@ class PlainModulator(nn.Module):
 
     def __init__(self, layer: CrossModalModulator):
         super().__init__()
-        layer.config.check_defaults("PlainModulator", MODULATOR_FIELDS, "of which the equations here are")
+        check_defaults("PlainModulator", layer.config, MODULATOR_FIELDS, "of which the equations here are")
         self.layer, self.config = layer, layer.config
         self.run = modulator_by_equations(layer, block_by_formulas(layer.ssm, 512))
 

@@ -86,7 +86,7 @@ class CMMConfig:
         check_integer("CMMConfig", "liquid_order", self.liquid_order, at_least=1)
         check_one_of("CMMConfig", "liquid_kernel", self.liquid_kernel, LIQUID_KERNELS)
         if self.ssm != "liquid":
-            self.check_defaults("CMMConfig", ("liquid_order", "liquid_kernel"), f"where ssm is {self.ssm!r}")
+            check_defaults("CMMConfig", self, ("liquid_order", "liquid_kernel"), f"where ssm is {self.ssm!r}")
         check_one_of("CMMConfig", "query", self.query, QUERIES)
         check_integer("CMMConfig", "layers", self.layers, at_least=1)
         if self.layers > MOST_LAYERS:
@@ -106,15 +106,6 @@ class CMMConfig:
         self._check_number("layer_norm_eps")
         if not self.layer_norm_eps > 0:
             raise ValueError(f"CMMConfig: layer_norm_eps is {self.layer_norm_eps}; expected a positive number")
-
-    def check_defaults(self, owner: str, names: Collection[str], where: str) -> None:
-        """Check that the fields `names`, which would do nothing, have their defaults; raises ValueError."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in names and value != field.default:
-                raise ValueError(
-                    f"{owner}: {field.name} is {value!r}; expected {field.default!r}, the default, {where}"
-                )
 
     def _check_number(self, name: str) -> None:
         value = getattr(self, name)
@@ -136,3 +127,11 @@ class CMMConfig:
         if missing:
             raise ValueError(f"CMMConfig: {missing[0]} is missing; expected a value, as it has no default")
         return cls(**values)
+
+
+def check_defaults(owner: str, config: CMMConfig, names: Collection[str], where: str) -> None:
+    """Check that the fields `names`, which would do nothing, have their defaults; raises ValueError."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in names and value != field.default:
+            raise ValueError(f"{owner}: {field.name} is {value!r}; expected {field.default!r}, the default, {where}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.checks import check_dtypes, check_integer, check_shapes
-from .config import MODULATOR_FIELDS, CMMConfig
+from .config import MODULATOR_FIELDS, CMMConfig, check_defaults
 from .inputs import check_prefill, check_text, prepared_grids, token_as_text
 from .positions import GridPositions
 from .state import DecodeState
@@ -115,7 +115,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
     def __init__(self, config: CMMConfig):
         super().__init__()
         if not self.modulates:
-            config.check_defaults(type(self).__name__, MODULATOR_FIELDS, "as a modulator alone has another")
+            check_defaults(type(self).__name__, config, MODULATOR_FIELDS, "as a modulator alone has another")
         self.config = config
         self.positions = GridPositions(config.grid_width, config.grid_times) if config.grid_positions else None
 
@@ -235,8 +235,8 @@ class Connector(nn.Module, ABC, Generic[Side]):
     ) -> DecodeState:
         """The grid side of the layer, computed once per prompt: a state that has seen no token, for `prefill`.
 
-        Its tensors have the names of `side_class`'s fields, below "grid.". Where the connector `reads_prompt`, `prompt`
-        [B,P,D_t] has the question's embeddings, those of prompt_mask [B,P].
+        Its tensors have the names of `side_class`'s fields, below "grid.", a second layer's below "second.". Where the
+        connector `reads_prompt`, `prompt` [B,P,D_t] has the question's embeddings, those of prompt_mask [B,P].
         """
         asked = None if prompt is None else Prompt(prompt, prompt_mask)
         given = GivenGrids(grids, grid_mask, grid_boxes, grid_images, grid_times)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import wraps
 from typing import Any
 
 import torch
@@ -95,7 +96,7 @@ class CrossModalModulator(Connector[ModulatorSide]):
 
     With config.query "state" the text up to a token has a say in where it looks, through a state-space model of its
     own; with config.layers 2 another such layer reads the output; with config.start "identity" the output is the text
-    until training moves g from 0 (docs/mathematics.md, section 2d):
+    until training moves g [D_t] from 0 (docs/mathematics.md, section 2d):
 
         q = (X_t + SSM_q(LN(X_t))) W_q
         X_out = second(first(X_t, X_v), X_v)                        w is the second's
@@ -125,7 +126,7 @@ class CrossModalModulator(Connector[ModulatorSide]):
         self.ffn = FeedForward(width, config.ffn_multiplier, config.dropout, config.layer_norm_eps)
         self.norm_out = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.query = QueryContext(config) if config.query == "state" else None
-        self.out_gate = nn.Parameter(torch.zeros(1)) if config.start == "identity" else None
+        self.out_gate = nn.Parameter(torch.zeros(width)) if config.start == "identity" else None
         self.second = CrossModalModulator(replace(config, layers=1)) if config.layers > 1 else None
 
     def reset_parameters(self) -> None:
@@ -178,8 +179,8 @@ class CrossModalModulator(Connector[ModulatorSide]):
         tables, biases = zip(*(product_and_bias(film, v) for film in (self.film_in, self.film_out)))
         return ModulatorSide(mask, k, torch.cat(tables, -1), torch.cat(biases, -1))
 
+    @wraps(Connector.encode_grids)
     def encode_grids(self, *grids: Any, **more: Any) -> DecodeState:
-        """The grid side of the layer, as `Connector.encode_grids` makes it; that of a second one below "second."."""
         state = super().encode_grids(*grids, **more)
         if self.second is None:
             return state
@@ -268,12 +269,12 @@ class CrossModalModulator(Connector[ModulatorSide]):
         else:
             r, normed, w, seen = self._film_from_table(text, q, side, options, mix)
         y = self._opened(text, self.norm_out(r + self.ffn.after_norm(normed)))
-        if first is not None:
+        if first is not None and seen is not None:  # neither of them is in whole sequences
             seen = seen.beside(first.under(QUERY).nest(QUERY))
         return without_masked(y, text_mask), w, seen
 
     def _opened(self, text: Tensor, written: Tensor) -> Tensor:
-        """What has been written in the place of the text, or added to it as far as the gate is open; in its dtype."""
+        """Put what is written in the place of the text, or add it as far as the gate is open; in its dtype."""
         if self.out_gate is None:
             return written.to(text.dtype)
         dtype = wide_dtype(text.dtype)

@@ -1,4 +1,7 @@
-"""What a token asks the grids with, where its neighbours have a say in it."""
+"""Queries for the grids in which the text before a token has a say."""
+
+from collections.abc import Iterator
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -20,8 +23,8 @@ class QueryContext(nn.Module):
 
     def reset_parameters(self) -> None:
         """Initialise this part and everything in it anew."""
-        self.norm.reset_parameters()
-        self.ssm.reset_parameters()
+        for part in cast("Iterator[Any]", self.children()):  # each of them can, which nn.Module does not say
+            part.reset_parameters()
 
     def normed(self, text: Tensor, mask: Tensor | None) -> Tensor:
         """LN(text) [B,T,D_t] in the dtype of the text, zero where masked: what the state-space model reads."""

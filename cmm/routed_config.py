@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..kernels.checks import check_integer, check_one_of
-from .config import MODULATOR_FIELDS, SSMS, CMMConfig
+from .config import MODULATOR_FIELDS, SSMS, CMMConfig, check_defaults
 
 INSERTS = ("prepend", "mean_at_token")
 ROUTES = ("score", "text")
@@ -85,7 +85,7 @@ class RoutedConfig(CMMConfig):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         super().__post_init__()
-        self.check_defaults("RoutedConfig", MODULATOR_FIELDS, "as a modulator alone has another")
+        check_defaults("RoutedConfig", self, MODULATOR_FIELDS, "as a modulator alone has another")
         for name in ("experts", "experts_used", "expert_width", "projector_layers"):
             check_integer("RoutedConfig", name, getattr(self, name), at_least=1)
         if self.experts_used > self.experts:

@@ -10,11 +10,12 @@ from typing import Any
 
 from firebolt_vl.cmm import CMMConfig, RoutedConfig
 from firebolt_vl.files.tables import markdown_table
-from firebolt_vl.model import FireboltConfig, FoveatedVLMConfig
+from firebolt_vl.model import ConvolutionalTowerConfig, FireboltConfig, FoveatedVLMConfig
 from firebolt_vl.train.config import FoveatedConfig, RowsConfig, TinyConfig, TrainConfig
 from firebolt_vl.train.keys import Key, keys_of
 from firebolt_vl.train.post.config import DpoConfig, GrpoConfig, PostConfig
 from firebolt_vl.train.run_config import RunConfig
+from firebolt_vl.train.screens.config import ScreensConfig
 
 PAGE = Path(__file__).with_name("configuration.md")
 HEAD = """# Configuration keys
@@ -48,6 +49,7 @@ TRAININGS = (
     (DpoConfig, "Training on preferences by trl", 'Beside those above, or in their place: `recipe = "dpo"`.'),
     (GrpoConfig, "Training on rewards by trl", 'Beside those of every training by trl: `recipe = "grpo"`.'),
     (TinyConfig, "Training of the embedded model", 'These alone: `recipe = "tiny"` (`tiny`).'),
+    (ScreensConfig, "Training of the model that reads", 'These alone: `recipe = "screens"` (`screens`).'),
 )
 MODELS = (
     (CMMConfig, "`CMMConfig`, the layer", "As `cmm_config` of a model, and as `cmm` of a training."),
@@ -57,6 +59,11 @@ MODELS = (
         "In the place of `CMMConfig`, whose other keys it has too.",
     ),
     (FireboltConfig, "`FireboltConfig`, the model", ""),
+    (
+        ConvolutionalTowerConfig,
+        "`ConvolutionalTowerConfig`, a vision tower",
+        'As `vision_config` of a model, with `model_type` "firebolt_convolutional_tower".',
+    ),
     (FoveatedVLMConfig, "`FoveatedVLMConfig`, the foveated model", ""),
 )
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..model import FireboltForConditionalGeneration, FireboltProcessor
+from .answering import greedy_answers
 from .digits import LAYOUTS, Scene, draw, sample_scene
 from .questions import KINDS, Question, sample_question
 
@@ -76,12 +77,6 @@ def sample_scenes(rng: np.random.Generator, count: int, split: str, scale: float
         yield sample_scene(rng, LAYOUTS[number % len(LAYOUTS)], split, scale)
 
 
-def chat_prompt(processor: FireboltProcessor, question: str) -> str:
-    """The question as the user's turn, up to where the model's turn begins."""
-    messages = [{"role": "user", "content": question}]
-    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-
-
 def answer(
     model: FireboltForConditionalGeneration,
     processor: FireboltProcessor,
@@ -98,20 +93,14 @@ def answer(
     answers = []
     for start in range(0, len(which), BATCH):
         chosen = which[start : start + BATCH]
-        text = [prompts[i] for i in chosen]
-        text = processor.tokenizer(text, return_tensors="pt", padding=True, padding_side="left").to(model.device)
         scenes = [exam.asked[i].scene for i in chosen]
         scenes = torch.tensor([scene_of[scene] for scene in scenes] if scene_of is not None else scenes)
-        ids = model.generate(
-            input_ids=text.input_ids,
-            attention_mask=text.attention_mask,
-            grids=exam.features[scenes],
-            grid_mask=exam.mask[scenes],
-            grid_boxes=exam.boxes[scenes],
-            max_new_tokens=MAX_ANSWER_TOKENS,
-            do_sample=False,
-        )
-        texts = processor.batch_decode(ids[:, text.input_ids.shape[1] :], skip_special_tokens=True)
-        answers.extend(text.strip() for text in texts)
+        grids = {
+            "grids": exam.features[scenes],
+            "grid_mask": exam.mask[scenes],
+            "grid_boxes": exam.boxes[scenes],
+        }
+        texts = greedy_answers(model, processor, [prompts[i] for i in chosen], grids, MAX_ANSWER_TOKENS)
+        answers.extend(texts)
         answered(len(texts))
     return answers

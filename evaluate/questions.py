@@ -1,6 +1,5 @@
 """Questions about scenes of digits, their answers, and what in them names a place."""
 
-import itertools
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -8,6 +7,7 @@ from functools import cache
 import numpy as np
 
 from .digits import COLOURS, POSITIONS, Digit, Scene
+from .wordings import as_typed, expand
 
 NOTHING = "nothing"
 
@@ -85,15 +85,6 @@ class Question:
     """Start and end, in characters of the text, of the words that name them."""
 
 
-def _expand(pattern: str) -> list[str]:
-    """Every string of a pattern of nested alternatives "(a|b)"."""
-    innermost = re.search(r"\(([^()]*)\)", pattern)
-    if innermost is None:
-        return [pattern]
-    before, after = pattern[: innermost.start()], pattern[innermost.end() :]
-    return list(itertools.chain.from_iterable(_expand(before + choice + after) for choice in innermost[1].split("|")))
-
-
 SAMPLES = {"position": "top left", "digit": "7", "one": "blue digit", "any": "4"}
 
 
@@ -106,7 +97,7 @@ def wordings(kind: str, held_out: bool) -> tuple[tuple[str, ...], ...]:
     groups = [
         tuple(
             wording
-            for wording in dict.fromkeys(_expand(pattern))
+            for wording in dict.fromkeys(expand(pattern))
             if held_out == any(re.fullmatch(rule, wording.format(**SAMPLES)) for rule in HELD_OUT[kind])
         )
         for pattern in PATTERNS[kind]
@@ -131,10 +122,7 @@ def sample_question(
     group = groups[rng.integers(len(groups))]
     text = _put_right(group[rng.integers(len(group))].format(**words))
     if not plain:
-        if rng.random() < 0.3:
-            text = text[0].upper() + text[1:]
-        if rng.random() < 0.25:
-            text = text[:-1]
+        text = as_typed(rng, text)
     span = None
     if phrase is not None:
         start = re.search(rf"\b{phrase}(?=s?\b)", text, re.IGNORECASE).start()

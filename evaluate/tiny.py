@@ -20,9 +20,10 @@ from rich.table import Table
 from ..files.tables import markdown_table
 from ..model import FireboltForConditionalGeneration, FireboltProcessor
 from ..model.generation import own_settings
+from .answering import chat_prompt
 from .benchmarks import by_group, mean_score
 from .digits import LAYOUTS
-from .exam import BATCH, Exam, answer, chat_prompt, make_exam
+from .exam import BATCH, Exam, answer, make_exam
 from .items import Item, Marked
 from .own import OWN, commonest, with_other_images
 from .questions import GROUNDED_KINDS, KINDS, NOTHING, Question

@@ -108,11 +108,11 @@ def ask(
         if any(map(_is_video, pictures)) and not _knows_times(loaded):
             note("this model does not know times: the frames of a video are to it images, one after another")
         text = prompt(loaded, question, _shown_as(loaded, pictures))
-        inputs = _inputs(loaded, pictures, text)
+        inputs = inputs_of(loaded, pictures, text)
         clock = TokenClock(SpokenText(loaded.processor, say) if say is not None else None)
         certainty = Certainty()
         try:
-            tokens = _generate(loaded.model, inputs, max_new_tokens, seed, clock, certainty)
+            tokens = generate(loaded.model, inputs, max_new_tokens, seed, clock, certainty)
             reply = Reply(
                 question=question,
                 answer=loaded.processor.decode(tokens, skip_special_tokens=True).strip(),
@@ -127,7 +127,7 @@ def ask(
                 answer_tokens=len(tokens),
                 timing=clock.timing(load_s),
                 probability=certainty.of(tokens[None], [len(tokens)])[0],
-                **_familiar(folder, question, pictures),
+                **familiar_with(folder, question, pictures),
             )
             if grounding is not None:
                 reply.grounding = find_evidence(
@@ -183,7 +183,8 @@ def _described(paths: Sequence[str], pictures: "Sequence[Image.Image | Video]") 
     return described[0] if len(described) == 1 and not _is_video(pictures[0]) else described
 
 
-def _familiar(folder: "Path", question: str, pictures: "Sequence[Image.Image | Video]") -> dict:
+def familiar_with(folder: "Path", question: str, pictures: "Sequence[Image.Image | Video]") -> dict:
+    """Return what a model in `folder` knows, and its doubts about a question and images; {} where it does not say."""
     from .evaluate.familiar import read_familiar
 
     familiar = read_familiar(folder)
@@ -205,27 +206,44 @@ def _check_image_path(image: str) -> None:
         raise Misuse(f"{image} is a folder; expected one image file")
 
 
+def open_picture(image: str) -> "Image.Image":
+    """Open an image file. Raises Misuse, Failure."""
+    from .model.images import open_image
+
+    return _opened(lambda: open_image(image))
+
+
 def _open(image: str, frames: int | None) -> "Image.Image | Video":
+    from .model.video import open_image_or_video
+
+    return _opened(lambda: open_image_or_video(image, frames))
+
+
+def _opened(opening: Callable):
+    """Return what `opening` does; what that raises is told as failures of a command."""
     from .model.images import ImageError
-    from .model.video import VideoError, open_picture
+    from .model.video import VideoError
 
     try:
-        return open_picture(image, frames)
+        return opening()
     except (ImageError, VideoError) as error:
         raise Failure(str(error)) from None
     except OSError as error:
         raise Misuse(str(error)) from None
 
 
-def _inputs(loaded: Loaded, pictures: "Sequence[Image.Image | Video]", text: str):
-    inputs = loaded.processor(images=[list(pictures)], text=[text], return_tensors="pt", **specials(loaded, text))
+def inputs_of(loaded: Loaded, pictures: "Image.Image | Sequence[Image.Image | Video]", text: str):
+    """Make the model's inputs of images and a prompt. Raises Failure where the prompt leaves no room."""
+    row = list(pictures) if isinstance(pictures, Sequence) else [pictures]
+    inputs = loaded.processor(images=[row], text=[text], return_tensors="pt", **specials(loaded, text))
     room_for_answer(loaded.model, inputs["input_ids"].shape[1])
     return inputs.to(loaded.model.device)
 
 
-def _generate(
+def generate(
     model, inputs, max_new_tokens: int, seed: int | None, clock: TokenClock, certainty: Certainty
 ) -> "torch.Tensor":
+    """Generate the tokens of the answer."""
     import torch
     from transformers import LogitsProcessorList
 

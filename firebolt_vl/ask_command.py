@@ -9,7 +9,7 @@ import typer
 
 from .errors import Failure, Misuse
 from .options import AsJson, Checkpoint, Device, Dtype, OnDevice, Overwrite, Quantize
-from .shown import in_words, new_console, note, show_facts
+from .shown import in_words, new_console, note, percent, show_facts
 
 
 def ask(
@@ -160,7 +160,7 @@ def _show_reply(reply, console) -> None:
     timing = reply.timing
     _show_doubts(reply, console)
     facts = [
-        *([f"probability {_percent(reply.probability)}"] if reply.probability is not None else []),
+        *([f"probability {percent(reply.probability)}"] if reply.probability is not None else []),
         f"loaded in {in_words(timing.load_s)}",
         f"first token after {in_words(timing.first_token_s)}",
         f"{reply.answer_tokens} token{'s' if reply.answer_tokens > 1 else ''} in {in_words(timing.total_s)}",
@@ -178,7 +178,3 @@ def _show_doubts(reply, console) -> None:
         console.print(Text(f"a guess: {doubt}", "yellow"))
     if reply.knows is not None:
         console.print(Text(f"(the small model {Path(reply.checkpoint).name}: {reply.knows})", "dim"))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share < 0.995 else "over 99 %"

@@ -68,7 +68,7 @@ def answer_file(
         Misuse, Failure: what cannot be done at all, in one line.
     """
     from .evaluate.familiar import read_familiar
-    from .model.video import open_picture
+    from .model.video import open_image_or_video
 
     check_numbers(max_new_tokens, seed)
     place, folder = choose_device(device), locate(checkpoint)
@@ -98,7 +98,9 @@ def answer_file(
                 start = time.perf_counter()
                 base = Path(questions).parent
                 familiar = read_familiar(folder)
-                answering = Answering(loaded, lambda name: open_picture(base / name), max_new_tokens, seed, familiar)
+                answering = Answering(
+                    loaded, lambda name: open_image_or_video(base / name), max_new_tokens, seed, familiar
+                )
                 for rows in batches(todo, 1 if seed is not None else batch_size):
                     found = answering.answer(rows)
                     made = [row for row in found if isinstance(row, Answer)]

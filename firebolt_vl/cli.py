@@ -9,6 +9,7 @@ import typer
 from typer.exceptions import TyperException
 
 from .ask_command import ask
+from .demo_command import demo
 from .errors import Failure, Interrupted, disk_failure
 from .eval_command import evaluations
 from .options import AsJson, Device, Dtypes, OnDevice, Ops, Overwrite, Processes, Quick, ReportFile
@@ -88,6 +89,7 @@ def convert(
 
 
 app.command()(watch)
+app.command()(demo)
 app.command()(serve)
 
 
@@ -461,6 +463,7 @@ KEPT = {
     ("ask", "--batch"): "the answers in --out are kept; the same command goes on with the other questions",
     ("ask",): "nothing was written; ask again",
     ("watch",): "nothing was written; ask again",
+    ("demo",): "the page is closed",
     ("serve",): "nothing was being answered yet; start it again",
     ("convert",): "nothing is left of the new folder; start again",
     ("eval", "tiny"): "nothing was kept of it; start again",

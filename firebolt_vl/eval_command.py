@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import Failure, told
+from .errors import Failure, Misuse, told
 from .evaluate.benchmarks import IMAGE_BENCHMARKS, VIDEO_BENCHMARKS
 from .options import AsJson, Checkpoint, Device, OnDevice
 
@@ -151,6 +151,50 @@ def eval_tiny(checkpoint: Checkpoint = None, as_json: AsJson = False, device: On
     try:
         with quiet(), progress_bar("examining") as progress:
             report = evaluate_tiny(folder, device=place, progress=progress)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise Failure(f"checkpoint {folder} cannot be evaluated: {told(error)}") from None
+    if as_json:
+        print(json.dumps(report))
+    else:
+        print_report(report)
+
+
+@evaluations.command("screens")
+def eval_screens(
+    checkpoint: Annotated[
+        str, typer.Option("--checkpoint", metavar="DIR_OR_ID", help="A model that reads: `firebolt train screens`.")
+    ],
+    scenes: Annotated[int, typer.Option("--scenes", metavar="N", min=8, help="Of each split, at least 8.")] = 160,
+    engine: Annotated[
+        str | None,
+        typer.Option("--engine", metavar="NAME", help="Measure tesseract or rapidocr beside it, where installed."),
+    ] = None,
+    as_json: AsJson = False,
+    device: OnDevice = Device.auto,
+) -> None:
+    """Questions about tickets, boards, lists, forms, chats and charts: answers that are read, and where they stand.
+
+    Exact match and character error rate by kind, on training's fonts and layouts, on held-out ones, on sizes and noise
+    beyond, in known and held-out wordings; beside the commonest answer, another scene's image, and an engine that is
+    told where the answer stands.
+    """
+    from .checkpoint import check_files, choose_device, locate, quiet
+    from .evaluate.screens.engines import ENGINES, open_engine
+    from .evaluate.screens.report import evaluate_screens, print_report
+    from .progress import progress_bar
+
+    if engine is not None and engine not in ENGINES:
+        raise Misuse(f"--engine is {engine}; expected one of {', '.join(ENGINES)}")
+    folder, place = locate(checkpoint), choose_device(device.value)
+    check_files(folder)
+    try:
+        if engine is not None:
+            open_engine(engine)
+    except ValueError as error:
+        raise Failure(str(error)) from None
+    try:
+        with quiet(), progress_bar("examining") as progress:
+            report = evaluate_screens(folder, scenes, engine=engine, device=place, progress=progress)
     except (RuntimeError, ValueError, OSError) as error:
         raise Failure(f"checkpoint {folder} cannot be evaluated: {told(error)}") from None
     if as_json:

@@ -152,7 +152,7 @@ def _chosen(name: str, source: str) -> list[tuple[Benchmark, str]]:
     """The benchmarks to run, each with its data."""
     if name != ALL:
         if name not in BENCHMARKS:
-            raise Misuse(f"NAME is {name}; expected one of {', '.join((*BENCHMARKS, ALL, 'own', 'tiny'))}")
+            raise Misuse(f"NAME is {name}; expected one of {', '.join((*BENCHMARKS, ALL, 'own', 'screens', 'tiny'))}")
         return [(BENCHMARKS[name], source)]
     folder = Path(source)
     if not folder.is_dir():

@@ -52,7 +52,12 @@ def find_evidence(
     rests = loaded.model.ground(**inputs, method="occlusion", answer_ids=tokens[None], image_sizes=sizes)
     kept = rests.grid_mask[0]
     boxes, effects = rests.boxes[0][kept].tolist(), rests.effects[0][kept].tolist()
-    words = _words(loaded, inputs, text, question) if loaded.model.config.connector == "cmm" else None
+    words = None
+    if has_weights(loaded.model):
+        weighed = loaded.model.ground(**inputs, method="weights")
+        words = [
+            Word(question[start:end], shares) for start, end, shares in word_weights(loaded, weighed, text, question)
+        ]
     kinds = _kinds(loaded, len(boxes))
     write_picture(
         "--grounding",
@@ -81,22 +86,26 @@ def _kinds(loaded: Loaded, count: int) -> list[str]:
     return ["global", *["tile"] * count][: count - patches] + ["patch"] * patches
 
 
-def _words(loaded: Loaded, inputs, text: str, question: str) -> list[Word]:
-    """Each word of the question with the mean weights of the tokens that any of its letters is in."""
-    weighed = loaded.model.ground(**inputs, method="weights")
+def has_weights(model) -> bool:
+    """Tell whether a model's connector weighs the grids for each word."""
+    return model.config.connector == "cmm"
+
+
+def word_weights(loaded: Loaded, weighed, text: str, question: str) -> list[tuple[int, int, list[float]]]:
+    """Find where each word of the question starts and ends in it, and the mean weights of the tokens that any of its
+    letters is in; `weighed` is the grounding of the prompt `text`, of which the question is the end."""
     kept = weighed.grid_mask[0]
     spans = loaded.processor.tokenizer(text, return_offsets_mapping=True, **specials(loaded, text)).offset_mapping
     first = max(0, text.rfind(question))
     words, token = [], 0
     for start, end in word_spans(question):
-        word, start, end = question[start:end], first + start, first + end
-        while token < len(spans) and spans[token][1] <= start:
+        while token < len(spans) and spans[token][1] <= first + start:
             token += 1
         after = token
-        while after < len(spans) and spans[after][0] < end:
+        while after < len(spans) and spans[after][0] < first + end:
             after += 1
         if after > token:
-            words.append(Word(word, weighed.phrase(0, token, after)[kept].tolist()))
+            words.append((start, end, weighed.phrase(0, token, after)[kept].tolist()))
     return words
 
 

@@ -28,3 +28,8 @@ def show_facts(reply, facts: list[str], picture: str | None, console) -> None:
 def in_words(seconds: float) -> str:
     """Write a duration in seconds or milliseconds."""
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms"
+
+
+def percent(share: float) -> str:
+    """Write a probability as a percentage that never claims to be certain."""
+    return f"{100 * share:.0f} %" if share < 0.995 else "over 99 %"

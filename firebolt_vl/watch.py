@@ -13,7 +13,7 @@ from .checkpoint import Loaded, check_report, check_views, choose_device, files_
 from .errors import Failure, Misuse, first_line, told
 from .outputs import check_picture, write_picture
 from .prompts import check_controls, render, specials, stops
-from .streaming import Timing, TokenClock
+from .streaming import Certainty, Timing, TokenClock
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -257,9 +257,18 @@ def look(model, inputs, mode: str):
         return model.get_visual_tokens(inputs["frames"], inputs["frame_mask"], mode, return_attention=True)
 
 
-def generate(model, inputs, visual, max_new_tokens: int, seed: int | None, clock: TokenClock):
+def generate(
+    model,
+    inputs,
+    visual,
+    max_new_tokens: int,
+    seed: int | None,
+    clock: TokenClock,
+    certainty: Certainty | None = None,
+):
     """Generate the tokens of the answer."""
     import torch
+    from transformers import LogitsProcessorList
 
     from .model.generation import settings_for
 
@@ -274,6 +283,7 @@ def generate(model, inputs, visual, max_new_tokens: int, seed: int | None, clock
         visual_mask=visual.mask,
         generation_config=settings_for(model, min(max_new_tokens, room)),
         streamer=clock,
+        logits_processor=LogitsProcessorList([certainty] if certainty is not None else []),
     )
     return sequences[0, prompt_tokens:]
 

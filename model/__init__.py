@@ -1,7 +1,8 @@
 """The models, the transformers way: importing this package registers them with the Auto classes and pipelines."""
 
 from .adapters import lora_targets
-from .compat.registry import register, register_scoring
+from .compat.registry import register, register_scoring, register_tower
+from .convolutional import ConvolutionalTower, ConvolutionalTowerConfig
 from .cpu.prepacking import prepack_weights
 from .cpu.quantization import logits_drift, quantize_int8
 from .firebolt import (
@@ -17,12 +18,15 @@ from .firebolt import (
 from .foveated import FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
 from .video import Video, read_video
 
+register_tower(ConvolutionalTowerConfig, ConvolutionalTower)
 register(FireboltConfig, FireboltModel, FireboltForConditionalGeneration, FireboltImageProcessor, FireboltProcessor)
 register_scoring(FireboltConfig, FireboltForSequenceClassification)
 register(FoveatedVLMConfig, FoveatedVLM, FoveatedVLM, FoveatedImageProcessor, FoveatedProcessor)
 
 __all__ = [
     "CHAT_TEMPLATE",
+    "ConvolutionalTower",
+    "ConvolutionalTowerConfig",
     "FireboltConfig",
     "FireboltForConditionalGeneration",
     "FireboltForSequenceClassification",

@@ -292,7 +292,7 @@ def _upright(frame: "VideoFrame") -> Image.Image:
     return image.rotate(frame.rotation, expand=True) if frame.rotation else image
 
 
-def open_picture(path: str | PathLike, frames: int | None = None) -> Image.Image | Video:
+def open_image_or_video(path: str | PathLike, frames: int | None = None) -> Image.Image | Video:
     """Open the image or the video at `path`, whichever it is by its first bytes; an animated image is its first frame.
 
     `frames` and what is raised: as in `read_video`, and in `images.open_image`.
@@ -316,4 +316,4 @@ def begins_as_a_video(path: str | PathLike) -> bool:
     return head.startswith(SIGNATURES) or (len(head) == HEAD and head[0] == head[188] == TS_SYNC)
 
 
-__all__ = ["Video", "VideoError", "begins_as_a_video", "open_picture", "read_video", "sample_times"]
+__all__ = ["Video", "VideoError", "begins_as_a_video", "open_image_or_video", "read_video", "sample_times"]

@@ -27,6 +27,15 @@ def test_s4_learns_what_it_read_long_ago():
     assert load("s4_as_a_sequence_layer").main() < 0.5  # a guess leaves 1
 
 
+def test_a_gentle_start_leaves_what_the_decoder_knows():
+    """A decoder that guesses numbers has a loss of 2.3."""
+    norm, identity = (losses[0] for losses in load("gentle_start").main(seeds=1).values())
+    assert identity[0, 0] < 0.1 < 2 < norm[0, 0]  # counting, at the first step
+    assert identity[:, 0].mean() < 0.1 * norm[:, 0].mean()
+    for start in (norm, identity):
+        assert start[-10:, 1].mean() < start[:10, 1].mean()  # the answer is learned
+
+
 @pytest.mark.triton
 def test_three_implementations_agree():
     exact, found = load("three_implementations").main()

@@ -7,6 +7,7 @@ from .errors import ConfigError
 from .keys import check_keys, check_values, key
 from .post.config import POST, PostConfig
 from .run_config import MOST_SEED, PARTS, RunConfig, check_lora
+from .screens.config import ScreensConfig
 
 LOSSES = ("text", "answers", "preferences")
 OPTIMIZERS = ("adamw", "muon")
@@ -215,5 +216,11 @@ class TinyConfig:
             raise ConfigError(f"seed is {self.seed}; expected at most {MOST_SEED} for the last of {self.seeds} seeds")
 
 
-RECIPES = {"conversations": TrainConfig, "foveated": FoveatedConfig, "tiny": TinyConfig, **POST}
-Config = TrainConfig | FoveatedConfig | TinyConfig | PostConfig
+RECIPES = {
+    "conversations": TrainConfig,
+    "foveated": FoveatedConfig,
+    "tiny": TinyConfig,
+    "screens": ScreensConfig,
+    **POST,
+}
+Config = TrainConfig | FoveatedConfig | TinyConfig | ScreensConfig | PostConfig

@@ -18,6 +18,8 @@ from .post.config import PostConfig
 from .post.run import train_post
 from .progress import Shown
 from .run_config import EVAL_EVERY
+from .screens.config import ScreensConfig
+from .screens.recipe import train_screens
 from .session import close, is_first_process, new_accelerator
 from .tiny.recipe import train_tiny
 
@@ -46,6 +48,8 @@ def train(
             check_out(folder, resume)
         if isinstance(config, TinyConfig):
             train_tiny(config, folder, resume, note)
+        elif isinstance(config, ScreensConfig):
+            train_screens(config, folder, resume, note)
         elif isinstance(config, PostConfig):
             train_post(config, folder, resume, note, report)
         else:
@@ -93,7 +97,7 @@ def check_inputs(config: Config) -> None:
 
     Raises ConfigError.
     """
-    if isinstance(config, TinyConfig):
+    if isinstance(config, TinyConfig | ScreensConfig):
         return
     for key in ("data", "validation"):
         for file in getattr(config, key):

@@ -18,7 +18,7 @@ class Strided(NamedTuple):
     ptr: Any
     """The tensor outside a kernel, a pointer to its first element inside."""
     strides: tuple[int, ...]
-    """In elements, one for each axis; of an axis of one element, which may have any, 0."""
+    """In elements, one for each axis; of an axis of one element, which may have any, 0, or 1 if it is the last."""
 
 
 @overload
@@ -37,13 +37,14 @@ def strided(tensor: Tensor | None) -> Strided | None:
 def strides(tensor: Tensor) -> tuple[int, ...]:
     """The strides of a tensor as a kernel takes them, so that layouts that differ in no address are one.
 
-    An axis of one element has the stride 0; or 1, if it is the last and no other axis has the stride 1.
+    An axis of one element has the stride 0, or 1 if it is the last: what is compiled for rows of any length then serves
+    rows of one element.
     """
     shape, given = tensor.shape, tensor.stride()
     if 1 not in shape:
         return given
     known = [0 if size == 1 else stride for size, stride in zip(shape, given)]
-    if 1 not in known and shape[-1] == 1:
+    if shape[-1] == 1:
         known[-1] = 1
     return tuple(known)
 

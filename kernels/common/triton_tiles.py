@@ -51,9 +51,14 @@ def block_of(size: int, smallest: int = 16) -> int:
     return max(smallest, triton.next_power_of_2(size))
 
 
-def block_of_tokens(T: int) -> int:
-    """BLOCK_T: a product has at least 16 rows; a step of decoding has one."""
-    return 16 if T <= 16 else 32
+# Tokens of a program that sums over them, or walks through them.
+BLOCK_OF_TOKENS = 32
+
+
+def block_of_tokens(B: int, T: int) -> int:
+    """BLOCK_T of programs that each read the other operands anew: a product has at least 16 rows; with more of them
+    fewer programs are left, which pays once they fill a GPU."""
+    return BLOCK_OF_TOKENS if B * triton.cdiv(T, BLOCK_OF_TOKENS) >= PROGRAMS else 16
 
 
 def slots_of(blocks: int, programs: int, fillings: int = 1) -> tuple[int, int]:

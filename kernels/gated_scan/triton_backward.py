@@ -12,7 +12,7 @@ from .shapes import ENOUGH_BACKWARD
 from .triton_tiles import Plan, carry, channels_of_program, find_piece, load_tile
 
 
-@triton.jit(do_not_specialize=["pieces"])
+@triton.jit(do_not_specialize=["pieces", "T"])
 def gated_scan_backward_kernel(
     dh,  # Strided [B,T,D], and so a and b
     dlast_state,  # Strided [texts,D], or None: 0

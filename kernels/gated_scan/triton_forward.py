@@ -13,7 +13,7 @@ from .shapes import ENOUGH_FORWARD, KEPT
 from .triton_tiles import Plan, carry, channels_of_program, find_piece, load_tile
 
 
-@triton.jit(do_not_specialize=["pieces"])
+@triton.jit(do_not_specialize=["pieces", "T"])
 def gated_scan_kernel(
     a,  # Strided [B,T,D], and so b
     b,

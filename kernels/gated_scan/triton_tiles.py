@@ -77,7 +77,7 @@ def _compose(decay, value, next_decay, next_value):
     return decay * next_decay, next_decay * value + next_value
 
 
-@triton.jit(do_not_specialize=["pieces"])
+@triton.jit(do_not_specialize=["pieces", "T"])
 def gated_scan_totals_kernel(
     a,  # Strided [B,T,D]
     x,  # Strided [B,T,D]: b, in REVERSE dh

@@ -27,10 +27,10 @@ from .triton_few_grids import (
     store_weights,
     table_rows,
 )
-from .triton_many_weights import dtype_of_weights, many_weights
+from .triton_many_weights import dtype_of_weights, many_weights, weights_of_grids
 from .triton_row_gradients import table_from_rows, weights_from_rows
 from .triton_rows import rows_from_table, store_rows, tokens_and_grids
-from .triton_selection import kernel_selection
+from .triton_selection import selection_in_registers
 from .triton_weights import MOST_GRIDS_IN_REGISTERS, grid_weights, grid_weights_backward, token_weights
 
 BLOCK_D = 64
@@ -99,7 +99,7 @@ def correlation_context(q: Tensor, k: Tensor, v: Tensor, selection: Selection) -
     if G > MOST_GRIDS_IN_REGISTERS:
         w, rest = many_weights(q, k, selection, dtype_of_weights(q, v))
         rows_from_table(w, v, selection.grid_mask, out=c, rest=rest)
-        return c, w.to(q.dtype)
+        return c, weights_of_grids(w, G, q.dtype)
     w = torch.empty(B, T, G, dtype=q.dtype, device=q.device)
     if few_grids(G, D, q.shape[2:]):
         sizes = few_grids_tiles(few_grids_context_kernel, G, c)
@@ -117,7 +117,7 @@ def correlation_context(q: Tensor, k: Tensor, v: Tensor, selection: Selection) -
             **sizes,
         )
         return c, w
-    tiles = {"BLOCK_T": 16 if G > 32 else block_of_tokens(T), "BLOCK_D": BLOCK_D, "num_warps": 4}
+    tiles = {"BLOCK_T": 16 if G > 32 else block_of_tokens(B, T), "BLOCK_D": BLOCK_D, "num_warps": 4}
     tiles = configured(correlation_context_kernel, q, {"T": T, "G": G, "D": D}, tiles)
     launch(
         correlation_context_kernel,
@@ -125,7 +125,7 @@ def correlation_context(q: Tensor, k: Tensor, v: Tensor, selection: Selection) -
         q=strided(q),
         k=strided(k),
         v=strided(v),
-        selection=kernel_selection(selection, q, k),
+        selection=selection_in_registers(selection, q, k),
         c_ptr=c,
         w_ptr=w,
         DH=D_h,
@@ -143,6 +143,7 @@ def correlation_context_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute dq, dk and dv in the dtypes of q, k and v; dw None is zero."""
     grid_mask, text_mask = selection.grid_mask, selection.text_mask
-    dv = table_from_rows(grid_weights(q, k, selection), dc, text_mask).to(v.dtype)
+    w, rest = grid_weights(q, k, selection, dtype_of_weights(q, v))
+    dv = table_from_rows(w, dc, v.shape[1], text_mask, rest=rest).to(v.dtype)
     dq, dk = grid_weights_backward(weights_from_rows(dc, v, grid_mask, text_mask, dw), q, k, selection)
     return dq, dk, dv

@@ -28,7 +28,7 @@ from .triton_modulation import (
     tiles,
 )
 from .triton_rows import Norm, normalised, store_statistics, tokens_and_grids
-from .triton_selection import kernel_selection
+from .triton_selection import selection_in_registers
 from .triton_weights import MOST_GRIDS_IN_REGISTERS, token_weights
 
 # What a program asks of memory at once where nothing else takes its registers.
@@ -105,7 +105,7 @@ def grounded_film(
     if triton_few_film.takes_grounded_film(x, q, k):
         triton_few_film.grounded_film(x, q, k, film, norm, selection, x_f, eps)
         return x_f, w, statistics
-    sizes = tiles(T, G, MOST_GRIDS_IN_REGISTERS, x, table)
+    sizes = tiles(B, T, G, MOST_GRIDS_IN_REGISTERS, x, table)
     sizes = configured(grounded_film_kernel, x, {"B": B, "T": T, "G": G, "D": D}, sizes, fixed=("BLOCK_G",))
     launch(
         grounded_film_kernel,
@@ -115,7 +115,7 @@ def grounded_film(
         k=strided(k),
         film=film,
         norm=norm,
-        selection=kernel_selection(selection, q, k),
+        selection=selection_in_registers(selection, q, k),
         x_f=strided(x_f),
         eps=eps,
         DH=D_h,

@@ -38,11 +38,11 @@ from .triton_gradients import (
 from .triton_many_film_backward import many_film_backward
 from .triton_modulation import Film
 from .triton_rows import Norm, kept, store_rows
-from .triton_selection import kernel_selection
+from .triton_selection import selection_in_registers
 from .triton_weights import grid_weights_gradients, token_weights
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["dw_in"])
 def film_rows_kernel(
     dx_f,  # [B,T,D]
     dw_in,  # [B,T,G] or None: the gradient of w itself
@@ -184,7 +184,7 @@ def _sums_over_columns(
         k=strided(k),
         film=film,
         norm=norm,
-        selection=kernel_selection(selection, q, k),
+        selection=selection_in_registers(selection, q, k),
         rows=rows,
         DH=D_h,
         D=D,

@@ -14,7 +14,7 @@ from ..common.triton_tiles import dot_precision, token_block
 from ..configurations import configured
 from ..launch import launch
 from .selection import Selection
-from .triton_many_weights import RowStatistics, dtype_of_weights, many_weights
+from .triton_many_weights import RowStatistics, dtype_of_weights, many_weights, weights_of_grids
 from .triton_modulation import Film, new_rows, row_tile
 from .triton_rows import Norm, Weights, kept, load_statistics, normalised, product, sizes_of_product
 from .triton_selection import halves
@@ -30,7 +30,7 @@ def _modulated(x, film, norm, gamma, beta, b, t, d, mean, rstd, token_kept, D: t
     return tl.where(token_kept[:, None], normed * (1 + gate * gamma) + gate * beta, 0.0)
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "G"])
 def many_film_kernel(
     x,  # [B,T,D]
     w,  # Weights
@@ -100,4 +100,4 @@ def many_film(
         PRECISION=dot_precision(many_film_kernel, table),
         **sizes,
     )
-    return x_f, w.to(q.dtype), statistics
+    return x_f, weights_of_grids(w, G, q.dtype), statistics

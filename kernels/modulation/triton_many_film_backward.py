@@ -31,7 +31,7 @@ class BlockSums(NamedTuple):
     columns: Any  # [blocks of tokens,4,D]: e u, e, and the gradients of the norm's weight and bias
 
 
-@triton.jit(do_not_specialize=["B", "T"])
+@triton.jit(do_not_specialize=["B", "T", "G"])
 def many_film_backward_kernel(
     e,  # [B,T,D]
     x,  # [B,T,D]
@@ -191,7 +191,7 @@ def many_film_backward(
     dx, columns = _token_gradients(e, x, Weights.of(w, rest), film, norm, text_mask, sizes)
     dw = weights_from_rows(e, table, grid_mask, text_mask, dw, x, norm, gate)
     dq, dk = many_weights_backward(dw, q, k, selection)
-    dtable = table_from_rows(w, e, text_mask, x, norm, rest)
+    dtable = table_from_rows(w, e, table.shape[1], text_mask, x, norm, rest)
     known = table if grid_mask is None else table.masked_fill(~grid_mask[:, :, None], 0)
     dtable, dbias, dgate, dln_weight, dln_bias = parameter_gradients(dtable, columns, known, bias, gate)
     return (

@@ -19,7 +19,14 @@ from ..launch import launch
 from .selection import Selection
 from .triton_modulation import merge_statistics, row_tile
 from .triton_row_gradients import table_from_rows
-from .triton_rows import rows_from_table, store_rows, store_statistics, tokens_and_grids
+from .triton_rows import (
+    new_weights,
+    rows_from_table,
+    store_rows,
+    store_statistics,
+    tokens_and_grids,
+    width_of_weights,
+)
 from .triton_selection import kernel_selection, softmax_of_many
 
 MOST_GRIDS_OF_HALF, MOST_GRIDS_OF_FLOAT32 = 512, 128
@@ -70,8 +77,8 @@ def many_weights_kernel(
     scores,  # [B,H,T,G] float32: the products q.k; None: made here
     selection,
     rows,  # RowStatistics, or None
-    w_ptr,  # [B,T,G], contiguous: float32, or the first of two terms of 16 bits
-    rest_ptr,  # [B,T,G], contiguous: the second term, or None
+    w_ptr,  # `new_weights` [B,T,G]: float32, or the first of two terms of 16 bits
+    rest_ptr,  # likewise the second term, or None
     DH: tl.constexpr,
     D: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -99,9 +106,10 @@ def many_weights_kernel(
             p = tl.where(counts, p, 0.0)
         w += p
     w *= 1 / selection.shares
-    store_rows(w_ptr, b, t, T, grid, G, w)
+    width = width_of_weights(G)
+    store_rows(w_ptr, b, t, T, grid, width, w)
     if rest_ptr is not None:
-        store_rows(rest_ptr, b, t, T, grid, G, w - w.to(rest_ptr.dtype.element_ty).to(tl.float32))
+        store_rows(rest_ptr, b, t, T, grid, width, w - w.to(rest_ptr.dtype.element_ty).to(tl.float32))
 
 
 @triton.jit
@@ -111,7 +119,7 @@ def many_scores_backward_kernel(
     scores,  # [B,H,T,G] float32: the products q.k; None: made here
     selection,
     dw_ptr,  # [B,T,G] float32, contiguous
-    ds_ptr,  # [B,H,T,G] float32, contiguous
+    ds_ptr,  # `new_weights` [B,H,T,G] float32
     DH: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_G: tl.constexpr,
@@ -131,7 +139,7 @@ def many_scores_backward_kernel(
     dw = tl.load(dw_ptr + (b * T + t[:, None]) * G + grid[None, :], mask=counts, other=0.0)
     da = dw * (1 / selection.shares)
     ds = p * (da - tl.sum(p * da, 1)[:, None]) * selection.scale
-    store_rows(ds_ptr, b * selection.H + h, t, T, grid, G, ds)
+    store_rows(ds_ptr, b * selection.H + h, t, T, grid, width_of_weights(G), ds)
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor | None:
@@ -139,7 +147,7 @@ def _scores(q: Tensor, k: Tensor) -> Tensor | None:
     (B, T, H, _), G = q.shape, k.shape[1]
     if (MOST_GRIDS_OF_HALF if q.dtype in HALF and k.dtype == q.dtype else MOST_GRIDS_OF_FLOAT32) >= G:
         return None
-    scores = torch.empty(B, H, T, G, dtype=torch.float32, device=q.device)
+    scores = new_weights(B, H, T, G, dtype=torch.float32, device=q.device)[..., :G]
     rows_from_table(q.transpose(1, 2), k.permute(0, 2, 3, 1), None, out=scores)
     return scores
 
@@ -147,9 +155,9 @@ def _scores(q: Tensor, k: Tensor) -> Tensor | None:
 def _tile(G: int, scores: Tensor | None) -> dict[str, int]:
     """Tokens and grids of a program, and its warps: a product has 16 rows; else a token's row is a few warps' alone.
 
-    32 scores a thread, of fewer than 256 grids fewer.
+    32 scores a thread, of fewer than 256 grids fewer. Fewer than 64 take as long as 64, and are no tile of their own.
     """
-    block_g = block_of(G)
+    block_g = max(64, block_of(G))
     block_t, fewest = (16, 4) if scores is None else (1, 1)
     return {"BLOCK_T": block_t, "BLOCK_G": block_g, "num_warps": min(16, max(fewest, block_t * block_g // 1024))}
 
@@ -166,10 +174,13 @@ def dtype_of_weights(q: Tensor, table: Tensor) -> torch.dtype:
 def many_weights(
     q: Tensor, k: Tensor, selection: Selection, dtype: torch.dtype, rows: RowStatistics | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute w [B,T,G] in float32, or, with a `dtype` of 16 bits, as the two terms whose sum it is; and `rows`."""
+    """Compute w [B,T,width] in float32, or, with a `dtype` of 16 bits, as the two terms whose sum it is; and `rows`.
+
+    After the G grids there are zeros (`Weights`).
+    """
     (B, T, _, D_h), G = q.shape, k.shape[1]
-    w = torch.empty(B, T, G, dtype=dtype, device=q.device)
-    rest = None if dtype == torch.float32 else torch.empty(B, T, G, dtype=dtype, device=q.device)
+    w = new_weights(B, T, G, dtype=dtype, device=q.device)
+    rest = None if dtype == torch.float32 else torch.empty_like(w)
     D = 1 if rows is None else rows.x.ptr.shape[2]
     scores = _scores(q, k)
     tile = _tile(G, scores)
@@ -193,10 +204,38 @@ def many_weights(
     return w, rest
 
 
+@triton.jit(do_not_specialize=["tokens", "G"])
+def weights_of_grids_kernel(
+    w_ptr,  # `new_weights` [tokens,G]
+    out_ptr,  # [tokens,G], contiguous
+    tokens,
+    G,
+    BLOCK_T: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+):
+    """Each program copies BLOCK_G grids of BLOCK_T tokens."""
+    t = (tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T))[:, None]
+    grid = (tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G))[None, :]
+    inside = (t < tokens) & (grid < G)
+    tl.store(out_ptr + t * G + grid, tl.load(w_ptr + t * width_of_weights(G) + grid, mask=inside), mask=inside)
+
+
+def weights_of_grids(w: Tensor, G: int, dtype: torch.dtype) -> Tensor:
+    """The weights [B,T,G] of an op, contiguous and in its dtype, of w [B,T,width] from `many_weights`."""
+    B, T, width = w.shape
+    if width == G and w.dtype == dtype:
+        return w
+    out = torch.empty(B, T, G, dtype=dtype, device=w.device)
+    tile = {"BLOCK_T": 8, "BLOCK_G": 128}
+    grid = triton.cdiv(B * T, tile["BLOCK_T"]), triton.cdiv(G, tile["BLOCK_G"])
+    launch(weights_of_grids_kernel, grid, w, out, B * T, G, **tile, num_warps=4)
+    return out
+
+
 def many_weights_backward(dw: Tensor, q: Tensor, k: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
     """Compute dq and dk in the dtypes of q and k, from dw [B,T,G] float32, contiguous."""
     (B, T, H, D_h), G = q.shape, k.shape[1]
-    ds = torch.empty(B, H, T, G, dtype=torch.float32, device=q.device)
+    ds = new_weights(B, H, T, G, dtype=torch.float32, device=q.device)
     scores = _scores(q, k)
     tile = _tile(G, scores)
     launch(
@@ -215,5 +254,5 @@ def many_weights_backward(dw: Tensor, q: Tensor, k: Tensor, selection: Selection
     )
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     rows_from_table(ds, k.transpose(1, 2), selection.grid_mask, out=dq.transpose(1, 2))
-    dk = table_from_rows(ds, q.transpose(1, 2), selection.text_mask).transpose(1, 2)
+    dk = table_from_rows(ds, q.transpose(1, 2), G, selection.text_mask).transpose(1, 2)
     return dq, dk.to(k.dtype)

@@ -103,7 +103,7 @@ def store_column_sums(columns_ptr, e, eu, dln_weight, dln_bias, d, D: tl.constex
     tl.store(row + 3 * D, tl.sum(dln_bias, 0), mask=d < D)
 
 
-def tiles(T: int, G: int, most_grids: int, *tensors: Tensor, backward: bool = False) -> dict:
+def tiles(B: int, T: int, G: int, most_grids: int, *tensors: Tensor, backward: bool = False) -> dict:
     """Blocks, warps and stages of a kernel that holds w of up to `most_grids` grids and walks through the columns.
 
     The largest of those tried that spill nothing for any of the targets of the compile report.
@@ -111,7 +111,7 @@ def tiles(T: int, G: int, most_grids: int, *tensors: Tensor, backward: bool = Fa
     half = all(tensor.dtype in HALF for tensor in tensors)
     few = most_grids >= G
     return {
-        "BLOCK_T": block_of_tokens(T) if half and (G <= 32 or not few) else 16,
+        "BLOCK_T": block_of_tokens(B, T) if half and (G <= 32 or not few) else 16,
         "BLOCK_G": block_of(G) if few else 32,
         "BLOCK_D": 64 if half and not backward else 32,
         "num_warps": 4,

@@ -86,7 +86,7 @@ def film_residual(
     if few_grids(G, D):
         triton_few_film.film_residual(y, x, film, norm, r, normed, G, eps)
         return r, normed, statistics
-    sizes = tiles(T, G, MOST_GRIDS_IN_REGISTERS, w, table)
+    sizes = tiles(B, T, G, MOST_GRIDS_IN_REGISTERS, w, table)
     sizes = configured(film_residual_kernel, y, {"B": B, "T": T, "G": G, "D": D}, sizes, fixed=("BLOCK_G",))
     launch(
         film_residual_kernel,

@@ -96,7 +96,7 @@ def many_grids_residual_backward(
     dy = torch.empty(y.shape, dtype=y.dtype, device=y.device)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     e = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    sizes = tiles(T, G, 0, y, w, table, backward=True)
+    sizes = tiles(B, T, G, 0, y, w, table, backward=True)
     programs = B * triton.cdiv(T, sizes["BLOCK_T"])
     columns = torch.empty(programs, 4, D, dtype=torch.float32, device=x.device)
     launch(
@@ -119,7 +119,7 @@ def many_grids_residual_backward(
         **sizes,
     )
     dw = weights_from_rows(e, table, None, None, None, y, gate=gate)
-    dtable = table_from_rows(w, e, None, y)
+    dtable = table_from_rows(w, e, G, None, y)
     dtable, dbias, dgate, dln_weight, dln_bias = parameter_gradients(dtable, columns, table, bias, gate)
     gradients = (dy, dx, dw.to(w.dtype), dtable.to(table.dtype), dbias, dgate)
     if ln_weight is None:

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.strided import load, strided
-from ..common.triton_tiles import block_of_tokens, dot, dot_precision, pipeline_stages, slots_of, token_block
+from ..common.triton_tiles import BLOCK_OF_TOKENS, HALF, dot, dot_precision, pipeline_stages, slots_of, token_block
 from ..launch import launch
 from .triton_rows import (
     BLOCK_D,
@@ -71,7 +71,7 @@ def _film_rows(e, u, norm, b, h, t, T, d, D, token_kept):
     return e_tile, eu_tile
 
 
-@triton.jit(do_not_specialize=["T", "G"])
+@triton.jit(do_not_specialize=["T", "G"], do_not_specialize_on_alignment=["dw"])
 def weights_from_rows_kernel(
     e,  # [B,1,T,D]
     u,  # [B,1,T,D], or None: no FiLM
@@ -112,9 +112,9 @@ def weights_from_rows_kernel(
     store_rows(out_ptr, b, t, T, grid, G, acc)
 
 
-@triton.jit(do_not_specialize=["B", "T", "G", "blocks_per_slot"])
+@triton.jit(do_not_specialize=["w", "B", "T", "G", "blocks_per_slot"], do_not_specialize_on_alignment=["w"])
 def table_from_rows_kernel(
-    w,  # Weights; of two terms only with FiLM
+    w,  # Weights
     e,  # [B,H,T,D]
     u,  # [B,1,T,D], or None: no FiLM
     norm,  # Norm of u, or None: u is not normalised
@@ -156,11 +156,13 @@ def table_from_rows_kernel(
             rest_tile = load(w.rest, index, inside)
             if w_tile.dtype == tl.bfloat16:
                 acc += _dot_of_terms(w_tile, rest_tile, eu_tile)
-                acc_beta += _dot_of_terms(w_tile, rest_tile, e_tile)
+                if u is not None:
+                    acc_beta += _dot_of_terms(w_tile, rest_tile, e_tile)
             else:
                 whole = w_tile.to(tl.float32) + rest_tile.to(tl.float32)
                 acc += dot(whole, eu_tile, PRECISION)
-                acc_beta += dot(whole, e_tile, PRECISION)
+                if u is not None:
+                    acc_beta += dot(whole, e_tile, PRECISION)
     width = D if u is None else 2 * D
     rows = out_ptr + (row * G + grid[:, None]) * width + d[None, :]
     of_table = (grid < G)[:, None] & (d < D)[None, :]
@@ -169,7 +171,7 @@ def table_from_rows_kernel(
         tl.store(rows + D, acc_beta, mask=of_table)
 
 
-def _tiles(T: int, G: int, wide: dict[str, int] | None, *operands: Tensor) -> dict[str, int]:
+def _tiles(G: int, wide: dict[str, int] | None, *operands: Tensor) -> dict[str, int]:
     """Blocks, warps and stages of a kernel that makes gradients: `wide` ones, where FiLM is by many grids in bfloat16.
 
     What FiLM makes of rows is made anew for each block of grids or columns: the wider, the less. Fewer than 64 rows of
@@ -178,7 +180,8 @@ def _tiles(T: int, G: int, wide: dict[str, int] | None, *operands: Tensor) -> di
     """
     if wide is not None and G > 64 and all(operand.dtype == torch.bfloat16 for operand in operands):
         return wide
-    block_t, block_g = 16 if wide is not None else block_of_tokens(T), 16 if G <= 16 else BLOCK_G
+    half = all(operand.dtype in HALF for operand in operands)  # else a product of twice the rows takes longer
+    block_t, block_g = 16 if wide is not None else BLOCK_OF_TOKENS, BLOCK_G if half or G > 16 else 16
     return sizes_of(block_t, block_g, BLOCK_D, 4, pipeline_stages(*operands))
 
 
@@ -195,7 +198,7 @@ def weights_from_rows(
     """Compute dw + gate e table^T, [B,T,G] float32; with `u`, e stands for [e u, e], normalised first if `norm` is."""
     (B, T, D), G = e.shape, table.shape[1]
     out = torch.empty(B, T, G, dtype=torch.float32, device=e.device)
-    tiles = _tiles(T, G, None if u is None else sizes_of(32, 64, 32, 4, 2), e, table)
+    tiles = _tiles(G, None if u is None else sizes_of(32, 64, 32, 4, 2), e, table)
     launch(
         weights_from_rows_kernel,
         (B * triton.cdiv(T, tiles["BLOCK_T"]), triton.cdiv(G, tiles["BLOCK_G"])),
@@ -220,6 +223,7 @@ def weights_from_rows(
 def table_from_rows(
     w: Tensor,
     e: Tensor,
+    G: int,
     text_mask: Tensor | None,
     u: Tensor | None = None,
     norm: Norm | None = None,
@@ -227,12 +231,13 @@ def table_from_rows(
 ) -> Tensor:
     """Compute w^T e, [B,G,D] float32, or with `u` (and `norm`, as in `weights_from_rows`) w^T [e u, e], [B,G,2D].
 
-    Without `u`, w, e and what is returned may have an axis H of heads after B; with it, `rest` is added to w.
+    w [B,T,width] begins with the G grids; `rest` is added to it. Without `u`, w, e and what is returned may have an
+    axis H of heads after B.
     """
     heads = e.shape[1:-2]
     e, u = with_heads(e), with_heads(u)
-    (B, H, T, D), G = e.shape, w.shape[-1]
-    tiles = _tiles(T, G, None if u is None else sizes_of(32, 32, 64, 4, 2), e, w)
+    B, H, T, D = e.shape
+    tiles = _tiles(G, None if u is None else sizes_of(32, 32, 64, 4, 2), e, w)
     blocks = triton.cdiv(T, tiles["BLOCK_T"])
     of_table = triton.cdiv(G, tiles["BLOCK_G"]), triton.cdiv(D, tiles["BLOCK_D"])
     slots, blocks_per_slot = slots_of(blocks, B * H * of_table[0] * of_table[1])

@@ -6,16 +6,17 @@ kernels b is a number, t, grid and d are the indices of a block.
 
 from typing import Any, NamedTuple, overload
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..common.strided import Strided, at, load, store, strided
 from ..common.triton_tiles import (
+    BLOCK_OF_TOKENS,
     HALF,
     PROGRAMS,
     block_of,
-    block_of_tokens,
     dot,
     dot_precision,
     pipeline_stages,
@@ -25,6 +26,8 @@ from ..configurations import configured
 from ..launch import launch
 
 BLOCK_G, BLOCK_D = 32, 32
+# Rows of weights begin at multiples of this, so that vectors of them are loaded whatever the number of grids.
+_VECTOR = tl.constexpr(16)
 
 
 class Norm(NamedTuple):
@@ -39,15 +42,31 @@ class Norm(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Weights [B,H,T,G] as a kernel takes them: the sum of two terms of few bits, or one term."""
+    """Weights [B,H,T,width] as a kernel takes them: the sum of two terms of few bits, or one term.
+
+    The last axis has the grids, and zeros after them if it is longer (`new_weights`).
+    """
 
     first: Strided
     rest: Strided | None
+    width: int
 
     @classmethod
     def of(cls, first: Tensor, rest: Tensor | None) -> "Weights":
-        """Those of tensors with heads, or [B,T,G] without."""
-        return cls(strided(with_heads(first)), strided(with_heads(rest)))
+        """Those of tensors with heads, or [B,T,width] without."""
+        return cls(strided(with_heads(first)), strided(with_heads(rest)), first.shape[-1])
+
+
+def new_weights(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Allocate weights of G grids in whole vectors, [..,width], for a kernel that writes zeros after the last grid."""
+    *rows, G = shape
+    return torch.empty(*rows, triton.cdiv(G, _VECTOR.value) * _VECTOR.value, dtype=dtype, device=device)
+
+
+@triton.jit
+def width_of_weights(G):
+    """The last axis of `new_weights`."""
+    return tl.cdiv(G, _VECTOR) * _VECTOR
 
 
 @overload
@@ -133,7 +152,7 @@ def product(
     table_at = at(table, (b, h, grid.to(tl.int64)[:, None], column[None, :]))
     acc = tl.zeros([t.shape[0], column.shape[0]], tl.float32)
     for start in range(0, G, BLOCK_G):
-        of_w = (t < T)[:, None] & (start + grid < G)[None, :]
+        of_w = (t < T)[:, None] & (start + grid < w.width)[None, :]
         of_table = kept(grid_mask, b, start + grid, G)[:, None] & column_exists[None, :]
         table_tile = tl.load(table_at, mask=of_table, other=0.0)
         acc += dot(tl.load(w_at, mask=of_w, other=0.0), table_tile, PRECISION)
@@ -145,7 +164,7 @@ def product(
     return acc
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T", "G"])
 def rows_from_table_kernel(
     w,  # Weights
     table,  # [B,H,G,D]
@@ -170,7 +189,7 @@ def rows_from_table_kernel(
 def rows_from_table(
     w: Tensor, table: Tensor, grid_mask: Tensor | None, out: Tensor, rest: Tensor | None = None
 ) -> None:
-    """Write (w + rest) table to `out`: w [B,T,G], table [B,G,D], out [B,T,D], or all with heads, [B,H,..]."""
+    """Write (w + rest) table to `out`: w [B,T,width], table [B,G,D], out [B,T,D], or all with heads, [B,H,..]."""
     table, out = with_heads(table), with_heads(out)
     (B, H, T, D), G = out.shape, table.shape[2]
     sizes = sizes_of_product(B * H, T, D, w, table)
@@ -199,7 +218,7 @@ def sizes_of_product(rows: int, T: int, columns: int, *operands: Tensor) -> dict
     columns; narrower where too few programs would be left to fill a GPU.
     """
     if any(operand.dtype not in HALF or operand.dtype != operands[0].dtype for operand in operands):
-        sizes = (block_of_tokens(T), BLOCK_G, BLOCK_D, 4, pipeline_stages(*operands))
+        sizes = (min(BLOCK_OF_TOKENS, block_of(T)), BLOCK_G, BLOCK_D, 4, pipeline_stages(*operands))
     elif T <= 64:
         sizes = (block_of(T), 32, 128, 4, 3)
     elif rows * triton.cdiv(T, 128) * triton.cdiv(columns, 256) < PROGRAMS // 2:

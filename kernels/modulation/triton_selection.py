@@ -16,8 +16,9 @@ from ..common.strided import Strided, strided
 from ..common.triton_tiles import random_bits
 from .selection import Selection
 
-# How the K largest of a row are found: not at all, by K passes, by removing the G - K smallest, or by bisection.
-ALL, LARGEST, SMALLEST, BISECTION = (tl.constexpr(value) for value in range(4))
+# How the K largest of a row are found: not at all; by K passes; by K or by G - K passes, whichever are fewer, which the
+# kernel finds out; by bisection.
+ALL, LARGEST, PASSES, BISECTION = (tl.constexpr(value) for value in range(4))
 MOST_PASSES = 24
 STEPS_OF_INDICES = tl.constexpr(16)  # of a bisection of as many as 2^15 grids
 INFINITY = tl.constexpr(float("inf"))
@@ -63,13 +64,21 @@ def kernel_selection(selection: Selection, q: Tensor, k: Tensor) -> KernelSelect
     )
 
 
+def selection_in_registers(selection: Selection, q: Tensor, k: Tensor) -> KernelSelection:
+    """Prepare `selection` for the kernels that call `softmax`: any number of passes, none too, is one compilation."""
+    prepared = kernel_selection(selection, q, k)
+    if prepared.SELECT.value == BISECTION.value:
+        return prepared
+    return prepared._replace(K=selection.top_k or prepared.G, SELECT=PASSES)
+
+
 def way_to_select(G: int, top_k: int) -> int:
     """Choose how to find the `top_k` largest of G: by passes while they are few, beyond `MOST_PASSES` by bisection."""
     if not 0 < top_k < G:
         return ALL.value
     if min(top_k, G - top_k) > MOST_PASSES:
         return BISECTION.value
-    return LARGEST.value if top_k <= G - top_k else SMALLEST.value
+    return LARGEST.value if top_k <= G - top_k else PASSES.value
 
 
 @triton.jit
@@ -86,22 +95,23 @@ def _kth_largest(scores, grid, G, K, SELECT: tl.constexpr):
     """
     BLOCK_T: tl.constexpr = scores.shape[0]
     BLOCK_G: tl.constexpr = scores.shape[1]
-    if SELECT == LARGEST:
-        value = tl.full([BLOCK_T], INFINITY, tl.float32)
-        cut = tl.zeros([BLOCK_T], tl.int32)
-        for _ in range(K):
-            taken = _among(scores, grid, value, cut)
-            value = tl.max(tl.where(taken, -INFINITY, scores), 1)
-            candidates = (scores == value[:, None]) & ~taken
-            cut = tl.min(tl.where(candidates, grid[None, :], BLOCK_G), 1) + 1
-    elif SELECT == SMALLEST:
-        value = tl.full([BLOCK_T], -INFINITY, tl.float32)
-        cut = tl.full([BLOCK_T], 0, tl.int32) + G
-        for _ in range(G - K):
-            left = _among(scores, grid, value, cut)
-            value = tl.min(tl.where(left, scores, INFINITY), 1)
-            candidates = (scores == value[:, None]) & left
-            cut = tl.max(tl.where(candidates, grid[None, :], -1), 1)
+    if SELECT != BISECTION:
+        if K <= G - K:  # the K largest one after the other
+            value = tl.full([BLOCK_T], INFINITY, tl.float32)
+            cut = tl.zeros([BLOCK_T], tl.int32)
+            for _ in range(K):
+                taken = _among(scores, grid, value, cut)
+                value = tl.max(tl.where(taken, -INFINITY, scores), 1)
+                candidates = (scores == value[:, None]) & ~taken
+                cut = tl.min(tl.where(candidates, grid[None, :], BLOCK_G), 1) + 1
+        else:  # the smallest are left out one after the other
+            value = tl.full([BLOCK_T], -INFINITY, tl.float32)
+            cut = tl.zeros([BLOCK_T], tl.int32) + G
+            for _ in range(G - K):
+                left = _among(scores, grid, value, cut)
+                value = tl.min(tl.where(left, scores, INFINITY), 1)
+                candidates = (scores == value[:, None]) & left
+                cut = tl.max(tl.where(candidates, grid[None, :], -1), 1)
     else:
         # An unsigned integer in the order of the scores; 0, which no score has, where there is no grid.
         bits = (scores + 0.0).to(tl.int32, bitcast=True)
@@ -193,15 +203,13 @@ def softmax(products, selection, b, h, t, grid, token_kept, grid_kept):
 
     A row of -inf alone is zero. What lies under a mask is not seen, were it NaN.
     """
-    G = selection.G
     visible = token_kept[:, None] & grid_kept[None, :]
     scores = tl.where(visible, products * selection.scale, -INFINITY)
     chosen = visible & (scores > -INFINITY)
-    if selection.SELECT != ALL:
-        value, cut = _kth_largest(scores, grid, G, selection.K, selection.SELECT)
-        chosen &= _among(scores, grid, value, cut)
-        if selection.RENORMALIZE:
-            scores = tl.where(chosen, scores, -INFINITY)
+    value, cut = _kth_largest(scores, grid, selection.G, selection.K, selection.SELECT)
+    chosen &= _among(scores, grid, value, cut)
+    if selection.RENORMALIZE:
+        scores = tl.where(chosen, scores, -INFINITY)
     highest = tl.max(scores, 1)
     p = tl.exp(scores - tl.where(highest == -INFINITY, 0.0, highest)[:, None])
     total = tl.sum(p, 1)

@@ -13,12 +13,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.strided import load, strided
-from ..common.triton_tiles import HALF, block_of, block_of_tokens, dot, dot_precision, slots_of
+from ..common.triton_tiles import BLOCK_OF_TOKENS, HALF, block_of, dot, dot_precision, slots_of
 from ..launch import launch
 from .selection import Selection
 from .triton_many_weights import many_weights, many_weights_backward
-from .triton_rows import kept, store_rows, tokens_and_grids
-from .triton_selection import kernel_selection, softmax
+from .triton_rows import kept, new_weights, store_rows, tokens_and_grids, width_of_weights
+from .triton_selection import selection_in_registers, softmax
 
 # With more grids the tile of a head's scores no longer fits in registers, or not beside dk.
 MOST_GRIDS_IN_REGISTERS = 64
@@ -76,7 +76,7 @@ def grid_weights_kernel(
     q,  # [B,T,H,DH]
     k,  # [B,G,H,DH]
     selection,
-    w_ptr,  # [B,T,G] float32, contiguous
+    w_ptr,  # `new_weights` [B,T,G] float32
     DH: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_G: tl.constexpr,
@@ -87,7 +87,7 @@ def grid_weights_kernel(
     T, G = selection.T, selection.G
     b, t, grid, token_kept, grid_kept = tokens_and_grids(selection, BLOCK_T, BLOCK_G)
     w = token_weights(q, k, selection, b, t, grid, token_kept, grid_kept, DH, BLOCK_DH, PRECISION)
-    store_rows(w_ptr, b, t, T, grid, G, w)
+    store_rows(w_ptr, b, t, T, grid, width_of_weights(G), w)
 
 
 @triton.jit
@@ -142,19 +142,21 @@ def grid_weights_backward_kernel(
     tl.store(dk_rows, dk, mask=(grid < G)[:, None] & (d < DH)[None, :])
 
 
-def grid_weights(q: Tensor, k: Tensor, selection: Selection) -> Tensor:
-    """Compute w [B,T,G] in float32."""
+def grid_weights(
+    q: Tensor, k: Tensor, selection: Selection, dtype_of_many: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Compute w [B,T,width] in float32; of many grids as `many_weights` does in a dtype."""
     (B, T, _, D_h), G = q.shape, k.shape[1]
     if G > MOST_GRIDS_IN_REGISTERS:
-        return many_weights(q, k, selection, torch.float32)[0]
-    w = torch.empty(B, T, G, dtype=torch.float32, device=q.device)
-    block_t = 16 if G > 32 else block_of_tokens(T)
+        return many_weights(q, k, selection, dtype_of_many)
+    w = new_weights(B, T, G, dtype=torch.float32, device=q.device)
+    block_t = 16 if G > 32 else BLOCK_OF_TOKENS
     launch(
         grid_weights_kernel,
         (B * triton.cdiv(T, block_t),),
         q=strided(q),
         k=strided(k),
-        selection=kernel_selection(selection, q, k),
+        selection=selection_in_registers(selection, q, k),
         w_ptr=w,
         DH=D_h,
         BLOCK_T=block_t,
@@ -163,7 +165,7 @@ def grid_weights(q: Tensor, k: Tensor, selection: Selection) -> Tensor:
         PRECISION=dot_precision(grid_weights_kernel, q, k),
         num_warps=4,
     )
-    return w
+    return w, None
 
 
 def grid_weights_backward(dw: Tensor, q: Tensor, k: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
@@ -181,7 +183,7 @@ def grid_weights_gradients(dw: Tensor, q: Tensor, k: Tensor, selection: Selectio
     """
     (B, T, H, D_h), G = q.shape, k.shape[1]
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    block_t = block_of_tokens(T) if q.dtype in HALF and k.dtype in HALF else 16
+    block_t = BLOCK_OF_TOKENS if q.dtype in HALF and k.dtype in HALF else 16
     slots, blocks_per_slot = slots_of(triton.cdiv(T, block_t), B * H)
     dk = torch.empty(slots, *k.shape, dtype=torch.float32, device=k.device)
     launch(
@@ -189,7 +191,7 @@ def grid_weights_gradients(dw: Tensor, q: Tensor, k: Tensor, selection: Selectio
         (B * H, slots),
         q=strided(q),
         k=strided(k),
-        selection=kernel_selection(selection, q, k),
+        selection=selection_in_registers(selection, q, k),
         dw_ptr=dw,
         dq_ptr=dq,
         dk_ptr=dk,

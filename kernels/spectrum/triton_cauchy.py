@@ -46,7 +46,7 @@ def _of_differences(p, q, s, t, v_real, v_imag, grad_real, grad_imag):
     return near_real, near_imag, far_real, far_imag
 
 
-@triton.jit(do_not_specialize=["R", "L"])
+@triton.jit(do_not_specialize=["R", "L"], do_not_specialize_on_alignment=["z"])
 def cauchy_kernel(
     v,  # Strided [C,R,N,2]
     z,  # Strided [L,2]
@@ -90,7 +90,7 @@ def cauchy_kernel(
     tl.store(sums + 1, sum_imag, mask=inside)
 
 
-@triton.jit(do_not_specialize=["C", "R", "L", "slots", "blocks_per_slot"])
+@triton.jit(do_not_specialize=["C", "R", "L", "slots", "blocks_per_slot"], do_not_specialize_on_alignment=["z"])
 def cauchy_backward_kernel(
     grad,  # Strided [C,R,L,2]
     v,  # Strided [C,R,N,2]
@@ -138,7 +138,7 @@ def cauchy_backward_kernel(
     tl.store(of_w + 1, tl.sum(dw_imag, 1), mask=n < N)
 
 
-@triton.jit(do_not_specialize=["C", "R", "L", "rows_per_slot"])
+@triton.jit(do_not_specialize=["C", "R", "L", "rows_per_slot"], do_not_specialize_on_alignment=["z"])
 def cauchy_backward_nodes_kernel(
     grad,  # Strided [C,R,L,2]
     v,  # Strided [C,R,N,2]

@@ -55,3 +55,9 @@ def _name_in_transformers(model: type) -> None:
     for module in {id(one): one for one in held if one.__name__ == "transformers"}.values():
         if not hasattr(module, model.__name__):
             setattr(module, model.__name__, model)
+
+
+def register_tower(config: type, model: type) -> None:
+    """Let AutoConfig and AutoModel, by which a backbone is made of its configuration, find a vision tower's classes."""
+    AutoConfig.register(config.model_type, config)
+    AutoModel.register(config, model)

@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from ...cmm import CMMConfig, RoutedConfig
-from ...cmm.config import MODULATOR_FIELDS
+from ...cmm.config import MODULATOR_FIELDS, check_defaults
 from ..configuration_checks import backbone, check_keys, check_sizes, named_part
 
 CONNECTORS = ("cmm", "prepend", "cross_attend", "routed")
@@ -122,9 +122,8 @@ class FireboltConfig(PreTrainedConfig):
                 )
         resolved = config_class(**{**given, **widths})
         if self.connector != "cmm":
-            resolved.check_defaults(
-                "FireboltConfig: cmm_config", MODULATOR_FIELDS, f"where connector is {self.connector!r}"
-            )
+            where = f"where connector is {self.connector!r}"
+            check_defaults("FireboltConfig: cmm_config", resolved, MODULATOR_FIELDS, where)
         return resolved.to_dict()
 
     def connector_config(self) -> CMMConfig:

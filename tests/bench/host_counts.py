@@ -23,6 +23,8 @@ from firebolt_vl.kernels.compiled import specialization
 from firebolt_vl.kernels.launch import recording
 
 SMALL = Case({"B": 2, "T": 8, "G": 3, "D": 16})
+# In whole vectors, and not.
+MANY_GRIDS = 80, 100
 
 
 def call(batch: int) -> None:
@@ -101,9 +103,9 @@ def entered(call) -> int:
     return events["call"] + events["c_call"]
 
 
-def repeated(op: str) -> tuple[bool, int, int]:
+def repeated(op: str, **sizes: int) -> tuple[bool, int, int]:
     """Whether a call done again is the same, and how many functions it enters, and one as it is written."""
-    given = inputs(op, resized(base(op), B=2, T=8, L=8), OPS[op].dtypes[-1])
+    given = inputs(op, resized(base(op), B=2, T=8, L=8, **sizes), OPS[op].dtypes[-1])
     with silent_driver(), use_implementation("triton"):
         with replay.off():
             written = launched(op, given)
@@ -115,12 +117,14 @@ def repeated(op: str) -> tuple[bool, int, int]:
 
 
 def main() -> None:
-    found = {"counts": {}, "layouts": {}, "repeated": {}}
+    found = {"counts": {}, "layouts": {}, "repeated": {}, "many grids": {}}
     for op in OPS:
         dtype = OPS[op].dtypes[-1]
         found["counts"][op] = compilations(op, dtype, gradients=True).total()
         found["layouts"][op] = layouts(op)
         found["repeated"][op] = repeated(op)
+        if "G" in base(op).sizes:
+            found["many grids"][op] = [repeated(op, G=grids) for grids in MANY_GRIDS]
     with silent_driver() as seen:
         call(2)
         call(2)

@@ -134,6 +134,12 @@ def test_the_plain_formulas_are_the_layer(dtype):
         assert_close(taps, layer.ssm.kernel.taps(512), relative=1e-3 if dtype == torch.float32 else 1e-9)
 
 
+def test_the_plain_formulas_are_of_one_layer_that_asks_by_the_token():
+    layer = CrossModalModulator(CMMConfig(text_width=16, grid_width=12, heads=2, head_dim=8, layers=2))
+    with pytest.raises(ValueError, match="PlainModulator: layers is 2; expected 1, the default"):
+        PlainModulator(layer)
+
+
 def some_rows():
     row = dict(zip(measuring.JSON_NAMES, ("ours", "float32", 0.5, 12.0, 20.5, 1900.0)))
     row |= {"read_mb": 1418.0, "floor_tok_s": 14.0, "new_tokens": 256, "device": "cpu", "threads": 2, "torch": "2"}

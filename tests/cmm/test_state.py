@@ -137,3 +137,15 @@ def test_rows_that_do_not_fit_together_are_refused():
         DecodeState({"modes": torch.zeros(3, 4)}, length)
     with pytest.raises(ValueError, match=r"length is torch.float32 \[2\]; expected torch.int64"):
         DecodeState({}, torch.zeros(2))
+
+
+def test_beside_has_the_tensors_and_the_history_of_both():
+    one, other = a_state(), a_state().nest("second")
+    both = one.beside(other)
+    assert_same(both.under("second"), a_state())
+    assert {name for name in both.history if "second" not in name} == set(one.history)
+    for name, tensor in one.tensors.items():
+        assert torch.equal(both.tensors[name], tensor)
+    newer = DecodeState({"modes": torch.zeros(3, 2, 4)}, one.length + 1)
+    assert torch.equal(one.beside(newer).tensors["modes"], newer.tensors["modes"])
+    assert torch.equal(one.beside(newer).length, newer.length)

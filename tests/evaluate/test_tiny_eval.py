@@ -12,8 +12,9 @@ pytest.importorskip("sklearn")
 
 import firebolt_vl
 from firebolt_vl.evaluate import examples
+from firebolt_vl.evaluate.answering import chat_prompt
 from firebolt_vl.evaluate.digits import LAYOUTS, draw
-from firebolt_vl.evaluate.exam import Asked, Exam, answer, chat_prompt, make_exam
+from firebolt_vl.evaluate.exam import Asked, Exam, answer, make_exam
 from firebolt_vl.evaluate.questions import KINDS, Question
 from firebolt_vl.evaluate.tiny import (
     BASELINES,

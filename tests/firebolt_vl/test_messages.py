@@ -5,7 +5,7 @@ import json
 import messages
 import pytest
 
-COMMANDS = ("shout", "ask", "watch", "serve", "convert", "eval", "train")
+COMMANDS = ("shout", "ask", "watch", "serve", "demo", "convert", "eval", "train")
 PART = [case for case in messages.CASES if case.line.split()[0] in COMMANDS]
 
 

@@ -108,6 +108,7 @@ def test_digits_are_small_and_a_grid_shows_one_quarter_at_most(task):
 def test_a_run_is_a_row_with_everything_that_the_tables_tell(out, rows):
     row = rows[BASE]
     assert row["perplexity"] > 1
+    assert 1 < row["first_steps_loss"] < math.inf
     assert set(row["accuracy"]["inside"]) == {*KINDS, "all"}
     assert set(row["grounding"]["inside"]) == {"questions", "weights", "occlusion"}
     assert "weights" not in rows["prepend"]["grounding"]["inside"]  # it has none
@@ -177,6 +178,15 @@ def test_tables_tell_means_and_spread_and_what_is_missing(out, rows):
     assert [(line["variant"], line["seeds"]) for line in found] == [("prepend", "1"), (BASE, "2")]
     assert float(found[1]["perplexity mean"]) == pytest.approx(low + 1, rel=1e-4)
     assert found[0]["grounding by weights mean"] == ""
+
+
+def test_the_loss_of_the_first_steps_is_their_mean_without_what_was_skipped(tmp_path):
+    lines = [{"step": step, "loss": loss, "skipped": loss is None} for step, loss in enumerate([3.0, None, 2.0], 1)]
+    lines += [{"step": step, "loss": 1.0} for step in range(4, runs.FIRST_STEPS + 50)]
+    (tmp_path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    wanted = (5 + runs.FIRST_STEPS - 3) / (runs.FIRST_STEPS - 1)
+    assert runs.first_steps_loss(tmp_path / "history.jsonl") == pytest.approx(wanted)
+    assert report.MEASURES[report.FIRST_LOSS]({}) is None
 
 
 def test_the_mean_is_that_of_the_two_kinds_of_layouts():

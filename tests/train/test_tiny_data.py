@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, SiglipVisionConfig
 pytest.importorskip("sklearn")
 
 import firebolt_vl
+from firebolt_vl.cmm import CMMConfig, CrossModalModulator
 from firebolt_vl.evaluate import familiar
 from firebolt_vl.evaluate.digits import (
     COLOURS,
@@ -40,7 +41,18 @@ from firebolt_vl.train.session import new_accelerator
 from firebolt_vl.train.start import train
 from firebolt_vl.train.tiny import pool as pools
 from firebolt_vl.train.tiny import seeds
-from firebolt_vl.train.tiny.fusion import MARGIN, FusionJob, Views, answer_loss, grounding_loss, hide, tokenize
+from firebolt_vl.train.tiny.fusion import (
+    EMBEDDING_STD,
+    MARGIN,
+    QUERY_SCALE,
+    FusionJob,
+    Views,
+    answer_loss,
+    grounding_loss,
+    hide,
+    sharpen_queries,
+    tokenize,
+)
 from firebolt_vl.train.tiny.models import IMAGE_SIDE, VISION, new_model, new_processor
 from firebolt_vl.train.tiny.pool import global_views, make_pool, tiles
 from firebolt_vl.train.tiny.seed import Sizes
@@ -273,8 +285,11 @@ def test_rows_mark_the_answer_and_the_phrase(tokenizer, pool):
         assert phrase == (question.text[slice(*question.phrase)] if question.phrase else "")
 
 
-def test_the_losses_are_those_of_the_model(tokenizer, pool, tower):
+@pytest.mark.parametrize("asking", [{}, {"query": "state"}, {"layers": 2}], ids=str)
+def test_the_losses_are_those_of_the_model(tokenizer, pool, tower, asking):
     model = new_model(tokenizer, tower, seed=0).eval()
+    if asking:
+        model.model.connector = CrossModalModulator(replace(model.model.connector.config, **asking)).eval()
     rows = tokenize(tokenizer, pool.questions)[torch.arange(12)]
     views = Views.of_quarters(encode(tower, pool.pixels))
     grids = views.features[rows.scene]
@@ -316,6 +331,19 @@ def test_answers_are_right_under_the_grids_that_are_hidden(tokenizer, pool):
         hidden += ~mask
     assert away[rows.by_place].mean() / 50 == pytest.approx(0.15, abs=0.02)
     assert 0.05 < hidden[~named & rows.phrase.any(1, keepdim=True)].mean() / 50 < 0.15
+
+
+@pytest.mark.parametrize("start", ["norm", "identity"])
+def test_queries_of_both_layers_are_sharpened_to_one_size(start):
+    config = CMMConfig(16, 8, layers=2, start=start)
+    torch.manual_seed(0)
+    layer = CrossModalModulator(config)
+    before = [one.q_proj.weight.detach().clone() for one in (layer, layer.second)]
+    sharpen_queries(layer)
+    assert torch.equal(layer.q_proj.weight, QUERY_SCALE * before[0])
+    # What the first layer has normed is larger than an embedding; what it leaves is one.
+    size = 1 / EMBEDDING_STD if start == "norm" else 1
+    assert_close(size * layer.second.q_proj.weight, QUERY_SCALE * before[1], relative=1e-6)
 
 
 def fusion(tokenizer, pool, tower, views, steps: int = 5) -> FusionJob:

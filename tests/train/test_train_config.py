@@ -14,7 +14,7 @@ from firebolt_vl.train.session import new_accelerator
 
 def test_the_shipped_ones_are_the_recipe_of_the_paper():
     staged = ["foveated-stage1", "foveated-stage2", "foveated-stage3", "stage1", "stage2"]
-    assert shipped() == sorted([*staged, "dpo", "grpo", "lora", "sft", "tiny"])
+    assert shipped() == sorted([*staged, "dpo", "grpo", "lora", "screens", "sft", "tiny"])
     first, second, lora = (load_config(name) for name in ("stage1", "stage2", "lora"))
     assert (first.train, first.lr, first.batch_size) == (["connector"], 5e-4, 128)
     assert (second.train, second.lr, second.batch_size) == (["vision", "connector", "decoder"], 1e-4, 8)
@@ -283,6 +283,7 @@ WHOLE = {
     "conversations": {"model": "m", "data": ["d.jsonl"]},
     "foveated": {"model": "m", "data": ["d.jsonl"]},
     "tiny": {},
+    "screens": {},
     **{name: {"model": "m", "data": ["d.jsonl"]} for name in ("sft", "dpo", "grpo")},
 }
 # A value for each key that another one excludes or needs.
@@ -298,7 +299,7 @@ GIVEN = {
     },
     **{"validation": ["v.jsonl"], "validation_share": 0.5, "epochs": 2, "max_steps": 3, "beta": 0.2, "vision_lr": 0.1},
     **{"decoder_lr": 0.1, "mode": "autoregressive", "gradient_checkpointing": True, "frames": 2},
-    **{"tower": "t", "tower_steps": 3, "scenes": 8},
+    **{"tower": "t", "tower_steps": 3, "scenes": 8, "minutes": 5.0},
 }
 PAIRS = [(name, key, other) for name, recipe in RECIPES.items() for key in keys_of(recipe) for other in key.excludes]
 NEEDS = [(name, key, other) for name, recipe in RECIPES.items() for key in keys_of(recipe) for other in key.needs]

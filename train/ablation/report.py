@@ -9,7 +9,7 @@ from ...evaluate.questions import KINDS
 from ...evaluate.tiny import BASELINES
 from ...files.tables import markdown_table
 from ...files.writing import write_text, write_whole
-from .runs import read_row
+from .runs import FIRST_STEPS, read_row
 from .task import Settings
 from .variants import BASE, TABLES, VARIANTS
 
@@ -40,12 +40,14 @@ BASELINE: dict[str, Measure] = {name: _share("baselines", name) for name in BASE
 GROUNDING: dict[str, Measure] = {
     f"grounding by {method}": _share("grounding", kind=method) for method in ("weights", "occlusion")
 }
+FIRST_LOSS = f"loss of the first {FIRST_STEPS} steps"
 OTHER: dict[str, Measure] = {
     "perplexity": lambda row: row["perplexity"],
+    FIRST_LOSS: lambda row: row.get("first_steps_loss"),
     "parameters that learn": lambda row: row["learning_parameters"],
     "minutes of a core": lambda row: row["cpu_seconds"] / 60,
 }
-DIGITS = {"perplexity": 3, "parameters that learn": 0}
+DIGITS = {"perplexity": 3, FIRST_LOSS: 3, "parameters that learn": 0}
 MEASURES = {**ACCURACY, **BASELINE, **GROUNDING, **OTHER}
 
 

@@ -17,7 +17,7 @@ from ...evaluate.tiny import mark_exam
 from ...files.writing import write_text
 from ..errors import Stopped
 from ..interrupts import interrupts_heard, interrupts_held
-from ..loop import LoopOptions, run
+from ..loop import HISTORY, LoopOptions, read_history, run
 from ..results import write_results
 from ..session import close, new_accelerator
 from ..tiny.fusion import FusionJob, answer_loss
@@ -26,6 +26,7 @@ from .variants import VARIANTS, learning, make_model
 
 ROWS, WORK, TASK = "runs", "work", "task.safetensors"
 SAVE_EVERY = 100
+FIRST_STEPS = 100
 
 
 def row_file(out: Path, variant: str, seed: int) -> Path:
@@ -122,11 +123,19 @@ def do_run(out: Path, name: str, seed: int, settings: Settings, checkpoint: Path
         "cpu_seconds": time.process_time() - begun_cpu,
         "resumed": resume,
         "skipped_steps": skipped,
+        "first_steps_loss": first_steps_loss(work / HISTORY),
         **examine(job.model.eval(), task),
     }
     write_results(row, row_file(out, name, seed))
     shutil.rmtree(work)
     return row
+
+
+def first_steps_loss(history: Path) -> float:
+    """The mean loss of the answers in the first steps of a run: how well it starts. Steps that were skipped are left
+    out."""
+    lines = [line for line in read_history(history)[:FIRST_STEPS] if not line.get("skipped")]
+    return sum(line["loss"] for line in lines) / len(lines)
 
 
 @torch.no_grad()

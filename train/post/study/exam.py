@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ....evaluate.answering import chat_prompt
 from ....evaluate.digits import draw
-from ....evaluate.exam import IMAGE_SIDE, answer, chat_prompt, make_exam, pose
+from ....evaluate.exam import IMAGE_SIDE, answer, make_exam, pose
 from ....evaluate.tiny import HARDER, grounding
 from ....model import FireboltForConditionalGeneration, FireboltProcessor
 from ....model.generation import own_settings

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ....evaluate.answering import chat_prompt
 from ....evaluate.digits import LAYOUTS, POSITIONS, draw, sample_scene
-from ....evaluate.exam import IMAGE_SIDE, chat_prompt
+from ....evaluate.exam import IMAGE_SIDE
 from ....evaluate.questions import GROUNDED_KINDS, KINDS, NOTHING, Question, sample_question
 from ....files.writing import write_text
 from ....model import FireboltForConditionalGeneration, FireboltProcessor

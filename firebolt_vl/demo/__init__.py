@@ -1,0 +1,1 @@
+"""A page in the browser on which any checkpoint is asked: `firebolt demo`."""

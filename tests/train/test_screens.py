@@ -1,0 +1,228 @@
+"""The recipe of the model that reads: its tokenizer, labels of patches, losses, and runs that stop and go on."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from trainings import assert_finite
+
+from firebolt_vl.evaluate.screens import layouts
+from firebolt_vl.evaluate.screens.fonts import ALPHABET, Face
+from firebolt_vl.evaluate.screens.questions import Question
+from firebolt_vl.evaluate.screens.report import evaluate_screens, print_report
+from firebolt_vl.evaluate.screens.sampling import SPLITS, sample_scene
+from firebolt_vl.evaluate.screens.scenes import Look, Scene, Text, letters_of
+from firebolt_vl.model import FireboltForConditionalGeneration
+from firebolt_vl.train.config_files import load_config
+from firebolt_vl.train.errors import ConfigError
+from firebolt_vl.train.loop import LoopOptions, run
+from firebolt_vl.train.screens import recipe
+from firebolt_vl.train.screens.batches import Drawing, Rows
+from firebolt_vl.train.screens.job import Amounts, ScreensJob, grounding_loss, seeing
+from firebolt_vl.train.screens.models import PATCH, new_model, new_processor
+from firebolt_vl.train.screens.reading import BLANK, FIELDS, START, UNKNOWN, Heads, labels_of
+from firebolt_vl.train.screens.tokenizer import make_tokenizer
+from firebolt_vl.train.session import new_accelerator
+from firebolt_vl.train.start import train
+
+TOKENIZER = make_tokenizer()
+SIDE = 96
+FACE = Face("DejaVuSansMono.ttf", 13)  # 8 pixels a letter
+
+
+def scene_of(*texts: Text) -> Scene:
+    return Scene("form", "by hand", SIDE, (255, 255, 255), (), texts, Look())
+
+
+def text_of(text: str, y: int, x: int, field: str = "name", label: bool = False) -> Text:
+    return Text(text, field, 0, label, y, x, FACE, (0, 0, 0))
+
+
+def drawing(questions: int = 2) -> Drawing:
+    return Drawing(TOKENIZER, SIDE, PATCH, questions, seed=3)
+
+
+def job(steps: int = 4, connector: str = "cmm", grids: str = "patches", **amounts) -> ScreensJob:
+    model = new_model(TOKENIZER, SIDE, 0, connector, grids, {})
+    given = Amounts(2, 2, **amounts)
+    return ScreensJob(model, new_processor(TOKENIZER, SIDE), drawing(), {"line": 1.0, "prices": 1.0}, steps, given)
+
+
+def losses_of(job, out, report=lambda told: None, **options) -> list[float]:
+    losses = []
+
+    def note(told) -> None:
+        losses.append(told.measured["loss"])
+        report(told)
+
+    run(job, new_accelerator([], out, cpu=True), LoopOptions(out, plot=False, **options), note)
+    return losses
+
+
+def test_answers_are_spelled_and_words_of_questions_are_tokens():
+    rng = np.random.default_rng(0)
+    for number in range(80):
+        scene = sample_scene(rng, layouts.SCREENS[number % len(layouts.SCREENS)], SPLITS["seen"])
+        for text in scene.texts:
+            assert len(TOKENIZER(text.text).input_ids) == len(text.text)
+            assert TOKENIZER.decode(TOKENIZER(text.text).input_ids) == text.text
+    assert len(TOKENIZER("what is the destination").input_ids) == 4
+    assert TOKENIZER.decode(TOKENIZER("Größe € 4").input_ids) == "Größe € 4"
+
+
+def test_labels_of_patches_say_which_letter_stands_in_each_half():
+    """Two letters of 8 pixels from x = 16 on: a patch each, on the row of patches with their middle."""
+    labels, patches = labels_of([scene_of(text_of("ab", 39, 16), text_of("Z", 80, 8, "code", label=True))], PATCH)
+    side = SIDE // PATCH
+    for place, letter in enumerate("ab"):
+        for at in patches[0][0, place]:
+            assert at % side == 2 + place
+            assert labels.left[0, at] == labels.right[0, at] == ALPHABET.index(letter)
+            assert labels.before[0, at] == (ALPHABET.index("a") if place else START)
+            assert labels.place[0, at] == place
+            assert labels.field[0, at] == FIELDS.index("name")
+    (at, *_) = patches[0][1, 0]
+    assert labels.field[0, at] == FIELDS.index("code") + len(FIELDS)
+    blank = labels.left[0] == BLANK
+    assert blank.sum() == side**2 - len({at for found in patches[0].values() for at in found})
+    assert (labels.before[0][blank & (labels.right[0] == BLANK)] == UNKNOWN).all()
+
+
+def test_every_letter_on_the_picture_has_a_patch():
+    rng = np.random.default_rng(1)
+    for kind in layouts.SCREENS:
+        scene = sample_scene(rng, kind, SPLITS["seen"])
+        _, patches = labels_of([scene], PATCH)
+        for letter in letters_of(scene):
+            found = patches[0][letter.text, letter.place]
+            centres = [(8 * (at // 24) + 4, 8 * (at % 24) + 4) for at in found]
+            if 0 <= letter.y < scene.side and 0 <= letter.x < scene.side:
+                assert found
+                assert min(max(abs(letter.y - y), abs(letter.x - x)) for y, x in centres) <= 12
+
+
+def test_heads_read_what_is_plain():
+    """Patches that are their labels, one hot, are read without a mistake once the readings are the identity."""
+    labels, _ = labels_of([scene_of(text_of("ab", 39, 16))], PATCH)
+    heads = Heads(BLANK + 1)
+    with torch.no_grad():
+        heads.readings.weight.zero_()
+        heads.readings.bias.zero_()
+        heads.readings.weight[: BLANK + 1] = 50 * torch.eye(BLANK + 1)
+    patches = torch.nn.functional.one_hot(labels.left, BLANK + 1).float()
+    loss, read = heads.loss(patches, labels)
+    assert read == 1.0
+    assert torch.isfinite(loss)
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    first, again = (drawing().batch(5, 3, {"prices": 1.0}) for _ in range(2))
+    assert torch.equal(first.pixels, again.pixels)
+    assert torch.equal(first.rows.ids, again.rows.ids)
+    assert not torch.equal(drawing().batch(6, 3, {"prices": 1.0}).pixels, first.pixels)
+
+
+def test_the_token_before_a_letter_looks_at_its_patch():
+    """On a screen whose one text is the answer: letters 8 pixels wide, each on a patch of its own."""
+    scene = scene_of(text_of("Kfz", 39, 16, "line"))
+    _, patches = labels_of([scene], PATCH)
+    question = Question("line", "", "what is written?", "Kfz", held_out=False, target=0)
+    rows = drawing().rows([(0, question)], patches)
+    starts = int(rows.answer[0].int().argmax())
+    for place in range(3):
+        looked = rows.look[0, starts + place - 1].nonzero().flatten().tolist()
+        assert looked == patches[0][0, place] != []
+        assert {at % (SIDE // PATCH) for at in looked} == {2 + place}
+    assert rows.look[0].any(-1).sum() == 3
+    assert TOKENIZER.decode(rows.ids[0][rows.answer[0]]) == "Kfz" + TOKENIZER.eos_token
+
+
+def test_the_grounding_loss_by_hand():
+    look = torch.zeros(1, 3, 4, dtype=torch.bool)
+    look[0, 0, :2] = look[0, 2, 3] = True
+    weights = torch.tensor([[[0.25, 0.25, 0.5, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.5, 0.25, 0.25]]])
+    rows = Rows(*(torch.zeros(1),) * 4, look)
+    expected = -(np.log(0.5) + np.log(0.25)) / 2
+    assert grounding_loss(weights, rows).item() == pytest.approx(expected)
+    assert grounding_loss(weights, Rows(*(torch.zeros(1),) * 4, look & False)).item() == 0
+
+
+def test_all_grids_are_seen_until_they_are_not():
+    connector = job().model.model.connector
+    with seeing(connector, True):
+        assert connector.config.top_k is None
+    assert connector.config.top_k == 8
+
+
+def test_a_run_goes_on_as_if_it_never_broke(tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def kill(told) -> None:
+        if told.step == 3:
+            raise Killed
+
+    torch.manual_seed(1)
+    losses = losses_of(job(), tmp_path / "whole")
+    assert all(np.isfinite(losses))
+    torch.manual_seed(1)
+    with pytest.raises(Killed):
+        losses_of(job(), tmp_path / "broken", kill, save_every=2)
+    torch.manual_seed(2)
+    assert losses_of(job(), tmp_path / "broken", save_every=2, resume=True) == losses[2:]
+    whole, broken = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "broken"))
+    assert whole == broken
+
+
+@pytest.mark.parametrize(("connector", "grids"), [("cmm", "views"), ("prepend", "patches")])
+def test_the_same_course_teaches_what_it_is_compared_with(connector, grids, tmp_path):
+    assert all(np.isfinite(losses_of(job(2, connector, grids), tmp_path)))
+    assert_finite(tmp_path / "model.safetensors")
+
+
+def test_a_time_becomes_steps_which_a_resumed_run_keeps(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "_seconds", lambda job, number: 1.0 if number == 0 else 2.0)
+    config = load_config("screens", ["minutes=2", "side=96", "screens=1", "kinds=line"])
+    # 0.3 of all steps take a second each, the rest two.
+    assert recipe.steps_within(config) == round(120 / (0.3 + 0.7 * 2))
+    (tmp_path / "steps.json").write_text(json.dumps({"minutes": 2.0, "steps": 17}))
+    said = []
+    assert recipe._steps(config, tmp_path, True, said.append) == 17
+    (tmp_path / "steps.json").write_text("{")
+    assert recipe._steps(config, tmp_path, True, said.append) == 71
+    assert "timed again" in said[0]
+
+
+def test_firebolt_train_screens_ends_with_a_model_that_the_exam_measures(tmp_path):
+    keys = ["max_steps=2", "side=96", "screens=1", "kinds=line", "test_scenes=1", "threads=1"]
+    out = train(load_config("screens", keys), tmp_path / "run", note=lambda text: None)
+    results = json.loads((out / "results.json").read_text())
+    assert results["splits"].keys() == SPLITS.keys()
+    assert {"majority", "another image"} == results["splits"]["seen"]["baselines"].keys()
+    model = FireboltForConditionalGeneration.from_pretrained(out)
+    assert model.config.cmm_config["top_k"] == 8
+    assert (out / "model.safetensors").stat().st_size < 10e6
+    with pytest.raises(ValueError, match="scenes is 2; expected at least 8"):
+        evaluate_screens(out, scenes=2)
+    print_report(results)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["side=100"], "side is 100; expected a multiple of 16"),
+        (["kinds=poster"], "kinds is 'poster'; expected one of line"),
+        (["kinds=[]"], "kinds is empty"),
+        (["minutes=5", "max_steps=3"], "minutes is given with max_steps"),
+        (["cmm.heds=3"], "did you mean heads"),
+    ],
+)
+def test_keys_that_cannot_be_are_refused(keys, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config("screens", keys)
+
+
+def test_a_folder_without_fonts_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="extra_fonts: folder is "):
+        recipe.new_job(load_config("screens", [f"fonts={tmp_path}", "side=96"]), 2)

@@ -1,0 +1,131 @@
+"""Batches of screens and questions, drawn anew for each step: the same ones for the same seed and step."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ...evaluate.screens.drawing import draw
+from ...evaluate.screens.fonts import font_files
+from ...evaluate.screens.questions import KINDS, Question, sample_question
+from ...evaluate.screens.sampling import SPLITS, sample_scene
+from ...evaluate.screens.scenes import Scene
+from .pages import sample_page
+from .reading import Labels, labels_of
+
+
+@dataclass
+class Rows:
+    """N questions with their answers, padded on the right.
+
+    ids     [N,T] long
+    text    [N,T] bool, what is no padding
+    answer  [N,T] bool, the answer and the token that ends it
+    scene   [N] long, which of the screens it is about
+    look    [N,T,P] bool, at the token before each letter of an answer the letter's patches
+    """
+
+    ids: Tensor
+    text: Tensor
+    answer: Tensor
+    scene: Tensor
+    look: Tensor
+
+
+@dataclass
+class Batch:
+    """S screens as pixels [S,3,side,side] in -1..1, the labels of their patches, and questions about them."""
+
+    pixels: Tensor
+    labels: Labels
+    rows: Rows
+
+
+class Drawing:
+    """Source of batches: screens of `side` pixels with `questions` about each, tokenised.
+
+    A batch depends on the seed and the number of its step alone, so that a resumed run draws what it would have drawn.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        side: int,
+        patch: int,
+        questions: int,
+        seed: int,
+        extra_fonts: Sequence[str] = (),
+    ):
+        self.tokenizer, self.side, self.patch, self.questions = tokenizer, side, patch, questions
+        self.seed, self.extra_fonts = seed, extra_fonts
+        mark = "\x00"
+        chat = [{"role": "user", "content": mark}]
+        template = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        assert isinstance(template, str)
+        self.before, self.after = template.split(mark)
+
+    def batch(self, step: int, screens: int, chances: Mapping[str, float]) -> Batch:
+        """Draw the batch of a step: screens of kinds with their chances."""
+        rng = np.random.default_rng((self.seed, step))
+        scenes = self._scenes(rng, screens, chances)
+        labels, patches = labels_of(scenes, self.patch)
+        asked = [(i, one) for i, scene in enumerate(scenes) for one in ask(rng, scene, self.questions)]
+        return Batch(pixels_of(scenes), labels, self.rows(asked, patches))
+
+    def pages(self, step: int, screens: int, chances: Mapping[str, float]) -> tuple[Tensor, Labels]:
+        """Draw pictures [S,3,side,side] to read for a step, and the labels of their patches: pages, in a third of all
+        screens of kinds with their chances."""
+        rng = np.random.default_rng((self.seed, step))
+        files = (*font_files(held_out=False), *self.extra_fonts)
+        count = round(screens / 3)
+        pages = [sample_page(rng, self.side, files, SPLITS["seen"].sizes[0]) for _ in range(screens - count)]
+        scenes = [*pages, *self._scenes(rng, count, chances)]
+        return pixels_of(scenes), labels_of(scenes, self.patch)[0]
+
+    def _scenes(self, rng: np.random.Generator, screens: int, chances: Mapping[str, float]) -> list[Scene]:
+        kinds, weights = list(chances), np.array(list(chances.values()))
+        chosen = rng.choice(len(kinds), size=screens, p=weights / weights.sum())
+        options = {"side": self.side, "extra_fonts": self.extra_fonts}
+        return [sample_scene(rng, kinds[kind], SPLITS["seen"], **options) for kind in chosen]
+
+    def rows(
+        self, asked: Sequence[tuple[int, Question]], patches: Sequence[Mapping[tuple[int, int], list[int]]]
+    ) -> Rows:
+        """Tokenise questions, each with its screen's number, as chats of one turn with the answer."""
+        end = self.tokenizer.eos_token
+        prompts = self.tokenizer([self.before + one.text + self.after for _, one in asked]).input_ids
+        answers = self.tokenizer([one.answer + end for _, one in asked]).input_ids
+        length = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers))
+        ids = np.full((len(asked), length), self.tokenizer.pad_token_id)
+        look = np.zeros((*ids.shape, (self.side // self.patch) ** 2), dtype=bool)
+        starts = np.array([len(prompt) for prompt in prompts])[:, None]
+        for row, ((scene, one), prompt, answer) in enumerate(zip(asked, prompts, answers)):
+            ids[row, : len(prompt) + len(answer)] = prompt + answer
+            if one.target is not None:
+                for place in range(len(one.answer)):
+                    look[row, len(prompt) + place - 1, patches[scene].get((one.target, place), [])] = True
+        columns, stops = np.arange(length)[None], starts + np.array([len(answer) for answer in answers])[:, None]
+        text, answered = columns < stops, (columns >= starts) & (columns < stops)
+        scenes = np.array([scene for scene, _ in asked])
+        return Rows(*map(torch.from_numpy, (ids, text, answered, scenes, look)))
+
+
+def ask(rng: np.random.Generator, scene: Scene, count: int) -> list[Question]:
+    """Return `count` questions about a scene, of kinds in random order, each kind again only after all others."""
+    known: list[Question] = []
+    while len(known) < count:
+        asked = (sample_question(rng, scene, KINDS[kind]) for kind in rng.permutation(len(KINDS)))
+        found = [one for one in asked if one is not None]
+        if not found:
+            return known
+        known += found
+    return known[:count]
+
+
+def pixels_of(scenes: Sequence[Scene]) -> Tensor:
+    """Return the pictures of scenes as the processor normalises them, [S,3,side,side] in -1..1."""
+    levels = np.stack([np.asarray(draw(scene)) for scene in scenes])
+    return torch.from_numpy(levels).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,0 +1,55 @@
+"""Configuration of the training of the model that reads."""
+
+from dataclasses import dataclass, fields
+
+from ...evaluate.screens.layouts import SCREENS
+from ...model.firebolt.configuration_firebolt import CONNECTORS, GRIDS, connector_config_class
+from ..errors import ConfigError
+from ..keys import check_keys, check_values, key
+from ..run_config import MOST_SEED
+from .models import PATCH
+
+LEAST_SIDE = 96
+
+
+@dataclass(frozen=True)
+class ScreensConfig:
+    """Keys of the recipe of a model that reads screens: its tower reads patches first, then all of it answers."""
+
+    minutes: float = key(
+        90.0,
+        "time for the training, from which the number of steps is found: a few are timed before the first one",
+        least=0.1,
+        excludes={"max_steps": "expected one of the two"},
+    )
+    max_steps: int | None = key(None, "steps in the place of a time", least=1)
+    kinds: list[str] = key(list(SCREENS), "kinds of screens to learn", choices=SCREENS)
+    side: int = key(192, f"side of the screens in pixels, a multiple of {2 * PATCH}", least=LEAST_SIDE)
+    screens: int = key(16, "screens of a step", least=1)
+    questions: int = key(3, "questions about each", least=1)
+    fonts: str | None = key(None, "a folder of more fonts to train on; families that are held out are left out of it")
+    reading_loss: float = key(0.2, "weight of the loss of the patches' labels beside the answers'", least=0)
+    grounding_loss: float = key(0.5, "weight of the grounding loss, of connector cmm with grids patches", least=0)
+    connector: str = key("cmm", "what joins images and text", choices=CONNECTORS)
+    grids: str = key("patches", "what the connector sees of an image", choices=GRIDS)
+    cmm: dict = key({}, "keys of CMMConfig, with connector routed of RoutedConfig")
+    test_scenes: int = key(160, "scenes of the exam at the end, of each split; 0: no exam", least=0)
+    threads: int | None = key(None, "of PyTorch; default: as many as there are cores", least=1)
+    max_bad_steps: int = key(
+        10, "a step whose loss or gradient is not finite is skipped; after more than so many in a row it stops", least=0
+    )
+
+    seed: int = key(0, "of weights, screens and questions", least=0, most=MOST_SEED)
+    out: str | None = key(None, "the folder of everything that the run writes; default: out/train")
+    save_every: int = key(200, "steps between checkpoints; 0: at the end alone", least=0)
+    keep: int = key(2, "how many of the last checkpoints are kept", least=1)
+    log_every: int = key(10, "steps between lines, where there is no terminal for a bar", least=1)
+    trackers: list[str] = key([], 'what accelerate logs to; "tensorboard" writes OUT/logs')
+
+    def __post_init__(self):
+        check_values(self)
+        if self.side % (2 * PATCH):
+            raise ConfigError(f"side is {self.side}; expected a multiple of {2 * PATCH}")
+        if not self.kinds:
+            raise ConfigError(f"kinds is empty; expected some of {', '.join(SCREENS)}")
+        check_keys("cmm", self.cmm, [one.name for one in fields(connector_config_class(self.connector))])

@@ -1,0 +1,195 @@
+"""The training of the model that reads: the tower reads patches first, then all of it learns to answer."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ...cmm.connector import Connector
+from ...cmm.positions import patch_boxes
+from ...model import FireboltForConditionalGeneration, FireboltProcessor
+from ..loop import Job
+from ..states import States
+from ..tiny.optimizers import Optimizers
+from .batches import Batch, Drawing, Rows
+from .reading import Heads
+
+EMBEDDING_STD = 0.3
+QUERY_SCALE = 10.0
+LEAST_WEIGHT = 1e-6
+
+
+@dataclass(frozen=True)
+class Course:
+    """Order of what is learned, in shares of all steps.
+
+    reading    until here the tower alone learns, to read patches
+    lines      until here questions are about single lines alone, where these are asked about
+    all_grids  until here a token sees all grids; from then on those of the configuration's top_k
+    """
+
+    reading: float = 0.3
+    lines: float = 0.45
+    all_grids: float = 0.8
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """Screens of a step, while the tower reads and afterwards, and weights of the losses beside the answers'."""
+
+    reading_screens: int = 32
+    screens: int = 16
+    reading_loss: float = 0.2
+    grounding_loss: float = 0.5
+
+
+class ScreensJob(Job):
+    """A model that learns to read, in place: tower, connector and decoder.
+
+    The loss of a step is, in the first part, that of the patches' labels (`reading.Heads`). Then it is the
+    cross-entropy of the answer tokens, with `reading_loss` times the first one, and, where the connector weighs grids,
+    `grounding_loss` times
+
+        - mean log sum of w over the next letter's patches
+
+    at the token before each letter of an answer: where a letter is to be spelled, its patch is to be looked at. A token
+    sees all grids until late, since of those beyond its top_k nothing is learned.
+    """
+
+    def __init__(
+        self,
+        model: FireboltForConditionalGeneration,
+        processor: FireboltProcessor,
+        drawing: Drawing,
+        chances: Mapping[str, float],
+        steps: int,
+        amounts: Amounts,
+        course: Course = Course(),
+    ):
+        self.model, self.processor, self.drawing, self.chances = model, processor, drawing, dict(chances)
+        self.steps, self.amounts, self.course = steps, amounts, course
+        self.heads = Heads(model.config.vision_config.hidden_size)
+        connector = model.model.connector
+        # As in train/tiny: embeddings and queries of the usual scale make all scores alike, and so all grids.
+        nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
+        self.weighs = model.config.connector == "cmm" and model.config.grids == "patches"
+        if self.weighs:
+            with torch.no_grad():
+                connector.q_proj.weight.mul_(QUERY_SCALE)
+        self.optimizers = Optimizers(
+            nn.ModuleDict({"model": model, "heads": self.heads}),
+            steps,
+            matrix_lr=0.015,
+            lr=3e-3,
+            weight_decay=0.01,
+            decay=0.4,
+            warmup=50,
+            is_matrix=lambda name: ".kernel." not in name,
+        )
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        self.model, self.heads = accelerator.prepare(self.model, self.heads)
+        self.optimizers.prepare(accelerator)
+
+    def states(self) -> States:
+        return States({"model": self.model, "heads": self.heads}, self.optimizers.parts)
+
+    def start(self, step: int) -> None:
+        self.model.train()
+
+    def step(self, number: int) -> dict[str, float]:
+        if number < self.course.reading * self.steps:
+            pixels, labels = self.drawing.pages(number, self.amounts.reading_screens, self.chances)
+            loss, read = self.heads.loss(self._patches(pixels), labels)
+            measured = {"loss": loss.item(), "read": read}
+        else:
+            loss, measured = self._answering(number)
+        done = self.optimizers.step(loss, number)
+        return measured if done else {**measured, "skipped": True}
+
+    def _answering(self, number: int) -> tuple[Tensor, dict[str, float]]:
+        early = number < self.course.lines * self.steps and "line" in self.chances
+        batch = self.drawing.batch(number, self.amounts.screens, {"line": 1.0} if early else self.chances)
+        every = number < self.course.all_grids * self.steps
+        patches = self._patches(batch.pixels)
+        reading, read = self.heads.loss(patches, batch.labels)
+        answers, right, grounding = self._answers(batch, patches, every)
+        loss = answers + self.amounts.reading_loss * reading + self.amounts.grounding_loss * grounding
+        return loss, {
+            "loss": answers.item(),
+            "letters": right,
+            "read": read,
+            "grounding": grounding.item(),
+            "tokens": int(batch.rows.text.sum()),
+        }
+
+    def _patches(self, pixels: Tensor) -> Tensor:
+        return self.model.model.vision_tower(pixels).last_hidden_state
+
+    def _answers(self, batch: Batch, patches: Tensor, every: bool) -> tuple[Tensor, float, Tensor]:
+        """The cross-entropy of the answers, the share of their tokens that are right, and the grounding loss."""
+        rows, model = batch.rows, self.model.model
+        grounding, balance = patches.new_zeros(()), None
+        if self.weighs:
+            text = model.get_input_embeddings()(rows.ids)
+            boxes = patch_boxes_of(patches)
+            with seeing(model.connector, every):
+                given = (text, patches[rows.scene], rows.text, None, boxes.expand(len(text), -1, -1))
+                modulated, weights = model.connector(*given, return_weights=True)
+            hidden = model.language_model(inputs_embeds=modulated, attention_mask=rows.text).last_hidden_state
+            grounding = grounding_loss(weights, rows)
+        else:
+            pixels = self._inputs(batch)
+            prompt = rows.answer.long().cumsum(-1) == 0
+            options = {"attention_mask": rows.text, "prompt_mask": prompt, "use_cache": False}
+            outputs = model(input_ids=rows.ids, **pixels, **options)
+            hidden, balance = outputs.last_hidden_state, outputs.balance
+        wanted = rows.answer[:, 1:]
+        logits, ids = self.model.lm_head(hidden[:, :-1][wanted]), rows.ids[:, 1:][wanted]
+        loss = F.cross_entropy(logits, ids)
+        if balance is not None:
+            loss = loss + self.model.balance_weight * balance
+        return loss, (logits.argmax(-1) == ids).float().mean().item(), grounding
+
+    def _inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """The grids of each row's screen, as the model makes them of pixels."""
+        pixels, side = batch.pixels, batch.pixels.shape[-1] // 2
+        tiles = pixels.unflatten(-2, (2, side)).unflatten(-1, (2, side)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+        seen = self.model.model.get_grids(pixels, tiles)
+        rows = batch.rows.scene
+        found = {"grids": seen.features[rows], "grid_mask": seen.mask[rows]}
+        return found if seen.boxes is None else {**found, "grid_boxes": seen.boxes[rows]}
+
+    def save(self, folder: Path) -> None:
+        self.model.eval().save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+def patch_boxes_of(patches: Tensor) -> Tensor:
+    """Return the boxes [1,P,4] of the patches [S,P,D] of square images."""
+    return patch_boxes(round(patches.shape[1] ** 0.5))[None]
+
+
+@contextmanager
+def seeing(connector: Connector, every: bool) -> Iterator[None]:
+    """Let a connector see all grids within the context, where `every`, in the place of its top_k."""
+    config = connector.config
+    if every:
+        connector.config = replace(config, top_k=None)
+    try:
+        yield
+    finally:
+        connector.config = config
+
+
+def grounding_loss(weights: Tensor, rows: Rows) -> Tensor:
+    """Return - mean log of the sum of the weights [N,T,P] on the patches of the next letter, where there is one."""
+    known = rows.look.any(-1)
+    if not known.any():
+        return weights.new_zeros(())
+    return -(weights * rows.look).sum(-1)[known].clamp(min=LEAST_WEIGHT).log().mean()

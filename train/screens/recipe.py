@@ -1,0 +1,103 @@
+"""Train a model that reads screens, in a time that is given, and examine it."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ...evaluate.screens.fonts import extra_fonts
+from ...evaluate.screens.report import evaluate_model, print_report
+from ...files.writing import write_text
+from ..errors import ConfigError
+from ..loop import LoopOptions, run, skipped_words
+from ..outputs import keep_config
+from ..progress import Shown
+from ..results import RESULTS, write_results
+from ..session import close, new_accelerator
+from .batches import Drawing
+from .config import ScreensConfig
+from .job import Amounts, Course, ScreensJob
+from .models import PATCH, new_model, new_processor
+from .tokenizer import make_tokenizer
+
+STEPS = "steps.json"
+TIMED = 3
+
+
+def train_screens(config: ScreensConfig, folder: Path, resume: bool, note: Callable[[str], None]) -> None:
+    """`firebolt train screens`: a model in `folder`, its results in results.json; what it prints goes to stderr."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    keep_config(config, folder, resume, note)
+    steps = _steps(config, folder, resume, note)
+    job = new_job(config, steps)
+    note(f"{sum(p.numel() for p in job.model.parameters()):,} parameters, {steps} steps")
+    accelerator = new_accelerator(config.trackers, folder, cpu=True)
+    accelerator.init_trackers("firebolt", config={})
+    options = LoopOptions(folder, config.save_every, config.keep, resume=resume, max_bad_steps=config.max_bad_steps)
+    with Shown(folder.name, config.log_every) as shown:
+        skipped = run(job, accelerator, options, shown)
+    close(accelerator)
+    if skipped:
+        note(skipped_words(skipped, steps))
+    results = {"training_seed": config.seed, "steps": steps, "skipped_steps": skipped}
+    if config.test_scenes:
+        scenes = max(config.test_scenes, len(config.kinds))
+        results |= evaluate_model(job.model.eval(), job.processor, scenes, config.seed, kinds=config.kinds)
+        print_report(results, Console(stderr=True))
+    write_results(results, folder / RESULTS)
+
+
+def new_job(config: ScreensConfig, steps: int) -> ScreensJob:
+    """Make the job of a configuration, of so many steps. Raises ConfigError for a folder without fonts."""
+    tokenizer = make_tokenizer()
+    try:
+        fonts = extra_fonts(config.fonts) if config.fonts else ()
+    except ValueError as error:
+        raise ConfigError(f"fonts: {error}") from None
+    model = new_model(tokenizer, config.side, config.seed, config.connector, config.grids, config.cmm)
+    drawing = Drawing(tokenizer, config.side, PATCH, config.questions, config.seed, fonts)
+    amounts = Amounts(2 * config.screens, config.screens, config.reading_loss, config.grounding_loss)
+    chances = dict.fromkeys(config.kinds, 1.0)
+    return ScreensJob(model, new_processor(tokenizer, config.side), drawing, chances, steps, amounts)
+
+
+def _steps(config: ScreensConfig, folder: Path, resume: bool, note: Callable[[str], None]) -> int:
+    """The number of steps: that of the configuration, of the run that goes on, or as many as the time allows."""
+    if config.max_steps is not None:
+        return config.max_steps
+    file = folder / STEPS
+    if resume and file.is_file():
+        try:
+            known = json.loads(file.read_text(encoding="utf-8"))
+            if known["minutes"] == config.minutes and isinstance(known["steps"], int) and known["steps"] > 0:
+                return known["steps"]
+        except (ValueError, TypeError, KeyError):
+            note(f"{file} is not what a run writes; its steps are timed again")
+    steps = steps_within(config)
+    write_text(file, json.dumps({"minutes": config.minutes, "steps": steps}) + "\n")
+    return steps
+
+
+def steps_within(config: ScreensConfig) -> int:
+    """Return how many steps `config.minutes` allow, by timing a few of each part of the course."""
+    course, job = Course(), new_job(config, 100)
+    job.prepare(new_accelerator([], Path(), cpu=True))
+    job.start(0)
+    reading = _seconds(job, 0)
+    answering = _seconds(job, 99)
+    a_step = course.reading * reading + (1 - course.reading) * answering
+    return max(1, round(60 * config.minutes / a_step))
+
+
+def _seconds(job: ScreensJob, number: int) -> float:
+    """The time of a step, the shortest of a few: the first ones also make what the others use."""
+    taken = []
+    for _ in range(TIMED):
+        begun = time.perf_counter()
+        job.step(number)
+        taken.append(time.perf_counter() - begun)
+    return min(taken)
