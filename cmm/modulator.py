@@ -180,7 +180,7 @@ class CrossModalModulator(Connector[ModulatorSide]):
         return ModulatorSide(mask, k, torch.cat(tables, -1), torch.cat(biases, -1))
 
     @wraps(Connector.encode_grids)
-    def encode_grids(self, *grids: Any, **more: Any) -> DecodeState:
+    def encode_grids(self, *grids: Any, **more: Any) -> DecodeState:  # pyright: ignore[reportIncompatibleMethodOverride]  # `wraps` hides that it takes the same
         state = super().encode_grids(*grids, **more)
         if self.second is None:
             return state

@@ -81,10 +81,7 @@ def ask(
         Misuse, Failure: what cannot be done, in one line.
     """
     start = time.perf_counter()
-    question = question.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # bytes of another encoding
-    if not question.strip():
-        raise Misuse('QUESTION is empty; expected one, such as "what is in the image?"')
-    check_numbers(max_new_tokens, seed)
+    question = check_question(question, max_new_tokens, seed)
     paths = [image] if isinstance(image, str) else list(image)
     for path in paths:
         _check_image_path(path)
@@ -136,6 +133,15 @@ def ask(
         except (RuntimeError, MemoryError, ValueError) as error:  # out of memory, or settings that cannot be
             raise Failure(f"the model could not answer: {first_line(error)}") from None
     return reply
+
+
+def check_question(question: str, max_new_tokens: int, seed: int | None = None) -> str:
+    """Return a question as text, whatever encoding its bytes were in, once it and the numbers can be. Raises Misuse."""
+    question = question.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    if not question.strip():
+        raise Misuse('QUESTION is empty; expected one, such as "what is in the image?"')
+    check_numbers(max_new_tokens, seed)
+    return question
 
 
 def check_numbers(max_new_tokens: int, seed: int | None) -> None:
@@ -207,8 +213,8 @@ def _check_image_path(image: str) -> None:
 
 
 def open_picture(image: str) -> "Image.Image":
-    """Open an image file. Raises Misuse, Failure."""
-    from .model.images import open_image
+    """Open an image file, upright, as RGB. Raises Misuse and Failure."""
+    from .views.images import open_image
 
     return _opened(lambda: open_image(image))
 
@@ -221,8 +227,8 @@ def _open(image: str, frames: int | None) -> "Image.Image | Video":
 
 def _opened(opening: Callable):
     """Return what `opening` does; what that raises is told as failures of a command."""
-    from .model.images import ImageError
     from .model.video import VideoError
+    from .views.images import ImageError
 
     try:
         return opening()

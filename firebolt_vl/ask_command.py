@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .errors import Failure, Misuse
-from .options import AsJson, Checkpoint, Device, Dtype, OnDevice, Overwrite, Quantize
+from .options import AsJson, Checkpoint, Device, Dtype, Engine, OnDevice, Overwrite, Quantize
 from .shown import in_words, new_console, note, percent, show_facts
 
 
@@ -71,6 +71,9 @@ def ask(
     compile_step: Annotated[
         bool, typer.Option("--compile", help="torch.compile the generation step: the first answer waits for it.")
     ] = False,
+    engine: Annotated[
+        Engine, typer.Option(help="What computes; the others take a folder of firebolt export, and need no PyTorch.")
+    ] = Engine.torch,
 ) -> None:
     """Answer a question about an image, a video or several of them, or with --batch many questions.
 
@@ -78,6 +81,13 @@ def ask(
     """
     how = {"checkpoint": checkpoint, "max_new_tokens": max_new_tokens, "device": device.value, "seed": seed}
     how |= {"dtype": dtype.value, "quantize": quantize and quantize.value, "compile_step": compile_step}
+    if engine is not Engine.torch:
+        others = {"--batch": batch, "--grounding": grounding, "--seed": seed, "--quantize": quantize}
+        others |= {"--frames": frames}
+        others |= {"--compile": compile_step or None, "--device": None if device is Device.auto else device}
+        for name, value in {**others, "--dtype": None if dtype is Dtype.auto else dtype}.items():
+            if value is not None:
+                raise Misuse(f"{name} is given with --engine {engine}; leave it out, or say --engine torch")
     if batch is not None:
         alone = {"IMAGE": asked or None, "--grounding": grounding, "--frames": frames}
         for name, value in {**alone, "--overwrite": overwrite or None}.items():
@@ -95,6 +105,18 @@ def ask(
     *images, question = asked
     if _is_file(question):
         raise Misuse(f"QUESTION is missing: {question} is a file; expected what you want to know, after the images")
+    if engine is not Engine.torch:
+        from .ask_engine import ask_engine
+
+        if len(images) > 1:
+            raise Misuse(f"several images are given with --engine {engine}; expected one, or --engine torch")
+        speech = None if as_json else _Speech(question)
+        reply = ask_engine(images[0], question, engine.value, checkpoint, max_new_tokens, speech)
+        if speech is None:
+            print(json.dumps(reply.to_dict()))
+        else:
+            speech.conclude(reply)
+        return
     from .ask import ask as answer
 
     how |= {"grounding": grounding, "frames": frames, "overwrite": overwrite, "note": note}

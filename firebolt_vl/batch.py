@@ -16,9 +16,9 @@ from .ask import check_numbers, ignore_settings
 from .checkpoint import Loaded, choose_device, load, locate, quiet
 from .errors import Failure, first_line
 from .identity import answered_by
+from .kept_views import KeptViews, View, left_padded, side_by_side
 from .prompts import prompt, room_for_answer, specials, stops
 from .streaming import Certainty
-from .views import KeptViews, View, left_padded, side_by_side
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -12,7 +12,19 @@ from .ask_command import ask
 from .demo_command import demo
 from .errors import Failure, Interrupted, disk_failure
 from .eval_command import evaluations
-from .options import AsJson, Device, Dtypes, OnDevice, Ops, Overwrite, Processes, Quick, ReportFile
+from .options import (
+    AsJson,
+    Checkpoint,
+    Device,
+    Dtypes,
+    ExportFor,
+    OnDevice,
+    Ops,
+    Overwrite,
+    Processes,
+    Quick,
+    ReportFile,
+)
 from .serve_command import serve
 from .shown import new_console
 from .usage import complaint
@@ -50,6 +62,26 @@ def firebolt(
 
 
 app.command()(ask)
+
+
+@app.command()
+def export(
+    engine: Annotated[ExportFor, typer.Argument(help="The engine that is to run it.")],
+    out: Annotated[str, typer.Argument(metavar="DIR", help="A new folder for the graphs.")],
+    checkpoint: Checkpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a checkpoint as graphs for an engine that needs no PyTorch (firebolt ask --engine)."""
+    from .export import export as write_graphs
+
+    done = write_graphs(engine.value, out, checkpoint)
+    if as_json:
+        print(json.dumps(done.to_dict()))
+    else:
+        print(
+            f"{out}: {len(done.files)} files, {done.bytes / 2**20:.1f} MiB; firebolt ask --engine {engine.value} "
+            f"--checkpoint {out} IMAGE QUESTION"
+        )
 
 
 @app.command()
@@ -463,6 +495,7 @@ KEPT = {
     ("ask", "--batch"): "the answers in --out are kept; the same command goes on with the other questions",
     ("ask",): "nothing was written; ask again",
     ("watch",): "nothing was written; ask again",
+    ("export",): "nothing is left of the new folder; start again",
     ("demo",): "the page is closed",
     ("serve",): "nothing was being answered yet; start it again",
     ("convert",): "nothing is left of the new folder; start again",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from .images import open_image
+from ..views.images import open_image
 
 if TYPE_CHECKING:
     from av.container import InputContainer

@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..shown import percent
 from .talk import Effect, Marked, Talk, Turn
 
 if TYPE_CHECKING:
@@ -105,13 +106,9 @@ def _words(text: str, words: Sequence[Marked]) -> str:
     """A text in which each word carries what is known of it."""
     parts, done = [], 0
     for word in words:
-        known, title = "", []
-        if word.weights is not None:
-            known = f" {_weights(word.weights)}"
-        if word.probability is not None:
-            title.append(f"probability {100 * word.probability:.0f} %")
+        known = "" if word.weights is None else f" {_weights(word.weights)}"
+        titled = "" if word.probability is None else f' title="probability {percent(word.probability)}"'
         unsure = " fb-unsure" if word.probability is not None and word.probability < UNSURE else ""
-        titled = f' title="{", ".join(title)}"' if title else ""
         parts.append(
             f'{escaped(text[done : word.start])}<span class="fb-word{unsure}" tabindex="0"{known}{titled}>'
             f"{escaped(text[word.start : word.end])}</span>"

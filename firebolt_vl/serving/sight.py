@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..checkpoint import Loaded
+from ..kept_views import KeptViews, View, side_by_side
 from ..model.images import ImageError, decode_image
-from ..views import KeptViews, View, side_by_side
 from .refusal import bad_request
 
 if TYPE_CHECKING:

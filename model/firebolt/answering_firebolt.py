@@ -39,6 +39,7 @@ from .grounding import Grounding, ground
 from .miniature import miniature_of
 from .modeling_firebolt import FireboltModel, FireboltPreTrainedModel, check_same_images
 from .original import is_original, load_original
+from .parts import ExportPart, export_parts
 
 
 @dataclass
@@ -96,6 +97,19 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
             options = {"mode": "reduce-overhead", **options}
         self.model.compiled_step = torch.compile(self.model.language_model.forward, dynamic=False, **options)
         return self
+
+    def export_parts(self, view_size: int | None = None, tile_size: int | None = None) -> dict[str, ExportPart]:
+        """Return the model as three callables for `torch.export` and other engines: "grids", "prompt" and "step".
+
+        "grids" makes of images what the connector keeps of them, "prompt" reads tokens after a state, from nothing or
+        from an earlier call, and "step" one token. States are real numbers that go in and come out. The views are
+        `view_size` pixels wide (default: the vision tower's own) and its tiles `tile_size` (default: half of that).
+        The callables share this model's weights.
+
+        Raises ValueError for a connector other than "cmm" with fusion "replace", a state-space model other than s4,
+        s4d and mamba, and a model in training mode.
+        """
+        return export_parts(self, view_size, tile_size)
 
     def get_grids(self, pixel_values: Tensor, **images) -> Grids:
         """Encode every image of the batch once; see FireboltModel.get_grids."""

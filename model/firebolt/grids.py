@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ...cmm.positions import default_boxes, patch_boxes
+from ...kernels.symbolic import varies
 from .sheets import unpacked
 
 # Of a normalised pixel.
@@ -187,6 +188,7 @@ def encode_views(
     shown = kind != "patches" and views.tiles is not None and tiles > 0
     encoded = _all_encoded if torch.compiler.is_compiling() else _encoded
     seen, parts = encoded(views, encode, shown)
+    several = views.numbers is not None or varies(images) or images > 1
     pieces: list[Tensor] = []
     masks: list[Tensor] = []
     boxes: list[Tensor | None] = []
@@ -196,7 +198,7 @@ def encode_views(
         pieces.append(torch.cat([whole[:, :, None], rest], dim=2))
         masks.append(torch.cat([views.image_mask[..., None], views.tile_mask], dim=-1))
         placed = views.boxes
-        if placed is None and (kind == "both" or images > 1 or views.numbers is not None):
+        if placed is None and (kind == "both" or several):
             placed = default_boxes(1 + tiles, views.images.device).expand(*views.image_mask.shape, -1, -1)
         boxes.append(placed)
     if kind != "views":
@@ -213,7 +215,7 @@ def encode_views(
         torch.cat(pieces, 2).flatten(1, 2),
         mask.flatten(1, 2),
         torch.cat(there, 2).flatten(1, 2) if there else None,
-        index[..., None].expand(mask.shape).flatten(1, 2) if images > 1 or views.numbers is not None else None,
+        index[..., None].expand(mask.shape).flatten(1, 2) if several else None,
         times[..., None].expand(mask.shape).flatten(1, 2) if times is not None else None,
     )
 

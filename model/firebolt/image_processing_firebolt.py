@@ -5,19 +5,19 @@ from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 import torch
-from PIL import Image
-from transformers.image_utils import ImageInput, PILImageResampling, SizeDict, is_valid_image
+from transformers.image_utils import ImageInput, is_valid_image
 from transformers.processing_utils import ImagesKwargs
 
+from ...views import tiling as tilings
+from ...views.cutting import SEPARATE_NAMES, cut_views, stacked
+from ...views.pixels import check_pixels
 from .. import images as pictures
 from ..image_processing import BatchFeature, ImageProcessor
-from ..pixels import as_rgb, check_pixels, levels_of, normalise
+from ..images import as_rgb
 from ..video import Video
-from . import tiling as tilings
-from .sheets import PACKED_NAMES, ImageViews, packed_batch
+from .sheets import PACKED_NAMES, packed_batch
 
-SEPARATE_NAMES: tuple[str, ...] = ("pixel_values", "pixel_tiles", "tile_mask", "image_mask", "grid_boxes")
-# Beside them, where there are videos.
+# Beside SEPARATE_NAMES, where there are videos.
 VIDEO_NAMES: tuple[str, ...] = ("image_numbers", "image_times")
 
 
@@ -131,7 +131,8 @@ class FireboltImageProcessor(ImageProcessor):
         # Before Pillow sees it, an image is RGB and upright, so that a file and its pixels give the same views.
         given = image_rows(images)
         rows = [list(_shown(row)) for row in given]
-        views = [[self._views(as_rgb(one.image, channels_first), **settings) for one in row] for row in rows]
+        side = self._side_of(settings["size"])
+        views = [[cut_views(as_rgb(one.image, channels_first), side, settings) for one in row] for row in rows]
         videos = any(isinstance(image, Video) for row in given for image in row)
         if not any(views):
             return {}
@@ -140,29 +141,10 @@ class FireboltImageProcessor(ImageProcessor):
         if settings["packed"]:
             moments = [(one.number, one.time) for row in rows for one in row] if videos else None
             return packed_batch(views, size, tile_size, max(most_tiles, self._room(settings)), moments)
-        lead = (len(views), max(len(row) for row in views))
-        pixel_values = np.zeros((*lead, 3, size, size), dtype=np.float32)
-        pixel_tiles = np.zeros((*lead, most_tiles, 3, tile_size, tile_size), dtype=np.float32)
-        tile_mask = np.zeros((*lead, most_tiles), dtype=bool)
-        image_mask = np.zeros(lead, dtype=bool)
-        # A box of size 0 would have no logarithm: what is not there gets the box of the whole image.
-        grid_boxes = np.tile(np.array([0, 0, 1, 1], dtype=np.float32), (*lead, 1 + most_tiles, 1))
-        for b, row in enumerate(views):
-            for i, image in enumerate(row):
-                tiles = len(image.tiles)
-                pixel_values[b, i] = image.whole
-                pixel_tiles[b, i, :tiles] = image.tiles
-                tile_mask[b, i, :tiles] = True
-                image_mask[b, i] = True
-                grid_boxes[b, i, : 1 + tiles] = tilings.relative_boxes(image.boxes, image.height, image.width)
-        batch = dict(zip(SEPARATE_NAMES, (pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes)))
+        batch = stacked(views, size, tile_size)
         if videos:
-            numbers, times = np.zeros(lead, dtype=np.int64), np.zeros(lead, dtype=np.float32)
-            for b, row in enumerate(rows):
-                numbers[b, : len(row)] = [one.number for one in row]
-                times[b, : len(row)] = [one.time for one in row]
-            batch |= dict(zip(VIDEO_NAMES, (numbers, times)))
-        if lead[1] == 1:
+            batch |= dict(zip(VIDEO_NAMES, _moments(rows)))
+        if max(len(row) for row in views) == 1:
             batch = {name: array[:, 0] for name, array in batch.items()}
         return batch
 
@@ -172,37 +154,6 @@ class FireboltImageProcessor(ImageProcessor):
             return settings["max_tiles"]
         side = self._side_of(settings["size"])
         return tilings.count_compatible(side, side, settings["tile_size"], settings["tile_overlap"])
-
-    def _views(
-        self,
-        image: Image.Image,
-        tiling: str,
-        size: SizeDict,
-        tile_size: int,
-        tile_overlap: int,
-        max_tiles: int,
-        do_resize: bool,
-        resample: PILImageResampling,
-        **pixel_rule,
-    ) -> ImageViews:
-        """Cut an image into its views, normalised."""
-        side = self._side_of(size)
-        if tiling == "native":
-            rows, columns = tilings.native_grid(image.height, image.width, tile_size, max_tiles)
-            tiled = levels_of(image.resize((columns * tile_size, rows * tile_size), resample))
-            boxes = tilings.native_boxes(rows, columns, tile_size)
-            whole = levels_of(image.resize((side, side), resample))
-        else:
-            tiled = levels_of(image.resize((side, side), resample) if do_resize else image)
-            _, height, width = tiled.shape
-            count = tilings.count_compatible(height, width, tile_size, tile_overlap)
-            check_pixels(count * tile_size**2, count)
-            boxes = tilings.compatible_boxes(height, width, tile_size, tile_overlap)
-            whole = tilings.resize_bilinear(tiled, side, side)
-        tiles = tilings.cut(tiled, boxes, tile_size)
-        return ImageViews(
-            normalise(whole, **pixel_rule), normalise(tiles, **pixel_rule), boxes, tiled.shape[1], tiled.shape[2]
-        )
 
 
 def image_rows(images) -> list[list]:
@@ -228,6 +179,16 @@ def _shown(row: list) -> Iterator[Shown]:
                 yield Shown(frame, number, time)
         else:
             yield Shown(one, number, 0.0)
+
+
+def _moments(rows: list[list[Shown]]) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers [B,I] int64 and seconds [B,I] float32 of the images of rows, 0 where a row has fewer."""
+    lead = (len(rows), max(len(row) for row in rows))
+    numbers, times = np.zeros(lead, dtype=np.int64), np.zeros(lead, dtype=np.float32)
+    for b, row in enumerate(rows):
+        numbers[b, : len(row)] = [one.number for one in row]
+        times[b, : len(row)] = [one.time for one in row]
+    return numbers, times
 
 
 def _is_stack(images) -> bool:

@@ -10,25 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...views.cutting import ImageViews
 from ..rows import places_in_rows
 
 # What a packed batch consists of, beside the text: keys that trainers of the field pass on.
 PACKED_NAMES = ("pixel_values", "image_position_ids", "pixel_attention_mask")
 # Shapes of one view's whole numbers: on the sheet, in the image, and with videos of which one and when.
 PLACES = ((2, 4), (3, 4))
-
-
-class ImageViews(NamedTuple):
-    """Views of an image: `whole` [3,S,S], `tiles` [N,3,t,t], and the tiles' `boxes` [N,4] in pixels of height x width.
-
-    The pixels are those of the image as it was cut, (y0, x0, y1, x1) with the end excluded.
-    """
-
-    whole: np.ndarray
-    tiles: np.ndarray
-    boxes: np.ndarray
-    height: int
-    width: int
 
 
 def view_places(side: int, tile: int, tiles: int) -> np.ndarray:
