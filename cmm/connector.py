@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.checks import check_dtypes, check_integer, check_shapes
+from .block import check_unmasked
 from .config import MODULATOR_FIELDS, CMMConfig, check_defaults
 from .inputs import check_prefill, check_text, prepared_grids, token_as_text
 from .positions import GridPositions
+from .sequences import Sequences
 from .state import DecodeState
 
 PREFIX = "grid."
@@ -106,6 +108,8 @@ class Connector(nn.Module, ABC, Generic[Side]):
     """Whether there are weights to return."""
     reads_prompt = False
     """Whether what is made of the grids depends on the prompt, all of which is then given with them."""
+    packs = False
+    """Whether it takes sequences packed into one row."""
     balances = False
     """Whether `forward` takes return_balance, and returns a loss of its own beside its output."""
     modulates = False
@@ -135,12 +139,18 @@ class Connector(nn.Module, ABC, Generic[Side]):
 
     @abstractmethod
     def _connect(
-        self, text: Tensor, text_mask: Tensor | None, side: Side, mix: Callable[..., tuple[Tensor, After]]
+        self,
+        text: Tensor,
+        text_mask: Tensor | None,
+        side: Side,
+        mix: Callable[..., tuple[Tensor, After]],
+        sequences: Sequences | None = None,
     ) -> tuple[Tensor, Tensor | None, After]:
         """The layer in any of its modes: y, w [B,T,G] where it weighs grids, and what `mix` returned beside its output.
 
         `mix` [B,T,D_t] -> [B,T,D_t] lets tokens see those before them, and is called once; where several parts of a
-        layer do, once for each, with the part's name.
+        layer do, once for each, with the part's name. Of `sequences` packed into text [1,T,D_t] each has a row of the
+        grid side.
         """
 
     def forward(
@@ -155,6 +165,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
         grid_times: Tensor | None = None,
         prompt_mask: Tensor | None = None,
         return_weights: bool = False,
+        cu_seqlens: Tensor | Sequences | None = None,
         state: DecodeState | None = None,
         history: int = 0,
         mode: Literal["whole", "piece", "token"] = "whole",
@@ -172,6 +183,9 @@ class Connector(nn.Module, ABC, Generic[Side]):
                 with `config.grid_times`.
             prompt_mask: [B,T] bool, the question, where the connector `reads_prompt`; None: all of the text.
             return_weights: return w too.
+            cu_seqlens: borders [S+1], int32 or int64, of S sequences packed into the one row of text, from 0 to T and
+                never decreasing; grids then are [S,G,D_v], those of each sequence, and so is what is given with them.
+                Each sequence gives what it gives as a row of its own. Where the connector `packs`, without text_mask.
             state, history, mode: of `prefill` and `step`, which are calls of the module in the modes "piece" and
                 "token", so that what stands around it (hooks, sharding, offloading) stands around them too.
 
@@ -190,8 +204,27 @@ class Connector(nn.Module, ABC, Generic[Side]):
                 before = self.encode_grids(grids, grid_mask, grid_boxes, grid_images, grid_times=grid_times, **read)
             return self._piece(text, text_mask, cast(DecodeState, before), history, return_weights)
         given = GivenGrids(cast(Tensor, grids), grid_mask, grid_boxes, grid_images, grid_times)
-        y, w, _ = self._whole(text, text_mask, given, prompt_mask)
+        sequences = None if cu_seqlens is None else self._sequences(cu_seqlens, text, text_mask, given.x)
+        y, w, _ = self._whole(text, text_mask, given, prompt_mask, sequences)
         return (y, w) if w is not None and return_weights else y
+
+    def _sequences(
+        self, cu_seqlens: Tensor | Sequences, text: Tensor, text_mask: Tensor | None, grids: Tensor
+    ) -> Sequences:
+        """The sequences in text [1,T,D_t], which have the rows of `grids`. Raises ValueError or TypeError."""
+        name = type(self).__name__
+        if not self.packs:
+            raise ValueError(
+                f"{name}: cu_seqlens is given; expected None, as it puts grids before the text of each row"
+            )
+        sequences = Sequences.of(name, cu_seqlens, text)
+        check_unmasked(name, "text_mask", text_mask)
+        if isinstance(grids, Tensor) and grids.dim() == 3 and grids.shape[0] != len(sequences.lengths):
+            raise ValueError(
+                f"{name}: grids has {grids.shape[0]} rows; expected {len(sequences.lengths)}, one for each sequence "
+                "between two of cu_seqlens"
+            )
+        return sequences
 
     def _whole(
         self,
@@ -199,11 +232,14 @@ class Connector(nn.Module, ABC, Generic[Side]):
         text_mask: Tensor | None,
         given: GivenGrids,
         prompt_mask: Tensor | None,
+        sequences: Sequences | None = None,
     ) -> tuple[Tensor, Tensor | None, Side]:
         """y, w and the grid side of whole sequences."""
         prompt = self._prompt_in(text, text_mask, prompt_mask)
-        side = self._side_of(self._placed(given, prompt, text.shape[0]), text.shape[1])
-        y, w, _ = self._connect(text, text_mask, side, lambda x, *part: (self._mix(x, text_mask, *part), None))
+        rows, tokens = text.shape[:2] if sequences is None else (len(sequences.lengths), sequences.longest)
+        side = self._side_of(self._placed(given, prompt, rows), tokens)
+        mix = lambda x, *part: (self._mix(x, text_mask, *part, sequences=sequences), None)  # noqa: E731
+        y, w, _ = self._connect(text, text_mask, side, mix, sequences)
         return y, w, side
 
     def _piece(
@@ -354,7 +390,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
         """
         return self(token, state=state, mode="token")
 
-    def _mix(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def _mix(self, x: Tensor, mask: Tensor | None, *, sequences: Sequences | None = None) -> Tensor:
         """Let the tokens of whole sequences x [B,T,D_t] see those before them; here they do not."""
         return x
 

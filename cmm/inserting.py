@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .connector import After, Connector, GridSide
 from .inputs import without_masked
+from .sequences import Sequences
 from .state import DecodeState
 
 
@@ -55,7 +56,12 @@ class Inserting(Connector[Waiting]):
         return super().step(token, state)
 
     def _connect(
-        self, text: Tensor, text_mask: Tensor | None, side: Waiting, mix: Callable[[Tensor], tuple[Tensor, After]]
+        self,
+        text: Tensor,
+        text_mask: Tensor | None,
+        side: Waiting,
+        mix: Callable[[Tensor], tuple[Tensor, After]],
+        sequences: Sequences | None = None,
     ) -> tuple[Tensor, None, After]:
         y, after = mix(without_masked(text, text_mask))
         return y if side.embeddings is None else torch.cat([side.embeddings.to(text.dtype), y], 1), None, after

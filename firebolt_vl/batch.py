@@ -16,7 +16,7 @@ from .ask import check_numbers, ignore_settings
 from .checkpoint import Loaded, choose_device, load, locate, quiet
 from .errors import Failure, first_line
 from .identity import answered_by
-from .kept_views import KeptViews, View, left_padded, side_by_side
+from .kept_views import KeptViews, View, left_padded, may_mix, side_by_side
 from .prompts import prompt, room_for_answer, specials, stops
 from .streaming import Certainty
 
@@ -161,7 +161,11 @@ class Answering:
                 continue
             texts[row.line] = tokens
         good = [row for row in rows if row.line in texts]
-        answers = {answer.asked.line: answer for answer in self._together_or_one_by_one(good, texts, problems)}
+        groups = [good]
+        if not may_mix(self.loaded.model):
+            groups = [[row for row in good if bool(row.images) == shown] for shown in (True, False)]
+        found = [answer for group in groups for answer in self._together_or_one_by_one(group, texts, problems)]
+        answers = {answer.asked.line: answer for answer in found}
         self.views.trim()
         return [
             answers[row.line] if row.line in answers else Problem(row.line, row.id, problems[row.line]) for row in rows

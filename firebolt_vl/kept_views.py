@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,11 +40,12 @@ class View(NamedTuple):
 
 
 class KeptViews:
-    """Encoded images by their names: of more than `most` bytes only those used last stay, once `trim` is called."""
+    """Images as a model saw them, by their names, each with its `bytes`: of more than `most` bytes only those used last
+    stay, once `trim` is called."""
 
     def __init__(self, most: int):
         self.most, self.held = most, 0
-        self.views: OrderedDict[str, View] = OrderedDict()
+        self.views: OrderedDict[str, Any] = OrderedDict()
 
     def __contains__(self, name: str) -> bool:
         return name in self.views
@@ -52,16 +53,16 @@ class KeptViews:
     def __iter__(self) -> Iterator[str]:
         return iter(self.views)
 
-    def __getitem__(self, name: str) -> View:
+    def __getitem__(self, name: str) -> Any:
         self.views.move_to_end(name)
         return self.views[name]
 
-    def get(self, name: str) -> View | None:
+    def get(self, name: str) -> Any:
         if (view := self.views.get(name)) is not None:
             self.views.move_to_end(name)
         return view
 
-    def keep(self, name: str, view: View) -> None:
+    def keep(self, name: str, view: Any) -> None:
         self.views[name] = view
         self.held += view.bytes
 
@@ -95,6 +96,15 @@ def side_by_side(seen: Sequence[Sequence[View]]) -> dict[str, "Tensor"]:
     given = {"grids": grids, "grid_mask": mask, "grid_boxes": boxes}
     given |= {"grid_images": images} if int(images.max()) > 0 else {}
     return given | ({"grid_times": times} if bool(times.any()) else {})
+
+
+def may_mix(model) -> bool:
+    """Return whether rows with and without an image may share a batch.
+
+    They may not where the latter are shown a black one, which a model does by itself where a whole batch has none.
+    """
+    described = getattr(model.config, "connector_config", None)
+    return not getattr(described(), "black_image", False) if described is not None else True
 
 
 def left_padded(texts: Sequence[Sequence[int]], pad: int) -> tuple["Tensor", "Tensor"]:

@@ -99,6 +99,15 @@ class TrainConfig(RowsConfig):
         "rank, alpha, dropout, targets: adapters (peft) learn in the place of the decoder's weights",
         excludes={"train=decoder": "adapters stand in the place of the decoder's weights; take one of the two"},
     )
+    packing: bool = key(
+        False,
+        "put the texts of a micro-batch one after the other into one row, so that no position is padding; losses and "
+        "gradients are those of rows of their own",
+        excludes={
+            **dict.fromkeys(("fusion=concat", "fusion=pool"), "it inserts positions into each row"),
+            **dict.fromkeys(("connector=prepend", "connector=routed"), "it inserts positions into each row"),
+        },
+    )
     ssm_lr: float | None = key(
         None,
         "peak learning rate of the state-space model's own parameters, which have no weight decay; default: lr",

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from ..cmm.precision import WideParameters
 from ..model import FireboltForConditionalGeneration, FireboltProcessor, Video, read_video
 from .config import RowsConfig
-from .data import BatchOrder, Collator, Conversations, Problem
+from .data import BatchOrder, Collator, Conversations, PackedCollator, Problem
 from .data.batches import MicroBatch, StepBatches
 from .data.chat import IGNORED
 from .errors import ConfigError
@@ -50,12 +50,28 @@ class AnswerLoss(nn.Module):
         self.balances: list[Tensor] | None = [] if model.model.connector.balances else None
         """Of each micro-batch since the last step: the balance, not weighted, times its answer tokens."""
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **images: Tensor) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        labels: Tensor,
+        position_ids: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        **images: Tensor,
+    ) -> Tensor:
+        """Sum the losses of rows [N,T], or of texts packed into one row [1,T] (`PackedCollator`)."""
         # Not left to accelerate: its policy for sharded models would narrow the SSM's parameters too.
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.bf16):
-            prompt = (labels != IGNORED).long().cumsum(-1) == 0
             outputs = self.model.model(
-                input_ids=input_ids, attention_mask=attention_mask, prompt_mask=prompt, use_cache=False, **images
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                cu_seq_lens_q=cu_seq_lens_q,
+                # Packed texts are for models that do not read it.
+                prompt_mask=(labels != IGNORED).long().cumsum(-1) == 0 if cu_seq_lens_q is None else None,
+                use_cache=False,
+                **images,
             )
             hidden = outputs.last_hidden_state
             wanted = labels[:, 1:] != IGNORED
@@ -89,7 +105,6 @@ class ConversationsJob(Job):
 
     counted = "answer_tokens"
     """What the mean is over, by the name that a step's numbers have it under."""
-    collator = Collator
 
     def __init__(self, config: RowsConfig, report: Callable[[Problem], None] = lambda problem: None):
         self.config = config
@@ -106,12 +121,21 @@ class ConversationsJob(Job):
     def _start_model(self) -> tuple[PreTrainedModel, FireboltProcessor]:
         """The model, with gradients where it learns, and its processor."""
         model, processor = start_model(self.config)
+        if self.config.packing and not model.model.packs:
+            raise ConfigError(
+                f"packing is true; expected false with connector {model.config.connector!r} and fusion "
+                f"{model.config.fusion!r}, which insert positions into each row"
+            )
         choose_parts(model, self.config.train, self.config.lora)
         if self.config.ssm_lr is not None and not any(isinstance(m, WideParameters) for m in model.modules()):
             raise ConfigError(
                 f"ssm_lr is {self.config.ssm_lr}; expected none, as the connector has no state-space model"
             )
         return model, processor
+
+    def collator(self, dataset: Conversations, processor: FireboltProcessor) -> Collator:
+        """Make what makes micro-batches of rows."""
+        return (PackedCollator if self.config.packing else Collator)(dataset, processor)
 
     def _reading(self) -> dict:
         """Return the arguments of `Conversations` that are not in the configuration."""
@@ -199,11 +223,11 @@ class ConversationsJob(Job):
         config, accelerator = self.config, self.accelerator
         batches = [self._noted(next(self._batches), self.dataset) for _ in range(self.micro_batches)]
         counts = torch.tensor(
-            [sum(batch.counted for batch in batches), sum(batch.text_tokens for batch in batches)],
+            [sum(getattr(batch, name) for batch in batches) for name in ("counted", "text_tokens", "positions")],
             dtype=torch.float64,
             device=accelerator.device,
         )
-        counted, text_tokens = accelerator.reduce(counts).tolist()
+        counted, text_tokens, positions = accelerator.reduce(counts).tolist()
         # Of processes the mean of the gradients is taken.
         share = accelerator.num_processes / max(counted, 1)
         rate = self._set_rates(number)
@@ -227,6 +251,7 @@ class ConversationsJob(Job):
             "gradient_norm": float(norm),
             self.counted: int(counted),
             "tokens": int(text_tokens),
+            "padding": 1 - text_tokens / max(positions, 1),
             **self._balance(counted),
         }
         return measured if finite else {**measured, "skipped": True}

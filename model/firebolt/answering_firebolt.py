@@ -16,6 +16,7 @@ from transformers.utils import can_return_tuple  # pyright: ignore[reportPrivate
 
 from ...cmm.inserting import Inserting
 from ...cmm.linear import product
+from ...cmm.sequences import Sequences
 from ..adapters import check_adaptable
 from ..checkpoint_sizes import check_model
 from ..compat import (
@@ -39,6 +40,7 @@ from .grounding import Grounding, ground
 from .miniature import miniature_of
 from .modeling_firebolt import FireboltModel, FireboltPreTrainedModel, check_same_images
 from .original import is_original, load_original
+from .packed_text import packed_sequences
 from .parts import ExportPart, export_parts
 
 
@@ -144,6 +146,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         cache: Cache | None = None,
+        cu_seq_lens_q: Tensor | Sequences | None = None,
         image_numbers: Tensor | None = None,
         image_times: Tensor | None = None,
         grid_times: Tensor | None = None,
@@ -158,6 +161,11 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         all of them); labels [B,T], -100 where no loss is wanted. Logits are [B,T,V] for every connector and fusion. In
         training the loss of a connector with experts has `balance_weight` times their balance in it.
 
+        Several sequences may be packed into one row [1,T], as transformers' collators for padding-free training do:
+        position_ids [1,T] begin again with each, without attention_mask and cache, or cu_seq_lens_q [S+1] has their
+        borders, from 0 to T. Images (or grids) then have S rows, one for each sequence, and each sequence gives what it
+        gives alone; a label at the beginning of one counts for nothing. So with fusion `replace`.
+
         Raises ValueError where a shape is not as above, a mask has holes, or both pixels and grids are given.
         """
         if labels is not None:
@@ -169,6 +177,17 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
                 )
             if prompt_mask is None:
                 prompt_mask = (labels != -100).long().cumsum(-1) == 0
+            sequences = packed_sequences(
+                self.config,
+                labels[..., None],
+                cu_seq_lens_q,
+                position_ids,
+                attention_mask,
+                packs=self.model.packs,
+                cached=given_cache(cache, past_key_values) is not None or bool(use_cache),
+            )
+            if sequences is not None:
+                cu_seq_lens_q, labels = sequences, labels.masked_fill(sequences.position == 0, -100)
         elif prompt_mask is None and self.model.reads_prompt:
             prompt_mask = self._all_of_the_text(input_ids, inputs_embeds, given_cache(cache, past_key_values))
         if self.training and torch.is_grad_enabled():
@@ -196,6 +215,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            cu_seq_lens_q=cu_seq_lens_q,
             **kwargs,
         )
         logits = product(self.lm_head, kept_columns(outputs.last_hidden_state, logits_to_keep))

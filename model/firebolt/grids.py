@@ -63,10 +63,15 @@ def given_grids(
     grid_images: Tensor | None,
     grid_times: Tensor | None,
     text: Tensor,
+    rows: int | None = None,
 ) -> Grids:
-    """Return the grids that a caller has, for text [B,T,D]. Raises ValueError where they are not of its rows."""
-    if grids.dim() != 3 or grids.shape[0] != text.shape[0]:
-        raise ValueError(f"FireboltModel: grids has shape {list(grids.shape)}; expected [{text.shape[0]}, G, D_v]")
+    """Return the grids that a caller has, for text [B,T,D]. Raises ValueError where they are not of its rows.
+
+    `rows` are other than B where sequences are packed into one row.
+    """
+    rows = text.shape[0] if rows is None else rows
+    if grids.dim() != 3 or grids.shape[0] != rows:
+        raise ValueError(f"FireboltModel: grids has shape {list(grids.shape)}; expected [{rows}, G, D_v]")
     if grid_mask is None:
         grid_mask = torch.ones(grids.shape[:2], dtype=torch.bool, device=grids.device)
     return Grids(grids.to(text.dtype), grid_mask.bool(), grid_boxes, grid_images, grid_times)

@@ -18,16 +18,19 @@ from transformers.utils import can_return_tuple  # pyright: ignore[reportPrivate
 
 from ...cmm import CrossAttend, CrossModalModulator, Prepend, Routed, RoutedConfig
 from ...cmm.connector import Connector
+from ...cmm.sequences import Sequences
 from ..compat import (
     CACHE,
     CACHE_NAMES,
+    attend_by_sequence,
+    decode_packed,
     extend,
     find_layer,
     given_cache,
+    know_steps_and_borders,
     layer_masks,
     parameters_present,
     pool_by_one_query,
-    step_by_products,
 )
 from ..configuration_checks import backbone
 from ..loading import load_checked
@@ -46,6 +49,7 @@ from .grids import (
     views_of,
     with_black_images,
 )
+from .packed_text import packed_sequences, without_packed_names
 
 CONNECTOR_CLASSES: dict[str, type[Connector]] = {
     "cmm": CrossModalModulator,
@@ -107,7 +111,8 @@ class FireboltModel(FireboltPreTrainedModel):
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.connector = CONNECTOR_CLASSES[config.connector](config.connector_config())
         self.language_model = AutoModel.from_config(config.text_config)
-        step_by_products(self.language_model)
+        know_steps_and_borders(self.language_model)
+        attend_by_sequence(self.language_model)
         pool_by_one_query(self.vision_tower)
         if self.connector.positions is not None:
             # What quantisers leave as it is: maps of 36 and 8 numbers fill no block of theirs.
@@ -214,6 +219,11 @@ class FireboltModel(FireboltPreTrainedModel):
         )
 
     @property
+    def packs(self) -> bool:
+        """Flag of models that take several sequences packed into one row."""
+        return self.config.fusion == "replace" and self.connector.packs
+
+    @property
     def reads_prompt(self) -> bool:
         """Flag of models in which an answer, taken for the question, would change what is made of it."""
         return self.config.fusion != "replace" or self.connector.reads_prompt
@@ -268,6 +278,7 @@ class FireboltModel(FireboltPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         cache: Cache | None = None,
+        cu_seq_lens_q: Tensor | Sequences | None = None,
         image_numbers: Tensor | None = None,
         image_times: Tensor | None = None,
         grid_times: Tensor | None = None,
@@ -284,9 +295,20 @@ class FireboltModel(FireboltPreTrainedModel):
         if pixel_values is not None and grids is not None:
             raise ValueError("FireboltModel: pixel_values and grids are both given; expected at most one of them")
         text = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        cache = given_cache(cache, past_key_values)
+        sequences = packed_sequences(
+            self.config,
+            text,
+            cu_seq_lens_q,
+            position_ids,
+            attention_mask,
+            packs=self.packs,
+            cached=cache is not None or bool(use_cache),
+        )
+        if sequences is not None:
+            use_cache, attention_mask = False, None
         if use_cache is None:
             use_cache = backbone(self.config.text_config).use_cache and not self.training
-        cache = given_cache(cache, past_key_values)
         if use_cache and cache is None:
             cache = DynamicCache(config=backbone(self.config.text_config))
         memory = extend(cache, ConnectorCacheLayer) if cache is not None else None
@@ -308,7 +330,13 @@ class FireboltModel(FireboltPreTrainedModel):
                     pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes, *rest, black_rows=black
                 )
             elif grids is not None:
-                seen = given_grids(grids, grid_mask, grid_boxes, grid_images, grid_times, text)
+                rows = None if sequences is None else len(sequences.lengths)
+                seen = given_grids(grids, grid_mask, grid_boxes, grid_images, grid_times, text, rows)
+        if sequences is not None and seen is not None and len(seen.features) != len(sequences.lengths):
+            raise ValueError(
+                f"FireboltModel: pixel_values has images of {len(seen.features)} rows; expected "
+                f"{len(sequences.lengths)}, one for each text packed into the row (image_mask tells which have one)"
+            )
         if prompt_mask is not None and (prompt_mask.dim() != 2 or prompt_mask.shape[0] != text.shape[0]):
             raise ValueError(
                 f"FireboltModel: prompt_mask has shape {list(prompt_mask.shape)}; expected [{text.shape[0]}, T]"
@@ -321,8 +349,22 @@ class FireboltModel(FireboltPreTrainedModel):
                 "add prompt_mask, or train fusion 'replace')"
             )
         decoder = Fusion(self.connector, self.config.fusion, memory).decoder_inputs(
-            Text(text, text_mask, image_tokens), seen, attention_mask, position_ids, prompt_mask, prompt_summary
+            Text(text, text_mask, image_tokens, sequences),
+            seen,
+            attention_mask,
+            position_ids,
+            prompt_mask,
+            prompt_summary,
         )
+        if sequences is not None:
+            packed = decode_packed(
+                self.language_model,
+                decoder.embeddings,
+                decoder.position_ids,
+                sequences,
+                **without_packed_names(kwargs),
+            )
+            return FireboltOutputWithPast(**packed._asdict())
         compiled = self.compiled_step
         if decoder.embeddings.shape[1] != 1 or not isinstance(cache, StaticCache) or self.training:
             compiled = None

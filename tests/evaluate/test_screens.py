@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from firebolt_vl.evaluate.items import Mark, Marked
+from firebolt_vl.evaluate.screens import __main__ as shown
 from firebolt_vl.evaluate.screens import fonts, layouts, questions, words
 from firebolt_vl.evaluate.screens.drawing import draw
 from firebolt_vl.evaluate.screens.engines import cut_out, open_engine
@@ -283,3 +284,13 @@ def test_a_cut_is_the_box_with_a_margin():
     assert part.size == (29, 19)
     assert part.getpixel((5, 5)) == (0, 0, 0)
     assert cut_out(image, (-3, -3, 60, 120)).size == (300, 150)
+
+
+def test_screens_of_all_kinds_and_splits_are_shown(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shown, "TIMED", 8)
+    shown.main([str(tmp_path / "all.png")])
+    with Image.open(tmp_path / "all.png") as picture:
+        assert picture.size == (192 * len(SCREENS), 192 * len(SPLITS))
+    said = capsys.readouterr().out
+    assert "seen, chart: " in said
+    assert "scenes made up" in said
