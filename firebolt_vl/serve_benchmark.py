@@ -165,11 +165,12 @@ def _body(image: int, question: str) -> bytes:
 
 def _ask_all(address: str, bodies: Sequence[bytes], clients: int, requests: int) -> list[tuple[float, int]]:
     """Seconds and tokens of each of so many requests, asked by clients that each wait for their answer."""
-    place, own = urlsplit(address), local()
+    place, own, connections = urlsplit(address), local(), []
 
     def ask(number: int) -> tuple[float, int]:
         if not hasattr(own, "connection"):
             own.connection = http.client.HTTPConnection(place.hostname or "", place.port)
+            connections.append(own.connection)
         start = time.perf_counter()
         headers = {"Content-Type": "application/json"}
         own.connection.request("POST", "/v1/chat/completions", bodies[number % len(bodies)], headers)
@@ -179,8 +180,12 @@ def _ask_all(address: str, bodies: Sequence[bytes], clients: int, requests: int)
             raise Failure(f"the server refused a request: {told['error']['message']}")
         return time.perf_counter() - start, told["usage"]["completion_tokens"]
 
-    with ThreadPoolExecutor(clients) as pool:
-        return list(pool.map(ask, range(requests)))
+    try:
+        with ThreadPoolExecutor(clients) as pool:
+            return list(pool.map(ask, range(requests)))
+    finally:
+        for connection in connections:
+            connection.close()
 
 
 def _count(address: str, name: str) -> float:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -152,9 +151,9 @@ def grounding(
             # The token before each letter looks for it.
             weights = model.ground(**given, method="weights").weights[0, -reply.shape[1] - 1 : -2]
             values["weights"] = weights.mean(0)
-        boxes = seen.boxes[0].numpy()
+        boxes = seen.boxes[0].cpu().numpy()
         for method, heat in values.items():
-            heat = heat.float().numpy()
+            heat = heat.float().cpu().numpy()
             fits.setdefault(method, []).append(fit(boxes, heat, target))
             hits.setdefault(method, []).append(points_at(boxes, heat, target))
     return {method: _mean_fit(fits[method], np.array(hits[method])) for method in METHODS if method in fits}
@@ -188,11 +187,6 @@ def print_report(results: dict[str, Any], console: Console | None = None) -> Non
                 f"{_percent(fitted['chance'])}), inside it {_percent(fitted['inside'])}, IoU at half the highest "
                 f"{_percent(fitted['iou']['0.5'])}; {fitted['questions']} right answers"
             )
-
-
-def overall(results: dict[str, Any]) -> float:
-    """Return the mean exact match on held-out fonts and layouts, which the median of several seeds is found by."""
-    return fmean(results["splits"][split]["answers"]["all"]["exact"] for split in ("fonts", "layouts"))
 
 
 def _shown(scored: dict[str, float] | None) -> str:

@@ -240,6 +240,11 @@ def test_more_fonts_of_a_folder_are_those_with_all_letters_of_families_that_are_
         fonts.extra_fonts(tmp_path)
 
 
+def test_a_font_that_is_not_there_says_where_it_should_be():
+    with pytest.raises(OSError, match=r"face is cmfoo10.ttf, which cannot be read .* pip install matplotlib"):
+        fonts.load(Face("cmfoo10.ttf", 12))
+
+
 def test_an_engine_that_is_not_there_says_how_to_get_it(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ValueError, match="apt install tesseract-ocr"):

@@ -85,7 +85,7 @@ class ScreensJob(Job):
             matrix_lr=0.015,
             lr=3e-3,
             weight_decay=0.01,
-            decay=0.4,
+            decay=0.6,
             warmup=50,
             is_matrix=lambda name: ".kernel." not in name,
         )
