@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,13 @@ class Inserting(Connector[Waiting]):
     @abstractmethod
     def inserted_mask(self, grid_mask: Tensor, grid_images: Tensor | None = None) -> Tensor:
         """The inserted positions that there are, [B,M] bool, of grid_mask [B,G] and grid_images [B,G]."""
+
+    def add_grids(self, state: DecodeState, *args: Any, **kwargs: Any) -> DecodeState:
+        """Raise ValueError: grids that came later would have to stand within the text."""
+        raise ValueError(
+            f"{type(self).__name__}: add_grids is called; expected of a connector whose grids stand beside the text, "
+            "CrossModalModulator or CrossAttend"
+        )
 
     def step(self, token: Tensor, state: DecodeState) -> tuple[Tensor, DecodeState]:
         """The token as it is, and the state after it. Raises ValueError while the grids have not been inserted."""

@@ -16,7 +16,7 @@ from ..kernels.modulation.selection import Selection
 from ..kernels.symbolic import varies
 from .block import SSMBlock
 from .config import CMMConfig
-from .connector import After, Connector, GridSide, PlacedGrids
+from .connector import After, Connector, GivenGrids, GridSide, PlacedGrids
 from .feed_forward import FeedForward
 from .inputs import without_masked
 from .linear import is_plain, product, product_and_bias
@@ -73,6 +73,8 @@ class ModulatorSide(GridSide):
     v       [B,G,D_t] where there is none
     """
 
+    of_all = ("bias",)
+
     k: Tensor
     table: Tensor | None = None
     bias: Tensor | None = None
@@ -101,7 +103,8 @@ class CrossModalModulator(Connector[ModulatorSide]):
         X_out = second(first(X_t, X_v), X_v)                        w is the second's
         X_out = X_t + g LN(R + FFN(R))
 
-    A layer may be built with or without `grid_positions`; without, `grid_boxes` and `grid_images` have no effect.
+    A layer may be built with or without `grid_positions`; without, `grid_boxes` and `grid_images` have no effect, and
+    without `grid_times` the argument of that name has none.
 
     Source: Firebolt-VL (arXiv 2604.04579), section on the cross-modal modulator; Viper-F1 (arXiv 2511.11177).
     """
@@ -164,10 +167,16 @@ class CrossModalModulator(Connector[ModulatorSide]):
         )
 
     def _side_of(self, seen: PlacedGrids, tokens: int | None) -> ModulatorSide:
+        return self._side(seen, uses_grid_table(self.config.text_width, seen.x.shape[1], tokens))
+
+    def _added_side(self, seen: PlacedGrids, before: ModulatorSide) -> ModulatorSide:
+        return self._side(seen, before.table is not None)
+
+    def _side(self, seen: PlacedGrids, has_table: bool) -> ModulatorSide:
         x, mask = seen.x, seen.mask
         k = product(self.k_proj, x).unflatten(-1, (self.config.heads, self.config.head_dim))
         v = product(self.v_proj, x)
-        if not uses_grid_table(self.config.text_width, x.shape[1], tokens):
+        if not has_table:
             return ModulatorSide(mask, k, v=v)
         tables, biases = zip(*(product_and_bias(film, v) for film in (self.film_in, self.film_out)))
         return ModulatorSide(mask, k, torch.cat(tables, -1), torch.cat(biases, -1))
@@ -179,18 +188,25 @@ class CrossModalModulator(Connector[ModulatorSide]):
             return state
         return state.beside(self.second.encode_grids(*grids, **more).nest(SECOND))
 
+    def add_grids(self, state: DecodeState, *grids: Any, **more: Any) -> DecodeState:
+        """The state with more grids, as `Connector.add_grids` makes it, also of a second layer."""
+        added = super().add_grids(state, *grids, **more)
+        if self.second is None:
+            return added
+        return added.beside(self.second.add_grids(state.under(SECOND), *grids, **more).nest(SECOND))
+
     def _whole(
         self,
         text: Tensor,
         text_mask: Tensor | None,
-        given: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+        given: GivenGrids,
         prompt_mask: Tensor | None,
         sequences: Sequences | None = None,
     ) -> tuple[Tensor, Tensor | None, ModulatorSide]:
         y, w, side = super()._whole(text, text_mask, given, prompt_mask, sequences)
         if self.second is not None:
-            grids, mask, boxes, images = given
-            more = {"grid_images": images, "return_weights": True, "cu_seqlens": sequences}
+            grids, mask, boxes, images, times = given
+            more = {"grid_images": images, "grid_times": times, "return_weights": True, "cu_seqlens": sequences}
             y, w = self.second(y, grids, text_mask, mask, boxes, **more)
         return y, w, side
 

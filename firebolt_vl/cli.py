@@ -291,6 +291,28 @@ def bench_evaluation(
     evaluation_benchmark(rows, images, batch_size, new_tokens, device.value, dtype, threads, out, as_json, overwrite)
 
 
+@benchmarks.command("serve")
+def bench_serve(
+    checkpoint: Checkpoint = None,
+    clients: Annotated[int, typer.Option(metavar="N", min=1, help="Clients that ask at the same time.")] = 64,
+    requests: Annotated[int, typer.Option(metavar="N", min=1, help="Requests for each batch size.")] = 512,
+    batch_size: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", min=1, help="Only this batch size; may be repeated. Default: 1, 4, 8, 16."),
+    ] = None,
+    out: ReportFile = None,
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Time `firebolt serve` with many clients, for each batch size: p50 and p95, tokens a second, memory.
+
+    Exit code 1 where a request is refused.
+    """
+    from .serve_benchmark import serve_benchmark
+
+    serve_benchmark(checkpoint, clients, requests, batch_size or [1, 4, 8, 16], out, as_json, overwrite)
+
+
 @benchmarks.command("gpu-day")
 def bench_gpu_day(
     out: Annotated[
@@ -516,6 +538,7 @@ KEPT = {
     ("serve",): "nothing was being answered yet; start it again",
     ("convert",): "nothing is left of the new folder; start again",
     ("eval", "tiny"): "nothing was kept of it; start again",
+    ("eval", "screens"): "nothing was kept of it; start again",
     ("eval", "score"): "nothing was written; start again",
     ("eval",): "the predictions in --out are kept; the same command goes on with the other questions",
     ("bench", "kernels"): "what was measured of whole ops is in --out; --op NAME measures the others",

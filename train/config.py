@@ -56,6 +56,7 @@ class RowsConfig(RunConfig):
         "AdamW, or Muon for the matrices of dense layers (steps of AdamW's size, at one rate) and AdamW for the rest",
         choices=OPTIMIZERS,
     )
+    frames: int | None = key(None, "frames of a video, spread over it; default: one a second, at most 64", least=1)
 
     def __post_init__(self):
         super().__post_init__()
@@ -144,7 +145,6 @@ class FoveatedConfig(RowsConfig):
         choices=LOOKS,
         excludes={"loss=preferences": "preferences are learned in mode 'coarse_fine'"},
     )
-    frames: int | None = key(None, "frames of a video, spread over it; default: one a second, at most 64", least=1)
     query: dict = key(
         {}, "of a new model: query_dim, visual_scale, deep_query, lambda_coarse", excludes={"model": NEW_ALONE}
     )

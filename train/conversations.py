@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from ..cmm.precision import WideParameters
-from ..model import FireboltForConditionalGeneration, FireboltProcessor
+from ..model import FireboltForConditionalGeneration, FireboltProcessor, Video, read_video
 from .config import RowsConfig
 from .data import BatchOrder, Collator, Conversations, PackedCollator, Problem
 from .data.batches import MicroBatch, StepBatches
@@ -93,7 +93,7 @@ class AnswerLoss(nn.Module):
         seen = self.model.get_grids(**blank)
         text = self.model.get_input_embeddings()(input_ids[:1, :1])
         connector = self.model.model.connector
-        return 0 * connector(text, seen.features, None, seen.mask, seen.boxes, grid_images=seen.images).float().sum()
+        return 0 * connector(text, **seen.given).float().sum()
 
 
 class ConversationsJob(Job):
@@ -139,7 +139,15 @@ class ConversationsJob(Job):
 
     def _reading(self) -> dict:
         """Return the arguments of `Conversations` that are not in the configuration."""
-        return {"image_words": IMAGE_WORDS} if self.model.model.connector.places_images else {}
+        connector = self.model.model.connector
+        reading: dict = {"image_words": IMAGE_WORDS} if connector.places_images else {}
+        # Without times each frame would be an image with a token of its own, and how many there are is not yet known.
+        if not connector.places_images or connector.config.grid_times:
+            reading["read_video"] = self._video_of
+        return reading
+
+    def _video_of(self, file: Path) -> list[Video]:
+        return [read_video(file, frames=self.config.frames)]
 
     def _loss(self) -> nn.Module:
         """A module with the model as `model`, from a micro-batch to the sum of its losses."""

@@ -69,7 +69,7 @@ class Layout(NamedTuple):
 
 def summarize_prompt(connector: Connector, text: Tensor, prompt: Tensor, seen: Grids) -> Tensor:
     """Compute z [B,D], the mean of the modulated text [B,T,D] over the prompt's positions [B,T]; the paper's Eq. 14."""
-    modulated = connector(text, seen.features, prompt, seen.mask, seen.boxes, grid_images=seen.images)
+    modulated = connector(text, text_mask=prompt, **seen.given)
     count = prompt.sum(-1, keepdim=True).clamp(min=1).to(modulated.dtype)
     return ((modulated * prompt[..., None]).sum(1) / count).to(text.dtype)
 
@@ -79,9 +79,7 @@ def inserted_grids(
 ) -> tuple[Tensor, Tensor | None]:
     """Compute what a connector puts before the text, [B,M,D], and with `balance` its balance loss."""
     options = {"return_balance": True} if balance else {}
-    both = connector(
-        text, seen.features, mask, seen.mask, seen.boxes, grid_images=seen.images, prompt_mask=prompt, **options
-    )
+    both = connector(text, text_mask=mask, prompt_mask=prompt, **seen.given, **options)
     both, loss = both if balance else (both, None)
     return both[:, : both.shape[1] - text.shape[1]].to(text.dtype), loss
 
@@ -152,10 +150,8 @@ class Fusion:
             assert seen is not None  # what there is no state of comes with this call
             if memory is None:
                 borders = {} if sequences is None else {"cu_seqlens": sequences}
-                return self.connector(
-                    text, seen.features, mask, seen.mask, seen.boxes, grid_images=seen.images, **borders
-                )
-            state = self.connector.encode_grids(seen.features, seen.mask, seen.boxes, grid_images=seen.images)
+                return self.connector(text, text_mask=mask, **seen.given, **borders)
+            state = self.connector.encode_grids(**seen.given)
             memory.start(state)
         if text.shape[1] == 1 and mask is None:
             output, memory.state = self.connector.step(text, state)

@@ -25,6 +25,7 @@ from ..compat import (
     attend_by_sequence,
     decode_packed,
     extend,
+    find_layer,
     given_cache,
     know_steps_and_borders,
     layer_masks,
@@ -43,6 +44,7 @@ from .grids import (
     Seen,
     encode_views,
     given_grids,
+    named_grids,
     rows_with_images,
     views_of,
     with_black_images,
@@ -140,28 +142,69 @@ class FireboltModel(FireboltPreTrainedModel):
         grid_boxes: Tensor | None = None,
         image_position_ids: Tensor | None = None,
         pixel_attention_mask: Tensor | None = None,
+        image_numbers: Tensor | None = None,
+        image_times: Tensor | None = None,
         *,
         black_rows: Tensor | None = None,
     ) -> Grids:
         """Encode every image of the batch once: one call of the vision tower for each view size.
 
         pixel_values [B,3,S,S] or [B,I,3,S,S]; pixel_tiles [B,M,3,t,t] or [B,I,M,3,t,t]; tile_mask [B,M] or [B,I,M];
-        image_mask [B] or [B,I]; grid_boxes [B,1+M,4] or [B,I,1+M,4]; black_rows [B], rows without an image that are
-        shown a black one. Masked views are not encoded; their features are zero. G is I times the grids of an image:
-        with `config.grids` "views" 1 + M, the global view first; with "patches" its P patches, for which no tiles are
-        needed; with "both" 1 + M + P. Packed views are pixel_values [n,3,H,W] with image_position_ids [n,1+M,2,4] and
-        pixel_attention_mask [B]; see FireboltImageProcessor.
+        image_mask [B] or [B,I]; grid_boxes [B,1+M,4] or [B,I,1+M,4]; for frames of videos image_numbers [B] or [B,I],
+        which image or video of its row each is of, and image_times [B] or [B,I], its second; black_rows [B], rows
+        without an image that are shown a black one. Masked views are not encoded; their features are zero. G is I times
+        the grids of an image: with `config.grids` "views" 1 + M, the global view first; with "patches" its P patches,
+        for which no tiles are needed; with "both" 1 + M + P. Packed views are pixel_values [n,3,H,W] with
+        image_position_ids [n,1+M,2,4] ([n,1+M,3,4] with videos) and pixel_attention_mask [B]; see
+        FireboltImageProcessor.
+
+        A connector without `grid_times` cannot tell the frames of a video: it gets them as images in their order.
 
         Raises ValueError where a shape is not as above, or tiles are missing.
         """
         tiled = self.config.grids != "patches"
-        packed = (image_position_ids, pixel_attention_mask)
-        views = views_of(pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes, *packed, tiled=tiled)
+        rest = (image_position_ids, pixel_attention_mask, image_numbers, image_times)
+        views = views_of(pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes, *rest, tiled=tiled)
+        if not self.connector.config.grid_times:
+            views = views._replace(numbers=None, times=None)
         if black_rows is not None:
             views = with_black_images(views, black_rows & ~views.image_mask.any(-1))
         vision = backbone(self.config.vision_config)
         height, width = (side // vision.patch_size for side in views.images.shape[-2:])
         return encode_views(views, self._see, self.config.grids, (height, width), vision.hidden_size, self.dtype)
+
+    def add_grids(self, past_key_values: Cache, **images: Tensor | None) -> None:
+        """Show more images, or frames of a video that goes on, to a conversation: what follows sees them too.
+
+        past_key_values: the cache of all calls so far, changed in place. `images` as in `get_grids`, or grids
+        [B,G,D_v] with grid_mask, grid_boxes, grid_images and grid_times, as in `forward`; only these are encoded. No
+        earlier token is computed again, nor changed. A row that had no image, and so was read without the connector,
+        begins with it here.
+
+        Raises ValueError for a cache that no call has begun, and where images stand in the text, or before it: for
+        connectors other than "cmm" and "cross_attend", and for fusions other than "replace".
+        """
+        memory = find_layer(past_key_values, ConnectorCacheLayer)
+        if memory is None or not memory.begun:
+            raise ValueError(
+                "FireboltModel: past_key_values has no call in it; expected the cache of a conversation that has begun "
+                "(its first images go with its first call)"
+            )
+        if self.connector.inserts_grids or self.config.fusion != "replace":
+            raise ValueError(
+                f"FireboltModel: add_grids is called with connector {self.config.connector!r} and fusion "
+                f"{self.config.fusion!r}; expected 'cmm' or 'cross_attend' and 'replace', where grids stand beside the "
+                "text"
+            )
+        given = {name: value.to(self.device) for name, value in images.items() if value is not None}
+        if ("pixel_values" in given) == ("grids" in given):
+            both = "both given" if "grids" in given else "not given"
+            raise ValueError(f"FireboltModel: pixel_values and grids are {both}; expected one of them")
+        if "grids" in given:
+            seen = named_grids(given, given["grids"].to(self.dtype))
+        else:
+            seen = self.get_grids(**given)
+        memory.add_grids(self.connector, seen)
 
     def _see(self, pixels: Tensor) -> Seen:
         """See n views of one size, position embeddings interpolated for sizes not trained on."""
@@ -236,6 +279,9 @@ class FireboltModel(FireboltPreTrainedModel):
         use_cache: bool | None = None,
         cache: Cache | None = None,
         cu_seq_lens_q: Tensor | Sequences | None = None,
+        image_numbers: Tensor | None = None,
+        image_times: Tensor | None = None,
+        grid_times: Tensor | None = None,
         **kwargs,
     ) -> FireboltOutputWithPast:
         """Compute the decoder's last hidden states [B,T,D] at the text columns.
@@ -279,13 +325,13 @@ class FireboltModel(FireboltPreTrainedModel):
                 told = rows_with_images(image_mask, pixel_attention_mask) if pixel_values is not None else None
                 check_same_images(memory, told)
             elif pixel_values is not None:
-                packed = (image_position_ids, pixel_attention_mask)
+                rest = (image_position_ids, pixel_attention_mask, image_numbers, image_times)
                 seen = self.get_grids(
-                    pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes, *packed, black_rows=black
+                    pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes, *rest, black_rows=black
                 )
             elif grids is not None:
                 rows = None if sequences is None else len(sequences.lengths)
-                seen = given_grids(grids, grid_mask, grid_boxes, grid_images, text, rows)
+                seen = given_grids(grids, grid_mask, grid_boxes, grid_images, grid_times, text, rows)
         if sequences is not None and seen is not None and len(seen.features) != len(sequences.lengths):
             raise ValueError(
                 f"FireboltModel: pixel_values has images of {len(seen.features)} rows; expected "
