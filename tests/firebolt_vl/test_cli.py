@@ -273,7 +273,7 @@ class TestUsage:
         [
             (["ask"], ["IMAGE is missing", "firebolt ask --help"]),
             (["ask", "a.png"], ["QUESTION is missing"]),
-            (["ask", "a.png", "b", "c"], ["c is one argument too many"]),
+            (["ask", "a.png", "b", "c"], ["a.png does not exist"]),
             (["ask", "a.png", "b", "--device", "tpu"], ["--device is tpu; expected one of auto, cpu, cuda"]),
             (["ask", "a.png", "b", "--seed", "x"], ["--seed is x; expected a valid integer"]),
             (["ask", "a.png", "b", "--seed=x"], ["--seed is x; expected a valid integer"]),

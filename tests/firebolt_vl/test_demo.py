@@ -322,6 +322,8 @@ class TestDrawn:
         for text in (">0.00<", ">+2.00<", ">−1.00<", "fb-whole", "What the last answer rests on"):
             assert text in shown
         assert "Hiding any one part changes nothing" in drawn.view(talk, parts[:1])
+        frames = Talk("a", ["data:,"] * 2, ["0 s", "1 s"], [made("a")])
+        assert "fb-whole" not in drawn.view(frames, [Effect(frame, (0, 0, 1, 1), 1.0) for frame in range(2)])
 
     def test_pictures_are_made_small(self):
         from firebolt_vl.watch import Source
