@@ -19,7 +19,7 @@ export IMAGE := $(firstword $(sort $(wildcard examples/*.png)))
 export QUESTION := what digit is at the top left?
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-versions test-machines test-messages test-harness test-suites test-page test-gpu bench gpu-day compile-report emulate fuzz format lint tiny counts docs
+.PHONY: help demo test test-versions test-machines test-messages test-harness test-suites test-exports test-page test-gpu bench gpu-day compile-report emulate fuzz format lint tiny counts docs
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,9 @@ test-harness: $(READY) ## run the embedded model in lmms-eval, in an environment
 
 test-suites: $(READY) ## ask of both models what transformers asks of its own, and write the table
 	OMP_NUM_THREADS=1 $(BIN)/python tests/support/suites.py --out docs/suites.md
+
+test-exports: $(READY) ## compare exported graphs with PyTorch, in each engine, and write the page
+	OMP_NUM_THREADS=1 $(BIN)/python tests/support/exports.py --out docs/exports.md
 
 test-page: $(READY) ## ask on the page of `firebolt demo` in a headless browser, in an environment of its own; its picture
 	OMP_NUM_THREADS=1 $(BIN)/python tests/support/demo_page.py $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) \
@@ -112,5 +115,5 @@ $(READY): setup.py constraints.txt
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || "$$python" -m venv --clear $(VENV)
 	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -c 'import triton' 2>/dev/null || [ "$$(uname)" != Linux ] || $(BIN)/python -m pip install "triton==$(TRITON)"
-	$(BIN)/python -m pip install -c constraints.txt -e '.[train,video,eval,trl,serve,test,lint]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[train,video,eval,trl,serve,onnx,openvino,test,lint]'
 	@touch $@

@@ -7,7 +7,7 @@ from setuptools import setup
 ROOT = Path(__file__).parent
 FACE = "firebolt_vl"
 # The folders at the top of the repository, lowest layer first: an import only ever points to the left.
-LAYERS = ("kernels", "cmm", "files", "model", "evaluate", "train", "bench")
+LAYERS = ("kernels", "cmm", "files", "views", "model", "evaluate", "train", "bench")
 
 
 def subpackages(layer: str) -> list[str]:
@@ -66,6 +66,9 @@ setup(
         "video": ["av>=14"],
         # The data sets of benchmarks: parquet, saved folders, the hub.
         "eval": ["datasets>=4,<6"],
+        # Exports, and answers from them: ONNX Runtime and OpenVINO. `firebolt ask --engine` needs the runtimes alone.
+        "onnx": ["onnx>=1.19,<2", "onnxscript>=0.5,<0.8", "onnxruntime>=1.22,<2"],
+        "openvino": ["openvino>=2025.2", "onnx>=1.19,<2", "onnxscript>=0.5,<0.8"],
         # `firebolt serve`: an endpoint in the form of OpenAI's.
         "serve": ["starlette>=0.46", "uvicorn>=0.34"],
         # Preference tuning and reinforcement learning: `firebolt train sft`, `dpo` and `grpo`.

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from .engines import load_engine
 from .version import __version__
 
 
@@ -17,4 +18,4 @@ def embedded_checkpoint() -> Path:
     return folder
 
 
-__all__ = ["__version__", "embedded_checkpoint"]
+__all__ = ["__version__", "embedded_checkpoint", "load_engine"]

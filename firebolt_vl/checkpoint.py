@@ -108,14 +108,19 @@ class Loaded(NamedTuple):
 
 
 def load(
-    folder: Path, device: str, dtype: str = "auto", quantize: str | None = None, compile_step: bool = False
+    folder: Path,
+    device: str,
+    dtype: str = "auto",
+    quantize: str | None = None,
+    compile_step: bool = False,
+    prepack: bool = True,
 ) -> Loaded:
     """Load a checkpoint's folder. Raises Failure where a file is missing or broken, or they do not belong together.
 
     `dtype` "auto" is the checkpoint's own, except that on a CPU half precision that is slower there than float32 is
     widened (`speeds.runs_in`; small models are not worth the measurement). `quantize` "int8" puts the weights that a
-    token passes into 8 bits; what stays bfloat16 on a CPU is prepacked. `compile_step`: torch.compile of the generation
-    step, at the first answer.
+    token passes into 8 bits; what stays bfloat16 on a CPU is prepacked, unless `prepack` is False. `compile_step`:
+    torch.compile of the generation step, at the first answer.
     """
     config = check_files(folder)
     from .model import FireboltForConditionalGeneration, prepack_weights, quantize_int8
@@ -141,7 +146,8 @@ def load(
         _widen_if_faster(model)
     if quantize == "int8":
         quantize_int8(model)
-    prepack_weights(model)
+    if prepack:
+        prepack_weights(model)
     if compile_step:
         model.compile_step()
     return Loaded(model, processor)

@@ -12,7 +12,19 @@ from .ask_command import ask
 from .demo_command import demo
 from .errors import Failure, Interrupted, disk_failure
 from .eval_command import evaluations
-from .options import AsJson, Checkpoint, Device, Dtypes, OnDevice, Ops, Overwrite, Processes, Quick, ReportFile
+from .options import (
+    AsJson,
+    Checkpoint,
+    Device,
+    Dtypes,
+    ExportFor,
+    OnDevice,
+    Ops,
+    Overwrite,
+    Processes,
+    Quick,
+    ReportFile,
+)
 from .serve_command import serve
 from .shown import new_console
 from .usage import complaint
@@ -50,6 +62,26 @@ def firebolt(
 
 
 app.command()(ask)
+
+
+@app.command()
+def export(
+    engine: Annotated[ExportFor, typer.Argument(help="The engine that is to run it.")],
+    out: Annotated[str, typer.Argument(metavar="DIR", help="A new folder for the graphs.")],
+    checkpoint: Checkpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a checkpoint as graphs for an engine that needs no PyTorch (firebolt ask --engine)."""
+    from .export import export as write_graphs
+
+    done = write_graphs(engine.value, out, checkpoint)
+    if as_json:
+        print(json.dumps(done.to_dict()))
+    else:
+        print(
+            f"{out}: {len(done.files)} files, {done.bytes / 2**20:.1f} MiB; firebolt ask --engine {engine.value} "
+            f"--checkpoint {out} IMAGE QUESTION"
+        )
 
 
 @app.command()
@@ -316,6 +348,22 @@ def bench_crossover(
     crossover(dtype, seconds, longest, device.value)
 
 
+@benchmarks.command("packing")
+def bench_packing(
+    size: Annotated[str, typer.Option(metavar="NAME", help="The decoder: small or lfm2-350m.")] = "small",
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Rows of a micro-batch.")] = 8,
+    median: Annotated[int, typer.Option(metavar="T", min=2, help="Median length of the rows in tokens.")] = 60,
+    spread: Annotated[float, typer.Option(metavar="S", min=0, help="Deviation of the lengths' logarithm.")] = 0.6,
+    batches: Annotated[int, typer.Option(metavar="N", min=1, max=32, help="Micro-batches that are measured.")] = 4,
+    seconds: Annotated[float, typer.Option(metavar="S", help="Time for each micro-batch and way.")] = 2.0,
+    device: OnDevice = Device.cpu,
+) -> None:
+    """Time training steps on padded rows and on the same rows packed into one (`packing=true`), in turns."""
+    from .bench_commands import packing
+
+    packing(size, device.value, seconds=seconds, batch=batch_size, median=median, spread=spread, count=batches)
+
+
 @app.command()
 def train(
     config: Annotated[
@@ -485,10 +533,12 @@ KEPT = {
     ("ask", "--batch"): "the answers in --out are kept; the same command goes on with the other questions",
     ("ask",): "nothing was written; ask again",
     ("watch",): "nothing was written; ask again",
+    ("export",): "nothing is left of the new folder; start again",
     ("demo",): "the page is closed",
     ("serve",): "nothing was being answered yet; start it again",
     ("convert",): "nothing is left of the new folder; start again",
     ("eval", "tiny"): "nothing was kept of it; start again",
+    ("eval", "screens"): "nothing was kept of it; start again",
     ("eval", "score"): "nothing was written; start again",
     ("eval",): "the predictions in --out are kept; the same command goes on with the other questions",
     ("bench", "kernels"): "what was measured of whole ops is in --out; --op NAME measures the others",

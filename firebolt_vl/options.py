@@ -23,6 +23,17 @@ class Quantize(StrEnum):
     int8 = "int8"
 
 
+class Engine(StrEnum):
+    torch = "torch"
+    onnx = "onnx"
+    openvino = "openvino"
+
+
+class ExportFor(StrEnum):
+    onnx = "onnx"
+    openvino = "openvino"
+
+
 Checkpoint = Annotated[
     str | None,
     typer.Option(

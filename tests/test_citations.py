@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("kernels", "cmm", "files", "model", "evaluate", "train", "bench", "firebolt_vl", "tests", "docs")
+FOLDERS = ("kernels", "cmm", "files", "views", "model", "evaluate", "train", "bench", "firebolt_vl", "tests", "docs")
 # mathematics.md, section 2a / mathematics.md, 2.11
 PLACE = re.compile(r"mathematics\.md,\s+(?:section\s+(?P<section>\d+[a-z]?)|(?P<equation>\d+\.\d+))")
 

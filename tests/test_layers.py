@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LAYERS = ("kernels", "cmm", "files", "model", "evaluate", "train", "bench", "firebolt_vl")
+LAYERS = ("kernels", "cmm", "files", "views", "model", "evaluate", "train", "bench", "firebolt_vl")
 OUTSIDE = {
     "kernels": {"torch", "triton"},
     "cmm": {"torch", "numpy", "safetensors"},
     "files": set(),
+    "views": {"numpy", "PIL"},
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 from voice import FRAGMENT, OTHER_FORMS
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("kernels", "cmm", "model", "files", "evaluate", "train", "bench", "firebolt_vl")
+FOLDERS = ("kernels", "cmm", "model", "files", "views", "evaluate", "train", "bench", "firebolt_vl")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 

@@ -6,9 +6,9 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from ..checkpoint import Loaded
 from ..errors import first_line
+from ..kept_views import left_padded, may_mix
 from ..model.generation import settings_for
 from ..prompts import stops
-from ..views import left_padded, may_mix
 from .following import Choosing, Following
 from .metrics import Metrics
 from .refusal import Refused

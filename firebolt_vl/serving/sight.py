@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import Loaded
+from ..kept_views import KeptViews, View, side_by_side
 from ..model.images import ImageError, decode_image
-from ..views import KeptViews, View, side_by_side
 from .refusal import bad_request
 
 if TYPE_CHECKING:
@@ -98,8 +98,7 @@ class Views(Sight):
 
     def _see(self, pixels: "BatchFeature", doubts: list[str]) -> View:
         seen = self.loaded.model.get_grids(**pixels.to(self.loaded.model.device))
-        mask = seen.mask[0]
-        return View(seen.features[0][mask], seen.boxes[0][mask], doubts)
+        return View.of(seen, 0, doubts)
 
     def arguments(self, rows: Sequence[Sequence[Picture]]) -> dict[str, Tensor]:
         return side_by_side([[picture.seen for picture in pictures] for pictures in rows])

@@ -1,5 +1,6 @@
 """Matrix multiplication of a layer: the public function."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,9 +13,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Two things are different on a CPU. Where oneDNN is faster (`ONEDNN`) it makes the float32 products, forward
     and backward. And `x` is always one matrix of rows: a slice such as the last column of [B,T,K] makes PyTorch
     copy the whole of W first, which for the head of a language model takes as long as all of its layers.
+    Exported graphs, which run on other machines, have PyTorch's own.
 
     Arguments: x [..., K]; weight [N,K]; bias [N] or None. Returns [..., N].
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_exporting():
         return F.linear(x, weight, bias)
     return pytorch.linear(x, weight, bias)

@@ -7,9 +7,10 @@ import numpy as np
 from transformers.image_utils import ImageInput, SizeDict, is_valid_image
 from transformers.processing_utils import ImagesKwargs
 
+from ...views.pixels import MOST_PIXELS, levels_of, normalise
 from .. import images as pictures
 from ..image_processing import BatchFeature, ImageProcessor
-from ..pixels import MOST_PIXELS, as_rgb, levels_of, normalise
+from ..images import as_rgb
 from .packed import PACKED_NAMES, packed_batch
 
 

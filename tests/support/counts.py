@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from firebolt_vl.files.tables import markdown_table
 
-FOLDERS = ("kernels", "cmm", "files", "model", "evaluate", "train", "bench", "firebolt_vl")
+FOLDERS = ("kernels", "cmm", "files", "views", "model", "evaluate", "train", "bench", "firebolt_vl")
 BLOCK = 6
 SHOWN = 3
 # Parameters beyond which a signature no longer reads as a formula.

@@ -16,7 +16,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from firebolt_vl.model.firebolt.tiling import compatible_boxes, cut, relative_boxes
+from firebolt_vl.views.tiling import compatible_boxes, cut, relative_boxes
 
 VECTORS = golden.load("firebolt_tiny_upstream")
 DESCRIBED = json.loads(golden.path("firebolt_tiny_upstream.json").read_text())

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firebolt_vl.model.firebolt import tiling
+from firebolt_vl.views import tiling
 
 CASES = {case["case"]: case for case in golden.load("tiles").cases}
 sides = st.one_of(st.integers(1, 600), st.sampled_from([1, 2, 127, 128, 129, 3000, 20000]))

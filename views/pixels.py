@@ -1,22 +1,12 @@
-"""Images of any kind -> the numbers that a vision tower takes, as the image processors of both models need it."""
+"""RGB images -> the numbers that a vision tower takes, as the image processors of both models need it."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from . import images as pictures
-
 # Of one image. In float32 these take 400 MB.
 MOST_PIXELS, MOST_TILES = 2**25, 2**14
-
-
-def as_rgb(image, channels_first: bool | None) -> Image.Image:
-    """Return anything that is an image as an upright RGB image."""
-    image = pictures.to_rgb(image) if isinstance(image, Image.Image) else pictures.from_array(image, channels_first)
-    if 0 in image.size:
-        raise ValueError(f"images has an image of {image.width} x {image.height} pixels; expected at least 1 x 1")
-    return image
 
 
 def levels_of(image: Image.Image) -> np.ndarray:

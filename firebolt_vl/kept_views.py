@@ -7,17 +7,36 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .model.firebolt.grids import Grids
+
 
 class View(NamedTuple):
-    """One image as the connector takes it: grids [G,D_v] and their boxes [G,4]; and what is strange about it."""
+    """One image or video as the connector takes it: grids [G,D_v] and their boxes [G,4]; and what is strange about it.
+
+    images [G] int64, which image of it each grid is of, and times [G], their seconds: all 0 for an image. It counts as
+    `count` images: a video that the model cannot tell as such as several.
+    """
 
     features: "Tensor"
     boxes: "Tensor"
+    images: "Tensor"
+    times: "Tensor"
+    count: int
     doubts: list[str]
+
+    @classmethod
+    def of(cls, seen: "Grids", row: int, doubts: list[str]) -> "View":
+        """The view of the one image or video of a row."""
+        mask = seen.mask[row]
+        features = seen.features[row][mask]
+        images = mask.new_zeros(len(features)).long() if seen.images is None else seen.images[row][mask]
+        times = images.float() * 0 if seen.times is None else seen.times[row][mask].float()
+        assert seen.boxes is not None  # of an image processor
+        return cls(features, seen.boxes[row][mask], images, times, int(images.max()) + 1, doubts)
 
     @property
     def bytes(self) -> int:
-        return self.features.nbytes + self.boxes.nbytes
+        return sum(tensor.nbytes for tensor in (self.features, self.boxes, self.images, self.times))
 
 
 class KeptViews:
@@ -65,14 +84,18 @@ def side_by_side(seen: Sequence[Sequence[View]]) -> dict[str, "Tensor"]:
     boxes = like.boxes.new_tensor([0, 0, 1, 1]).repeat(len(seen), most, 1)
     mask = torch.zeros(len(seen), most, dtype=torch.bool, device=grids.device)
     images = torch.zeros(len(seen), most, dtype=torch.int64, device=grids.device)
+    times = torch.zeros(len(seen), most, device=grids.device)
     for row, views in enumerate(seen):
-        end = 0
-        for number, view in enumerate(views):
+        end = number = 0
+        for view in views:
             start, end = end, end + len(view.boxes)
             grids[row, start:end], boxes[row, start:end] = view.features, view.boxes
-            mask[row, start:end], images[row, start:end] = True, number
+            mask[row, start:end], images[row, start:end] = True, number + view.images
+            times[row, start:end] = view.times
+            number += view.count
     given = {"grids": grids, "grid_mask": mask, "grid_boxes": boxes}
-    return given | ({"grid_images": images} if int(images.max()) > 0 else {})
+    given |= {"grid_images": images} if int(images.max()) > 0 else {}
+    return given | ({"grid_times": times} if bool(times.any()) else {})
 
 
 def may_mix(model) -> bool:

@@ -1,0 +1,141 @@
+"""A checkpoint written as graphs for another engine, with all that answers from them."""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import Loaded, check_files, load, locate, quiet
+from .engines.description import FILE, TOKENIZER, Description
+from .errors import Failure, Misuse, told
+from .evaluate.familiar import FILE as FAMILIAR
+from .outputs import check_place
+from .prompts import render, specials, stops
+
+# Questions that stand for all in a chat template: with blanks at their ends, and without.
+PROBES = ("  What is it?  ", "q")
+
+
+@dataclass
+class Export:
+    """Result of an export."""
+
+    checkpoint: str
+    out: str
+    engine: str
+    files: list[str]
+    bytes: int
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def export(engine: str, out: str, checkpoint: str | None = None) -> Export:
+    """Write a checkpoint for `engine` ("onnx" or "openvino") to the new folder `out`: whole, or not at all.
+
+    In it are three graphs (images to grids, a prompt, one token) in float32, their weights, the tokenizer, and a
+    description (`engines.description`) of how they fit together.
+
+    Raises:
+        Misuse, Failure: what cannot be done, in one line.
+    """
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise Misuse(f"OUT is {out}, which exists already; name a new folder")
+    check_place("OUT", out)
+    folder = locate(checkpoint)
+    check_files(folder)
+    unfinished = target.absolute().with_name(f".{target.name}.{os.getpid()}.tmp")
+    with quiet():
+        loaded = load(folder, "cpu", "float32", prepack=False)
+        try:
+            unfinished.mkdir()
+            _write(engine, loaded, folder, unfinished)
+            unfinished.replace(target)
+        except Failure:
+            raise
+        except ValueError as error:
+            raise Failure(f"checkpoint {folder}: {told(error)}") from None
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    files = sorted(target.iterdir())
+    return Export(str(folder), out, engine, [file.name for file in files], sum(file.stat().st_size for file in files))
+
+
+def _write(engine: str, loaded: Loaded, folder: Path, out: Path) -> None:
+    model: Any = loaded.model
+    processor: Any = loaded.processor
+    prompts = [_prompt(loaded, images) for images in (0, 1)]
+    views = _views(processor.image_processor)
+    parts = model.export_parts(views["size"], views["tile_size"])
+    graphs = _writer(engine)(parts, out)
+    _save_tokenizer(processor.tokenizer, out / TOKENIZER)
+    if (folder / FAMILIAR).is_file():
+        shutil.copyfile(folder / FAMILIAR, out / FAMILIAR)
+    from .model.firebolt import control_tokens
+    from .model.generation import own_settings
+
+    own_settings(model, processor.tokenizer, sampled=False)
+    description = Description(
+        engine=engine,
+        graphs=graphs,
+        inputs={name: _lists(part.inputs) for name, part in parts.items()},
+        outputs={name: _lists(part.outputs) for name, part in parts.items()},
+        prompts=prompts,
+        stops=stops(model),
+        controls=control_tokens(processor.tokenizer),
+        most_tokens=model.config.text_config.max_position_embeddings,
+        views=views,
+    )
+    (out / FILE).write_text(description.to_json(), encoding="utf-8")
+
+
+def _writer(engine: str) -> Callable[[Mapping[str, Any], Path], dict[str, str]]:
+    if engine == "openvino":
+        from .model.export.openvino_files import write_openvino
+
+        return write_openvino
+    from .model.export.onnx_files import write_onnx
+
+    return write_onnx
+
+
+def _lists(named: Mapping[str, tuple]) -> dict[str, list]:
+    return {name: list(shape) for name, shape in named.items()}
+
+
+def _prompt(loaded: Loaded, images: int) -> dict[str, Any]:
+    """Find what stands before and after a question, and how the tokenizer takes them.
+
+    Raises Failure for a chat template that does something else with a question than to put it in.
+    """
+    found = []
+    for probe in PROBES:
+        text = probe
+        if getattr(loaded.processor, "chat_template", None) is not None:
+            content = [*[{"type": "image"}] * images, {"type": "text", "text": probe}]
+            text = render(loaded, [{"role": "user", "content": content}])
+        before, held, after = text.partition(probe)
+        found.append((before, after) if held else None)
+    if None in found or found[0] != found[1]:
+        raise Failure("the checkpoint's chat template changes the question; expected one that puts it in as it is")
+    before, after = found[0]
+    return {"before": before, "after": after, **specials(loaded, before + PROBES[0] + after)}
+
+
+def _views(processor: Any) -> dict[str, Any]:
+    """The settings of an image processor that decide what a model sees, as plain values."""
+    from .views.cutting import CUTTING, NORMALISING
+
+    settings = {name: getattr(processor, name) for name in (*CUTTING, *NORMALISING)}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    return {**plain, "resample": int(settings["resample"]), "size": processor.size["height"]}
+
+
+def _save_tokenizer(tokenizer: Any, file: Path) -> None:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise Failure(f"the checkpoint's tokenizer is a {type(tokenizer).__name__}; expected one with a tokenizer.json")
+    backend.save(str(file))

@@ -1,0 +1,1 @@
+"""Graphs of a model for engines other than PyTorch, as files."""
