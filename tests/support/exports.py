@@ -18,7 +18,8 @@ from pathlib import Path
 import tiny_models
 from exported import PARITY, Parts, logits_error
 
-from firebolt_vl import embedded_checkpoint, load_engine
+from firebolt_vl import embedded_checkpoint
+from firebolt_vl.engines import load_engine
 from firebolt_vl.engines.description import FILE, TOKENIZER
 from firebolt_vl.engines.graphs import OPENERS
 from firebolt_vl.evaluate.digits import draw
@@ -48,7 +49,7 @@ than cmm with replace, liquid S4.
     firebolt export onnx out/onnx                      # the embedded model; --checkpoint names another
     firebolt ask --engine onnx --checkpoint out/onnx examples/digits-1.png "what digit is at the top left?"
 
-In Python `firebolt_vl.load_engine("out/onnx", "onnx").answer(image, question)` is the same answer, and
+In Python `firebolt_vl.engines.load_engine("out/onnx", "onnx").answer(image, question)` is the same answer, and
 `model.export_parts()` gives the three callables with examples of their arguments, for `torch.export` and other
 engines. Only NumPy, Pillow, tokenizers and the engine are imported. ONNX Runtime runs the graphs as they are;
 OpenVINO's are made of the ONNX ones. The state-space model is a loop over the tokens of a prompt (ONNX's Scan): no
