@@ -166,7 +166,7 @@ class ImageModel(PageModel):
             **{**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}, method="weights"
         )
         kept, before = weighed.grid_mask[0], inputs["input_ids"].shape[1]
-        turn.boxes = weighed.boxes[0][kept].tolist()
+        turn.boxes = _numbered(weighed.boxes[0][kept].tolist(), 1)
         turn.question_words = [Marked(*word) for word in word_weights(self.loaded, weighed, turn.prompt, turn.question)]
         turn.answer_words = [
             word._replace(weights=weighed.phrase(0, before + first, before + after)[kept].tolist())
@@ -177,8 +177,8 @@ class ImageModel(PageModel):
         inputs = ask.inputs_of(self.loaded, self.open(talk.path).frames[0], turn.prompt)
         found = self.loaded.model.ground(**inputs, method="occlusion", answer_ids=turn.tokens[None])
         kept = found.grid_mask[0]
-        boxes, effects = found.boxes[0][kept].tolist(), found.effects[0][kept].tolist()
-        return [Effect(0, box, nats) for box, nats in zip(boxes, effects)]
+        boxes, effects = _numbered(found.boxes[0][kept].tolist(), 1), found.effects[0][kept].tolist()
+        return [Effect(number, box, nats) for (number, *box), nats in zip(boxes, effects)]
 
 
 class VideoModel(PageModel):
@@ -240,6 +240,12 @@ class VideoModel(PageModel):
         ).logits[:, -length - 1 : -1]
         chances = logits.float().log_softmax(-1).gather(-1, ids[:, -length:, None].expand(copies, -1, -1))
         return chances[..., 0].sum(-1)
+
+
+def _numbered(boxes: list[list[float]], pictures: int) -> list[list[float]]:
+    """Boxes of several pictures, equally many of each and one picture's after another's, each behind its number."""
+    each = len(boxes) // pictures
+    return [[number // each, *box] for number, box in enumerate(boxes)]
 
 
 @contextmanager

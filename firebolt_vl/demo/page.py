@@ -21,7 +21,7 @@ ASKED = (
     ("digits-4-clutter.png", "name the color of the number in the top left."),
 )
 ASKED_OF_ANY = "What is in the image?"
-LONGEST, MOST_LONGEST = 128, 512
+LONGEST, MOST_LONGEST, MOST_CHARACTERS = 128, 512, 10_000
 # Questions that wait at the most; whoever comes then is told so.
 MOST_WAITING = 100
 OF_THE_MODEL = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "minimal"}
@@ -113,7 +113,7 @@ class Page:
                         elem_id="fb-file",
                     )
                     chosen = gr.Dataset(
-                        label="Examples",
+                        label="Examples: take one, then press Ask",
                         components=[gr.Image(render=False), gr.Textbox(render=False)],
                         samples=[[str(EXAMPLES / name), question] for name, question in self.examples()],
                         headers=["", "question"],
@@ -130,6 +130,7 @@ class Page:
                         placeholder="Ask about what is shown, and press Enter",
                         lines=1,
                         max_lines=4,
+                        max_length=MOST_CHARACTERS,
                         elem_id="fb-ask",
                     )
                     with gr.Row():

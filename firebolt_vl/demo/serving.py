@@ -124,9 +124,10 @@ def _serve_on(
     address, number = opened.getsockname()[:2]
     local = is_own_machine(address)
     app = make_app(page, local, most_mb)
-    say(f"http://{f'[{address}]' if ':' in address else address}:{number}")
+    here = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(address, f"[{address}]" if ":" in address else address)
+    say(f"http://{here}:{number}")
     if not local:
-        say(f"whoever reaches {address} can ask and upload: there is no password")
+        say("whoever reaches this machine can ask and upload: there is no password")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what was uploaded goes
     run_server(app, opened)
 

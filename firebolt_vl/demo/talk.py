@@ -23,7 +23,7 @@ class Marked(NamedTuple):
 class Turn:
     """One question with its answer.
 
-    boxes       [G,4] (y0, x0, y1, x1) in 0..1 of the picture: the grids that weights are about
+    boxes       [G,5] (number of a picture, y0, x0, y1, x1), in 0..1 of that picture: the grids that weights are about
     prompt      the prompt that the question was part of, and `tokens` [N] the answer to it, for a look at what it
                 rests on
     facts       how sure, how long, how fast: each a few words

@@ -94,7 +94,7 @@ class GraphEngine:
     def grids(self, image: "Image.Image | None") -> Arrays:
         """Compute what the modulator keeps of an image, [1,G,...]; of none, a grid that is masked."""
         if image is None:
-            return self._zeros(self.description.outputs["grids"], {"B": 1, "G": 1})
+            return self._zeros("prompt", {"B": 1, "G": 1}, "grid.")
         settings = self.description.views
         side, tile = settings["size"], settings["tile_size"]
         views = stacked([[cut_views(image, side, settings)]], side, tile)
@@ -102,9 +102,11 @@ class GraphEngine:
 
     def empty_state(self, grids: Arrays) -> Arrays:
         """The state before the first token of a row with these grids, or of none."""
-        shapes = self.description.inputs["step"]
-        rest = {name: shape for name, shape in shapes.items() if name not in grids and name != "input_ids"}
-        return {**self._zeros(rest, {"B": 1, "P": 0}), **grids}
+        state = self._zeros("prompt", {"B": 1, "P": 0, "G": 1})
+        return {
+            **{name: array for name, array in state.items() if name not in ("input_ids", "attention_mask")},
+            **grids,
+        }
 
     def advance(self, part: str, inputs: Arrays, state: Arrays) -> tuple[np.ndarray, Arrays]:
         """Run "prompt" or "step": the logits [B,V] of the next token, and the state after it."""
@@ -112,14 +114,15 @@ class GraphEngine:
         after = {name.removeprefix(NEXT): array for name, array in outputs.items() if name.startswith(NEXT)}
         return outputs["logits"], {**state, **after}
 
-    @staticmethod
-    def _zeros(shapes: dict[str, list], sizes: dict[str, int]) -> Arrays:
+    def _zeros(self, part: str, sizes: dict[str, int], prefix: str = "") -> Arrays:
+        """Zeros for the inputs of a part whose open sizes are given."""
         return {
             name: np.zeros(
-                [sizes[size] if isinstance(size, str) else size for size in shape],
+                [sizes.get(size, 1) if isinstance(size, str) else size for size in shape],
                 dtype=bool if name.rpartition(".")[2] in BOOLS else np.float32,
             )
-            for name, shape in shapes.items()
+            for name, shape in self.description.inputs[part].items()
+            if name.removeprefix("second.").startswith(prefix)
         }
 
 

@@ -44,6 +44,8 @@ class FireboltForSequenceClassification(FireboltPreTrainedModel):
         pixel_attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        image_numbers: Tensor | None = None,
+        image_times: Tensor | None = None,
         **kwargs,
     ) -> SequenceClassifierOutputWithPast:
         """Compute the scores [B, num_labels] at each row's last kept token, and the loss where there are labels [B].
@@ -65,6 +67,8 @@ class FireboltForSequenceClassification(FireboltPreTrainedModel):
             image_position_ids=image_position_ids,
             pixel_attention_mask=pixel_attention_mask,
             inputs_embeds=inputs_embeds,
+            image_numbers=image_numbers,
+            image_times=image_times,
             **kwargs,
         )
         hidden = outputs.last_hidden_state

@@ -91,7 +91,7 @@ class TestImages:
         text = "".join(question[word.start : word.end] for word in turn.question_words)
         assert text == "whatcolourdoesthebottomrightdigithave"
         assert [turn.answer[word.start : word.end] for word in turn.answer_words] == turn.answer.split()
-        assert turn.boxes[0] == [0, 0, 1, 1]
+        assert turn.boxes[0] == [0, 0, 0, 1, 1]
         assert len(turn.boxes) == 5
         for word in (*turn.question_words, *turn.answer_words):
             assert sum(word.weights) == pytest.approx(1, abs=1e-4)
@@ -117,7 +117,7 @@ class TestImages:
         talk = Talk(digits)
         talk.turns.append(embedded.answer(talk, "what digit is at the top left?", Settings(), deaf))
         effects = embedded.rests_on(talk)
-        assert [tuple(effect.box) for effect in effects] == [tuple(box) for box in talk.turns[0].boxes]
+        assert [[effect.frame, *effect.box] for effect in effects] == talk.turns[0].boxes
         assert max(effects, key=lambda effect: effect.nats).box == [0, 0, 0.5, 0.5]
         assert max(effect.nats for effect in effects) > 3
 
@@ -322,6 +322,8 @@ class TestDrawn:
         for text in (">0.00<", ">+2.00<", ">−1.00<", "fb-whole", "What the last answer rests on"):
             assert text in shown
         assert "Hiding any one part changes nothing" in drawn.view(talk, parts[:1])
+        frames = Talk("a", ["data:,"] * 2, ["0 s", "1 s"], [made("a")])
+        assert "fb-whole" not in drawn.view(frames, [Effect(frame, (0, 0, 1, 1), 1.0) for frame in range(2)])
 
     def test_pictures_are_made_small(self):
         from firebolt_vl.watch import Source
@@ -380,7 +382,10 @@ class TestServing:
         assert_refused(firebolt("demo", "--checkpoint", "/nowhere"), 1, "/nowhere")
 
 
-def test_the_command_serves_until_it_is_stopped_and_leaves_nothing(tmp_path):
+@pytest.mark.parametrize(
+    ("signal_number", "told"), [(signal.SIGINT, "firebolt: the page is closed\n"), (signal.SIGTERM, "")]
+)
+def test_the_command_serves_until_it_is_stopped_and_leaves_nothing(tmp_path, signal_number, told):
     pytest.importorskip("gradio")
     command = [sys.executable, "-m", "firebolt_vl", "demo"]
     environment = {**os.environ, "TMPDIR": str(tmp_path), "HTTP_PROXY": "http://127.0.0.1:9", "GRADIO_SHARE": "True"}
@@ -393,11 +398,11 @@ def test_the_command_serves_until_it_is_stopped_and_leaves_nothing(tmp_path):
                 assert page.status == 200
                 assert b"Firebolt-VL" in page.read()
             assert [path.name[:14] for path in tmp_path.iterdir()] == ["firebolt-demo-"]
-            running.send_signal(signal.SIGINT)
+            running.send_signal(signal_number)
             _, said = running.communicate(timeout=60)
         finally:
             running.kill()
-    assert (running.returncode, said) == (0, "firebolt: the page is closed\n")
+    assert (running.returncode, said) == (0, told)
     assert list(tmp_path.iterdir()) == []
 
 

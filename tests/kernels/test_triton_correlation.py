@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from triton_kernels import DEVICE, DTYPES, MARKS, by_triton, check_against_definition, dtypes
 
 from firebolt_vl.kernels import correlation_context, reference, use_implementation
+from firebolt_vl.kernels.common import triton_tiles
 
 pytestmark = MARKS
 
@@ -84,6 +85,14 @@ def test_many_grids_of_which_many_tie(G, top_k, renormalize):
     check_against_definition(
         correlation_context, [q, k, v], [dc, dw], (0, 1), top_k=top_k, renormalize=renormalize, **masks
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_many_programs_take_larger_blocks(dtype, monkeypatch):
+    monkeypatch.setattr(triton_tiles, "PROGRAMS", 4)
+    assert triton_tiles.block_of_tokens(2, 37) == 32
+    q, k, v = inputs(T=37, G=12, dtype=dtype)
+    check_against_definition(correlation_context, [q, k, v], cotangents(q, k, v), top_k=3)
 
 
 @pytest.mark.parametrize("renormalize", [True, False])

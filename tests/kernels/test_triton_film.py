@@ -176,6 +176,15 @@ def test_many_programs_take_larger_blocks(T, monkeypatch):
     check_against_definition(grounded_film, *grounded_inputs(T=T, G=5, dtype=torch.float16), top_k=4)
 
 
+@pytest.mark.parametrize("G", [12, 20])
+def test_many_programs_take_larger_blocks_of_more_grids_too(G, monkeypatch):
+    assert triton_tiles.block_of_tokens(2, 37) == 16
+    monkeypatch.setattr(triton_tiles, "PROGRAMS", 4)
+    assert triton_tiles.block_of_tokens(2, 37) == 32
+    check_against_definition(grounded_film, *grounded_inputs(T=37, G=G, dtype=torch.float16), top_k=3)
+    check_against_definition(film_residual, *residual_inputs(T=37, G=G, dtype=torch.float16))
+
+
 @pytest.mark.parametrize(("programs", "few_tokens"), [(1, 0), (6, 2**15)], ids=["one of each", "several"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gradients_are_the_sums_of_slots_of_tokens_and_parts_of_columns(programs, few_tokens, dtype, monkeypatch):

@@ -20,7 +20,7 @@ def begin(parts, grids: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The state before the first token, of the shapes that the part says."""
     rows, state = len(grids["grid.mask"]), dict(grids)
     for name, shape in parts["prompt"].inputs.items():
-        if name not in (*grids, "input_ids", "attention_mask"):
+        if name not in ("input_ids", "attention_mask", *grids):
             size = [{"B": rows, "P": 0}.get(one, one) for one in shape]
             state[name] = torch.zeros(size, dtype=torch.bool if name == "kept" else torch.float32)
     return state
@@ -29,7 +29,7 @@ def begin(parts, grids: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize(
     "kind",
-    [{"ssm": "s4"}, {"ssm": "mamba"}, {"grids": "both"}, {"grids": "patches"}, {"query": "state", "layers": 2}],
+    [{"ssm": "s4"}, {"ssm": "mamba"}, {"query": "state", "layers": 2}, {"grids": "both"}, {"grids": "patches"}],
     ids=str,
 )
 @torch.no_grad()
