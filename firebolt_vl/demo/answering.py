@@ -132,7 +132,7 @@ class FireboltOnPage(PageModel):
         return Source(shown.frames, shown.times, shown.duration) if ask.is_video(shown) else Source([shown], None, None)
 
     def _shown(self, talk: Talk) -> list:
-        """What the processor takes: an image, or a video."""
+        """The image or video that the processor takes."""
         from ..model.video import Video
 
         source = self.open(talk.path)
