@@ -148,9 +148,11 @@ class PlainModulator(nn.Module):
         self.layer, self.config = layer, layer.config
         self.run = modulator_by_equations(layer, block_by_formulas(layer.ssm, 512))
 
-    def forward(self, text, grids, text_mask=None, grid_mask=None, grid_boxes=None, *, grid_images=None) -> Tensor:
+    def forward(
+        self, text, grids, text_mask=None, grid_mask=None, grid_boxes=None, *, grid_images=None, grid_times=None
+    ) -> Tensor:
         if self.layer.positions is not None:
-            grids = self.layer.positions(grids, grid_boxes, grid_images)
+            grids = self.layer.positions(grids, grid_boxes, grid_images, grid_times)
         return self.run(text, grids)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..kernels.checks import REAL, check_dtypes, check_integer, check_shapes
 from .compaction import Packing
 from .linear import in_dtype_of, product
+from .sequences import Sequences
 from .state import DecodeState
 
 
@@ -18,7 +19,8 @@ class SSMBlock(nn.Module, ABC):
 
     `forward` runs a whole sequence, `prefill` also returns the state after it (and can continue one), `step` takes one
     token. Positions outside `mask` (True = keep) do not exist: the output there is 0, and each row gives what its kept
-    positions give alone. Half-precision inputs come back in their dtype; the recurrence runs in float32 or wider.
+    positions give alone; `forward` also takes sequences packed into one row. Half-precision inputs come back in their
+    dtype; the recurrence runs in float32 or wider.
 
     A subclass says what its state consists of (`state_shapes`) and how it runs (`_run`, `_run_step`), which is inside a
     call of its `kernel`, whose parameters it reads.
@@ -51,18 +53,29 @@ class SSMBlock(nn.Module, ABC):
     def _run(
         self, x: Tensor, packing: Packing, state: dict[str, Tensor] | None, need_state: bool
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """x [B, T, D], kept positions packed to the left -> (y [B, T, D] packed alike, the state after each row)."""
+        """x [B, T, D], kept positions packed to the left -> (y [B, T, D] packed alike, the state after each row).
+
+        Of sequences packed into one row (`packing.sequences`) each runs alone; no state is given or asked for there.
+        """
 
     @abstractmethod
     def _run_step(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """x [B, D] -> (y [B, D], the state after it)."""
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x [B, T, D], mask [B, T] bool -> y [B, T, D]. Raises ValueError or TypeError where they do not fit."""
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, cu_seqlens: Tensor | Sequences | None = None) -> Tensor:
+        """x [B, T, D], mask [B, T] bool -> y [B, T, D]. Raises ValueError or TypeError where they do not fit.
+
+        cu_seqlens [S + 1], int32 or int64, are the borders of sequences packed into one row (B = 1), from 0 to T and
+        never decreasing: each gives what it gives alone. There is no mask then.
+        """
         self._check(x, 3, mask)
+        sequences = None
+        if cu_seqlens is not None:
+            sequences = Sequences.of(type(self).__name__, cu_seqlens, x)
+            check_unmasked(type(self).__name__, "mask", mask)
         if x.shape[1] == 0:
             return x
-        packing = Packing(mask, x)
+        packing = Packing(mask, x, sequences)
         y, _ = self.kernel(lambda: self._run(packing.left(x), packing, None, need_state=False))
         return packing.restore(y.to(x.dtype))
 
@@ -152,11 +165,13 @@ def where_rows(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(mask.view(-1, *[1] * (new.dim() - 1)), new, old)
 
 
-def tied_dropout(x: Tensor, p: float, training: bool) -> Tensor:
+def tied_dropout(x: Tensor, p: float, training: bool, sequences: Sequences | None = None) -> Tensor:
     """Dropout of x [B, T, D] with one mask for all times, so that a channel is there or not for a whole sequence."""
     if not training or p == 0:
         return x
-    return x * F.dropout(torch.ones_like(x[:, :1]), p)
+    if sequences is None:
+        return x * F.dropout(torch.ones_like(x[:, :1]), p)
+    return x * F.dropout(x.new_ones(len(sequences.lengths), x.shape[-1]), p)[sequences.index]
 
 
 class GatedSSMBlock(SSMBlock):
@@ -171,10 +186,16 @@ class GatedSSMBlock(SSMBlock):
         super().__init__(width, dropout)
         self.output = nn.Linear(width, 2 * width)
 
-    def gated(self, y: Tensor, dtype: torch.dtype) -> Tensor:
+    def gated(self, y: Tensor, dtype: torch.dtype, sequences: Sequences | None = None) -> Tensor:
         """y [B, T, D], float32 or wider -> [B, T, D] in the dtype of the weights; in `dtype` where they are codes."""
-        y = tied_dropout(F.gelu(y), self.dropout, self.training)
+        y = tied_dropout(F.gelu(y), self.dropout, self.training, sequences)
         return F.glu(product(self.output, in_dtype_of(self.output, y, dtype)), dim=-1)
+
+
+def check_unmasked(owner: str, name: str, mask: Tensor | None) -> None:
+    """Raise ValueError for a mask of packed sequences, which have no padding."""
+    if mask is not None:
+        raise ValueError(f"{owner}: {name} and cu_seqlens are both given; expected one of them")
 
 
 def check_state_size(owner: str, state_size: int) -> None:

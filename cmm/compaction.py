@@ -3,18 +3,22 @@
 import torch
 from torch import Tensor
 
+from .sequences import Sequences
+
 
 class Packing:
     """Map of the kept positions of [B, T] to their places when those of a row are packed together.
 
     mask      [B, T] bool, True = keep; None, also where it keeps everything: then nothing is moved
     lengths   [B] int64, kept positions of each row
+    sequences those packed into the one row, where they are; there is no mask then
 
     What lies at masked positions is never read, not even as a factor of zero.
     """
 
-    def __init__(self, mask: Tensor | None, x: Tensor):
+    def __init__(self, mask: Tensor | None, x: Tensor, sequences: Sequences | None = None):
         self.batch, self.time = x.shape[:2]
+        self.sequences = sequences
         # Looking into the mask would wait for an accelerator and break a traced graph, so it is done where it is free.
         if mask is not None and mask.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all()):
             mask = None
@@ -25,6 +29,16 @@ class Packing:
             self.lengths = mask.sum(1)
             self._positions = torch.arange(self.time, device=x.device)
             self._kept_first = torch.argsort(~mask, dim=1, stable=True)
+
+    @property
+    def cu_seqlens(self) -> Tensor | None:
+        """Borders of packed sequences, as the kernels take them."""
+        return None if self.sequences is None else self.sequences.cu_seqlens
+
+    @property
+    def longest(self) -> int:
+        """Positions of the longest sequence."""
+        return self.time if self.sequences is None else self.sequences.longest
 
     @property
     def packed_mask(self) -> Tensor:

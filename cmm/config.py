@@ -35,6 +35,7 @@ class CMMConfig:
                               parameters
     dropout                   on the correlation's weights, in the FFN and in the s4d block
     grid_positions            add to each grid where it lies in its image
+    grid_times                add to each grid, with its position, when its frame was to be seen, in seconds
     ffn_multiplier            hidden width of the FFN over text_width
     layer_norm_eps            of every LayerNorm
     query                     what a token asks the grids with: "token", itself alone; "state", itself and what a
@@ -59,6 +60,7 @@ class CMMConfig:
     liquid_kernel: str = "elementwise"
     dropout: float = 0.1
     grid_positions: bool = True
+    grid_times: bool = False
     ffn_multiplier: int = 4
     layer_norm_eps: float = 1e-5
     query: str = "token"
@@ -90,8 +92,14 @@ class CMMConfig:
         if self.layers > MOST_LAYERS:
             raise ValueError(f"CMMConfig: layers is {self.layers}; expected at most {MOST_LAYERS}")
         check_one_of("CMMConfig", "start", self.start, STARTS)
-        if not isinstance(self.grid_positions, bool):
-            raise TypeError(f"CMMConfig: grid_positions is {self.grid_positions!r}; expected True or False")
+        for name in ("grid_positions", "grid_times"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"CMMConfig: {name} is {getattr(self, name)!r}; expected True or False")
+        if self.grid_times and not self.grid_positions:
+            raise ValueError(
+                "CMMConfig: grid_times is True; expected False where grid_positions is False, as times are a part of "
+                "positions"
+            )
         self._check_number("dropout")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"CMMConfig: dropout is {self.dropout}; expected 0 <= dropout < 1")

@@ -2,16 +2,18 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
-from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar, cast, overload
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from ..kernels.checks import check_dtypes, check_integer, check_shapes
+from .block import check_unmasked
 from .config import MODULATOR_FIELDS, CMMConfig, check_defaults
 from .inputs import check_prefill, check_text, prepared_grids, token_as_text
 from .positions import GridPositions
+from .sequences import Sequences
 from .state import DecodeState
 
 PREFIX = "grid."
@@ -22,21 +24,45 @@ class GridSide:
     """Part of a connector that depends on the grids alone, computed once per prompt.
 
     mask   [B,G] bool, True = keep; None where all are kept
+    since  [B,G] int64, the tokens of its row that came before a grid, and so have not seen it; None: none did
 
-    A connector's own side adds what it reads of the grids. A field that is None is not there.
+    A connector's own side adds what it reads of the grids, [B,G,...], or, named in `of_all`, of all of them alike. A
+    field that is None is not there.
     """
 
+    of_all: ClassVar[tuple[str, ...]] = ()
+
     mask: Tensor | None
+    since: Tensor | None = field(default=None, kw_only=True)
 
     @classmethod
     def of(cls, state: DecodeState) -> Self:
-        """The grid side in a state, whose tensors are named "grid." and the field."""
-        return cls(**{name[len(PREFIX) :]: kept for name, kept in state.tensors.items() if name.startswith(PREFIX)})
+        """The grid side in a state, whose tensors are named "grid." and the field.
+
+        Raises ValueError for a state of another layer.
+        """
+        found = {name[len(PREFIX) :]: kept for name, kept in state.tensors.items() if name.startswith(PREFIX)}
+        known = {each.name for each in fields(cls)}
+        needed = {each.name for each in fields(cls) if each.default is MISSING}
+        if not needed <= found.keys() <= known:
+            raise ValueError(
+                f"{cls.__name__}: state has {sorted(found)} of the grids; expected {sorted(needed)} and no others but "
+                f"{sorted(known - needed)}, as a state of this layer or connector has"
+            )
+        return cls(**found)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of a state with this grid side, the inverse of `of`."""
-        named = ((field.name, getattr(self, field.name)) for field in fields(self))
+        named = ((each.name, getattr(self, each.name)) for each in fields(self))
         return {PREFIX + name: tensor for name, tensor in named if tensor is not None}
+
+    def joined(self, new: Self) -> Self:
+        """This side with the grids of another after its own; both have the same fields."""
+        pairs = ((each.name, getattr(self, each.name), getattr(new, each.name)) for each in fields(self))
+        joined = {
+            name: torch.cat([mine, its], 1) for name, mine, its in pairs if mine is not None and name not in self.of_all
+        }
+        return replace(self, **joined)
 
 
 class Prompt(NamedTuple):
@@ -46,6 +72,16 @@ class Prompt(NamedTuple):
     mask: Tensor | None
 
 
+class GivenGrids(NamedTuple):
+    """Grids [B,G,D_v] as a caller gives them, with their mask, boxes, images and times, as in `Connector.forward`."""
+
+    x: Tensor
+    mask: Tensor | None = None
+    boxes: Tensor | None = None
+    images: Tensor | None = None
+    times: Tensor | None = None
+
+
 class PlacedGrids(NamedTuple):
     """Grids [B,G,D_v] with their positions added, zero where masked, and what was given beside them."""
 
@@ -53,6 +89,7 @@ class PlacedGrids(NamedTuple):
     mask: Tensor | None
     boxes: Tensor | None
     images: Tensor | None
+    times: Tensor | None
     prompt: Prompt | None
 
 
@@ -64,7 +101,8 @@ class Connector(nn.Module, ABC, Generic[Side]):
     """Text embeddings in, text embeddings out, each having seen the grids.
 
     `forward`, `prefill` and `step` are one function in three modes: `prefill` in any number of pieces followed by
-    `step`s gives what `forward` gives on the whole; `encode_grids` does what depends on the grids alone.
+    `step`s gives what `forward` gives on the whole; `encode_grids` does what depends on the grids alone, and
+    `add_grids` brings more of them into a conversation that has begun.
 
     Masks are bool, True = keep. A masked text position does not exist: no token sees it, and its output is 0. Nothing
     under a mask is read.
@@ -81,6 +119,8 @@ class Connector(nn.Module, ABC, Generic[Side]):
     """Whether there are weights to return."""
     reads_prompt = False
     """Whether what is made of the grids depends on the prompt, all of which is then given with them."""
+    packs = False
+    """Whether it takes sequences packed into one row."""
     balances = False
     """Whether `forward` takes return_balance, and returns a loss of its own beside its output."""
     modulates = False
@@ -92,7 +132,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
         if not self.modulates:
             check_defaults(type(self).__name__, config, MODULATOR_FIELDS, "as a modulator alone has another")
         self.config = config
-        self.positions = GridPositions(config.grid_width) if config.grid_positions else None
+        self.positions = GridPositions(config.grid_width, config.grid_times) if config.grid_positions else None
 
     def reset_parameters(self) -> None:
         """Initialise this layer and everything in it anew."""
@@ -110,12 +150,18 @@ class Connector(nn.Module, ABC, Generic[Side]):
 
     @abstractmethod
     def _connect(
-        self, text: Tensor, text_mask: Tensor | None, side: Side, mix: Callable[..., tuple[Tensor, After]]
+        self,
+        text: Tensor,
+        text_mask: Tensor | None,
+        side: Side,
+        mix: Callable[..., tuple[Tensor, After]],
+        sequences: Sequences | None = None,
     ) -> tuple[Tensor, Tensor | None, After]:
         """The layer in any of its modes: y, w [B,T,G] where it weighs grids, and what `mix` returned beside its output.
 
         `mix` [B,T,D_t] -> [B,T,D_t] lets tokens see those before them, and is called once; where several parts of a
-        layer do, once for each, with the part's name.
+        layer do, once for each, with the part's name. Of `sequences` packed into text [1,T,D_t] each has a row of the
+        grid side.
         """
 
     def forward(
@@ -127,8 +173,10 @@ class Connector(nn.Module, ABC, Generic[Side]):
         grid_boxes: Tensor | None = None,
         *,
         grid_images: Tensor | None = None,
+        grid_times: Tensor | None = None,
         prompt_mask: Tensor | None = None,
         return_weights: bool = False,
+        cu_seqlens: Tensor | Sequences | None = None,
         state: DecodeState | None = None,
         history: int = 0,
         mode: Literal["whole", "piece", "token"] = "whole",
@@ -140,9 +188,15 @@ class Connector(nn.Module, ABC, Generic[Side]):
             grids: [B,G,D_v], any G.
             text_mask, grid_mask: [B,T] and [B,G] bool, True = keep.
             grid_boxes: [B,G,4], y0, x0, y1, x1 in 0..1 of the image. None: the global view and n x n tiles.
-            grid_images: [B,G] integers, which image of the row a grid is of; None: all of image 0.
+            grid_images: [B,G] integers, which image of the row a grid is of; None: all of image 0. Frames of one video
+                are of one image.
+            grid_times: [B,G] seconds, when the frame that a grid is of was to be seen; None: 0, as of an image. Read
+                with `config.grid_times`.
             prompt_mask: [B,T] bool, the question, where the connector `reads_prompt`; None: all of the text.
             return_weights: return w too.
+            cu_seqlens: borders [S+1], int32 or int64, of S sequences packed into the one row of text, from 0 to T and
+                never decreasing; grids then are [S,G,D_v], those of each sequence, and so is what is given with them.
+                Each sequence gives what it gives as a row of its own. Where the connector `packs`, without text_mask.
             state, history, mode: of `prefill` and `step`, which are calls of the module in the modes "piece" and
                 "token", so that what stands around it (hooks, sharding, offloading) stands around them too.
 
@@ -158,23 +212,45 @@ class Connector(nn.Module, ABC, Generic[Side]):
             if grids is not None:
                 asked = self._prompt_in(text, text_mask, prompt_mask)
                 read = {} if asked is None else {"prompt": asked.text, "prompt_mask": asked.mask}
-                before = self.encode_grids(grids, grid_mask, grid_boxes, grid_images, **read)
+                before = self.encode_grids(grids, grid_mask, grid_boxes, grid_images, grid_times=grid_times, **read)
             return self._piece(text, text_mask, cast(DecodeState, before), history, return_weights)
-        given = (cast(Tensor, grids), grid_mask, grid_boxes, grid_images)
-        y, w, _ = self._whole(text, text_mask, given, prompt_mask)
+        given = GivenGrids(cast(Tensor, grids), grid_mask, grid_boxes, grid_images, grid_times)
+        sequences = None if cu_seqlens is None else self._sequences(cu_seqlens, text, text_mask, given.x)
+        y, w, _ = self._whole(text, text_mask, given, prompt_mask, sequences)
         return (y, w) if w is not None and return_weights else y
+
+    def _sequences(
+        self, cu_seqlens: Tensor | Sequences, text: Tensor, text_mask: Tensor | None, grids: Tensor
+    ) -> Sequences:
+        """The sequences in text [1,T,D_t], which have the rows of `grids`. Raises ValueError or TypeError."""
+        name = type(self).__name__
+        if not self.packs:
+            raise ValueError(
+                f"{name}: cu_seqlens is given; expected None, as it puts grids before the text of each row"
+            )
+        sequences = Sequences.of(name, cu_seqlens, text)
+        check_unmasked(name, "text_mask", text_mask)
+        if isinstance(grids, Tensor) and grids.dim() == 3 and grids.shape[0] != len(sequences.lengths):
+            raise ValueError(
+                f"{name}: grids has {grids.shape[0]} rows; expected {len(sequences.lengths)}, one for each sequence "
+                "between two of cu_seqlens"
+            )
+        return sequences
 
     def _whole(
         self,
         text: Tensor,
         text_mask: Tensor | None,
-        given: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+        given: GivenGrids,
         prompt_mask: Tensor | None,
+        sequences: Sequences | None = None,
     ) -> tuple[Tensor, Tensor | None, Side]:
-        """y, w and the grid side of whole sequences; `given` are the grids, their mask, boxes and images."""
+        """y, w and the grid side of whole sequences."""
         prompt = self._prompt_in(text, text_mask, prompt_mask)
-        side = self._grid_side(*given, prompt, text.shape[0], text.shape[1])
-        y, w, _ = self._connect(text, text_mask, side, lambda x, *part: (self._mix(x, text_mask, *part), None))
+        rows, tokens = text.shape[:2] if sequences is None else (len(sequences.lengths), sequences.longest)
+        side = self._side_of(self._placed(given, prompt, rows), tokens)
+        mix = lambda x, *part: (self._mix(x, text_mask, *part, sequences=sequences), None)  # noqa: E731
+        y, w, _ = self._connect(text, text_mask, side, mix, sequences)
         return y, w, side
 
     def _piece(
@@ -200,6 +276,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
         grid_boxes: Tensor | None = None,
         grid_images: Tensor | None = None,
         *,
+        grid_times: Tensor | None = None,
         prompt: Tensor | None = None,
         prompt_mask: Tensor | None = None,
     ) -> DecodeState:
@@ -209,10 +286,41 @@ class Connector(nn.Module, ABC, Generic[Side]):
         connector `reads_prompt`, `prompt` [B,P,D_t] has the question's embeddings, those of prompt_mask [B,P].
         """
         asked = None if prompt is None else Prompt(prompt, prompt_mask)
-        side = self._grid_side(grids, grid_mask, grid_boxes, grid_images, asked)
-        if side.mask is None:
-            side.mask = torch.ones(grids.shape[:2], dtype=torch.bool, device=grids.device)
+        given = GivenGrids(grids, grid_mask, grid_boxes, grid_images, grid_times)
+        side = _with_mask(self._side_of(self._placed(given, asked), None), grids)
         return DecodeState(side.tensors(), torch.zeros(grids.shape[0], dtype=torch.int64, device=grids.device))
+
+    def add_grids(
+        self,
+        state: DecodeState,
+        grids: Tensor,
+        grid_mask: Tensor | None = None,
+        grid_boxes: Tensor | None = None,
+        grid_images: Tensor | None = None,
+        *,
+        grid_times: Tensor | None = None,
+    ) -> DecodeState:
+        """Let the tokens after `state` see more grids [B,G',D_v], beside those that it has; arguments as in `forward`.
+
+        Nothing of earlier tokens is computed again: what they gave, and left in the state, stays as it is. The new
+        state says which tokens saw which grids, "grid.since" [B,G+G']: token n of a row, counted from 0, saw the grids
+        with since <= n. Added one by one or together, before the same token, grids give the same.
+
+        The new state has no history: tokens before the grids came cannot be forgotten. Raises ValueError where the
+        connector's grids stand in the text.
+        """
+        before = self.side_class.of(state)
+        placed = self._placed(GivenGrids(grids, grid_mask, grid_boxes, grid_images, grid_times), None, state.batch_size)
+        new = _with_mask(self._added_side(placed, before), grids)
+        new.since = state.length[:, None].expand(grids.shape[:2])
+        if before.since is None:
+            assert before.mask is not None  # of a state
+            before.since = torch.zeros_like(before.mask, dtype=torch.int64)
+        return DecodeState({**state.tensors, **before.joined(new).tensors()}, state.length)
+
+    def _added_side(self, seen: PlacedGrids, before: Side) -> Side:
+        """The side of grids that come later, with the fields of the one `before`."""
+        return self._side_of(seen, None)
 
     @overload
     def prefill(
@@ -224,6 +332,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
         grid_boxes: Tensor | None = None,
         *,
         grid_images: Tensor | None = None,
+        grid_times: Tensor | None = None,
         prompt_mask: Tensor | None = None,
         state: DecodeState | None = None,
         history: int = 0,
@@ -240,6 +349,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
         grid_boxes: Tensor | None = None,
         *,
         grid_images: Tensor | None = None,
+        grid_times: Tensor | None = None,
         prompt_mask: Tensor | None = None,
         state: DecodeState | None = None,
         history: int = 0,
@@ -255,6 +365,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
         grid_boxes: Tensor | None = None,
         *,
         grid_images: Tensor | None = None,
+        grid_times: Tensor | None = None,
         prompt_mask: Tensor | None = None,
         state: DecodeState | None = None,
         history: int = 0,
@@ -275,6 +386,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
             grid_mask,
             grid_boxes,
             grid_images=grid_images,
+            grid_times=grid_times,
             prompt_mask=prompt_mask,
             return_weights=return_weights,
             state=state,
@@ -289,7 +401,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
         """
         return self(token, state=state, mode="token")
 
-    def _mix(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def _mix(self, x: Tensor, mask: Tensor | None, *, sequences: Sequences | None = None) -> Tensor:
         """Let the tokens of whole sequences x [B,T,D_t] see those before them; here they do not."""
         return x
 
@@ -319,29 +431,24 @@ class Connector(nn.Module, ABC, Generic[Side]):
             return Prompt(text, text_mask if prompt_mask is None else prompt_mask)
         return Prompt(text, prompt_mask & text_mask)
 
-    def _grid_side(
-        self,
-        grids: Tensor,
-        grid_mask: Tensor | None,
-        grid_boxes: Tensor | None,
-        grid_images: Tensor | None,
-        prompt: Prompt | None = None,
-        batch: int | None = None,
-        tokens: int | None = None,
-    ) -> Side:
-        """The grid side for `batch` rows of text and `tokens` in each, if they are known."""
+    def _placed(self, given: GivenGrids, prompt: Prompt | None, batch: int | None = None) -> PlacedGrids:
+        """Grids with their positions, for `batch` rows of text, if they are known."""
         x = prepared_grids(
             type(self).__name__,
-            grids,
-            grid_mask,
-            grid_boxes,
-            grid_images,
+            *given,
             batch=batch,
             width=self.config.grid_width,
             dtype=self.dtype,
             positions=self.positions,
         )
-        return self._side_of(PlacedGrids(x, grid_mask, grid_boxes, grid_images, prompt), tokens)
+        return PlacedGrids(x, *given[1:], prompt)
+
+
+def _with_mask(side: Side, grids: Tensor) -> Side:
+    """A side as a state has it: its mask [B,G] is there."""
+    if side.mask is None:
+        side.mask = torch.ones(grids.shape[:2], dtype=torch.bool, device=grids.device)
+    return side
 
 
 def counted(state: DecodeState, text: Tensor, text_mask: Tensor | None, history: int) -> DecodeState:

@@ -16,6 +16,7 @@ from .inputs import without_masked
 from .inserting import Inserting, WaitingGrids
 from .linear import product
 from .precision import wide_dtype
+from .sequences import Sequences, by_sequence
 
 
 @dataclass
@@ -40,6 +41,7 @@ class CrossAttend(Connector[KeysAndValues]):
     """
 
     side_class = KeysAndValues
+    packs = True
 
     def __init__(self, config: CMMConfig):
         super().__init__(config)
@@ -64,18 +66,28 @@ class CrossAttend(Connector[KeysAndValues]):
         return x.unflatten(-1, (self.config.heads, self.config.head_dim))
 
     def _connect(
-        self, text: Tensor, text_mask: Tensor | None, side: KeysAndValues, mix: Callable[[Tensor], tuple[Tensor, After]]
+        self,
+        text: Tensor,
+        text_mask: Tensor | None,
+        side: KeysAndValues,
+        mix: Callable[[Tensor], tuple[Tensor, After]],
+        sequences: Sequences | None = None,
     ) -> tuple[Tensor, Tensor, After]:
         text = without_masked(text, text_mask)
         q = self._heads(product(self.q_proj, self.norm(text)))
-        scores = torch.einsum("bthd,bghd->bhtg", q, side.k).to(wide_dtype(q.dtype)) / math.sqrt(self.config.head_dim)
-        if side.mask is not None:
-            scores = scores.masked_fill(~side.mask[:, None, None, :], -INFINITY)
-        a = softmax_or_zero(scores).to(q.dtype)
-        attended = torch.einsum("bhtg,bghd->bthd", F.dropout(a, self.config.dropout, self.training), side.v)
+        attended, w = by_sequence(sequences, self._attend, (q,), (side.k, side.v, side.mask))
         h = text + product(self.o_proj, attended.flatten(-2))
         y, after = mix((h + self.ffn(h)).to(text.dtype))
-        return without_masked(y, text_mask), without_masked(a.mean(1), text_mask), after
+        return without_masked(y, text_mask), without_masked(w, text_mask), after
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """q [B,T,H,D_h], k and v [B,G,H,D_h], mask [B,G] -> (attended [B,T,H,D_h], weights [B,T,G])."""
+        scores = torch.einsum("bthd,bghd->bhtg", q, k).to(wide_dtype(q.dtype)) / math.sqrt(self.config.head_dim)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None, :], -INFINITY)
+        a = softmax_or_zero(scores).to(q.dtype)
+        attended = torch.einsum("bhtg,bghd->bthd", F.dropout(a, self.config.dropout, self.training), v)
+        return attended, a.mean(1)
 
 
 class Prepend(Inserting[WaitingGrids]):

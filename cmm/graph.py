@@ -3,10 +3,10 @@
 from torch import Tensor, nn
 
 from .connector import PREFIX
-from .modulator import CrossModalModulator, ModulatorSide
-from .recurrence import real_recurrence
+from .modulator import QUERY, SECOND, CrossModalModulator, ModulatorSide
+from .recurrence import Recurrence, real_recurrence
 
-SSM = "ssm."
+SSM = "ssm"
 
 
 class GraphModulator(nn.Module):
@@ -14,7 +14,8 @@ class GraphModulator(nn.Module):
 
     The state has the names and shapes of the modulator's own `DecodeState`, without its length: below "grid." what
     `encode_grids` makes of open numbers of grids (mask, k, table, bias), which tokens do not change and which is not
-    returned, and below "ssm." what they do. Padding stands on the left of a row's first tokens.
+    returned, and below "ssm." what they do, with query "state" below "query.ssm." too, and all of a second layer below
+    "second.". Padding stands on the left of a row's first tokens.
 
     Raises ValueError for a state-space model without a recurrence in real numbers (`real_recurrence`).
     """
@@ -23,23 +24,37 @@ class GraphModulator(nn.Module):
         super().__init__()
         self.modulator = modulator
         self.recurrence = real_recurrence(modulator.ssm)
+        self.query = None if modulator.query is None else real_recurrence(modulator.query.ssm)
+        self.second = None if modulator.second is None else GraphModulator(modulator.second)
+
+    def _recurrences(self) -> dict[str, Recurrence]:
+        return {SSM: self.recurrence} if self.query is None else {SSM: self.recurrence, QUERY: self.query}
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of one row, of the tensors that tokens change."""
-        return {SSM + name: shape for name, shape in self.recurrence.state_shapes().items()}
+        shapes = {
+            f"{part}.{name}": shape
+            for part, recurrence in self._recurrences().items()
+            for name, shape in recurrence.state_shapes().items()
+        }
+        above = {} if self.second is None else self.second.state_shapes()
+        return shapes | {f"{SECOND}.{name}": shape for name, shape in above.items()}
 
     def forward(self, text: Tensor, mask: Tensor | None, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         side = ModulatorSide(**_below(PREFIX, state))
-        before = _below(SSM, state)
         after: dict[str, Tensor] = {}
+        recurrences = self._recurrences()
 
-        def mix(x: Tensor) -> tuple[Tensor, None]:
-            y, stepped = self.recurrence(x, mask, before)
-            after.update(stepped)
+        def mix(x: Tensor, part: str = SSM) -> tuple[Tensor, None]:
+            y, stepped = recurrences[part](x, mask, _below(f"{part}.", state))
+            after.update({f"{part}.{name}": tensor for name, tensor in stepped.items()})
             return y, None
 
         y, _, _ = self.modulator._connect(text, mask, side, mix)
-        return y, {SSM + name: tensor for name, tensor in after.items()}
+        if self.second is not None:
+            y, above = self.second(y, mask, _below(f"{SECOND}.", state))
+            after.update({f"{SECOND}.{name}": tensor for name, tensor in above.items()})
+        return y, {name: after[name] for name in self.state_shapes()}
 
 
 def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..kernels.checks import check_dtypes, check_shapes
+from ..kernels.checks import REAL, check_dtypes, check_shapes
 from .positions import GridPositions, default_boxes
 from .state import DecodeState
 
@@ -37,6 +37,7 @@ def prepared_grids(
     grid_mask: Tensor | None,
     grid_boxes: Tensor | None,
     grid_images: Tensor | None,
+    grid_times: Tensor | None,
     *,
     batch: int | None = None,
     width: int,
@@ -45,8 +46,8 @@ def prepared_grids(
 ) -> Tensor:
     """Grids [B,G,D_v] with their positions added (if there are `positions`), zero where masked.
 
-    `batch` is the expected number of rows, if known. Features and boxes under the mask are never read. Boxes and image
-    numbers are checked even where no positions need them.
+    `batch` is the expected number of rows, if known. Features, boxes and times under the mask are never read. Boxes,
+    image numbers and times are checked even where no positions need them.
     """
     check_shapes(
         owner,
@@ -55,17 +56,23 @@ def prepared_grids(
         grid_mask=(grid_mask, "B G"),
         grid_boxes=(grid_boxes, "B G 4"),
         grid_images=(grid_images, "B G"),
+        grid_times=(grid_times, "B G"),
     )
     check_dtypes(owner, (torch.bool,), grid_mask=grid_mask)
     check_dtypes(owner, (torch.int64, torch.int32), grid_images=grid_images)
+    check_dtypes(owner, REAL, grid_times=grid_times)
     check_floating(owner, "grids", grids, dtype)
     if positions is None:
         return without_masked(grids, grid_mask)
     if grid_boxes is None:
-        if grid_images is not None:
-            raise ValueError(f"{owner}: grid_boxes is None; expected boxes [B, G, 4] where grid_images is given")
+        for name, given in (("grid_images", grid_images), ("grid_times", grid_times)):
+            if given is not None:
+                raise ValueError(f"{owner}: grid_boxes is None; expected boxes [B, G, 4] where {name} is given")
         grid_boxes = default_boxes(grids.shape[1], grids.device).expand(grids.shape[0], -1, -1)
-    placed = positions(without_masked(grids, grid_mask), without_masked(grid_boxes, grid_mask), grid_images)
+    if grid_times is not None and grid_mask is not None:
+        grid_times = grid_times.masked_fill(~grid_mask, 0)
+    kept = (without_masked(grids, grid_mask), without_masked(grid_boxes, grid_mask))
+    placed = positions(*kept, grid_images, grid_times)
     return without_masked(placed, grid_mask)
 
 

@@ -3,13 +3,14 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .connector import After, Connector, GridSide
 from .inputs import without_masked
+from .sequences import Sequences
 from .state import DecodeState
 
 
@@ -38,6 +39,13 @@ class Inserting(Connector[Waiting]):
     def inserted_mask(self, grid_mask: Tensor, grid_images: Tensor | None = None) -> Tensor:
         """The inserted positions that there are, [B,M] bool, of grid_mask [B,G] and grid_images [B,G]."""
 
+    def add_grids(self, state: DecodeState, *args: Any, **kwargs: Any) -> DecodeState:
+        """Raise ValueError: grids that came later would have to stand within the text."""
+        raise ValueError(
+            f"{type(self).__name__}: add_grids is called; expected of a connector whose grids stand beside the text, "
+            "CrossModalModulator or CrossAttend"
+        )
+
     def step(self, token: Tensor, state: DecodeState) -> tuple[Tensor, DecodeState]:
         """The token as it is, and the state after it. Raises ValueError while the grids have not been inserted."""
         if self.side_class.of(state).embeddings is not None:
@@ -48,7 +56,12 @@ class Inserting(Connector[Waiting]):
         return super().step(token, state)
 
     def _connect(
-        self, text: Tensor, text_mask: Tensor | None, side: Waiting, mix: Callable[[Tensor], tuple[Tensor, After]]
+        self,
+        text: Tensor,
+        text_mask: Tensor | None,
+        side: Waiting,
+        mix: Callable[[Tensor], tuple[Tensor, After]],
+        sequences: Sequences | None = None,
     ) -> tuple[Tensor, None, After]:
         y, after = mix(without_masked(text, text_mask))
         return y if side.embeddings is None else torch.cat([side.embeddings.to(text.dtype), y], 1), None, after

@@ -13,6 +13,7 @@ from .block import SSMBlock, tied_dropout
 from .compaction import window_before
 from .linear import in_dtype_of, product
 from .precision import WideParameters
+from .sequences import Sequences
 
 # Its softplus is 0, exactly: a masked position takes no time.
 NO_TIME = -1e4
@@ -116,6 +117,8 @@ class Mamba(SSMBlock):
     def _run(self, x, packing, state, need_state):
         past = self.conv_taps - 1
         inner, gate = self._project(x)
+        if packing.sequences is not None:
+            return self._mix_packed(inner, gate, packing.sequences, x.dtype), None
         inner = F.pad(inner, (0, 0, past, 0)) if state is None else torch.cat([state["conv"], inner], 1)
         kept = None if packing.mask is None else packing.packed_mask
         y, hidden = self._mix(inner, gate, kept, None if state is None else state["hidden"], x.dtype)
@@ -138,7 +141,25 @@ class Mamba(SSMBlock):
         self, inner: Tensor, gate: Tensor, kept: Tensor | None, hidden: Tensor | None, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """inner [B, conv_taps - 1 + T, E], gate [B, T, E], kept [B, T] -> (y [B, T, D], hidden state [B, E, N])."""
-        x = F.silu(self.conv(inner.mT).mT)
+        return self._scan(F.silu(self.conv(inner.mT).mT), gate, kept, hidden, dtype)
+
+    def _mix_packed(self, inner: Tensor, gate: Tensor, sequences: Sequences, dtype: torch.dtype) -> Tensor:
+        """inner, gate [1, T, E] -> y [1, T, D], for sequences packed into the row."""
+        past = self.conv_taps - 1
+        shifted = F.pad(self.conv(sequences.with_gaps(inner, past).mT), (past, 0)).mT
+        x = F.silu(sequences.without_gaps(shifted, past))
+        return self._scan(x, gate, None, None, dtype, sequences)[0]
+
+    def _scan(
+        self,
+        x: Tensor,
+        gate: Tensor,
+        kept: Tensor | None,
+        hidden: Tensor | None,
+        dtype: torch.dtype,
+        sequences: Sequences | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """x [B, T, E] behind its convolution -> (y [B, T, D], hidden state [B, E, N]); the others as in `_mix`."""
         projected = product(self.x_proj, in_dtype_of(self.x_proj, x, dtype))
         dt, B, C = projected.split([self.dt_rank, self.state_size, self.state_size], dim=-1)
         dt = product(self.dt_proj, dt).to(self.dtype)
@@ -157,6 +178,7 @@ class Mamba(SSMBlock):
                 delta_softplus=True,
                 return_last_state=True,
                 initial_state=hidden,
+                cu_seqlens=None if sequences is None else sequences.cu_seqlens,
             )
-        y = tied_dropout(y.mT, self.dropout, self.training)
+        y = tied_dropout(y.mT, self.dropout, self.training, sequences)
         return product(self.out_proj, in_dtype_of(self.out_proj, y, dtype)), hidden

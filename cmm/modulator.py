@@ -16,12 +16,13 @@ from ..kernels.modulation.selection import Selection
 from ..kernels.symbolic import varies
 from .block import SSMBlock
 from .config import CMMConfig
-from .connector import After, Connector, GridSide, PlacedGrids
+from .connector import After, Connector, GivenGrids, GridSide, PlacedGrids
 from .feed_forward import FeedForward
 from .inputs import without_masked
 from .linear import is_plain, product, product_and_bias
 from .precision import wide_dtype
 from .query import QueryContext
+from .sequences import Sequences, by_sequence
 from .ssms import ssm_block
 from .state import DecodeState
 
@@ -72,6 +73,8 @@ class ModulatorSide(GridSide):
     v       [B,G,D_t] where there is none
     """
 
+    of_all = ("bias",)
+
     k: Tensor
     table: Tensor | None = None
     bias: Tensor | None = None
@@ -100,12 +103,14 @@ class CrossModalModulator(Connector[ModulatorSide]):
         X_out = second(first(X_t, X_v), X_v)                        w is the second's
         X_out = X_t + g LN(R + FFN(R))
 
-    A layer may be built with or without `grid_positions`; without, `grid_boxes` and `grid_images` have no effect.
+    A layer may be built with or without `grid_positions`; without, `grid_boxes` and `grid_images` have no effect, and
+    without `grid_times` the argument of that name has none.
 
     Source: Firebolt-VL (arXiv 2604.04579), section on the cross-modal modulator; Viper-F1 (arXiv 2511.11177).
     """
 
     side_class = ModulatorSide
+    packs = True
     modulates = True
     ssm: SSMBlock
 
@@ -162,10 +167,16 @@ class CrossModalModulator(Connector[ModulatorSide]):
         )
 
     def _side_of(self, seen: PlacedGrids, tokens: int | None) -> ModulatorSide:
+        return self._side(seen, uses_grid_table(self.config.text_width, seen.x.shape[1], tokens))
+
+    def _added_side(self, seen: PlacedGrids, before: ModulatorSide) -> ModulatorSide:
+        return self._side(seen, before.table is not None)
+
+    def _side(self, seen: PlacedGrids, has_table: bool) -> ModulatorSide:
         x, mask = seen.x, seen.mask
         k = product(self.k_proj, x).unflatten(-1, (self.config.heads, self.config.head_dim))
         v = product(self.v_proj, x)
-        if not uses_grid_table(self.config.text_width, x.shape[1], tokens):
+        if not has_table:
             return ModulatorSide(mask, k, v=v)
         tables, biases = zip(*(product_and_bias(film, v) for film in (self.film_in, self.film_out)))
         return ModulatorSide(mask, k, torch.cat(tables, -1), torch.cat(biases, -1))
@@ -177,17 +188,26 @@ class CrossModalModulator(Connector[ModulatorSide]):
             return state
         return state.beside(self.second.encode_grids(*grids, **more).nest(SECOND))
 
+    def add_grids(self, state: DecodeState, *grids: Any, **more: Any) -> DecodeState:
+        """The state with more grids, as `Connector.add_grids` makes it, also of a second layer."""
+        added = super().add_grids(state, *grids, **more)
+        if self.second is None:
+            return added
+        return added.beside(self.second.add_grids(state.under(SECOND), *grids, **more).nest(SECOND))
+
     def _whole(
         self,
         text: Tensor,
         text_mask: Tensor | None,
-        given: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+        given: GivenGrids,
         prompt_mask: Tensor | None,
+        sequences: Sequences | None = None,
     ) -> tuple[Tensor, Tensor | None, ModulatorSide]:
-        y, w, side = super()._whole(text, text_mask, given, prompt_mask)
+        y, w, side = super()._whole(text, text_mask, given, prompt_mask, sequences)
         if self.second is not None:
-            grids, mask, boxes, images = given
-            y, w = self.second(y, grids, text_mask, mask, boxes, grid_images=images, return_weights=True)
+            grids, mask, boxes, images, times = given
+            more = {"grid_images": images, "grid_times": times, "return_weights": True, "cu_seqlens": sequences}
+            y, w = self.second(y, grids, text_mask, mask, boxes, **more)
         return y, w, side
 
     def _piece(
@@ -213,8 +233,9 @@ class CrossModalModulator(Connector[ModulatorSide]):
         assert self.query is not None  # the only other part that mixes
         return self.query.ssm
 
-    def _mix(self, x: Tensor, mask: Tensor | None, part: str = "ssm") -> Tensor:
-        return self._block(part)(x, mask)
+    def _mix(self, x: Tensor, mask: Tensor | None, part: str = "ssm", *, sequences: Sequences | None = None) -> Tensor:
+        block = self._block(part)
+        return block(x, mask) if sequences is None else block(x, cu_seqlens=sequences)
 
     def _mix_piece(
         self, x: Tensor, mask: Tensor | None, state: DecodeState, history: int, part: str = "ssm"
@@ -231,7 +252,12 @@ class CrossModalModulator(Connector[ModulatorSide]):
         return y.unsqueeze(1), state.merge(seen.nest(part))
 
     def _connect(
-        self, text: Tensor, text_mask: Tensor | None, side: ModulatorSide, mix: Callable[..., tuple[Tensor, After]]
+        self,
+        text: Tensor,
+        text_mask: Tensor | None,
+        side: ModulatorSide,
+        mix: Callable[..., tuple[Tensor, After]],
+        sequences: Sequences | None = None,
     ) -> tuple[Tensor, Tensor, After]:
         text = without_masked(text, text_mask)
         asked, first = text, None
@@ -240,17 +266,16 @@ class CrossModalModulator(Connector[ModulatorSide]):
             asked = text + context
         q = product(self.q_proj, asked).unflatten(-1, (self.config.heads, self.config.head_dim))
         options = {
-            "grid_mask": side.mask,
             "text_mask": text_mask,
             "renormalize": self.config.top_k_mode == "renormalize",
             "dropout_p": self.config.dropout if self.training else 0.0,
         }
         if side.table is None or not all(is_plain(norm, nn.LayerNorm) for norm in (self.norm_in, self.ffn.norm)):
-            r, normed, w, seen = self._film_by_layers(text, q, side, options, mix)
-        elif self._takes_short_way(text, text_mask, q, side):
+            r, normed, w, seen = self._film_by_layers(text, q, side, options, mix, sequences)
+        elif sequences is None and self._takes_short_way(text, text_mask, q, side):
             r, normed, w, seen = self._film_of_few_tokens(text, q, side, mix)
         else:
-            r, normed, w, seen = self._film_from_table(text, q, side, options, mix)
+            r, normed, w, seen = self._film_from_table(text, q, side, options, mix, sequences)
         y = self._opened(text, self.norm_out(r + self.ffn.after_norm(normed)))
         if first is not None and seen is not None:  # neither of them is in whole sequences
             seen = seen.beside(first.under(QUERY).nest(QUERY))
@@ -263,36 +288,35 @@ class CrossModalModulator(Connector[ModulatorSide]):
         dtype = wide_dtype(text.dtype)
         return torch.addcmul(text.to(dtype), written.to(dtype), self.out_gate.to(dtype)).to(text.dtype)
 
-    def _film_from_table(self, text, q, side, options, ssm):
+    def _film_from_table(self, text, q, side, options, ssm, sequences):
         table_in, table_out = side.table.chunk(2, dim=-1)
         bias_in, bias_out = side.bias[0].chunk(2, dim=-1)  # that of every row
-        x_f, w = grounded_film(
-            text,
-            q,
-            side.k,
-            table_in,
-            bias_in,
-            self.gate,
-            self.norm_in.weight,
-            self.norm_in.bias,
-            top_k=self.config.top_k,
-            eps=self.norm_in.eps,
-            channels_first=self.ssm.channels_first and options["text_mask"] is None,
-            **options,
-        )
+        norm_in, ffn_norm = self.norm_in, self.ffn.norm
+
+        def film_in(text, q, k, table, mask):
+            return grounded_film(
+                text,
+                q,
+                k,
+                table,
+                bias_in,
+                self.gate,
+                norm_in.weight,
+                norm_in.bias,
+                top_k=self.config.top_k,
+                eps=norm_in.eps,
+                grid_mask=mask,
+                channels_first=self.ssm.channels_first and options["text_mask"] is None and sequences is None,
+                **options,
+            )
+
+        def film_out(y, text, w, table):
+            norm = (ffn_norm.weight, ffn_norm.bias)
+            return film_residual(y, text, w, table, bias_out, self.gate, *norm, eps=ffn_norm.eps)
+
+        x_f, w = by_sequence(sequences, film_in, (text, q), (side.k, table_in, side.mask))
         y, seen = ssm(x_f)
-        ffn_norm = self.ffn.norm
-        r, normed = film_residual(
-            y,
-            text,
-            w,
-            table_out,
-            bias_out,
-            self.gate,
-            ffn_norm.weight,
-            ffn_norm.bias,
-            eps=ffn_norm.eps,
-        )
+        r, normed = by_sequence(sequences, film_out, (y, text, w), (table_out,))
         return r, normed, w, seen
 
     def _takes_short_way(self, text: Tensor, text_mask: Tensor | None, q: Tensor, side: ModulatorSide) -> bool:
@@ -321,14 +345,19 @@ class CrossModalModulator(Connector[ModulatorSide]):
         r = torch.addcmul(x + beta_out + y, y, gamma_out)
         return r.to(text.dtype), _layer_norm(r, self.ffn.norm).to(text.dtype), w.to(q.dtype), seen
 
-    def _film_by_layers(self, text, q, side, options, ssm):
+    def _film_by_layers(self, text, q, side, options, ssm, sequences):
         """FiLM of each token, and norms by their modules: for many grids, and where the norms are not plain ones."""
         seen_of = side.v if side.table is None else side.table
-        c, w = correlation_context(q, side.k, seen_of, self.config.top_k, **options)
+
+        def context(q, k, v, mask):
+            return correlation_context(q, k, v, self.config.top_k, grid_mask=mask, **options)
+
+        c, w = by_sequence(sequences, context, (q,), (side.k, seen_of, side.mask))
         if side.table is None:
             film_in, film_out = product(self.film_in, c), product(self.film_out, c)
         else:
-            film_in, film_out = (c + side.bias[:, None]).chunk(2, dim=-1)
+            bias = side.bias[:, None] if sequences is None else side.bias[sequences.index]
+            film_in, film_out = (c + bias).chunk(2, dim=-1)
         x_f = _film(self.norm_in(text), film_in, self.gate).to(q.dtype)
         y, seen = ssm(without_masked(x_f, options["text_mask"]))
         r = text + _film(y, film_out, self.gate).to(text.dtype)

@@ -1,4 +1,4 @@
-"""Positions of grids: a box of the image, and the number of the image in its row."""
+"""Positions of grids: a box of the image, the number of the image in its row, and when a frame was to be seen."""
 
 import math
 
@@ -18,6 +18,8 @@ SMALLEST_SIDE = 2.0**-8
 SMALLEST_SQUARE = 1e-12
 # Image numbers repeat after 32.
 IMAGE_FREQUENCIES = tuple(math.pi / 16 * 2**j for j in range(4))
+# Of seconds. Half a period of the highest is a quarter of a second, of the lowest over two hours.
+TIME_FREQUENCIES = tuple(math.pi * 2.0 ** (2 - j) for j in range(16))
 
 
 def default_boxes(grids: int, device: torch.device | None = None) -> Tensor:
@@ -70,41 +72,53 @@ def box_features(boxes: Tensor) -> Tensor:
     return torch.cat([_waves(centres, CENTRE_FREQUENCIES), _waves(sides, SIZE_FREQUENCIES)], -1)
 
 
-def image_features(images: Tensor) -> Tensor:
-    """Fourier features of the image's number [...] less those of number 0: a linear map of them is zero for image 0."""
-    images = images.unsqueeze(-1)
-    return _waves(images, IMAGE_FREQUENCIES) - _waves(torch.zeros_like(images), IMAGE_FREQUENCIES)
+def features_from_zero(values: Tensor, frequencies: tuple[float, ...]) -> Tensor:
+    """Fourier features of values [...] less those of 0, [..., 2 len(frequencies)]: any linear map is zero at 0."""
+    values = values.unsqueeze(-1)
+    return _waves(values, frequencies) - _waves(torch.zeros_like(values), frequencies)
 
 
 class GridPositions(nn.Module):
-    """Adds to each grid a linear map of where it lies, at the scale of the grid's own features.
+    """Adds to each grid a linear map of where it lies, and when, at the scale of the grid's own features.
 
-        x + rms(x) (W f(box) + W' f'(image number))
+        x + rms(x) (W f(box) + W' f'(image number) + W'' f''(seconds))
 
-    W starts so that W f has an RMS of 1 for any box: positions that start near zero do not come to be used. The map is
-    the same for every tiling, and no grid depends on another.
+    The last term is there with `times`; without, `forward` takes no notice of them. W starts so that W f has an RMS of
+    1 for any box: positions that start near zero do not come to be used. The map is the same for every tiling, and no
+    grid depends on another.
     """
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, times: bool = False):
         super().__init__()
         self.box = nn.Linear(4 * len(CENTRE_FREQUENCIES) + 4 * len(SIZE_FREQUENCIES), width, bias=False)
         self.image = nn.Linear(2 * len(IMAGE_FREQUENCIES), width, bias=False)
+        self.time = nn.Linear(2 * len(TIME_FREQUENCIES), width, bias=False) if times else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        for linear in (self.box, self.image):
-            nn.init.normal_(linear.weight, std=(linear.in_features / 2) ** -0.5)
+        for linear in (self.box, self.image, self.time):
+            if linear is not None:
+                nn.init.normal_(linear.weight, std=(linear.in_features / 2) ** -0.5)
 
-    def forward(self, grids: Tensor, boxes: Tensor, images: Tensor | None = None) -> Tensor:
-        """grids [B,G,D_v], boxes [B,G,4], images [B,G] (all image 0 if None) -> [B,G,D_v]."""
+    def forward(
+        self, grids: Tensor, boxes: Tensor, images: Tensor | None = None, times: Tensor | None = None
+    ) -> Tensor:
+        """grids [B,G,D_v], boxes [B,G,4], images [B,G] (None: all 0), times [B,G] in seconds (None: all 0)
+
+        -> [B,G,D_v].
+        """
         # Angles are taken in float32 or wider: a half-precision coordinate times the highest frequency is off by 2 %.
         wide = torch.promote_types(grids.dtype, torch.float32)
         position = product(self.box, in_dtype_of(self.box, box_features(boxes.to(wide)), grids.dtype))
-        # Image 0 adds nothing, but in training is not left out: a parameter without a gradient stops distributed runs.
-        if images is None and torch.is_grad_enabled():
-            images = torch.zeros_like(boxes[..., 0])
-        if images is not None:
-            features = in_dtype_of(self.image, image_features(images.to(wide)), grids.dtype)
-            position = position + product(self.image, features)
+        parts = [(self.image, images, IMAGE_FREQUENCIES)]
+        if self.time is not None:
+            parts.append((self.time, times, TIME_FREQUENCIES))
+        for linear, values, frequencies in parts:
+            # 0 adds nothing, but in training is not left out: a parameter without a gradient stops distributed runs.
+            if values is None and torch.is_grad_enabled():
+                values = torch.zeros_like(boxes[..., 0])
+            if values is not None:
+                features = in_dtype_of(linear, features_from_zero(values.to(wide), frequencies), grids.dtype)
+                position = position + product(linear, features)
         scale = (grids.to(wide).square().mean(-1, keepdim=True) + SMALLEST_SQUARE).sqrt()
         return grids + (scale * position).to(grids.dtype)

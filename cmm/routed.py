@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .connector import PREFIX, PlacedGrids
+from .connector import PREFIX, GivenGrids, PlacedGrids
 from .experts import Experts
 from .inputs import without_masked
 from .inserting import Inserting, WaitingGrids
@@ -131,6 +131,7 @@ class Routed(Inserting[RoutedSide]):
         grid_boxes: Tensor | None = None,
         *,
         grid_images: Tensor | None = None,
+        grid_times: Tensor | None = None,
         prompt_mask: Tensor | None = None,
         return_weights: bool = False,
         return_balance: bool = False,
@@ -142,10 +143,11 @@ class Routed(Inserting[RoutedSide]):
         yet weighted.
         """
         if mode:  # of `prefill` and `step`
-            others = {"grid_images": grid_images, "prompt_mask": prompt_mask, "return_weights": return_weights}
+            others = {"grid_images": grid_images, "grid_times": grid_times}
+            others |= {"prompt_mask": prompt_mask, "return_weights": return_weights}
             return super().forward(text, grids, text_mask, grid_mask, grid_boxes, **others, **mode)
         self._check(text, text_mask, return_weights)
-        given = (cast(Tensor, grids), grid_mask, grid_boxes, grid_images)
+        given = GivenGrids(cast(Tensor, grids), grid_mask, grid_boxes, grid_images, grid_times)
         y, _, side = self._whole(text, text_mask, given, prompt_mask)
         assert side.balance is not None  # a new side has one
         return (y, side.balance) if return_balance else y
@@ -174,7 +176,10 @@ class Routed(Inserting[RoutedSide]):
         """The places of patches in the order of reading; None where they came in it, as default boxes do."""
         if self.positions is None or seen.boxes is None:
             return None
-        return reading_order(without_masked(seen.boxes, seen.mask))
+        times = seen.times
+        if times is not None and seen.mask is not None:
+            times = times.masked_fill(~seen.mask, 0)
+        return reading_order(without_masked(seen.boxes, seen.mask), times)
 
     def _gated(self, z: Tensor, scores: Tensor) -> Tensor:
         """Patches z [n,K,D_v] with the gradient of their scores [n,K,1]."""

@@ -121,11 +121,14 @@ def in_image_order(chosen: Tensor, kept: Tensor, ranks: Tensor | None) -> Tensor
     return chosen.gather(-1, rank.masked_fill(~kept, torch.iinfo(rank.dtype).max).argsort(dim=-1, stable=True))
 
 
-def reading_order(boxes: Tensor) -> Tensor:
-    """Rank boxes [B,G,4] row by row and from left to right; of those with one corner the larger one comes first."""
+def reading_order(boxes: Tensor, times: Tensor | None = None) -> Tensor:
+    """Rank boxes [B,G,4] row by row and from left to right; of those with one corner the larger one comes first.
+
+    With times [B,G] the boxes of an earlier frame come before those of a later one.
+    """
     y0, x0, y1, x1 = boxes.unbind(-1)
     order = torch.argsort(-x1, dim=1, stable=True)
-    for key in (-y1, x0, y0):  # from the least to the most important
+    for key in (-y1, x0, y0, *(() if times is None else (times,))):  # from the least to the most important
         order = order.gather(1, key.gather(1, order).argsort(dim=1, stable=True))
     return order.argsort(dim=1)
 

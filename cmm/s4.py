@@ -160,7 +160,7 @@ class S4(GatedSSMBlock):
                 y, state = self._convolve(u, packing, state, need_state)
             else:
                 y, state = self._convolve_truncated(u, self.kernel_taps, packing, state, need_state)
-        return self.gated(y, x.dtype), state
+        return self.gated(y, x.dtype, packing.sequences), state
 
     def _run_step(self, x, state):
         u = x.to(self.dtype)
@@ -174,8 +174,8 @@ class S4(GatedSSMBlock):
     def _convolve(
         self, u: Tensor, packing: Packing, state: dict[str, Tensor] | None, need_state: bool
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        taps, weights = self.kernel.taps(u.shape[1]), self.product_weights()
-        y = fft_conv(u.mT, taps, self.kernel.D, product_weights=weights)
+        taps, weights = self.kernel.taps(packing.longest), self.product_weights()
+        y = fft_conv(u.mT, taps, self.kernel.D, product_weights=weights, cu_seqlens=packing.cu_seqlens)
         if not need_state:
             return y.mT, None
         step, _ = self.kernel.discrete()
@@ -202,8 +202,8 @@ class S4(GatedSSMBlock):
         T, past = u.shape[1], taps - 1
         if state is not None:
             u = torch.cat([state["inputs"], u], 1)
-        wanted = taps if varies(u.shape[1]) else min(u.shape[1], taps)
-        y = fft_conv(u.mT, self.kernel.taps(wanted), self.kernel.D).mT[:, -T:]
+        wanted = taps if varies(u.shape[1]) else min(packing.longest + u.shape[1] - T, taps)
+        y = fft_conv(u.mT, self.kernel.taps(wanted), self.kernel.D, cu_seqlens=packing.cu_seqlens).mT[:, -T:]
         if not need_state:
             return y, None
         if state is None:

@@ -122,8 +122,8 @@ class S4D(GatedSSMBlock):
             if need_state or scan_is_faster(u):
                 y, state = self._scan(u, packing, state, need_state)
             else:
-                y = fft_conv(u.mT, self.kernel.taps(u.shape[1]), self.kernel.D).mT
-        return self.gated(y, x.dtype), state
+                y = fft_conv(u.mT, self.kernel.taps(packing.longest), self.kernel.D, cu_seqlens=packing.cu_seqlens).mT
+        return self.gated(y, x.dtype, packing.sequences), state
 
     def _run_step(self, x, state):
         u = x.to(self.dtype)
@@ -136,7 +136,7 @@ class S4D(GatedSSMBlock):
     def _scan(self, u, packing, state, need_state):
         log_z, z, b, c = self.kernel.discrete()
         before = None if state is None else torch.view_as_complex(state["modes"])
-        y, after = diagonal_scan(u.mT, z, b, c, self.kernel.D, before)
+        y, after = diagonal_scan(u.mT, z, b, c, self.kernel.D, before, cu_seqlens=packing.cu_seqlens)
         if not need_state:
             return y.mT, None
         if packing.mask is not None:

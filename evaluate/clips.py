@@ -80,6 +80,32 @@ def sample_clip(rng: np.random.Generator, split: str, frames: int, moving: bool)
     return Clip(tuple(scenes))
 
 
+def sample_journey(rng: np.random.Generator, split: str, frames: int) -> Clip:
+    """A random clip of one digit that goes along a line from one quarter of the picture to another, among strokes."""
+    background = sample_background(rng)
+    brightness = brightness_of(background)
+    size, label, colour = rng.uniform(0.26, 0.4), int(rng.integers(10)), str(rng.choice(COLOURS))
+    ends = [
+        [0.5 * half + rng.uniform(size / 2 + 0.005, 0.495 - size / 2) for half in divmod(int(quarter), 2)]
+        for quarter in rng.permutation(4)[:2]
+    ]
+    digit = Digit(
+        label,
+        int(rng.choice(sources(split)[label])),
+        colour,
+        sample_ink(rng, colour, brightness),
+        *ends[0],
+        size,
+        angle=rng.uniform(-14, 14),
+        aspect=rng.uniform(0.85, 1.1),
+        shear=rng.uniform(-0.12, 0.12),
+        threshold=rng.uniform(0.38, 0.55),
+    )
+    strokes = tuple(sample_stroke(rng, brightness) for _ in range(rng.integers(3, 9)))
+    places = np.linspace(*ends, frames)
+    return Clip(tuple(Scene("clip", (replace(digit, y=y, x=x),), strokes, background) for y, x in places))
+
+
 def sample_card(rng: np.random.Generator, colour: str) -> RGB:
     """An ink of a colour, as the digits have them: what a card of that colour is filled with."""
     return sample_ink(rng, colour, brightness_of(sample_background(rng)))

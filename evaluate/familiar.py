@@ -37,9 +37,15 @@ class Familiar:
     things: Sequence[str]
     image: dict[str, tuple[float, float]]
 
-    def doubts(self, question: str, image: Image.Image) -> list[str]:
+    def doubts(self, question: str, *images: Image.Image) -> list[str]:
         """List what is unlike its training, each as a sentence."""
-        return [*self.doubts_of_question(question), *self.doubts_of_image(image)]
+        of_images = [doubt for image in images for doubt in self.doubts_of_image(image)]
+        return list(
+            dict.fromkeys([*self.doubts_of_question(question), *self.doubts_of_number(len(images)), *of_images])
+        )
+
+    def doubts_of_number(self, images: int) -> list[str]:
+        return ["there are several images, and this model was trained on one at a time"] if images > 1 else []
 
     def doubts_of_question(self, question: str) -> list[str]:
         words = WORD.findall(question.casefold())

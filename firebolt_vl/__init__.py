@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from .engines import load_engine
 from .version import __version__
 
 
@@ -18,4 +17,4 @@ def embedded_checkpoint() -> Path:
     return folder
 
 
-__all__ = ["__version__", "embedded_checkpoint", "load_engine"]
+__all__ = ["__version__", "embedded_checkpoint"]

@@ -1,9 +1,9 @@
-"""One question about one image: the answer, how long it took, and where it comes from."""
+"""One question about images and videos: the answer, how long it took, and where it comes from."""
 
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from .model.video import Video
+
 
 @dataclass
 class Reply:
@@ -27,7 +29,8 @@ class Reply:
     answer: str
     complete: bool
     """Whether the model ended the answer itself, before it ran out of tokens."""
-    image: dict
+    image: dict | list[dict]
+    """Of one image; of several, or of videos, a list."""
     checkpoint: str
     device: str
     dtype: str
@@ -49,7 +52,7 @@ class Reply:
 
 
 def ask(
-    image: str,
+    image: str | Sequence[str],
     question: str,
     checkpoint: str | None = None,
     max_new_tokens: int = 128,
@@ -58,10 +61,13 @@ def ask(
     seed: int | None = None,
     say: Callable[[str], None] | None = None,
     overwrite: bool = False,
+    frames: int | None = None,
     note: Callable[[str], None] = lambda line: None,
     **how,
 ) -> Reply:
-    """Answer `question` about the image file `image`.
+    """Answer `question` about the image file `image`, or about several, among which there may be videos.
+
+    A video gives 1 frame a second, at most 64, or `frames` of them spread over it.
 
     The answer is the most likely one, token by token; with a `seed` it is sampled, and the same for the same seed.
     `grounding` names a PNG file that the grounding picture is written to: it is there whole or not at all, and in the
@@ -76,10 +82,19 @@ def ask(
     """
     start = time.perf_counter()
     question = check_question(question, max_new_tokens, seed)
-    _check_image_path(image)
+    paths = [image] if isinstance(image, str) else list(image)
+    for path in paths:
+        _check_image_path(path)
+    if frames is not None and frames < 1:
+        raise Misuse(f"--frames is {frames}; expected at least 1")
     if grounding is not None:
-        check_picture("--grounding", grounding, (".png",), image, "image", overwrite)
-    picture = open_picture(image)
+        for path in paths:
+            check_picture("--grounding", grounding, (".png",), path, "image", overwrite)
+    pictures = [open_shown(path, frames) for path in paths]
+    if grounding is not None and (len(paths) > 1 or is_video(pictures[0])):
+        raise Misuse("--grounding is given with several images or a video; expected one image, which it is drawn on")
+    if frames is not None and not any(map(is_video, pictures)):
+        raise Misuse(f"--frames is {frames}, but {paths[0]} is an image; expected with a video alone")
     place = choose_device(device)
     folder = locate(checkpoint)
 
@@ -87,8 +102,10 @@ def ask(
         loaded = load(folder, place, **how)
         ignore_settings(loaded, seed, note)
         load_s = time.perf_counter() - start
-        text = prompt(loaded, question)
-        inputs = inputs_of(loaded, picture, text)
+        if any(map(is_video, pictures)) and not knows_times(loaded):
+            note("this model does not know times: the frames of a video are to it images, one after another")
+        text = prompt(loaded, question, shown_as(loaded, pictures))
+        inputs = inputs_of(loaded, pictures, text)
         clock = TokenClock(SpokenText(loaded.processor, say) if say is not None else None)
         certainty = Certainty()
         try:
@@ -97,7 +114,7 @@ def ask(
                 question=question,
                 answer=loaded.processor.decode(tokens, skip_special_tokens=True).strip(),
                 complete=tokens[-1].item() in stops(loaded.model),
-                image={"path": image, "width": picture.width, "height": picture.height},
+                image=_described(paths, pictures),
                 checkpoint=str(folder),
                 device=str(loaded.model.device),
                 dtype=str(loaded.model.dtype).removeprefix("torch."),
@@ -107,11 +124,11 @@ def ask(
                 answer_tokens=len(tokens),
                 timing=clock.timing(load_s),
                 probability=certainty.of(tokens[None], [len(tokens)])[0],
-                **familiar_with(folder, question, picture),
+                **familiar_with(folder, question, pictures),
             )
             if grounding is not None:
                 reply.grounding = find_evidence(
-                    loaded, inputs, text, tokens, picture, reply.question, reply.answer, grounding
+                    loaded, inputs, text, tokens, pictures[0], reply.question, reply.answer, grounding
                 )
         except (RuntimeError, MemoryError, ValueError) as error:  # out of memory, or settings that cannot be
             raise Failure(f"the model could not answer: {first_line(error)}") from None
@@ -147,14 +164,42 @@ def ignore_settings(loaded: Loaded, seed: int | None, note: Callable[[str], None
         note(f"the checkpoint's generation_config.json also sets {', '.join(ignored)}: not used here")
 
 
-def familiar_with(folder: "Path", question: str, picture: "Image.Image") -> dict:
-    """Return what a model in `folder` knows, and its doubts about a question and an image; {} where it does not say."""
+def is_video(picture: "Image.Image | Video") -> bool:
+    """Tell a video from an image."""
+    from .model.video import Video
+
+    return isinstance(picture, Video)
+
+
+def knows_times(loaded: Loaded) -> bool:
+    """Tell whether a model knows when the frames of a video come: else they are images to it."""
+    return loaded.model.config.connector_config().grid_times
+
+
+def shown_as(loaded: Loaded, pictures: "Sequence[Image.Image | Video]") -> int:
+    """Count the images that these are to the model: a video is one where it knows times, else each frame is one."""
+    return sum(len(one.times) if is_video(one) and not knows_times(loaded) else 1 for one in pictures)
+
+
+def _described(paths: Sequence[str], pictures: "Sequence[Image.Image | Video]") -> dict | list[dict]:
+    """Tell of one image its path and size, of others a list of these, of videos with frames and seconds."""
+    described = []
+    for path, picture in zip(paths, pictures):
+        described.append({"path": path, "width": picture.width, "height": picture.height})
+        if is_video(picture):
+            described[-1] |= {"frames": len(picture.times), "seconds": picture.duration}
+    return described[0] if len(described) == 1 and not is_video(pictures[0]) else described
+
+
+def familiar_with(folder: "Path", question: str, pictures: "Sequence[Image.Image | Video]") -> dict:
+    """Return what a model in `folder` knows, and its doubts about a question and images; {} where it does not say."""
     from .evaluate.familiar import read_familiar
 
     familiar = read_familiar(folder)
     if familiar is None:
         return {}
-    return {"knows": familiar.knows, "doubts": familiar.doubts(question, picture)}
+    images = [image for one in pictures for image in (one.frames if is_video(one) else [one])]
+    return {"knows": familiar.knows, "doubts": familiar.doubts(question, *images)}
 
 
 def _check_image_path(image: str) -> None:
@@ -171,19 +216,35 @@ def _check_image_path(image: str) -> None:
 
 def open_picture(image: str) -> "Image.Image":
     """Open an image file, upright, as RGB. Raises Misuse and Failure."""
-    from .views.images import ImageError, open_image
+    from .views.images import open_image
+
+    return _opened(lambda: open_image(image))
+
+
+def open_shown(image: str, frames: int | None) -> "Image.Image | Video":
+    """Open an image file, or of a video its frames. Raises Misuse, Failure."""
+    from .model.video import open_image_or_video
+
+    return _opened(lambda: open_image_or_video(image, frames))
+
+
+def _opened(opening: Callable):
+    """Return what `opening` does; what that raises is told as failures of a command."""
+    from .model.video import VideoError
+    from .views.images import ImageError
 
     try:
-        return open_image(image)
-    except ImageError as error:
+        return opening()
+    except (ImageError, VideoError) as error:
         raise Failure(str(error)) from None
     except OSError as error:
         raise Misuse(str(error)) from None
 
 
-def inputs_of(loaded: Loaded, picture: "Image.Image", text: str):
-    """Make the model's inputs of an image and a prompt. Raises Failure where the prompt leaves no room."""
-    inputs = loaded.processor(images=picture, text=text, return_tensors="pt", **specials(loaded, text))
+def inputs_of(loaded: Loaded, pictures: "Image.Image | Sequence[Image.Image | Video]", text: str):
+    """Make the model's inputs of images and a prompt. Raises Failure where the prompt leaves no room."""
+    row = list(pictures) if isinstance(pictures, Sequence) else [pictures]
+    inputs = loaded.processor(images=[row], text=[text], return_tensors="pt", **specials(loaded, text))
     room_for_answer(loaded.model, inputs["input_ids"].shape[1])
     return inputs.to(loaded.model.device)
 

@@ -13,17 +13,20 @@ from .shown import in_words, new_console, note, percent, show_facts
 
 
 def ask(
-    image: Annotated[str | None, typer.Argument(metavar="IMAGE", help="An image file.")] = None,
-    question: Annotated[
-        str | None, typer.Argument(metavar="QUESTION", help="What you want to know, in quotes.")
+    asked: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="IMAGE... QUESTION",
+            help="One image or video file, or several of them, then what you want to know, in quotes.",
+        ),
     ] = None,
     batch: Annotated[
         str | None,
         typer.Option(
             metavar="QUESTIONS.jsonl",
             help='Answer many questions, one JSON object a line: {"image": "a.png", "question": "...", "id": ...}. '
-            "image may be a list, or absent in a question about none; it is looked for beside the file. id is the "
-            "line number by default.",
+            "image may be a list, of videos too, or absent in a question about none; it is looked for beside the file. "
+            "id is the line number by default.",
         ),
     ] = None,
     out: Annotated[
@@ -48,6 +51,10 @@ def ask(
             help="Write a picture of what the answer rests on, and of what each word of the question weighed.",
         ),
     ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Frames of a video, spread over it. Default: one a second, at most 64."),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     device: OnDevice = Device.auto,
@@ -68,7 +75,7 @@ def ask(
         Engine, typer.Option(help="What computes; the others take a folder of firebolt export, and need no PyTorch.")
     ] = Engine.torch,
 ) -> None:
-    """Answer a question about an image, or with --batch many of them.
+    """Answer a question about an image, a video or several of them, or with --batch many questions.
 
     A question may not spell the model's control tokens (such as <|im_end|>): it would forge turns, and is refused.
     """
@@ -76,12 +83,14 @@ def ask(
     how |= {"dtype": dtype.value, "quantize": quantize and quantize.value, "compile_step": compile_step}
     if engine is not Engine.torch:
         others = {"--batch": batch, "--grounding": grounding, "--seed": seed, "--quantize": quantize}
+        others |= {"--frames": frames}
         others |= {"--compile": compile_step or None, "--device": None if device is Device.auto else device}
         for name, value in {**others, "--dtype": None if dtype is Dtype.auto else dtype}.items():
             if value is not None:
                 raise Misuse(f"{name} is given with --engine {engine}; leave it out, or say --engine torch")
     if batch is not None:
-        for name, value in {"IMAGE": image, "--grounding": grounding, "--overwrite": overwrite or None}.items():
+        alone = {"IMAGE": asked or None, "--grounding": grounding, "--frames": frames}
+        for name, value in {**alone, "--overwrite": overwrite or None}.items():
             if value is not None:
                 raise Misuse(f"{name} is given with --batch; expected one of them")
         if out is None:
@@ -91,14 +100,18 @@ def ask(
     for name, value in {"--out": out, "--batch-size": batch_size, "--mixed": mixed or None}.items():
         if value is not None:
             raise Misuse(f"{name} is given without --batch; leave it out")
-    for name, value in {"IMAGE": image, "QUESTION": question}.items():
-        if value is None:
-            raise Misuse(f"{name} is missing; see firebolt ask --help")
+    if not asked or len(asked) < 2:
+        raise Misuse(f"{'QUESTION' if asked else 'IMAGE'} is missing; see firebolt ask --help")
+    *images, question = asked
+    if _is_file(question):
+        raise Misuse(f"QUESTION is missing: {question} is a file; expected what you want to know, after the images")
     if engine is not Engine.torch:
         from .ask_engine import ask_engine
 
+        if len(images) > 1:
+            raise Misuse(f"several images are given with --engine {engine}; expected one, or --engine torch")
         speech = None if as_json else _Speech(question)
-        reply = ask_engine(image, question, engine.value, checkpoint, max_new_tokens, speech)
+        reply = ask_engine(images[0], question, engine.value, checkpoint, max_new_tokens, speech)
         if speech is None:
             print(json.dumps(reply.to_dict()))
         else:
@@ -106,13 +119,20 @@ def ask(
         return
     from .ask import ask as answer
 
-    how |= {"grounding": grounding, "overwrite": overwrite, "note": note}
+    how |= {"grounding": grounding, "frames": frames, "overwrite": overwrite, "note": note}
     if as_json:
-        print(json.dumps(answer(image, question, **how).to_dict()))
+        print(json.dumps(answer(images, question, **how).to_dict()))
         return
     speech = _Speech(question)
     # With a picture to follow nothing is said before all is done: where the picture fails there is no answer.
-    speech.conclude(answer(image, question, say=None if grounding else speech, **how))
+    speech.conclude(answer(images, question, say=None if grounding else speech, **how))
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # longer than any name, or with a NUL in it
+        return False
 
 
 def _ask_many(batch: str, out: str, batch_size: int, as_json: bool, how: dict) -> None:

@@ -16,14 +16,15 @@ from .ask import check_numbers, ignore_settings
 from .checkpoint import Loaded, choose_device, load, locate, quiet
 from .errors import Failure, first_line
 from .identity import answered_by
+from .kept_views import KeptViews, View, left_padded, may_mix, side_by_side
 from .prompts import prompt, room_for_answer, specials, stops
 from .streaming import Certainty
-from .views import KeptViews, View, left_padded, side_by_side
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from .evaluate.familiar import Familiar
+    from .model.video import Video
 
 
 @dataclass
@@ -67,7 +68,7 @@ def answer_file(
         Misuse, Failure: what cannot be done at all, in one line.
     """
     from .evaluate.familiar import read_familiar
-    from .model.images import open_image
+    from .model.video import open_image_or_video
 
     check_numbers(max_new_tokens, seed)
     place, folder = choose_device(device), locate(checkpoint)
@@ -97,7 +98,9 @@ def answer_file(
                 start = time.perf_counter()
                 base = Path(questions).parent
                 familiar = read_familiar(folder)
-                answering = Answering(loaded, lambda name: open_image(base / name), max_new_tokens, seed, familiar)
+                answering = Answering(
+                    loaded, lambda name: open_image_or_video(base / name), max_new_tokens, seed, familiar
+                )
                 for rows in batches(todo, 1 if seed is not None else batch_size):
                     found = answering.answer(rows)
                     made = [row for row in found if isinstance(row, Answer)]
@@ -125,16 +128,17 @@ class Answering:
     def __init__(
         self,
         loaded: Loaded,
-        opened: Callable[[str], "Image.Image"],
+        opened: Callable[[str], "Image.Image | Video"],
         max_new_tokens: int,
         seed: int | None = None,
         familiar: "Familiar | None" = None,
         prompted: Callable[[Question], str] | None = None,
     ):
-        """`opened` opens an image by its name in a row; ValueError or OSError where it cannot be opened. `prompted`
-        makes a row's prompt, by default the question as the user's turn, below its images; Failure where it cannot.
+        """`opened` opens an image or video by its name in a row; ValueError or OSError where it cannot be opened.
+        `prompted` makes a row's prompt, by default the question as the user's turn, below its images; Failure where it
+        cannot.
         """
-        self.prompted = prompted or (lambda row: prompt(loaded, row.question, len(row.images)))
+        self.prompted = prompted or self._prompt_of
         self.loaded, self.opened, self.max_new_tokens, self.seed = loaded, opened, max_new_tokens, seed
         self.familiar = familiar
         self.views = KeptViews(self.KEPT)
@@ -157,15 +161,25 @@ class Answering:
                 continue
             texts[row.line] = tokens
         good = [row for row in rows if row.line in texts]
-        answers = {answer.asked.line: answer for answer in self._together_or_one_by_one(good, texts, problems)}
+        groups = [good]
+        if not may_mix(self.loaded.model):
+            groups = [[row for row in good if bool(row.images) == shown] for shown in (True, False)]
+        found = [answer for group in groups for answer in self._together_or_one_by_one(group, texts, problems)]
+        answers = {answer.asked.line: answer for answer in found}
         self.views.trim()
         return [
             answers[row.line] if row.line in answers else Problem(row.line, row.id, problems[row.line]) for row in rows
         ]
 
+    def _prompt_of(self, row: Question) -> str:
+        return prompt(self.loaded, row.question, self._count(row))
+
+    def _count(self, row: Question) -> int:
+        return sum(self.views[name].count for name in row.images)
+
     def _look_at(self, rows: Sequence[Question]) -> dict[int, str]:
-        """Encode the images that are not remembered, together. Returns what is wrong, by line."""
-        import torch
+        """Encode what is not remembered, images together, each video by itself. Returns what is wrong, by line."""
+        from .model.video import Video
 
         problems, opened = {}, {}
         for row in rows:
@@ -176,15 +190,27 @@ class Answering:
                     except (ValueError, OSError) as error:  # not there, or not an image
                         problems[row.line] = first_line(error)
         # A second row with the same bad image is as bad: it was tried again above, with the same result.
-        if opened:
-            inputs = self.loaded.processor.image_processor([[image] for image in opened.values()], return_tensors="pt")
-            with torch.no_grad():
-                seen = self.loaded.model.get_grids(**inputs.to(self.loaded.model.device))
-            self.encoded += len(opened)
-            for name, features, mask, boxes in zip(opened, seen.features, seen.mask, seen.boxes):
-                doubts = self.familiar.doubts_of_image(opened[name]) if self.familiar is not None else []
-                self.views.keep(name, View(features[mask], boxes[mask], doubts))
+        images = {name: one for name, one in opened.items() if not isinstance(one, Video)}
+        for together in ([images] if images else []) + [{n: one} for n, one in opened.items() if n not in images]:
+            self._encode(together)
         return problems
+
+    def _encode(self, opened: "dict[str, Image.Image | Video]") -> None:
+        """Encode images, or a video, in one call, and remember them."""
+        import torch
+
+        from .model.video import Video
+
+        inputs = self.loaded.processor.image_processor([[one] for one in opened.values()], return_tensors="pt")
+        with torch.no_grad():
+            seen = self.loaded.model.get_grids(**inputs.to(self.loaded.model.device))
+        self.encoded += len(opened)
+        for row, (name, one) in enumerate(opened.items()):
+            doubts = []
+            if self.familiar is not None:
+                frames = one.frames if isinstance(one, Video) else [one]
+                doubts = [doubt for frame in frames for doubt in self.familiar.doubts_of_image(frame)]
+            self.views.keep(name, View.of(seen, row, list(dict.fromkeys(doubts))))
 
     def _together_or_one_by_one(
         self, rows: Sequence[Question], texts: dict[int, list[int]], problems: dict[int, str]
@@ -245,4 +271,6 @@ class Answering:
         if self.familiar is None:
             return None
         of_images = [doubt for name in row.images for doubt in self.views[name].doubts]
-        return list(dict.fromkeys([*self.familiar.doubts_of_question(row.question), *of_images]))
+        number = self.familiar.doubts_of_number(self._count(row))
+        of_all = [*self.familiar.doubts_of_question(row.question), *number]
+        return list(dict.fromkeys([*of_all, *of_images]))

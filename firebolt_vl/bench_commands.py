@@ -212,6 +212,14 @@ def crossover(dtype: str, seconds: float, longest: int, device: str) -> None:
     print_crossover(dtype, seconds, longest, device)
 
 
+def packing(size: str, device: str, *, seconds: float, **sizes) -> None:
+    from .bench.packing import SIZES, print_packing
+    from .checkpoint import choose_device
+
+    chosen("--size", [size], tuple(SIZES))
+    print_packing(size, choose_device(device), seconds=seconds, **sizes)
+
+
 def kernel_benchmarks(
     ops, device: str, dtype: str | None, mode: str | None, out: str, quick: bool, threads: int, as_json: bool
 ) -> None:

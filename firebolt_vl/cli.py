@@ -291,6 +291,28 @@ def bench_evaluation(
     evaluation_benchmark(rows, images, batch_size, new_tokens, device.value, dtype, threads, out, as_json, overwrite)
 
 
+@benchmarks.command("serve")
+def bench_serve(
+    checkpoint: Checkpoint = None,
+    clients: Annotated[int, typer.Option(metavar="N", min=1, help="Clients that ask at the same time.")] = 64,
+    requests: Annotated[int, typer.Option(metavar="N", min=1, help="Requests for each batch size.")] = 512,
+    batch_size: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", min=1, help="Only this batch size; may be repeated. Default: 1, 4, 8, 16."),
+    ] = None,
+    out: ReportFile = None,
+    as_json: AsJson = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Time `firebolt serve` with many clients, for each batch size: p50 and p95, tokens a second, memory.
+
+    Exit code 1 where a request is refused.
+    """
+    from .serve_benchmark import serve_benchmark
+
+    serve_benchmark(checkpoint, clients, requests, batch_size or [1, 4, 8, 16], out, as_json, overwrite)
+
+
 @benchmarks.command("gpu-day")
 def bench_gpu_day(
     out: Annotated[
@@ -324,6 +346,22 @@ def bench_crossover(
     from .bench_commands import crossover
 
     crossover(dtype, seconds, longest, device.value)
+
+
+@benchmarks.command("packing")
+def bench_packing(
+    size: Annotated[str, typer.Option(metavar="NAME", help="The decoder: small or lfm2-350m.")] = "small",
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Rows of a micro-batch.")] = 8,
+    median: Annotated[int, typer.Option(metavar="T", min=2, help="Median length of the rows in tokens.")] = 60,
+    spread: Annotated[float, typer.Option(metavar="S", min=0, help="Deviation of the lengths' logarithm.")] = 0.6,
+    batches: Annotated[int, typer.Option(metavar="N", min=1, max=32, help="Micro-batches that are measured.")] = 4,
+    seconds: Annotated[float, typer.Option(metavar="S", help="Time for each micro-batch and way.")] = 2.0,
+    device: OnDevice = Device.cpu,
+) -> None:
+    """Time training steps on padded rows and on the same rows packed into one (`packing=true`), in turns."""
+    from .bench_commands import packing
+
+    packing(size, device.value, seconds=seconds, batch=batch_size, median=median, spread=spread, count=batches)
 
 
 @app.command()
@@ -500,6 +538,7 @@ KEPT = {
     ("serve",): "nothing was being answered yet; start it again",
     ("convert",): "nothing is left of the new folder; start again",
     ("eval", "tiny"): "nothing was kept of it; start again",
+    ("eval", "screens"): "nothing was kept of it; start again",
     ("eval", "score"): "nothing was written; start again",
     ("eval",): "the predictions in --out are kept; the same command goes on with the other questions",
     ("bench", "kernels"): "what was measured of whole ops is in --out; --op NAME measures the others",

@@ -2,13 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .errors import Misuse
 from .options import Checkpoint, Device, Dtype, OnDevice, Quantize
 from .shown import note
+
+if TYPE_CHECKING:
+    from .checkpoint import Loaded
 
 
 def serve(
@@ -27,6 +30,9 @@ def serve(
     max_new_tokens: Annotated[
         int, typer.Option(metavar="N", min=1, help="The longest answer in tokens, whatever a request asks for.")
     ] = 1024,
+    max_prompt: Annotated[
+        int, typer.Option(metavar="N", min=1, help="The longest conversation in tokens, images not counted.")
+    ] = 8192,
     timeout: Annotated[
         int, typer.Option(metavar="SECONDS", min=1, help="The longest that a request may take, its wait with it.")
     ] = 120,
@@ -58,9 +64,10 @@ def serve(
     if image_folder is not None and not Path(image_folder).is_dir():
         raise Misuse(f"--image-folder is {image_folder}, which is no folder; expected that of the images")
     listener = listen(host, port)
-    from .checkpoint import choose_device, load, locate, quiet
+    from .checkpoint import choose_device, locate, quiet
     from .serving.gate import Limits, is_own_machine
     from .serving.pictures import Sources
+    from .serving.preparation import Most
     from .serving.server import Plan
 
     if not is_own_machine(listener.getsockname()[0]) and not os.environ.get(KEY):
@@ -69,15 +76,33 @@ def serve(
     plan = Plan(
         name=name or checkpoint or folder.name,
         batch_size=batch_size,
-        most_tokens=max_new_tokens,
+        most=Most(max_prompt, max_new_tokens),
         limits=Limits(queue, max_body * 2**20, timeout),
         sources=Sources(Path(image_folder) if image_folder else None, tuple(image_host or ()), max_body * 2**20),
     )
     with quiet():
-        loaded = load(folder, place, dtype=dtype.value, quantize=quantize and quantize.value)
+        loaded = _load(folder, place, dtype.value, quantize and quantize.value)
         service = build(loaded, folder, plan, note)
         told = f"{plan.name} answers at {address_of(listener)}; Ctrl-C ends it"
         try:
             run(web_server(service, listener, lambda: note(told)), service, listener)
         except KeyboardInterrupt:
             note("stopped")
+
+
+def _load(folder: Path, place: str, dtype: str, quantize: str | None) -> "Loaded":
+    """A checkpoint of either model. Raises Misuse, Failure."""
+    from .checkpoint import files_checked, load
+    from .model import FoveatedVLMConfig
+    from .model.checkpoint_files import CONFIG, check_folder, read_json
+    from .watch import load_foveated
+
+    with files_checked():
+        check_folder(folder)
+        kind = read_json(folder / CONFIG).get("model_type")
+    if kind != FoveatedVLMConfig.model_type:
+        return load(folder, place, dtype=dtype, quantize=quantize)
+    for option, value, plain in (("--dtype", dtype, "auto"), ("--quantize", quantize, None)):
+        if value != plain:
+            raise Misuse(f"{option} is {value} with a foveated model; expected it to be left out")
+    return load_foveated(folder, place)

@@ -35,7 +35,7 @@ def check_data(
     as_json: bool,
 ) -> None:
     """Read every row and open every image and video; exit code 1 where a row is bad."""
-    from .model.foveated import read_video
+    from .model.video import read_video
     from .train.data import Conversations
 
     if max_length is not None and checkpoint is None:

@@ -162,8 +162,8 @@ def _check_video_path(video: str) -> None:
 
 def open_source(path: str, frames: int | None) -> Source:
     """Open a video or an image. Raises Misuse, Failure."""
-    from .model.foveated import VideoError, read_video
     from .model.images import ImageError, open_image
+    from .model.video import VideoError, read_video
 
     try:
         if _is_image(path):

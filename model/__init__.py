@@ -16,6 +16,7 @@ from .firebolt import (
     Grounding,
 )
 from .foveated import FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
+from .video import Video, read_video
 
 register_tower(ConvolutionalTowerConfig, ConvolutionalTower)
 register(FireboltConfig, FireboltModel, FireboltForConditionalGeneration, FireboltImageProcessor, FireboltProcessor)
@@ -37,8 +38,10 @@ __all__ = [
     "FoveatedVLM",
     "FoveatedVLMConfig",
     "Grounding",
+    "Video",
     "logits_drift",
     "lora_targets",
     "prepack_weights",
     "quantize_int8",
+    "read_video",
 ]

@@ -9,6 +9,7 @@ from transformers.image_utils import ChannelDimension, PILImageResampling, SizeD
 
 from . import images as pictures
 from .loading import open_image_processor
+from .video import Video
 
 
 class ImageProcessor(PilBackend):
@@ -59,8 +60,8 @@ class ImageProcessor(PilBackend):
 
 
 def opened(images: Any) -> Any:
-    """Open the images among nested lists that are named by a path, an address or base64 text."""
-    if images is None or is_valid_image(images):
+    """Open the images among nested lists that are named by a path, an address or base64 text; a Video is left alone."""
+    if images is None or isinstance(images, Video) or is_valid_image(images):
         return images
     if isinstance(images, list | tuple):
         rows = [opened(image) for image in images]

@@ -56,6 +56,7 @@ class RowsConfig(RunConfig):
         "AdamW, or Muon for the matrices of dense layers (steps of AdamW's size, at one rate) and AdamW for the rest",
         choices=OPTIMIZERS,
     )
+    frames: int | None = key(None, "frames of a video, spread over it; default: one a second, at most 64", least=1)
 
     def __post_init__(self):
         super().__post_init__()
@@ -98,6 +99,15 @@ class TrainConfig(RowsConfig):
         "rank, alpha, dropout, targets: adapters (peft) learn in the place of the decoder's weights",
         excludes={"train=decoder": "adapters stand in the place of the decoder's weights; take one of the two"},
     )
+    packing: bool = key(
+        False,
+        "put the texts of a micro-batch one after the other into one row, so that no position is padding; losses and "
+        "gradients are those of rows of their own",
+        excludes={
+            **dict.fromkeys(("fusion=concat", "fusion=pool"), "it inserts positions into each row"),
+            **dict.fromkeys(("connector=prepend", "connector=routed"), "it inserts positions into each row"),
+        },
+    )
     ssm_lr: float | None = key(
         None,
         "peak learning rate of the state-space model's own parameters, which have no weight decay; default: lr",
@@ -135,7 +145,6 @@ class FoveatedConfig(RowsConfig):
         choices=LOOKS,
         excludes={"loss=preferences": "preferences are learned in mode 'coarse_fine'"},
     )
-    frames: int | None = key(None, "frames of a video, spread over it; default: one a second, at most 64", least=1)
     query: dict = key(
         {}, "of a new model: query_dim, visual_scale, deep_query, lambda_coarse", excludes={"model": NEW_ALONE}
     )

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from ..cmm.precision import WideParameters
-from ..model import FireboltForConditionalGeneration, FireboltProcessor
+from ..model import FireboltForConditionalGeneration, FireboltProcessor, Video, read_video
 from .config import RowsConfig
-from .data import BatchOrder, Collator, Conversations, Problem
+from .data import BatchOrder, Collator, Conversations, PackedCollator, Problem
 from .data.batches import MicroBatch, StepBatches
 from .data.chat import IGNORED
 from .errors import ConfigError
@@ -50,12 +50,28 @@ class AnswerLoss(nn.Module):
         self.balances: list[Tensor] | None = [] if model.model.connector.balances else None
         """Of each micro-batch since the last step: the balance, not weighted, times its answer tokens."""
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **images: Tensor) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        labels: Tensor,
+        position_ids: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        **images: Tensor,
+    ) -> Tensor:
+        """Sum the losses of rows [N,T], or of texts packed into one row [1,T] (`PackedCollator`)."""
         # Not left to accelerate: its policy for sharded models would narrow the SSM's parameters too.
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.bf16):
-            prompt = (labels != IGNORED).long().cumsum(-1) == 0
             outputs = self.model.model(
-                input_ids=input_ids, attention_mask=attention_mask, prompt_mask=prompt, use_cache=False, **images
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                cu_seq_lens_q=cu_seq_lens_q,
+                # Packed texts are for models that do not read it.
+                prompt_mask=(labels != IGNORED).long().cumsum(-1) == 0 if cu_seq_lens_q is None else None,
+                use_cache=False,
+                **images,
             )
             hidden = outputs.last_hidden_state
             wanted = labels[:, 1:] != IGNORED
@@ -77,7 +93,7 @@ class AnswerLoss(nn.Module):
         seen = self.model.get_grids(**blank)
         text = self.model.get_input_embeddings()(input_ids[:1, :1])
         connector = self.model.model.connector
-        return 0 * connector(text, seen.features, None, seen.mask, seen.boxes, grid_images=seen.images).float().sum()
+        return 0 * connector(text, **seen.given).float().sum()
 
 
 class ConversationsJob(Job):
@@ -89,7 +105,6 @@ class ConversationsJob(Job):
 
     counted = "answer_tokens"
     """What the mean is over, by the name that a step's numbers have it under."""
-    collator = Collator
 
     def __init__(self, config: RowsConfig, report: Callable[[Problem], None] = lambda problem: None):
         self.config = config
@@ -106,6 +121,11 @@ class ConversationsJob(Job):
     def _start_model(self) -> tuple[PreTrainedModel, FireboltProcessor]:
         """The model, with gradients where it learns, and its processor."""
         model, processor = start_model(self.config)
+        if self.config.packing and not model.model.packs:
+            raise ConfigError(
+                f"packing is true; expected false with connector {model.config.connector!r} and fusion "
+                f"{model.config.fusion!r}, which insert positions into each row"
+            )
         choose_parts(model, self.config.train, self.config.lora)
         if self.config.ssm_lr is not None and not any(isinstance(m, WideParameters) for m in model.modules()):
             raise ConfigError(
@@ -113,9 +133,21 @@ class ConversationsJob(Job):
             )
         return model, processor
 
+    def collator(self, dataset: Conversations, processor: FireboltProcessor) -> Collator:
+        """Make what makes micro-batches of rows."""
+        return (PackedCollator if self.config.packing else Collator)(dataset, processor)
+
     def _reading(self) -> dict:
         """Return the arguments of `Conversations` that are not in the configuration."""
-        return {"image_words": IMAGE_WORDS} if self.model.model.connector.places_images else {}
+        connector = self.model.model.connector
+        reading: dict = {"image_words": IMAGE_WORDS} if connector.places_images else {}
+        # Without times each frame would be an image with a token of its own, and how many there are is not yet known.
+        if not connector.places_images or connector.config.grid_times:
+            reading["read_video"] = self._video_of
+        return reading
+
+    def _video_of(self, file: Path) -> list[Video]:
+        return [read_video(file, frames=self.config.frames)]
 
     def _loss(self) -> nn.Module:
         """A module with the model as `model`, from a micro-batch to the sum of its losses."""
@@ -191,11 +223,11 @@ class ConversationsJob(Job):
         config, accelerator = self.config, self.accelerator
         batches = [self._noted(next(self._batches), self.dataset) for _ in range(self.micro_batches)]
         counts = torch.tensor(
-            [sum(batch.counted for batch in batches), sum(batch.text_tokens for batch in batches)],
+            [sum(getattr(batch, name) for batch in batches) for name in ("counted", "text_tokens", "positions")],
             dtype=torch.float64,
             device=accelerator.device,
         )
-        counted, text_tokens = accelerator.reduce(counts).tolist()
+        counted, text_tokens, positions = accelerator.reduce(counts).tolist()
         # Of processes the mean of the gradients is taken.
         share = accelerator.num_processes / max(counted, 1)
         rate = self._set_rates(number)
@@ -219,6 +251,7 @@ class ConversationsJob(Job):
             "gradient_norm": float(norm),
             self.counted: int(counted),
             "tokens": int(text_tokens),
+            "padding": 1 - text_tokens / max(positions, 1),
             **self._balance(counted),
         }
         return measured if finite else {**measured, "skipped": True}

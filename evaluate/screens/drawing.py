@@ -41,7 +41,7 @@ def _turned(image: Image.Image, scene: Scene) -> Image.Image:
     across, down = centre - d * centre - c * centre, centre - b * centre - a * centre
     back = (d, c, across, b, a, down)
     size = image.size
-    return image.transform(size, Image.Transform.AFFINE, back, Image.Resampling.BICUBIC, fillcolor=scene.background)
+    return image.transform(size, Image.Transform.AFFINE, back, Image.Resampling.BILINEAR, fillcolor=scene.background)
 
 
 @cache

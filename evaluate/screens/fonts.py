@@ -1,6 +1,5 @@
 """Fonts of the screens: those that come with matplotlib, in two disjoint parts, and more of a folder for training."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -77,10 +76,17 @@ def _folder() -> Path:
 def load(face: Face) -> ImageFont.FreeTypeFont:
     """Load a face, once; a name without a folder is one of matplotlib's files.
 
-    Letters are laid out by FreeType alone, so that they stand where they stand on any other machine.
+    Letters are laid out by FreeType alone, so that they stand where they stand on any other machine. Raises OSError for
+    a font that is not there, as where a distribution's matplotlib leaves some out.
     """
     path = _folder() / face.file  # an absolute path stays as it is
-    return ImageFont.truetype(str(path), face.size, layout_engine=ImageFont.Layout.BASIC)
+    try:
+        return ImageFont.truetype(str(path), face.size, layout_engine=ImageFont.Layout.BASIC)
+    except OSError as error:
+        raise OSError(
+            f"load: face is {face.file}, which cannot be read ({error}); expected it in {path.parent}, as "
+            "pip install matplotlib puts it there"
+        ) from None
 
 
 @lru_cache(maxsize=1 << 16)
@@ -105,8 +111,3 @@ def width(face: Face, text: str) -> float:
 def line_height(face: Face) -> int:
     """Return the distance of lines of text, in pixels."""
     return round(1.3 * face.size)
-
-
-def fitting(files: Sequence[str], size: int) -> list[Face]:
-    """Return each of some files at a size."""
-    return [Face(file, size) for file in files]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from .engines import Engine, cut_out, open_engine
 from .exam import Exam, answer, encode, mark, other_scene, points_at, pose, scores
 from .layouts import SCREENS
 from .questions import KINDS
-from .sampling import SPLITS
+from .sampling import LEAST_SIDE, SPLITS
 
 MAJORITY, ANOTHER = "majority", "another image"
 GROUNDED = 12
@@ -62,11 +61,13 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Return exact match and character error rate by kind of question for each split, baselines and grounding.
 
+    Screens are as large as the model's view of a whole image, so that letters keep their size, or LEAST_SIDE.
+
     The baselines are the commonest answer of each kind, the same questions with another scene's image, and what an
     engine reads where the answer stands, which is told to it. Grounding is that of the first answers that are right, by
     the weights at the tokens that spell them, and by occlusion of each grid.
     """
-    side = processor.image_processor.size["height"]
+    side = max(LEAST_SIDE, processor.image_processor.size["height"])
     found: dict[str, Any] = {"scenes": scenes, "seed": seed, "splits": {}}
     for number, split in enumerate(SPLITS):
         exam = pose(scenes, seed, split, side, kinds)
@@ -111,7 +112,7 @@ def _split_scores(
         "answers": scores(in_known),
         "held_out_wordings": scores(held_out),
         "baselines": baselines,
-        "grounding": _grounding(exam, model, processor, prompts, right[:GROUNDED]),
+        "grounding": grounding(exam, model, processor, prompts, right[:GROUNDED]),
     }
 
 
@@ -124,14 +125,14 @@ def _read(exam: Exam, number: int, engine: Engine) -> str:
 
 
 @torch.no_grad()
-def _grounding(
+def grounding(
     exam: Exam,
     model: FireboltForConditionalGeneration,
     processor: FireboltProcessor,
     prompts: Sequence[str],
     right: Sequence[tuple[int, str]],
 ) -> dict[str, dict[str, Any]]:
-    """The fit of what right answers rest on with the boxes where they stand, by method."""
+    """Fit what right answers, each with its question's number, rest on to the boxes where they stand, by method."""
     tokenizer, fits, hits = processor.tokenizer, {}, {}
     for number, got in right:
         asked = exam.asked[number]
@@ -150,9 +151,9 @@ def _grounding(
             # The token before each letter looks for it.
             weights = model.ground(**given, method="weights").weights[0, -reply.shape[1] - 1 : -2]
             values["weights"] = weights.mean(0)
-        boxes = seen.boxes[0].numpy()
+        boxes = seen.boxes[0].cpu().numpy()
         for method, heat in values.items():
-            heat = heat.float().numpy()
+            heat = heat.float().cpu().numpy()
             fits.setdefault(method, []).append(fit(boxes, heat, target))
             hits.setdefault(method, []).append(points_at(boxes, heat, target))
     return {method: _mean_fit(fits[method], np.array(hits[method])) for method in METHODS if method in fits}
@@ -186,11 +187,6 @@ def print_report(results: dict[str, Any], console: Console | None = None) -> Non
                 f"{_percent(fitted['chance'])}), inside it {_percent(fitted['inside'])}, IoU at half the highest "
                 f"{_percent(fitted['iou']['0.5'])}; {fitted['questions']} right answers"
             )
-
-
-def overall(results: dict[str, Any]) -> float:
-    """Return the mean exact match on held-out fonts and layouts, which the median of several seeds is found by."""
-    return fmean(results["splits"][split]["answers"]["all"]["exact"] for split in ("fonts", "layouts"))
 
 
 def _shown(scored: dict[str, float] | None) -> str:

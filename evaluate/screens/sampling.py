@@ -10,7 +10,7 @@ from .drawing import NOISE
 from .scenes import Look, Scene
 from .sheets import Sheet
 
-SIDE = 192
+SIDE, LEAST_SIDE = 192, 96
 ATTEMPTS = 20
 
 

@@ -56,7 +56,8 @@ def view(talk: Talk, effects: Sequence[Effect] = ()) -> str:
     cells = []
     for number, (url, caption) in enumerate(zip(pictures, captions)):
         look = "" if talk.looks is None else f" {_look(talk.looks[number])}"
-        parts = [_effect(effect, scale, len(effects)) for effect in effects if effect.frame == number]
+        of_this = [effect for effect in effects if effect.frame == number]
+        parts = [_effect(effect, scale, len(of_this) == 1, len(effects) <= MOST_NUMBERS) for effect in of_this]
         told = caption or "what is asked about"
         cells.append(
             f'<figure><div class="fb-picture" tabindex="0"{look}><img src="{url}" alt="{told}">'
@@ -129,11 +130,12 @@ def _look(shares: Sequence[Sequence[float]]) -> str:
     return f'{_weights(flat)} data-rows="{len(shares)}"'
 
 
-def _effect(effect: Effect, scale: float, parts: int) -> str:
+def _effect(effect: Effect, scale: float, alone: bool, numbered: bool) -> str:
+    """A coloured box with its effect; that of a whole picture, where it is not `alone`, is a number in a corner."""
     y0, x0, y1, x1 = (100 * side for side in effect.box)
     strength, side = abs(effect.nats) / scale, "for" if effect.nats >= 0 else "against"
-    whole = " fb-whole" if parts > 1 and (y1 - y0) * (x1 - x0) > 9990 and not effect.frame else ""
-    number = f"<b>{_signed(effect.nats)}</b>" if parts <= MOST_NUMBERS else ""
+    whole = " fb-whole" if not alone and (y1 - y0) * (x1 - x0) > 9990 else ""
+    number = f"<b>{_signed(effect.nats)}</b>" if numbered else ""
     return (
         f'<div class="fb-effect fb-{side}{whole}" style="top:{y0:.2f}%;left:{x0:.2f}%;height:{y1 - y0:.2f}%;'
         f'width:{x1 - x0:.2f}%;--strength:{strength:.3f}">{number}</div>'

@@ -122,7 +122,7 @@ class GraphEngine:
                 dtype=bool if name.rpartition(".")[2] in BOOLS else np.float32,
             )
             for name, shape in self.description.inputs[part].items()
-            if name.startswith(prefix)
+            if name.removeprefix("second.").startswith(prefix)
         }
 
 

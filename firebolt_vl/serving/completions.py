@@ -5,6 +5,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
 from anyio import CapacityLimiter, to_thread
 from starlette.requests import ClientDisconnect, Request
@@ -13,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from .chat import Chat, read_chat
 from .desk import Desk
-from .gate import Gate
+from .gate import DRAINED, Gate, drain
 from .preparation import Preparation
 from .refusal import Refused
 from .replies import Reply, failed
@@ -23,8 +24,8 @@ PREPARING = 2
 """Requests that are made ready at a time: images are large while they are decoded."""
 GONE = None
 """Event of a client that hung up."""
-LAST_WORD = 1.0
-"""Seconds that the end of a stream may take that ran out of time."""
+LAST_WORD = 5.0
+"""Seconds that a refusal may take to be sent."""
 
 
 class Completions:
@@ -52,15 +53,19 @@ class Completions:
 
     async def _refuse(self, exchange: "Exchange", refused: Refused) -> None:
         self.metrics.refused(refused.status)
-        async with asyncio.timeout(LAST_WORD if exchange.begun else None):
-            await exchange.refuse(refused)
+        with suppress(TimeoutError, ClientDisconnect):  # a client that does not read, or is gone
+            async with asyncio.timeout(LAST_WORD):
+                if not exchange.read:
+                    await drain(exchange.request.stream(), DRAINED * self.limits.body)
+                await exchange.refuse(refused)
 
     async def _serve(self, exchange: "Exchange") -> None:
         """Answer a request. Raises Refused, TimeoutError, ClientDisconnect."""
         start = time.perf_counter()
-        request = Request(exchange.scope, exchange.receive)
+        request = exchange.request
         with self.gate.place():
             async with asyncio.timeout(self.limits.seconds):
+                exchange.read = True
                 body = await self.gate.body(request.headers, request.stream())
                 _check_type(request)
                 if self.preparing is None:
@@ -87,8 +92,8 @@ class Completions:
         """Send what the row tells, until it ends. Raises Refused, ClientDisconnect."""
         while True:
             event = await events.get()
-            if not exchange.begun and isinstance(event, str | Ended) and not exchange.waited:
-                exchange.waited = True
+            if not exchange.heard and isinstance(event, str | Ended):
+                exchange.heard = True
                 self.metrics.began(time.perf_counter() - start)
             if event is GONE:
                 raise ClientDisconnect
@@ -107,11 +112,15 @@ class Completions:
 
 
 class Exchange:
-    """One request and its reply, which is a stream once it is begun."""
+    """One request and its reply.
+
+    read, heard, begun    whether its body was read, there is any of its answer, and any of its reply was sent
+    """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send):
         self.scope, self.receive, self.send = scope, receive, send
-        self.begun = self.waited = False
+        self.request = Request(scope, receive)
+        self.read = self.heard = self.begun = False
 
     async def begin_stream(self, data: bytes) -> None:
         self.begun = True

@@ -6,14 +6,17 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from ..checkpoint import Loaded
 from ..errors import first_line
+from ..kept_views import left_padded, may_mix
 from ..model.generation import settings_for
 from ..prompts import stops
-from ..views import left_padded
 from .following import Choosing, Following
 from .metrics import Metrics
 from .refusal import Refused
 from .row import Row
 from .sight import Sight
+
+PADDED = 4096
+"""Tokens of a batch, padding among them, of which most may be padding."""
 
 
 class Engine:
@@ -21,18 +24,20 @@ class Engine:
 
     def __init__(self, loaded: Loaded, sight: Sight, metrics: Metrics):
         self.loaded, self.sight, self.metrics = loaded, sight, metrics
-        self.ends = stops(loaded.model)
+        self.ends, self.mixes = stops(loaded.model), may_mix(loaded.model)
         self.positions = loaded.model.config.text_config.max_position_embeddings
 
     def together(self, rows: Sequence[Row], row: Row) -> bool:
-        """Return whether a row fits into a batch with others: into the model's positions, and of one kind with them.
-
-        Rows without an image are not mixed with others, since some connectors show the former a black one where a whole
-        batch has none.
+        """Return whether a row fits into a batch with others: into the model's positions, of one kind with them, and
+        not so much longer or shorter that they would be mostly padding.
         """
-        width = max(len(one.asked.prompt) for one in (*rows, row))
-        most = max(one.asked.most for one in (*rows, row))
-        return width + most <= self.positions and bool(rows[0].asked.pictures) == bool(row.asked.pictures)
+        every = [one.asked for one in (*rows, row)]
+        lengths = [len(asked.prompt) for asked in every]
+        width, padded = max(lengths), len(every) * max(lengths)
+        seen = max(sum(picture.positions for picture in asked.pictures) for asked in every)
+        fits = seen + width + max(asked.most for asked in every) <= self.positions
+        of_one_kind = self.mixes or bool(rows[0].asked.pictures) == bool(row.asked.pictures)
+        return fits and of_one_kind and padded <= max(PADDED, 2 * sum(lengths))
 
     def answer(self, rows: Sequence[Row]) -> None:
         """Answer every row, or say why not: together, or one by one where that is too much for the memory."""

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..ask import ignore_settings
 from ..checkpoint import Loaded
@@ -14,7 +14,7 @@ from .pictures import Sources
 from .refusal import Refused, bad_request
 from .row import Prepared
 from .sampling import Sampler
-from .sight import Sight
+from .sight import Clips, Sight, Views
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,18 +23,25 @@ UNSAID = 128
 """Tokens that an answer may have where the request does not say, as with `firebolt ask`."""
 
 
+class Most(NamedTuple):
+    """Most tokens that a prompt and an answer may have."""
+
+    prompt: int
+    answer: int
+
+
 class Preparation:
     """A checkpoint's way from a request to what its model takes."""
 
-    def __init__(self, loaded: Loaded, folder: Path, sources: Sources, most_tokens: int, note: "Callable[[str], None]"):
-        """`most_tokens` is the most that any answer may have; `note` is told which settings of the checkpoint's are not
-        used. The model's own settings become those of the most likely answer."""
+    def __init__(self, loaded: Loaded, folder: Path, sources: Sources, most: Most, note: "Callable[[str], None]"):
+        """`most` are the most tokens that any request may have; `note` is told which settings of the checkpoint's are
+        not used. The model's own settings become those of the most likely answer."""
         ignore_settings(loaded, 0, note)
         self.sampled = loaded.model.generation_config
         ignore_settings(loaded, None, lambda line: None)
-        self.loaded, self.sources, self.most_tokens = loaded, sources, most_tokens
-        self.familiar = read_familiar(folder)
-        self.sight = Sight(loaded, self.familiar)
+        self.loaded, self.sources, self.most = loaded, sources, most
+        self.familiar = None if is_foveated(loaded.model) else read_familiar(folder)
+        self.sight: Sight = Clips(loaded) if is_foveated(loaded.model) else Views(loaded, self.familiar)
         self.lock = Lock()
         """Held while tokenizer and templates are used, which are made for one thread."""
 
@@ -46,28 +53,38 @@ class Preparation:
                 prompt = self.loaded.processor.tokenizer(text, **specials(self.loaded, text)).input_ids
         except Failure as error:
             raise bad_request(str(error), "messages") from None
-        try:
-            room = room_for_answer(self.loaded.model, len(prompt))
-        except Failure as error:
-            raise bad_request(str(error), "messages", "context_length_exceeded") from None
-        pictures = [
-            self.sight.ready(self.sources.read(address, f"image {number}"), f"image {number}")
-            for number, address in enumerate(chat.images, 1)
-        ]
+        if len(prompt) > self.most.prompt:
+            raise bad_request(
+                f"messages has {len(prompt):,} tokens; expected at most {self.most.prompt:,}, the most here",
+                "messages",
+                "context_length_exceeded",
+            )
+        self._room(len(prompt))  # before images are read
+        pictures = self.sight.ready(
+            [self.sources.read(address, f"image {number}") for number, address in enumerate(chat.images, 1)]
+        )
+        room = self._room(len(prompt) + sum(picture.positions for picture in pictures))
         return Prepared(
             prompt=prompt,
             pictures=pictures,
-            most=min(chat.most_tokens or UNSAID, self.most_tokens, room),
+            most=min(chat.most_tokens or UNSAID, self.most.answer, room),
             sampler=self._sampler(chat),
             stop=chat.stop,
             doubts=self._doubts(chat, [doubt for picture in pictures for doubt in picture.doubts]),
         )
 
+    def _room(self, positions: int) -> int:
+        """The most tokens that an answer may have. Raises Refused where there is no room for one."""
+        try:
+            return room_for_answer(self.loaded.model, positions)
+        except Failure as error:
+            raise bad_request(str(error), "messages", "context_length_exceeded") from None
+
     def _prompt(self, chat: Chat) -> str:
         for text in chat.texts:
             check_controls(self.loaded, text)
         if self.loaded.processor.chat_template is not None:
-            return render(self.loaded, chat.messages)
+            return render(self.loaded, _plain(chat.messages) if is_foveated(self.loaded.model) else chat.messages)
         if len(chat.messages) > 1:
             raise Failure(
                 f"messages has {len(chat.messages)} messages; expected one, since this model has no chat template"
@@ -88,3 +105,18 @@ class Preparation:
         if self.familiar is None:
             return None
         return list(dict.fromkeys([*self.familiar.doubts_of_question(chat.question), *of_images]))
+
+
+def is_foveated(model) -> bool:
+    """Return whether a model is a foveated one, which looks at frames."""
+    from ..model import FoveatedVLM
+
+    return isinstance(model, FoveatedVLM)
+
+
+def _plain(messages: list[dict]) -> list[dict]:
+    """Messages with their texts alone, as templates of text models and `firebolt watch` have them."""
+    return [
+        {**message, "content": "".join(part["text"] for part in message["content"] if part["type"] == "text")}
+        for message in messages
+    ]

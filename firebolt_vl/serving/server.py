@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..checkpoint import Loaded
     from .gate import Limits
     from .pictures import Sources
+    from .preparation import Most
     from .service import Service
 
 STOPPING = 5.0
@@ -29,7 +30,7 @@ class Plan(NamedTuple):
 
     name: str
     batch_size: int
-    most_tokens: int
+    most: "Most"
     limits: "Limits"
     sources: "Sources"
 
@@ -78,7 +79,7 @@ def build(loaded: "Loaded", folder: Path, plan: Plan, note: Callable[[str], None
     from .preparation import Preparation
     from .service import Service
 
-    preparation = Preparation(loaded, folder, plan.sources, plan.most_tokens, note)
+    preparation = Preparation(loaded, folder, plan.sources, plan.most, note)
     metrics = Metrics()
     desk = Desk(Engine(loaded, preparation.sight, metrics), plan.batch_size)
     return Service(plan.name, preparation, desk, metrics, plan.limits)

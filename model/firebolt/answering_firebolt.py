@@ -16,6 +16,7 @@ from transformers.utils import can_return_tuple  # pyright: ignore[reportPrivate
 
 from ...cmm.inserting import Inserting
 from ...cmm.linear import product
+from ...cmm.sequences import Sequences
 from ..adapters import check_adaptable
 from ..checkpoint_sizes import check_model
 from ..compat import (
@@ -39,6 +40,7 @@ from .grounding import Grounding, ground
 from .miniature import miniature_of
 from .modeling_firebolt import FireboltModel, FireboltPreTrainedModel, check_same_images
 from .original import is_original, load_original
+from .packed_text import packed_sequences
 from .parts import ExportPart, export_parts
 
 
@@ -115,6 +117,11 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         """Encode every image of the batch once; see FireboltModel.get_grids."""
         return self.model.get_grids(pixel_values, **images)
 
+    @torch.no_grad()
+    def add_grids(self, past_key_values: Cache, **images: Tensor | None) -> None:
+        """Show a conversation more images, or frames of a video that goes on; see FireboltModel.add_grids."""
+        self.model.add_grids(past_key_values, **images)
+
     @can_return_tuple
     def forward(
         self,
@@ -139,16 +146,25 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         cache: Cache | None = None,
+        cu_seq_lens_q: Tensor | Sequences | None = None,
+        image_numbers: Tensor | None = None,
+        image_times: Tensor | None = None,
+        grid_times: Tensor | None = None,
         **kwargs,
     ) -> FireboltCausalLMOutputWithPast:
         r"""Compute the logits of the next token at each text column, and the loss where there are labels.
 
         input_ids [B,T] (or inputs_embeds [B,T,D]); attention_mask [B, past + T], True = keep, padded left or right;
         images as `FireboltProcessor` makes them (see `get_grids`), or grids [B,G,D_v] with grid_mask [B,G],
-        grid_boxes [B,G,4] and grid_images [B,G]; prompt_mask [B,T]: the question, which fusions `concat` and `pool`
-        need (default: the kept positions before the first answer token, or without labels all of them); labels [B,T],
-        -100 where no loss is wanted. Logits are [B,T,V] for every connector and fusion. In training the loss of a
-        connector with experts has `balance_weight` times their balance in it.
+        grid_boxes [B,G,4], grid_images [B,G] and grid_times [B,G] in seconds; prompt_mask [B,T]: the question, which
+        fusions `concat` and `pool` need (default: the kept positions before the first answer token, or without labels
+        all of them); labels [B,T], -100 where no loss is wanted. Logits are [B,T,V] for every connector and fusion. In
+        training the loss of a connector with experts has `balance_weight` times their balance in it.
+
+        Several sequences may be packed into one row [1,T], as transformers' collators for padding-free training do:
+        position_ids [1,T] begin again with each, without attention_mask and cache, or cu_seq_lens_q [S+1] has their
+        borders, from 0 to T. Images (or grids) then have S rows, one for each sequence, and each sequence gives what it
+        gives alone; a label at the beginning of one counts for nothing. So with fusion `replace`.
 
         Raises ValueError where a shape is not as above, a mask has holes, or both pixels and grids are given.
         """
@@ -161,6 +177,17 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
                 )
             if prompt_mask is None:
                 prompt_mask = (labels != -100).long().cumsum(-1) == 0
+            sequences = packed_sequences(
+                self.config,
+                labels[..., None],
+                cu_seq_lens_q,
+                position_ids,
+                attention_mask,
+                packs=self.model.packs,
+                cached=given_cache(cache, past_key_values) is not None or bool(use_cache),
+            )
+            if sequences is not None:
+                cu_seq_lens_q, labels = sequences, labels.masked_fill(sequences.position == 0, -100)
         elif prompt_mask is None and self.model.reads_prompt:
             prompt_mask = self._all_of_the_text(input_ids, inputs_embeds, given_cache(cache, past_key_values))
         if self.training and torch.is_grad_enabled():
@@ -176,15 +203,19 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
             grid_boxes=grid_boxes,
             image_position_ids=image_position_ids,
             pixel_attention_mask=pixel_attention_mask,
+            image_numbers=image_numbers,
+            image_times=image_times,
             grids=grids,
             grid_mask=grid_mask,
             grid_images=grid_images,
+            grid_times=grid_times,
             prompt_mask=prompt_mask,
             prompt_summary=prompt_summary,
             cache=cache,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            cu_seq_lens_q=cu_seq_lens_q,
             **kwargs,
         )
         logits = product(self.lm_head, kept_columns(outputs.last_hidden_state, logits_to_keep))
@@ -283,8 +314,8 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
 
         method "weights": what each text token weighed (connector "cmm" alone has such weights). "occlusion": the
         answer, `answer_ids` [B,N] or else generated greedily, is scored with every grid and with each one masked.
-        `images` is what `FireboltProcessor` returns, or grids, grid_mask, grid_boxes, grid_images; `image_sizes` [B,2]
-        (height, width), or [B,I,2] with several images in a row, turns the boxes into pixels.
+        `images` is what `FireboltProcessor` returns, or grids, grid_mask, grid_boxes, grid_images, grid_times;
+        `image_sizes` [B,2] (height, width), or [B,I,2] with several images in a row, turns the boxes into pixels.
 
         Raises ValueError for an unknown method, for inputs without an image, and for weights of another connector.
         """
@@ -361,7 +392,7 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
 
     def kind(self) -> str:
         cmm = self.config.connector_config()
-        switched_on = (name for name in ("kernel_taps", "grid_positions") if getattr(cmm, name))
+        switched_on = (name for name in ("kernel_taps", "grid_positions", "grid_times") if getattr(cmm, name))
         chosen = (cmm.ssm, cmm.top_k_mode, cmm.query, str(cmm.layers), cmm.start, *switched_on)
         own = (str(getattr(cmm, name)) for name in ("insert", "route_by", "black_image") if hasattr(cmm, name))
         return " ".join(("firebolt", self.config.connector, self.config.fusion, self.config.grids, *chosen, *own))

@@ -5,9 +5,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ...cmm import DecodeState
-from ...cmm.connector import Connector
+from ...cmm.connector import PREFIX, Connector
 from ..compat import ExtraLayer
+from .grids import Grids
 
+SINCE = f"{PREFIX}since"
 Call = tuple[Tensor, Tensor | None]
 """The text of a call: embeddings [B,T,D], and mask [B,T] or None."""
 
@@ -30,7 +32,7 @@ class ConnectorCacheLayer(ExtraLayer):
 
     state        the connector's DecodeState: SSM state, grid-side table, keys and grid mask; None where no row has an
                  image, or where the fusion never reads the connector again. Read it by `state_of`
-    image_rows   [B] bool, the rows that have an image; None where none has
+    image_rows   [B] bool, the rows that have an image so far; None where none has
     columns      text columns seen so far, padding included
     kept         [B] int64, text tokens seen so far, padding not included; None before the first call
     inserted     [B] int64, decoder positions that are not text columns (prepended grids, pooled vector, prompt copy)
@@ -41,6 +43,9 @@ class ConnectorCacheLayer(ExtraLayer):
     recorded     the text since the last crop, a call each: embeddings [B,T,D] and mask [B,T] or None; none without
                  `record_past`
     before       the connector's state before the recorded text
+
+    Grids may come later: a row's connector begins with its first ones, as if the text before them were not there. That
+    text cannot be cropped again, nor can any text before a grid.
 
     A crop takes columns from the recorded text; what is left of it goes through the connector again when its state is
     next asked for. So a crop reaches back to the one before it, or to where recording began, as in transformers' own
@@ -95,6 +100,18 @@ class ConnectorCacheLayer(ExtraLayer):
             self._settle()
         return self.state
 
+    def add_grids(self, connector: Connector, seen: Grids) -> None:
+        """Let the columns that follow see more grids, beside those that their rows have."""
+        state, there = self.state_of(connector), self.image_rows
+        if state is None or there is None:
+            state = connector.encode_grids(**seen.given)
+            there = seen.rows
+        else:
+            state = _begun_again(connector.add_grids(state, **seen.given), seen.rows & ~there)
+            there = there | seen.rows
+        self.state, self.image_rows = state, there
+        self._settle()
+
     def _settle(self) -> None:
         """Forget the recorded text, unless the state is still to be computed from it."""
         if not self._outdated:
@@ -120,6 +137,18 @@ class ConnectorCacheLayer(ExtraLayer):
                 self.kept = self.kept - (before - _kept(self.recorded))
             self.prompt = _without_last(self.prompt, columns)
         self._settle()
+
+
+def _begun_again(state: DecodeState, rows: Tensor) -> DecodeState:
+    """The state with some rows [B] bool as they are before the first token, where all but the grids is zero."""
+
+    def forgotten(name: str, tensor: Tensor) -> Tensor:
+        if f".{PREFIX}" in f".{name}" and not name.endswith(SINCE):
+            return tensor
+        return tensor.masked_fill(rows.view(-1, *[1] * (tensor.dim() - 1)), 0)
+
+    tensors = {name: forgotten(name, tensor) for name, tensor in state.tensors.items()}
+    return DecodeState(tensors, state.length.masked_fill(rows, 0))
 
 
 def _without_last(calls: list[Call], columns: int) -> list[Call]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...cmm.connector import Connector
 from ...cmm.inserting import Inserting
+from ...cmm.sequences import Sequences
 from ..packing import has_hole, pack
 from .cache_firebolt import ConnectorCacheLayer, Images
 from .grids import Grids
@@ -16,11 +17,13 @@ class Text(NamedTuple):
     """Columns of one call: `embeddings` [B,T,D], and `mask` [B,T] bool or None where all are kept.
 
     images [B,T] bool, the places of images, for a connector that puts them there
+    sequences       those packed into the one row, each of which has a row of the grids
     """
 
     embeddings: Tensor
     mask: Tensor | None
     images: Tensor | None = None
+    sequences: Sequences | None = None
 
     @property
     def shape(self) -> torch.Size:
@@ -66,7 +69,7 @@ class Layout(NamedTuple):
 
 def summarize_prompt(connector: Connector, text: Tensor, prompt: Tensor, seen: Grids) -> Tensor:
     """Compute z [B,D], the mean of the modulated text [B,T,D] over the prompt's positions [B,T]; the paper's Eq. 14."""
-    modulated = connector(text, seen.features, prompt, seen.mask, seen.boxes, grid_images=seen.images)
+    modulated = connector(text, text_mask=prompt, **seen.given)
     count = prompt.sum(-1, keepdim=True).clamp(min=1).to(modulated.dtype)
     return ((modulated * prompt[..., None]).sum(1) / count).to(text.dtype)
 
@@ -76,9 +79,7 @@ def inserted_grids(
 ) -> tuple[Tensor, Tensor | None]:
     """Compute what a connector puts before the text, [B,M,D], and with `balance` its balance loss."""
     options = {"return_balance": True} if balance else {}
-    both = connector(
-        text, seen.features, mask, seen.mask, seen.boxes, grid_images=seen.images, prompt_mask=prompt, **options
-    )
+    both = connector(text, text_mask=mask, prompt_mask=prompt, **seen.given, **options)
     both, loss = both if balance else (both, None)
     return both[:, : both.shape[1] - text.shape[1]].to(text.dtype), loss
 
@@ -139,15 +140,18 @@ class Fusion:
             return seen.rows
         return self.memory.image_rows if self.memory is not None else None
 
-    def _connect(self, text: Tensor, mask: Tensor | None, seen: Grids | None) -> Tensor:
+    def _connect(
+        self, text: Tensor, mask: Tensor | None, seen: Grids | None, sequences: Sequences | None = None
+    ) -> Tensor:
         """The connector's output, leaving its state in the memory where there is one."""
         memory = self.memory
         state = memory.state_of(self.connector) if memory is not None else None
         if memory is None or state is None:
             assert seen is not None  # what there is no state of comes with this call
             if memory is None:
-                return self.connector(text, seen.features, mask, seen.mask, seen.boxes, grid_images=seen.images)
-            state = self.connector.encode_grids(seen.features, seen.mask, seen.boxes, grid_images=seen.images)
+                borders = {} if sequences is None else {"cu_seqlens": sequences}
+                return self.connector(text, text_mask=mask, **seen.given, **borders)
+            state = self.connector.encode_grids(**seen.given)
             memory.start(state)
         if text.shape[1] == 1 and mask is None:
             output, memory.state = self.connector.step(text, state)
@@ -161,8 +165,9 @@ class Fusion:
         """T positions: the connector's output in the rows with an image, the text embeddings in the others."""
         embeddings = text.embeddings
         if (rows := self._image_rows(seen)) is not None:
-            connected = self._connect(embeddings, text.mask, seen)
-            embeddings = torch.where(rows[:, None, None], connected.to(embeddings.dtype), embeddings)
+            connected = self._connect(embeddings, text.mask, seen, text.sequences)
+            there = rows[:, None, None] if text.sequences is None else rows[text.sequences.index][None, :, None]
+            embeddings = torch.where(there, connected.to(embeddings.dtype), embeddings)
         return self._in_place(text, embeddings, attention_mask, position_ids)
 
     def _in_place(
@@ -171,6 +176,8 @@ class Fusion:
         """Embeddings [B,T,D] in the place of the text's own."""
         if position_ids is None:
             position_ids = self._positions(text.shape, text.mask, embeddings.device)
+            if text.sequences is not None:
+                position_ids = text.sequences.position[None]
             if self.memory is not None:
                 assert self.memory.kept is not None
                 position_ids = position_ids + self.memory.kept[:, None]

@@ -1,7 +1,7 @@
 """The grids of a batch: made of the views of its images, or given as they are."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,31 +13,38 @@ from .sheets import unpacked
 # Of a normalised pixel.
 BLACK = -1.0
 PIXEL_ARGUMENTS = (
-    *("pixel_values", "pixel_tiles", "tile_mask", "image_mask"),
+    *("pixel_values", "pixel_tiles", "tile_mask", "image_mask", "image_numbers", "image_times"),
     *("image_position_ids", "pixel_attention_mask"),
 )
-GRID_ARGUMENTS = ("grids", "grid_mask", "grid_boxes", "grid_images")
+GRID_ARGUMENTS = ("grids", "grid_mask", "grid_boxes", "grid_images", "grid_times")
 
 
 class Grids(NamedTuple):
-    """Grids of a batch: `features` [B,G,D_v], `mask` [B,G] bool, `boxes` [B,G,4] or None, `images` [B,G] or None."""
+    """Grids of a batch: features [B,G,D_v], mask [B,G] bool, boxes [B,G,4] or None, images and times [B,G] or None."""
 
     features: Tensor
     mask: Tensor
     boxes: Tensor | None
     images: Tensor | None
+    times: Tensor | None = None
 
     @property
     def rows(self) -> Tensor:
         """Return the rows with at least one grid, [B] bool."""
         return self.mask.any(-1)
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """Return them as a connector's arguments."""
+        return dict(zip(GRID_ARGUMENTS, self))
+
 
 class Views(NamedTuple):
     """Views of I images in each row, a global view and M tiles of each, and which of them are there.
 
     images [B,I,3,S,S]; tiles [B,I,M,3,t,t] or None; image_mask [B,I] and tile_mask [B,I,M] bool; boxes [B,I,1+M,4]
-    or None
+    or None; numbers [B,I] int64 and times [B,I], of which image or video of its row each is, and its second of a
+    video, or None
     """
 
     images: Tensor
@@ -45,26 +52,37 @@ class Views(NamedTuple):
     image_mask: Tensor
     tile_mask: Tensor
     boxes: Tensor | None
+    numbers: Tensor | None = None
+    times: Tensor | None = None
 
 
 def given_grids(
-    grids: Tensor, grid_mask: Tensor | None, grid_boxes: Tensor | None, grid_images: Tensor | None, text: Tensor
+    grids: Tensor,
+    grid_mask: Tensor | None,
+    grid_boxes: Tensor | None,
+    grid_images: Tensor | None,
+    grid_times: Tensor | None,
+    text: Tensor,
+    rows: int | None = None,
 ) -> Grids:
-    """Return the grids that a caller has, for text [B,T,D]. Raises ValueError where they are not of its rows."""
-    if grids.dim() != 3 or grids.shape[0] != text.shape[0]:
-        raise ValueError(f"FireboltModel: grids has shape {list(grids.shape)}; expected [{text.shape[0]}, G, D_v]")
+    """Return the grids that a caller has, for text [B,T,D]. Raises ValueError where they are not of its rows.
+
+    `rows` are other than B where sequences are packed into one row.
+    """
+    rows = text.shape[0] if rows is None else rows
+    if grids.dim() != 3 or grids.shape[0] != rows:
+        raise ValueError(f"FireboltModel: grids has shape {list(grids.shape)}; expected [{rows}, G, D_v]")
     if grid_mask is None:
         grid_mask = torch.ones(grids.shape[:2], dtype=torch.bool, device=grids.device)
-    return Grids(grids.to(text.dtype), grid_mask.bool(), grid_boxes, grid_images)
+    return Grids(grids.to(text.dtype), grid_mask.bool(), grid_boxes, grid_images, grid_times)
 
 
 def named_grids(arguments: Mapping[str, Tensor | None], text: Tensor) -> Grids:
     """Return the grids among a caller's keyword arguments, as `given_grids` does."""
     grids = arguments["grids"]
     assert grids is not None
-    return given_grids(
-        grids, arguments.get("grid_mask"), arguments.get("grid_boxes"), arguments.get("grid_images"), text
-    )
+    mask, boxes, images, times = (arguments.get(name) for name in GRID_ARGUMENTS[1:])
+    return given_grids(grids, mask, boxes, images, times, text)
 
 
 def views_of(
@@ -75,6 +93,8 @@ def views_of(
     grid_boxes: Tensor | None,
     image_position_ids: Tensor | None,
     pixel_attention_mask: Tensor | None,
+    image_numbers: Tensor | None = None,
+    image_times: Tensor | None = None,
     *,
     tiled: bool = True,
 ) -> Views:
@@ -84,19 +104,20 @@ def views_of(
     """
     if image_position_ids is not None:
         given = {"pixel_tiles": pixel_tiles, "tile_mask": tile_mask, "image_mask": image_mask, "grid_boxes": grid_boxes}
+        given |= {"image_numbers": image_numbers, "image_times": image_times}
         if twice := [name for name, tensor in given.items() if tensor is not None]:
             raise ValueError(
                 f"FireboltModel: {', '.join(twice)} and image_position_ids are both given; expected all views in "
                 "pixel_values, or each kind in its own argument"
             )
-        pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes = unpacked(
+        pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes, image_numbers, image_times = unpacked(
             pixel_values, image_position_ids, pixel_attention_mask
         )
     elif pixel_values.dim() == 4:
         pixel_values = pixel_values.unsqueeze(1)
-        pixel_tiles, tile_mask, image_mask, grid_boxes = (
+        pixel_tiles, tile_mask, image_mask, grid_boxes, image_numbers, image_times = (
             tensor.unsqueeze(1) if tensor is not None else None
-            for tensor in (pixel_tiles, tile_mask, image_mask, grid_boxes)
+            for tensor in (pixel_tiles, tile_mask, image_mask, grid_boxes, image_numbers, image_times)
         )
     if pixel_values.dim() != 5:
         raise ValueError(
@@ -119,14 +140,23 @@ def views_of(
         "tile_mask": (tile_mask, (batch_size, images, tiles)),
         "pixel_tiles": (pixel_tiles, (batch_size, images, tiles)),
         "grid_boxes": (grid_boxes, (batch_size, images, 1 + tiles, 4)),
+        "image_numbers": (image_numbers, (batch_size, images)),
+        "image_times": (image_times, (batch_size, images)),
     }
+    if (image_numbers is None) != (image_times is None):
+        given, lacks = ("image_times", "image_numbers") if image_numbers is None else ("image_numbers", "image_times")
+        raise ValueError(f"FireboltModel: {given} is given without {lacks}; expected both, or none of them")
     for name, (tensor, shape) in wanted.items():
-        if tensor is not None and tuple(tensor.shape[: len(shape)]) != shape:
+        if tensor is None:
+            continue
+        found = tuple(tensor.shape)
+        if (found[: len(shape)] if name == "pixel_tiles" else found) != shape:
             raise ValueError(
                 f"FireboltModel: {name} has shape {list(tensor.shape)}; expected {list(shape)}, to go with pixel_values"
             )
     image_mask = image_mask.bool()
-    return Views(pixel_values, pixel_tiles, image_mask, tile_mask.bool() & image_mask[..., None], grid_boxes)
+    tile_mask = tile_mask.bool() & image_mask[..., None]
+    return Views(pixel_values, pixel_tiles, image_mask, tile_mask, grid_boxes, image_numbers, image_times)
 
 
 def rows_with_images(image_mask: Tensor | None, pixel_attention_mask: Tensor | None) -> Tensor | None:
@@ -163,6 +193,7 @@ def encode_views(
     shown = kind != "patches" and views.tiles is not None and tiles > 0
     encoded = _all_encoded if torch.compiler.is_compiling() else _encoded
     seen, parts = encoded(views, encode, shown)
+    several = views.numbers is not None or varies(images) or images > 1
     pieces: list[Tensor] = []
     masks: list[Tensor] = []
     boxes: list[Tensor | None] = []
@@ -171,23 +202,26 @@ def encode_views(
         rest = _at_their_places(parts.pooled if parts is not None else None, views.tile_mask, (width,), dtype)
         pieces.append(torch.cat([whole[:, :, None], rest], dim=2))
         masks.append(torch.cat([views.image_mask[..., None], views.tile_mask], dim=-1))
-        boxes.append(views.boxes)
+        placed = views.boxes
+        if placed is None and (kind == "both" or several):
+            placed = default_boxes(1 + tiles, views.images.device).expand(*views.image_mask.shape, -1, -1)
+        boxes.append(placed)
     if kind != "views":
         count = sides[0] * sides[1]
         patches = seen.patches if seen is not None else None
         pieces.append(_at_their_places(patches, views.image_mask, (count, width), dtype))
         masks.append(views.image_mask[..., None].expand(-1, -1, count))
         boxes.append(patch_boxes(*sides, device=views.images.device).expand(*views.image_mask.shape, -1, -1))
-        if kind == "both" and views.boxes is None:
-            boxes[0] = default_boxes(1 + tiles, views.images.device).expand(*views.image_mask.shape, -1, -1)
     mask = torch.cat(masks, -1)
-    index = torch.arange(images, device=mask.device)[None, :, None].expand(mask.shape)
+    index = torch.arange(images, device=mask.device)[None] if views.numbers is None else views.numbers
+    times = views.times
     there = [one for one in boxes if one is not None]
     return Grids(
         torch.cat(pieces, 2).flatten(1, 2),
         mask.flatten(1, 2),
         torch.cat(there, 2).flatten(1, 2) if there else None,
-        index.flatten(1, 2) if varies(images) or images > 1 else None,
+        index[..., None].expand(mask.shape).flatten(1, 2) if several else None,
+        times[..., None].expand(mask.shape).flatten(1, 2) if times is not None else None,
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...cmm.positions import default_boxes
 from ..compat import to_device_of
-from .grids import GRID_ARGUMENTS, Grids, named_grids
+from .grids import Grids, named_grids
 
 # Of an answer in one batch: an image in patches has hundreds of grids.
 MOST_ROWS = 64
@@ -85,21 +85,18 @@ def ground(
     boxes = to_pixels(unit_boxes(seen.mask, seen.boxes), image_sizes, seen.images)
     if method == "weights":
         text = model.get_input_embeddings()(input_ids)
-        _, weights = model.model.connector(
-            text, seen.features, mask, seen.mask, seen.boxes, grid_images=seen.images, return_weights=True
-        )
+        _, weights = model.model.connector(text, text_mask=mask, return_weights=True, **seen.given)
         return Grounding(method, boxes, seen.mask, weights=weights.float())
 
     stops = model.generation_config.eos_token_id
     stops = [stops] if isinstance(stops, int) else list(stops or [])
     if answer_ids is None:
-        grid_arguments = dict(zip(GRID_ARGUMENTS, seen))
         sequences: Tensor = model.generate(
             input_ids=input_ids,
             attention_mask=mask.long(),
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            **{name: value for name, value in grid_arguments.items() if value is not None},
+            **{name: value for name, value in seen.given.items() if value is not None},
         )
         answer_ids = sequences[:, input_ids.shape[1] :]
     elif answer_ids.dim() != 2 or answer_ids.shape[0] != input_ids.shape[0]:
@@ -177,10 +174,8 @@ def _scores(
     logits = model(
         input_ids=ids,
         attention_mask=torch.cat([prompt_mask, torch.ones_like(ids[:, :length], dtype=torch.bool)], dim=1),
-        grids=_repeated(seen.features, row, copies),
+        **{name: _repeated(value, row, copies) for name, value in seen.given.items() if name != "grid_mask"},
         grid_mask=grid_masks,
-        grid_boxes=_repeated(seen.boxes, row, copies) if seen.boxes is not None else None,
-        grid_images=_repeated(seen.images, row, copies) if seen.images is not None else None,
         prompt_mask=prompt_mask,
         use_cache=False,
         logits_to_keep=length + 1,
@@ -189,6 +184,6 @@ def _scores(
     return chances[..., 0].sum(-1)
 
 
-def _repeated(tensor: Tensor, row: int, copies: int) -> Tensor:
-    """One row of a tensor, as often as there are copies."""
-    return tensor[row : row + 1].expand(copies, *tensor.shape[1:])
+def _repeated(tensor: Tensor | None, row: int, copies: int) -> Tensor | None:
+    """One row of a tensor, if it is there, as often as there are copies."""
+    return None if tensor is None else tensor[row : row + 1].expand(copies, *tensor.shape[1:])

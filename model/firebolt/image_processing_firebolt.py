@@ -1,6 +1,7 @@
 """FireboltImageProcessor: images of any kind and size -> global views, tiles, masks and boxes of one batch."""
 
-from typing import Any, Literal, Unpack
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -13,7 +14,19 @@ from ...views.pixels import check_pixels
 from .. import images as pictures
 from ..image_processing import BatchFeature, ImageProcessor
 from ..images import as_rgb
+from ..video import Video
 from .sheets import PACKED_NAMES, packed_batch
+
+# Beside SEPARATE_NAMES, where there are videos.
+VIDEO_NAMES: tuple[str, ...] = ("image_numbers", "image_times")
+
+
+class Shown(NamedTuple):
+    """An image, or a frame of a video: of which image or video of its row it is, and its second, 0 for an image."""
+
+    image: Any
+    number: int
+    time: float
 
 
 class FireboltImagesKwargs(ImagesKwargs, total=False):
@@ -75,7 +88,7 @@ class FireboltImageProcessor(ImageProcessor):
         Args:
             images: one image; or a list with, for each row, an image, None (no image), or a list of images and Nones.
                 An image is a Pillow image of any mode, an array or tensor (`images.from_array` says which), a path, an
-                address or base64 text.
+                address or base64 text; a `Video` in its place stands for all of its frames.
 
         Returns:
             `pixel_values` [B,3,S,S] float32, the global views; `pixel_tiles` [B,M,3,t,t] float32; `tile_mask` [B,M]
@@ -83,9 +96,14 @@ class FireboltImageProcessor(ImageProcessor):
             view first. An axis I follows B in all five if a row has more than one image. What is not there is 0 under
             a False mask, and its box the whole image. Nothing at all if no row has an image.
 
+            With a video in any row, each of its frames being an image of I, also `image_numbers` [B] or [B,I] int64,
+            which image or video of its row a frame is of, and `image_times` [B] or [B,I] float32, its second; 0 for
+            images.
+
             With `packed`, for the n images of all rows: `pixel_values` [n,3,H,W] float32, the global view at the top
             left of a sheet and its tiles beside it; `image_position_ids` [n,1+M,2,4] int64, (y0, x0, y1, x1) of each
-            view on the sheet and of what it shows in pixels of the image as it was cut, -1 where there is no view;
+            view on the sheet and of what it shows in pixels of the image as it was cut, -1 where there is no view
+            (with a video [n,1+M,3,4], in the third place of the global view number and milliseconds, 0, 0);
             `pixel_attention_mask` [B] int64, how many images each row has. All but n is the same for every batch,
             except with compatible tiling of images that are not resized.
 
@@ -111,15 +129,21 @@ class FireboltImageProcessor(ImageProcessor):
 
     def _batch(self, images: Any, channels_first: bool | None, **settings) -> dict[str, Any]:
         # Before Pillow sees it, an image is RGB and upright, so that a file and its pixels give the same views.
-        rows = [[as_rgb(image, channels_first) for image in row] for row in image_rows(images)]
-        views = [[cut_views(image, self._side_of(settings["size"]), settings) for image in row] for row in rows]
+        given = image_rows(images)
+        rows = [list(_shown(row)) for row in given]
+        side = self._side_of(settings["size"])
+        views = [[cut_views(as_rgb(one.image, channels_first), side, settings) for one in row] for row in rows]
+        videos = any(isinstance(image, Video) for row in given for image in row)
         if not any(views):
             return {}
         size, tile_size = self._side_of(settings["size"]), settings["tile_size"]
         most_tiles = max(len(image.tiles) for row in views for image in row)
         if settings["packed"]:
-            return packed_batch(views, size, tile_size, max(most_tiles, self._room(settings)))
+            moments = [(one.number, one.time) for row in rows for one in row] if videos else None
+            return packed_batch(views, size, tile_size, max(most_tiles, self._room(settings)), moments)
         batch = stacked(views, size, tile_size)
+        if videos:
+            batch |= dict(zip(VIDEO_NAMES, _moments(rows)))
         if max(len(row) for row in views) == 1:
             batch = {name: array[:, 0] for name, array in batch.items()}
         return batch
@@ -135,16 +159,36 @@ class FireboltImageProcessor(ImageProcessor):
 def image_rows(images) -> list[list]:
     """Return a list of images for each row, of what `FireboltImageProcessor.preprocess` takes, without missing ones.
 
-    A single image is one row; an array or tensor of four axes is a row for each image.
+    A single image is one row; an array or tensor of four axes is a row for each image. A Video stands for an image.
     """
     if not isinstance(images, list | tuple):
         images = _unstacked(images) if _is_stack(images) else [images]
     rows = [row if isinstance(row, list | tuple) else _unstacked(row) if _is_stack(row) else [row] for row in images]
     for row in rows:
         for image in row:
-            if image is not None and not is_valid_image(image):
+            if image is not None and not isinstance(image, Video) and not is_valid_image(image):
                 raise TypeError(f"images has a {type(image).__name__} in a row; expected an image or None")
     return [[image for image in row if image is not None] for row in rows]
+
+
+def _shown(row: list) -> Iterator[Shown]:
+    """The images of a row, and the frames of its videos."""
+    for number, one in enumerate(row):
+        if isinstance(one, Video):
+            for frame, time in zip(pictures.of_one_scale(one.frames), one.times):
+                yield Shown(frame, number, time)
+        else:
+            yield Shown(one, number, 0.0)
+
+
+def _moments(rows: list[list[Shown]]) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers [B,I] int64 and seconds [B,I] float32 of the images of rows, 0 where a row has fewer."""
+    lead = (len(rows), max(len(row) for row in rows))
+    numbers, times = np.zeros(lead, dtype=np.int64), np.zeros(lead, dtype=np.float32)
+    for b, row in enumerate(rows):
+        numbers[b, : len(row)] = [one.number for one in row]
+        times[b, : len(row)] = [one.time for one in row]
+    return numbers, times
 
 
 def _is_stack(images) -> bool:

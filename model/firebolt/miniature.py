@@ -49,5 +49,7 @@ def miniature_of(config: FireboltConfig) -> tuple[FireboltConfig, dict[str, Tens
         "pixel_tiles": torch.randn(3, 4, 3, 8, 8),
         "image_mask": torch.tensor([True, True, False]),
     }
+    if connector.grid_times:
+        inputs |= {"image_numbers": torch.zeros(3, dtype=torch.int64), "image_times": torch.tensor([1.0, 2.5, 0.0])}
     inputs["input_ids"][:2, 3] = 5  # where an image would stand; else a word like any other
     return small_config, inputs

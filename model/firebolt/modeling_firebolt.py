@@ -18,15 +18,19 @@ from transformers.utils import can_return_tuple  # pyright: ignore[reportPrivate
 
 from ...cmm import CrossAttend, CrossModalModulator, Prepend, Routed, RoutedConfig
 from ...cmm.connector import Connector
+from ...cmm.sequences import Sequences
 from ..compat import (
     CACHE,
     CACHE_NAMES,
+    attend_by_sequence,
+    decode_packed,
     extend,
+    find_layer,
     given_cache,
+    know_steps_and_borders,
     layer_masks,
     parameters_present,
     pool_by_one_query,
-    step_by_products,
 )
 from ..configuration_checks import backbone
 from ..loading import load_checked
@@ -40,10 +44,12 @@ from .grids import (
     Seen,
     encode_views,
     given_grids,
+    named_grids,
     rows_with_images,
     views_of,
     with_black_images,
 )
+from .packed_text import packed_sequences, without_packed_names
 
 CONNECTOR_CLASSES: dict[str, type[Connector]] = {
     "cmm": CrossModalModulator,
@@ -105,7 +111,8 @@ class FireboltModel(FireboltPreTrainedModel):
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.connector = CONNECTOR_CLASSES[config.connector](config.connector_config())
         self.language_model = AutoModel.from_config(config.text_config)
-        step_by_products(self.language_model)
+        know_steps_and_borders(self.language_model)
+        attend_by_sequence(self.language_model)
         pool_by_one_query(self.vision_tower)
         if self.connector.positions is not None:
             # What quantisers leave as it is: maps of 36 and 8 numbers fill no block of theirs.
@@ -135,28 +142,69 @@ class FireboltModel(FireboltPreTrainedModel):
         grid_boxes: Tensor | None = None,
         image_position_ids: Tensor | None = None,
         pixel_attention_mask: Tensor | None = None,
+        image_numbers: Tensor | None = None,
+        image_times: Tensor | None = None,
         *,
         black_rows: Tensor | None = None,
     ) -> Grids:
         """Encode every image of the batch once: one call of the vision tower for each view size.
 
         pixel_values [B,3,S,S] or [B,I,3,S,S]; pixel_tiles [B,M,3,t,t] or [B,I,M,3,t,t]; tile_mask [B,M] or [B,I,M];
-        image_mask [B] or [B,I]; grid_boxes [B,1+M,4] or [B,I,1+M,4]; black_rows [B], rows without an image that are
-        shown a black one. Masked views are not encoded; their features are zero. G is I times the grids of an image:
-        with `config.grids` "views" 1 + M, the global view first; with "patches" its P patches, for which no tiles are
-        needed; with "both" 1 + M + P. Packed views are pixel_values [n,3,H,W] with image_position_ids [n,1+M,2,4] and
-        pixel_attention_mask [B]; see FireboltImageProcessor.
+        image_mask [B] or [B,I]; grid_boxes [B,1+M,4] or [B,I,1+M,4]; for frames of videos image_numbers [B] or [B,I],
+        which image or video of its row each is of, and image_times [B] or [B,I], its second; black_rows [B], rows
+        without an image that are shown a black one. Masked views are not encoded; their features are zero. G is I times
+        the grids of an image: with `config.grids` "views" 1 + M, the global view first; with "patches" its P patches,
+        for which no tiles are needed; with "both" 1 + M + P. Packed views are pixel_values [n,3,H,W] with
+        image_position_ids [n,1+M,2,4] ([n,1+M,3,4] with videos) and pixel_attention_mask [B]; see
+        FireboltImageProcessor.
+
+        A connector without `grid_times` cannot tell the frames of a video: it gets them as images in their order.
 
         Raises ValueError where a shape is not as above, or tiles are missing.
         """
         tiled = self.config.grids != "patches"
-        packed = (image_position_ids, pixel_attention_mask)
-        views = views_of(pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes, *packed, tiled=tiled)
+        rest = (image_position_ids, pixel_attention_mask, image_numbers, image_times)
+        views = views_of(pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes, *rest, tiled=tiled)
+        if not self.connector.config.grid_times:
+            views = views._replace(numbers=None, times=None)
         if black_rows is not None:
             views = with_black_images(views, black_rows & ~views.image_mask.any(-1))
         vision = backbone(self.config.vision_config)
         height, width = (side // vision.patch_size for side in views.images.shape[-2:])
         return encode_views(views, self._see, self.config.grids, (height, width), vision.hidden_size, self.dtype)
+
+    def add_grids(self, past_key_values: Cache, **images: Tensor | None) -> None:
+        """Show more images, or frames of a video that goes on, to a conversation: what follows sees them too.
+
+        past_key_values: the cache of all calls so far, changed in place. `images` as in `get_grids`, or grids
+        [B,G,D_v] with grid_mask, grid_boxes, grid_images and grid_times, as in `forward`; only these are encoded. No
+        earlier token is computed again, nor changed. A row that had no image, and so was read without the connector,
+        begins with it here.
+
+        Raises ValueError for a cache that no call has begun, and where images stand in the text, or before it: for
+        connectors other than "cmm" and "cross_attend", and for fusions other than "replace".
+        """
+        memory = find_layer(past_key_values, ConnectorCacheLayer)
+        if memory is None or not memory.begun:
+            raise ValueError(
+                "FireboltModel: past_key_values has no call in it; expected the cache of a conversation that has begun "
+                "(its first images go with its first call)"
+            )
+        if self.connector.inserts_grids or self.config.fusion != "replace":
+            raise ValueError(
+                f"FireboltModel: add_grids is called with connector {self.config.connector!r} and fusion "
+                f"{self.config.fusion!r}; expected 'cmm' or 'cross_attend' and 'replace', where grids stand beside the "
+                "text"
+            )
+        given = {name: value.to(self.device) for name, value in images.items() if value is not None}
+        if ("pixel_values" in given) == ("grids" in given):
+            both = "both given" if "grids" in given else "not given"
+            raise ValueError(f"FireboltModel: pixel_values and grids are {both}; expected one of them")
+        if "grids" in given:
+            seen = named_grids(given, given["grids"].to(self.dtype))
+        else:
+            seen = self.get_grids(**given)
+        memory.add_grids(self.connector, seen)
 
     def _see(self, pixels: Tensor) -> Seen:
         """See n views of one size, position embeddings interpolated for sizes not trained on."""
@@ -169,6 +217,11 @@ class FireboltModel(FireboltPreTrainedModel):
             views.pooler_output.to(self.dtype) if self.config.grids != "patches" else None,
             views.last_hidden_state.to(self.dtype) if self.config.grids != "views" else None,
         )
+
+    @property
+    def packs(self) -> bool:
+        """Flag of models that take several sequences packed into one row."""
+        return self.config.fusion == "replace" and self.connector.packs
 
     @property
     def reads_prompt(self) -> bool:
@@ -225,6 +278,10 @@ class FireboltModel(FireboltPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         cache: Cache | None = None,
+        cu_seq_lens_q: Tensor | Sequences | None = None,
+        image_numbers: Tensor | None = None,
+        image_times: Tensor | None = None,
+        grid_times: Tensor | None = None,
         **kwargs,
     ) -> FireboltOutputWithPast:
         """Compute the decoder's last hidden states [B,T,D] at the text columns.
@@ -238,9 +295,20 @@ class FireboltModel(FireboltPreTrainedModel):
         if pixel_values is not None and grids is not None:
             raise ValueError("FireboltModel: pixel_values and grids are both given; expected at most one of them")
         text = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        cache = given_cache(cache, past_key_values)
+        sequences = packed_sequences(
+            self.config,
+            text,
+            cu_seq_lens_q,
+            position_ids,
+            attention_mask,
+            packs=self.packs,
+            cached=cache is not None or bool(use_cache),
+        )
+        if sequences is not None:
+            use_cache, attention_mask = False, None
         if use_cache is None:
             use_cache = backbone(self.config.text_config).use_cache and not self.training
-        cache = given_cache(cache, past_key_values)
         if use_cache and cache is None:
             cache = DynamicCache(config=backbone(self.config.text_config))
         memory = extend(cache, ConnectorCacheLayer) if cache is not None else None
@@ -257,12 +325,18 @@ class FireboltModel(FireboltPreTrainedModel):
                 told = rows_with_images(image_mask, pixel_attention_mask) if pixel_values is not None else None
                 check_same_images(memory, told)
             elif pixel_values is not None:
-                packed = (image_position_ids, pixel_attention_mask)
+                rest = (image_position_ids, pixel_attention_mask, image_numbers, image_times)
                 seen = self.get_grids(
-                    pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes, *packed, black_rows=black
+                    pixel_values, pixel_tiles, tile_mask, image_mask, grid_boxes, *rest, black_rows=black
                 )
             elif grids is not None:
-                seen = given_grids(grids, grid_mask, grid_boxes, grid_images, text)
+                rows = None if sequences is None else len(sequences.lengths)
+                seen = given_grids(grids, grid_mask, grid_boxes, grid_images, grid_times, text, rows)
+        if sequences is not None and seen is not None and len(seen.features) != len(sequences.lengths):
+            raise ValueError(
+                f"FireboltModel: pixel_values has images of {len(seen.features)} rows; expected "
+                f"{len(sequences.lengths)}, one for each text packed into the row (image_mask tells which have one)"
+            )
         if prompt_mask is not None and (prompt_mask.dim() != 2 or prompt_mask.shape[0] != text.shape[0]):
             raise ValueError(
                 f"FireboltModel: prompt_mask has shape {list(prompt_mask.shape)}; expected [{text.shape[0]}, T]"
@@ -275,8 +349,22 @@ class FireboltModel(FireboltPreTrainedModel):
                 "add prompt_mask, or train fusion 'replace')"
             )
         decoder = Fusion(self.connector, self.config.fusion, memory).decoder_inputs(
-            Text(text, text_mask, image_tokens), seen, attention_mask, position_ids, prompt_mask, prompt_summary
+            Text(text, text_mask, image_tokens, sequences),
+            seen,
+            attention_mask,
+            position_ids,
+            prompt_mask,
+            prompt_summary,
         )
+        if sequences is not None:
+            packed = decode_packed(
+                self.language_model,
+                decoder.embeddings,
+                decoder.position_ids,
+                sequences,
+                **without_packed_names(kwargs),
+            )
+            return FireboltOutputWithPast(**packed._asdict())
         compiled = self.compiled_step
         if decoder.embeddings.shape[1] != 1 or not isinstance(cache, StaticCache) or self.training:
             compiled = None

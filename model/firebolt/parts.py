@@ -9,7 +9,7 @@ from torch.export import Dim
 
 from ...cmm.connector import PREFIX
 from ...cmm.graph import GraphModulator
-from ...cmm.modulator import CrossModalModulator
+from ...cmm.modulator import SECOND, CrossModalModulator
 from ...kernels.checks import check_integer
 from ..compat.graph_decoder import GraphDecoder
 from ..configuration_checks import backbone
@@ -27,7 +27,7 @@ VIEWS: dict[str, Shape] = {
     "image_mask": ("B", "I"),
     "grid_boxes": ("B", "I", "1+M", 4),
 }
-BOOLS = ("tile_mask", "image_mask", "attention_mask", "grid.mask", "kept")
+BOOLS = ("tile_mask", "image_mask", "attention_mask", "mask", "kept")
 
 
 class ExportPart(NamedTuple):
@@ -62,8 +62,8 @@ class PromptPart(nn.Module):
     """The next tokens of texts after a state -> logits of the token after them [B,V], and the state.
 
     input_ids [B,T] int64; attention_mask [B,T] bool, True = keep, padded on the left of a row's first tokens. The state
-    is that of `GraphModulator` and `GraphDecoder`: "grid." (returned by `GridsPart`, a row without an image all masked)
-    goes in and does not come out; the rest is zeros of P = 0 before the first token.
+    is that of `GraphModulator` and `GraphDecoder`: "grid." (returned by `GridsPart`, a row without an image all masked;
+    also below "second.") goes in and does not come out; the rest is zeros of P = 0 before the first token.
     """
 
     def __init__(self, model: Model):
@@ -98,12 +98,14 @@ def export_parts(model: Model, view_size: int | None = None, tile_size: int | No
         check_integer("export_parts", name, side, at_least=vision.patch_size)
     prompt, step = PromptPart(model), StepPart(model)
     config = model.model.connector.config
-    grid: dict[str, Shape] = {
+    of_layer: dict[str, Shape] = {
         f"{PREFIX}mask": ("B", "G"),
         f"{PREFIX}k": ("B", "G", config.heads, config.head_dim),
         f"{PREFIX}table": ("B", "G", 4 * config.text_width),
         f"{PREFIX}bias": ("B", 4 * config.text_width),
     }
+    layers = ("", f"{SECOND}.")[: config.layers]
+    grid = {layer + name: shape for layer in layers for name, shape in of_layer.items()}
     told = {**prompt.modulator.state_shapes(), **prompt.decoder.state_shapes()}
     state: dict[str, Shape] = {name: ("B", *shape) for name, shape in told.items()}
     logits: dict[str, Shape] = {"logits": ("B", backbone(model.config.text_config).vocab_size)}
@@ -142,11 +144,12 @@ def _part(module, named: dict, packed: dict, outputs: dict, dtype: torch.dtype) 
 
     def example(name: str, shape: Shape) -> Tensor:
         size = [axis if isinstance(axis, int) else EXAMPLE[axis] for axis in shape]
-        if name in BOOLS:
+        last = name.rpartition(".")[2]
+        if last in BOOLS:
             return torch.ones(size, dtype=torch.bool)
         if name == "input_ids":
             return torch.ones(size, dtype=torch.int64)
-        if name == f"{PREFIX}bias":  # that of every row
+        if last == "bias":  # that of every row
             return torch.rand(size[1:], generator=generator).to(dtype).expand(size).contiguous()
         return torch.rand(size, generator=generator).to(dtype)
 

@@ -26,7 +26,8 @@ class FireboltProcessor(ProcessorMixin):
 
     gives `input_ids` and `attention_mask` [B,T] beside the image inputs of `FireboltImageProcessor.preprocess`; no
     image inputs if no row has an image. The text is tokenised as it stands: no placeholder stands for an image in it. A
-    flat list of images goes to the rows one by one, or all to the one row if there is a single text.
+    flat list of images goes to the rows one by one, or all to the one row if there is a single text. A `Video` (of
+    `read_video`, or frames and their times) stands in a row as an image does: all of its frames are seen.
 
     Padding is on the left, as generation needs it, unless the tokenizer was made with a `padding_side` of its own (or
     the call names one). Without a `chat_template` the tokenizer's is used; `CHAT_TEMPLATE` is one in LFM2's format.
@@ -93,7 +94,10 @@ class FireboltProcessor(ProcessorMixin):
         owner = type(self).__name__
         for name, value in (("videos", videos), ("audio", audio)):
             if value is not None:
-                raise ValueError(f"{owner}: {name} is of type {type(value).__name__}; expected images and text alone")
+                hint = "; a video is a Video among the images" if name == "videos" else ""
+                raise ValueError(
+                    f"{owner}: {name} is of type {type(value).__name__}; expected images and text alone{hint}"
+                )
         if text is None:
             return
         if not text:

@@ -7,8 +7,8 @@ from transformers.image_utils import is_valid_image
 from transformers.processing_utils import ProcessingKwargs
 
 from ..firebolt.processing_firebolt import FireboltProcessor, all_of_one_row, given
+from ..video import Video, read_video
 from .image_processing_foveated import Clip, FoveatedImagesKwargs, frame_rows
-from .video import Video, read_video
 
 
 class FoveatedProcessorKwargs(ProcessingKwargs, total=False):
@@ -26,7 +26,7 @@ class FoveatedProcessor(FireboltProcessor):
     frames, a video or nothing; no token in its text stands for them.
 
     A video is the path of a file (1 frame a second, at most 64, or `num_frames` of them, or `fps` frames a second; see
-    `video.read_video`), a list of frames, or an array of them. Padding and chat template: see FireboltProcessor.
+    `read_video`), a list of frames, or an array of them. Padding and chat template: see FireboltProcessor.
     """
 
     valid_processor_kwargs = FoveatedProcessorKwargs

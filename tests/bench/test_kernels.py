@@ -1,13 +1,14 @@
 """Microbenchmarks: what is checked, counted, written and told; how long anything takes is not tested."""
 
 import json
+import re
 
 import pytest
 import torch
 
 from firebolt_vl import cli, kernels
 from firebolt_vl.bench import kernels as measuring
-from firebolt_vl.bench import modulator
+from firebolt_vl.bench import modulator, packing
 from firebolt_vl.bench.cases import OPS as CASES
 from firebolt_vl.bench.cases import Case, inputs
 from firebolt_vl.bench.kernels import check, cmm_subject, from_csv, measure, op_subject, runs_of, to_csv
@@ -205,6 +206,15 @@ class TestCommand:
         code, out, err = bench(*arguments)
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert words in err
+
+    def test_packed_and_padded_rows(self, capfd, monkeypatch):
+        assert cli.run(["bench", "packing", "--size", "large"]) == 2
+        assert "--size is large; expected one of small, lfm2-350m" in capfd.readouterr().err
+        tiny = {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"], "vocab_size": 64, "hidden_size": 32}
+        monkeypatch.setitem(packing.SIZES, "small", {**packing.SIZES["small"], **tiny, "intermediate_size": 32})
+        few = ["--batch-size", "2", "--median", "6", "--batches", "1", "--seconds", "0"]
+        assert cli.run(["bench", "packing", *few]) == 0
+        assert re.search(r"as they come +\d+ +\d+\.\d% +[\d,]+ +[\d,]+ +\d+\.\d\d", capfd.readouterr().out)
 
     def test_the_crossover_of_convolutions(self, capfd):
         assert cli.run(["bench", "crossover", "--dtype", "float16"]) == 2

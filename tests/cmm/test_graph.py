@@ -3,11 +3,21 @@
 import pytest
 import torch
 from numerics import assert_close
+from torch import nn
 
 from firebolt_vl.cmm import CMMConfig, CrossModalModulator
 from firebolt_vl.cmm.graph import GraphModulator
 
-SSMS = {"s4": {}, "s4 of few taps": {"kernel_taps": 4}, "s4d": {}, "mamba": {}}
+# With the gate open, which starts closed.
+ASKING = {"query": "state", "layers": 2, "start": "identity"}
+SSMS = {
+    "s4": {},
+    "s4 of few taps": {"kernel_taps": 4},
+    "s4d": {},
+    "mamba": {},
+    "s4 asking": ASKING,
+    "mamba asking": ASKING,
+}
 BATCH, GRIDS, PADDING = 3, 5, 2
 # Other sums of as many products: float32's rounding at these sizes.
 ROUNDING = 1e-5
@@ -16,7 +26,12 @@ ROUNDING = 1e-5
 def make_layer(name: str, **config) -> CrossModalModulator:
     torch.manual_seed(0)
     sizes = {"text_width": 16, "grid_width": 12, "heads": 2, "head_dim": 4, "top_k": 2, "state_size": 4}
-    return CrossModalModulator(CMMConfig(**{**sizes, "ssm": name.split()[0], **SSMS.get(name, {}), **config})).eval()
+    fields = {**sizes, "ssm": name.split()[0], **SSMS.get(name, {}), **config}
+    layer = CrossModalModulator(CMMConfig(**fields)).eval()
+    for parameter_name, parameter in layer.named_parameters():
+        if parameter_name.endswith("out_gate"):
+            nn.init.constant_(parameter, 0.5)
+    return layer
 
 
 def make_inputs(tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -6,7 +6,14 @@ import pytest
 import torch
 from numerics import assert_module_within_budget
 
-from firebolt_vl.cmm.positions import GridPositions, box_features, default_boxes, image_features
+from firebolt_vl.cmm.positions import (
+    IMAGE_FREQUENCIES,
+    TIME_FREQUENCIES,
+    GridPositions,
+    box_features,
+    default_boxes,
+    features_from_zero,
+)
 
 
 def test_default_boxes_are_the_global_view_and_the_tiles_in_reading_order():
@@ -58,7 +65,7 @@ def test_a_position_starts_at_the_rms_of_the_features(scale):
 
 
 def test_image_zero_adds_nothing_and_others_are_told_apart():
-    features = image_features(torch.arange(32, dtype=torch.float32))
+    features = features_from_zero(torch.arange(32, dtype=torch.float32), IMAGE_FREQUENCIES)
     assert (features[0] == 0).all()
     assert (torch.cdist(features, features) + torch.eye(32) > 0.1).all()
     layer = GridPositions(16)
@@ -114,3 +121,40 @@ def test_features_have_one_norm_for_every_box():
     features = box_features(torch.rand(100, 4).sort(-1).values[:, [0, 1, 2, 3]])
     torch.testing.assert_close(features.square().sum(-1), torch.full((100,), features.shape[-1] / 2))
     assert math.isfinite(features.sum())
+
+
+def test_second_zero_adds_nothing_and_others_are_told_apart():
+    seconds = torch.arange(64, dtype=torch.float32)
+    features = features_from_zero(torch.cat([seconds, seconds[2:] * 60]), TIME_FREQUENCIES)
+    assert (features[0] == 0).all()
+    distances = torch.cdist(features[:64], features[:64]) + 10 * torch.eye(64)
+    assert distances.min() > 0.5
+    assert (torch.cdist(features, features) + 10 * torch.eye(len(features)) > 0.05).all()
+    quarter = features_from_zero(torch.arange(16) / 4, TIME_FREQUENCIES)
+    assert (torch.cdist(quarter, quarter) + 10 * torch.eye(16) > 0.5).all()
+
+
+def test_times_have_a_map_of_their_own_where_they_are_asked_for():
+    torch.manual_seed(0)
+    layer, plain = GridPositions(16, times=True), GridPositions(16)
+    assert set(layer.state_dict()) == {*plain.state_dict(), "time.weight"}
+    grids, boxes = torch.randn(1, 5, 16), default_boxes(5)[None]
+    still = torch.zeros(1, 5)
+    assert torch.equal(layer(grids, boxes, None, still), layer(grids, boxes))
+    assert not torch.equal(layer(grids, boxes, None, still + 1), layer(grids, boxes))
+    assert torch.equal(plain(grids, boxes, None, still + 1), plain(grids, boxes))
+    # Worked out from the formula, in float64.
+    double, t = layer.double(), torch.tensor([[0.0, 1.0, 2.5, 7.0, 63.0]], dtype=torch.float64)
+    x = grids.double()
+    waves = [[f(math.pi * 2.0 ** (2 - j) * second) for f in (math.sin, math.cos) for j in range(16)] for second in t[0]]
+    zero = torch.tensor([0.0] * 16 + [1.0] * 16, dtype=torch.float64)
+    added = (torch.tensor(waves, dtype=torch.float64) - zero) @ double.time.weight.T
+    rms = (x.square().mean(-1, keepdim=True) + 1e-12).sqrt()
+    found = double(x, boxes.double(), None, t) - double(x, boxes.double())
+    torch.testing.assert_close(found, rms * added[None], rtol=1e-10, atol=1e-10)
+
+
+def test_every_map_learns_where_neither_images_nor_times_are_given():
+    layer = GridPositions(16, times=True)
+    layer(torch.randn(1, 5, 16), default_boxes(5)[None]).sum().backward()
+    assert all(parameter.grad is not None for parameter in layer.parameters())

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from firebolt_vl.evaluate.items import Mark, Marked
+from firebolt_vl.evaluate.screens import __main__ as shown
 from firebolt_vl.evaluate.screens import fonts, layouts, questions, words
 from firebolt_vl.evaluate.screens.drawing import draw
 from firebolt_vl.evaluate.screens.engines import cut_out, open_engine
@@ -239,6 +240,11 @@ def test_more_fonts_of_a_folder_are_those_with_all_letters_of_families_that_are_
         fonts.extra_fonts(tmp_path)
 
 
+def test_a_font_that_is_not_there_says_where_it_should_be():
+    with pytest.raises(OSError, match=r"face is cmfoo10.ttf, which cannot be read .* pip install matplotlib"):
+        fonts.load(Face("cmfoo10.ttf", 12))
+
+
 def test_an_engine_that_is_not_there_says_how_to_get_it(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ValueError, match="apt install tesseract-ocr"):
@@ -283,3 +289,13 @@ def test_a_cut_is_the_box_with_a_margin():
     assert part.size == (29, 19)
     assert part.getpixel((5, 5)) == (0, 0, 0)
     assert cut_out(image, (-3, -3, 60, 120)).size == (300, 150)
+
+
+def test_screens_of_all_kinds_and_splits_are_shown(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shown, "TIMED", 8)
+    shown.main([str(tmp_path / "all.png")])
+    with Image.open(tmp_path / "all.png") as picture:
+        assert picture.size == (192 * len(SCREENS), 192 * len(SPLITS))
+    said = capsys.readouterr().out
+    assert "seen, chart: " in said
+    assert "scenes made up" in said

@@ -15,12 +15,12 @@ import pytest
 import torch
 from commands import assert_refused
 from PIL import Image
-from tiny_models import write_checkpoint
+from tiny_models import ROUTED, make_model, make_processor, write_checkpoint
 
 from firebolt_vl import ask as asking
 from firebolt_vl import batch as batching
 from firebolt_vl import prompts, streaming
-from firebolt_vl.checkpoint import load
+from firebolt_vl.checkpoint import Loaded, load
 from firebolt_vl.model.images import open_image
 
 TOKENS = 6
@@ -107,6 +107,16 @@ def test_rows_say_what_is_strange_to_the_embedded_model(firebolt, images):
         "the image is unlike those that this model was trained on",
     ]
     assert plain == []
+
+
+def test_a_row_without_an_image_sees_black_in_any_batch(images):
+    """A connector may show such a row a black image."""
+    loaded = Loaded(make_model("routed", **ROUTED["routed_original"]).eval(), make_processor())
+    asking.ignore_settings(loaded, None, print)
+    answering = batching.Answering(loaded, lambda name: open_image(images / name), TOKENS)
+    rows = [batching.Question(i, i, "why?", ["0.png"] * (i % 2)) for i in range(4)]
+    together = [row.probability for row in answering.answer(rows)]
+    assert together == pytest.approx([answering.answer([row])[0].probability for row in rows], abs=1e-6)
 
 
 def test_an_answer_ends_where_the_model_ends_it(batch, images, tmp_path, monkeypatch):

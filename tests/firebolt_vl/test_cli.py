@@ -273,7 +273,7 @@ class TestUsage:
         [
             (["ask"], ["IMAGE is missing", "firebolt ask --help"]),
             (["ask", "a.png"], ["QUESTION is missing"]),
-            (["ask", "a.png", "b", "c"], ["c is one argument too many"]),
+            (["ask", "a.png", "b", "c"], ["a.png does not exist"]),
             (["ask", "a.png", "b", "--device", "tpu"], ["--device is tpu; expected one of auto, cpu, cuda"]),
             (["ask", "a.png", "b", "--seed", "x"], ["--seed is x; expected a valid integer"]),
             (["ask", "a.png", "b", "--seed=x"], ["--seed is x; expected a valid integer"]),
@@ -532,6 +532,7 @@ class TestStopped:
             (["ask", "--batch", "q.jsonl", "--out", "a.jsonl"], "the same command goes on with the other questions"),
             (["convert", "a", "b"], "nothing is left of the new folder"),
             (["eval", "tiny"], "nothing was kept of it; start again"),
+            (["eval", "screens", "--checkpoint", "m"], "nothing was kept of it; start again"),
             (["watch", "image.png", "what?", "--model", "m"], "nothing was written; ask again"),
         ],
     )
@@ -599,6 +600,25 @@ class TestEvaluation:
         monkeypatch.setitem(sys.modules, "firebolt_vl.evaluate.tiny", measured)
         result = firebolt("eval", "tiny", "--checkpoint", checkpoint)
         assert_refused(result, 1, "cannot be evaluated: size mismatch")
+
+    def test_the_report_of_screens_is_printed(self, firebolt, checkpoint, monkeypatch):
+        measured = types.ModuleType("firebolt_vl.evaluate.screens.report")
+        measured.evaluate_screens = lambda folder, scenes, **about: {
+            **{"on": str(folder), "scenes": scenes},
+            **{name: about[name] for name in ("engine", "device")},
+        }
+        measured.print_report = lambda report: print(f"{report['scenes']} scenes")
+        monkeypatch.setitem(sys.modules, "firebolt_vl.evaluate.screens.report", measured)
+        given = ("eval", "screens", "--checkpoint", checkpoint, "--scenes", "9", "--device", "cpu")
+        assert firebolt(*given).out == "9 scenes\n"
+        told = json.loads(firebolt(*given, "--json").out)
+        assert (told["on"], told["scenes"], told["engine"], told["device"]) == (str(checkpoint), 9, None, "cpu")
+
+    def test_engines_that_are_unknown_or_not_there(self, firebolt, checkpoint, monkeypatch):
+        given = ("eval", "screens", "--checkpoint", checkpoint, "--engine")
+        assert_refused(firebolt(*given, "abbyy"), 2, "--engine is abbyy; expected one of tesseract, rapidocr")
+        monkeypatch.setenv("PATH", "")
+        assert_refused(firebolt(*given, "tesseract"), 1, "apt install tesseract-ocr")
 
     def test_a_missing_package_is_named(self, firebolt, checkpoint, monkeypatch):
         monkeypatch.setitem(sys.modules, "firebolt_vl.evaluate.tiny", None)

@@ -11,7 +11,8 @@ import pytest
 from commands import assert_refused
 from exported import PARITY, Parts, logits_error
 
-from firebolt_vl import embedded_checkpoint, load_engine
+from firebolt_vl import embedded_checkpoint
+from firebolt_vl.engines import load_engine
 from firebolt_vl.engines.description import FILE, TOKENIZER
 from firebolt_vl.evaluate.examples import FOLDER, SCENES, example
 from firebolt_vl.export import export

@@ -1,5 +1,6 @@
 """`firebolt serve`: the openai client gets the answers of `firebolt ask`, whoever else asks, hangs up or is refused."""
 
+import http.client
 import json
 import os
 import re
@@ -8,18 +9,24 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from commands import assert_refused
+from foveated import make_foveated
 from serving import data_url, running, user
+from tiny_models import make_tokenizer
 
-from firebolt_vl import embedded_checkpoint
+from firebolt_vl import embedded_checkpoint, serve_benchmark
 from firebolt_vl.answer_files import Question
 from firebolt_vl.ask import ask, ignore_settings
 from firebolt_vl.batch import Answering
 from firebolt_vl.checkpoint import load
 from firebolt_vl.evaluate.familiar import read_familiar
+from firebolt_vl.model import CHAT_TEMPLATE, FoveatedImageProcessor, FoveatedProcessor
 from firebolt_vl.model.images import open_image
+from firebolt_vl.watch import load_foveated, watch
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
@@ -174,7 +181,7 @@ def test_a_client_that_hangs_up_costs_nothing_more(slow, monkeypatch):
     assert after.usage.completion_tokens == 2
     assert len(seen[0].tokens) < 1900
     assert slow.count("clients_gone_total") == before + 1
-    assert slow.count("requests_inside") == 0
+    slow.wait_until(inside=0)
 
 
 @pytest.fixture
@@ -187,6 +194,19 @@ def held(slow, monkeypatch):
     free.set()
 
 
+def test_a_client_that_hangs_up_while_it_waits_gives_its_place_back(slow, held):
+    before = slow.count("clients_gone_total")
+    connections = [http.client.HTTPConnection("127.0.0.1", slow.port) for _ in range(3)]
+    body = json.dumps({"model": "model", "messages": [user("why?")], "max_tokens": 1900})
+    for connection in connections:
+        connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+    slow.wait_until(inside=3)
+    for connection in connections:
+        connection.close()
+    slow.wait_until(inside=0)
+    assert slow.count("clients_gone_total") == before + 3
+
+
 def test_a_full_queue_is_told_with_the_time_to_come_again(slow, held):
     client = slow.client()
 
@@ -195,10 +215,10 @@ def test_a_full_queue_is_told_with_the_time_to_come_again(slow, held):
 
     with ThreadPoolExecutor(3) as pool:
         let_in = pool.map(asked, range(3))
-        while slow.count("requests_inside") < 3:
-            pass
+        slow.wait_until(inside=3)
+        large = [user("why?", "data:image/png;base64," + "A" * 900_000)]
         with pytest.raises(openai.RateLimitError, match="at most 3 at a time") as refused:
-            asked(3)
+            client.chat.completions.create(model="model", messages=large)
         assert int(refused.value.response.headers["retry-after"]) >= 1
         assert slow.send("GET", "/health")[0] == 200
         held.set()
@@ -221,7 +241,7 @@ def test_what_takes_too_long_is_given_up(checkpoint, monkeypatch):
                     model="model", messages=[user("why?")], max_tokens=1900, stream=True
                 )
             )
-        assert server.count("requests_inside") == 0
+        server.wait_until(inside=0)
     assert all(len(row.tokens) < 1900 for row in ended)
 
 
@@ -242,6 +262,33 @@ def test_a_fault_in_the_model_is_told_and_the_server_goes_on(slow, monkeypatch, 
     assert "KeyError" in capfd.readouterr().err
     monkeypatch.setattr(model, "generate", generate)
     assert slow.client().chat.completions.create(model="model", messages=[user("why?")], max_tokens=1).choices
+
+
+def test_a_foveated_model_sees_images_as_frames(tmp_path, image):
+    folder = tmp_path / "foveated"
+    make_foveated(mode="autoregressive").save_pretrained(folder)
+    images = FoveatedImageProcessor(size={"height": 28, "width": 28})
+    FoveatedProcessor(images, make_tokenizer(), CHAT_TEMPLATE).save_pretrained(folder)
+    loaded, url = load_foveated(folder, "cpu"), data_url(image)
+    model, processor = load_foveated(folder, "cpu")
+    still, picture = watch(str(image), "what?", str(folder), max_new_tokens=6), open_image(image)
+    text = processor.apply_chat_template([{"role": "user", "content": "what happens?"}], add_generation_prompt=True)
+    inputs = processor(videos=[[picture] * 3], text=[text], return_tensors="pt", add_special_tokens=False)
+    tokens = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    clip = processor.decode(tokens, skip_special_tokens=True).strip()
+    with running(folder, loaded=loaded) as server:
+        engine, free = server.service.desk.engine, threading.Event()
+        answer = engine.answer
+        engine.answer = lambda rows: (free.wait(60), answer(rows))
+        asked = [user("what?", url), user("what happens?", url, url, url), user("what?", url), user("why?")]
+        with ThreadPoolExecutor(4) as pool:
+            found = pool.map(
+                lambda one: server.client().chat.completions.create(model="model", messages=[one], max_tokens=6), asked
+            )
+            server.wait_until(inside=4)
+            free.set()
+            assert [reply.choices[0].message.content for reply in found][:3] == [still.answer, clip, still.answer]
+        assert server.count("images_encoded") == 2
 
 
 REFUSED = [
@@ -285,6 +332,12 @@ def test_requests_that_are_none_are_told(slow):
     assert json.loads(slow.send("GET", "/v1/models")[2])["data"][0]["id"] == "model"
 
 
+def test_a_port_that_is_taken_and_a_package_that_is_missing_are_told_at_once(firebolt, served, monkeypatch):
+    assert_refused(firebolt("serve", "--port", served.port), 2, f"--port is {served.port}", "127.0.0.1", "or 0 for any")
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert_refused(firebolt("serve", "--port", 0), 1, "uvicorn is not installed", "firebolt-vl[serve]")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a signal")
 def test_the_command_serves_until_ctrl_c_and_answers_what_was_let_in(tmp_path):
     command = [sys.executable, "-m", "firebolt_vl", "serve", "--port", "0", "--quantize", "int8"]
@@ -307,3 +360,21 @@ def test_the_command_serves_until_ctrl_c_and_answers_what_was_let_in(tmp_path):
             assert process.stderr.read() == "firebolt: stopped\n"
         finally:
             process.kill()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the server is ended by a signal")
+def test_the_benchmark_says_what_clients_saw(served, tmp_path, monkeypatch):
+    page = tmp_path / "serve.md"
+
+    @contextmanager
+    def server(checkpoint, batch_size, clients):
+        yield serve_benchmark.Server(os.getpid(), served.address.removesuffix("/v1"), batch_size, clients)
+
+    for name, value in (("server", server), ("WARM", 2), ("TURN", 3)):
+        monkeypatch.setattr(serve_benchmark, name, value)
+    monkeypatch.setattr(serve_benchmark, "QUESTIONS", ("why?",))
+    serve_benchmark.serve_benchmark(None, 2, 4, [1, 8], str(page), True, False)
+    lines = page.read_text().splitlines()
+    rows = [line.split("|")[1:-1] for line in lines if line.startswith("| 1") or line.startswith("| 8")]
+    assert [(row[0].strip(), row[1].strip(), row[2].strip()) for row in rows] == [("1", "2", "4"), ("8", "2", "4")]
+    assert all(0 < float(row[4]) <= float(row[5]) for row in rows)

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from serving import data_url, user
-from tiny_models import make_model, make_processor
+from tiny_models import ROUTED, make_model, make_processor
 from transformers import GenerationConfig
 
 from firebolt_vl.checkpoint import Loaded
@@ -25,7 +25,7 @@ from firebolt_vl.serving.pictures import Sources
 from firebolt_vl.serving.refusal import Refused
 from firebolt_vl.serving.row import Ended, Prepared, Row
 from firebolt_vl.serving.sampling import Sampler
-from firebolt_vl.serving.sight import Sight
+from firebolt_vl.serving.sight import Picture, Views
 from firebolt_vl.serving.stopping import UntilStop
 
 ASKED = {"model": "model", "messages": [user("why?")]}
@@ -265,7 +265,7 @@ def test_metrics_are_in_prometheus_form():
 def engine():
     loaded = Loaded(make_model().eval(), make_processor())
     own_settings(loaded.model, loaded.processor.tokenizer, sampled=False)
-    return Engine(loaded, Sight(loaded, None), Metrics())
+    return Engine(loaded, Views(loaded, None), Metrics())
 
 
 def row_of(engine, prompt: str, most: int, told: list, sampler=None) -> Row:
@@ -342,20 +342,39 @@ def test_batches_fit_into_the_models_positions(engine):
     assert not engine.together(rows[:2], rows[2])
 
 
+def test_rows_that_see_black_are_not_mixed_with_others(engine):
+    black = Loaded(make_model("routed", **ROUTED["routed_original"]).eval(), make_processor())
+    shown, bare = row_of(engine, "a", 2, []), row_of(engine, "a", 2, [])
+    shown.asked = shown.asked._replace(pictures=[Picture("a", None, [], 0)])
+    assert engine.together([shown], bare)
+    apart = Engine(black, Views(black, None), Metrics())
+    assert not apart.together([shown], bare)
+    assert apart.together([shown], shown)
+    assert apart.together([bare], bare)
+
+
+def test_batches_are_not_mostly_padding(engine):
+    long, short = row_of(engine, "a" * 1500, 2, []), [row_of(engine, "a", 2, []) for _ in range(3)]
+    assert engine.together([long], short[0])  # few enough tokens
+    assert not engine.together([long, *short[:2]], short[2])
+    assert not engine.together([*short[:2], short[2]], long)
+    assert engine.together([long] * 3, long)
+
+
 def test_images_are_encoded_once_and_what_is_remembered_is_bounded(engine, image, monkeypatch):
     familiar = Familiar("all", [], [], dict.fromkeys(("paper", "strokes", "colour"), (0.0, 1.0)))
     data = image.read_bytes()
-    sight = Sight(engine.loaded, familiar)
-    first, second = sight.ready(data, "image 1"), sight.ready(data, "image 2")
+    sight = Views(engine.loaded, familiar)
+    first, second = sight.ready([data, data])
     sight.look([first, second])
-    assert (sight.encoded, second.view) == (1, first.view)
-    assert sight.ready(data, "image 1").view is first.view
-    monkeypatch.setattr(Sight, "KEPT", 1)
-    forgetful = Sight(engine.loaded, familiar)
-    forgetful.look([forgetful.ready(data, "image 1")])
-    assert forgetful.ready(data, "image 1").view is None
-    with pytest.raises(Refused, match="image 1 is not an image"):
-        sight.ready(b"no image", "image 1")
+    assert (sight.encoded, second.seen) == (1, first.seen)
+    assert sight.ready([data])[0].seen is first.seen
+    monkeypatch.setattr(Views, "KEPT", 1)
+    forgetful = Views(engine.loaded, familiar)
+    forgetful.look(forgetful.ready([data]))
+    assert forgetful.ready([data])[0].seen is None
+    with pytest.raises(Refused, match="image 2 is not an image"):
+        sight.ready([data, b"no image"])
 
 
 def test_the_end_of_an_answer_is_told_once(engine):

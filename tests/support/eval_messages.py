@@ -84,6 +84,8 @@ CASES: list[tuple] = [
     ("eval own", ("FILE.jsonl is missing",)),
     ("eval score", ("FILE... is missing",)),
     ("eval mvbench --data rows.jsonl", ("--checkpoint is missing",)),
+    ("eval screens", ("--checkpoint is missing",)),
+    ("eval screens --checkpoint model --engine abby", ("--engine", "tesseract")),
     # data
     ("eval pope --data no.jsonl", ("--data", "no.jsonl does not exist")),
     ("eval pope --data nobody/nothing", ("nobody/nothing", "local path")),

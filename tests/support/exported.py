@@ -28,7 +28,7 @@ class Parts:
         sizes = {"B": rows, "P": 0, "G": 1}
         self.state = {
             name: np.zeros(
-                [sizes.get(one, one) for one in shape], bool if name in ("kept", "grid.mask") else np.float32
+                [sizes.get(one, one) for one in shape], bool if name == "kept" or name.endswith(".mask") else np.float32
             )
             for name, shape in self.inputs["step"].items()
             if name != "input_ids"

@@ -7,10 +7,11 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 
-from firebolt_vl.checkpoint import load, quiet
+from firebolt_vl.checkpoint import Loaded, load, quiet
 from firebolt_vl.serving import server as serving
 from firebolt_vl.serving.gate import Limits
 from firebolt_vl.serving.pictures import Sources
+from firebolt_vl.serving.preparation import Most
 
 
 class Running:
@@ -38,6 +39,13 @@ class Running:
         connection.close()
         return found
 
+    def wait_until(self, inside: int) -> None:
+        """Ask until so many requests are inside."""
+        for _ in range(20_000):
+            if self.count("requests_inside") == inside:
+                return
+        raise AssertionError(f"{self.count('requests_inside')} requests are inside; expected {inside}")
+
     def count(self, name: str) -> float:
         """A number of /metrics."""
         text = self.send("GET", "/metrics")[2].decode()
@@ -46,12 +54,12 @@ class Running:
 
 
 @contextmanager
-def running(checkpoint: Path, *, sources: Sources | None = None, batch_size: int = 8, **limits):
-    """Serve a checkpoint as "model" on a port of its own."""
+def running(checkpoint: Path, *, sources: Sources | None = None, loaded: Loaded | None = None, **limits):
+    """Serve a checkpoint, or what was `loaded` of it, as "model" on a port of its own."""
     listener = serving.listen("127.0.0.1", 0)
-    plan = serving.Plan("model", batch_size, 2000, Limits(**limits), sources or Sources())
+    plan = serving.Plan("model", 8, Most(2000, 2000), Limits(**limits), sources or Sources())
     with quiet():
-        service = serving.build(load(checkpoint, "cpu"), checkpoint, plan, lambda line: None)
+        service = serving.build(loaded or load(checkpoint, "cpu"), checkpoint, plan, lambda line: None)
         started = threading.Event()
         server = serving.web_server(service, listener, started.set)
         thread = threading.Thread(target=serving.run, args=(server, service, listener))

@@ -28,7 +28,7 @@ from transformers import AddedToken
 from videos import write_video
 
 from firebolt_vl.files.problems import BadRow
-from firebolt_vl.model.foveated import read_video
+from firebolt_vl.model.video import read_video
 from firebolt_vl.train.data import BatchOrder, Collator, Conversations, TooManyBadRows
 from firebolt_vl.train.data.batches import StepBatches
 from firebolt_vl.train.data.chat import IGNORED, Chat

@@ -7,7 +7,8 @@ import pytest
 import torch
 from trainings import assert_finite
 
-from firebolt_vl.evaluate.screens import layouts
+from firebolt_vl.evaluate.answering import chat_prompt
+from firebolt_vl.evaluate.screens import exam, layouts, report
 from firebolt_vl.evaluate.screens.fonts import ALPHABET, Face
 from firebolt_vl.evaluate.screens.questions import Question
 from firebolt_vl.evaluate.screens.report import evaluate_screens, print_report
@@ -45,7 +46,7 @@ def drawing(questions: int = 2) -> Drawing:
 
 def job(steps: int = 4, connector: str = "cmm", grids: str = "patches", **amounts) -> ScreensJob:
     model = new_model(TOKENIZER, SIDE, 0, connector, grids, {})
-    given = Amounts(2, 2, **amounts)
+    given = Amounts(2, 1, **amounts)
     return ScreensJob(model, new_processor(TOKENIZER, SIDE), drawing(), {"line": 1.0, "prices": 1.0}, steps, given)
 
 
@@ -117,10 +118,12 @@ def test_heads_read_what_is_plain():
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
-    first, again = (drawing().batch(5, 3, {"prices": 1.0}) for _ in range(2))
+    first, again = (drawing().batch(5, 2, 1, {"prices": 1.0}) for _ in range(2))
     assert torch.equal(first.pixels, again.pixels)
     assert torch.equal(first.rows.ids, again.rows.ids)
-    assert not torch.equal(drawing().batch(6, 3, {"prices": 1.0}).pixels, first.pixels)
+    assert first.pixels.shape == (3, 3, SIDE, SIDE)
+    assert first.rows.scene.tolist() == [0, 0, 1, 1]
+    assert not torch.equal(drawing().batch(6, 2, 1, {"prices": 1.0}).pixels, first.pixels)
 
 
 def test_the_token_before_a_letter_looks_at_its_patch():
@@ -150,9 +153,30 @@ def test_the_grounding_loss_by_hand():
 
 def test_all_grids_are_seen_until_they_are_not():
     connector = job().model.model.connector
-    with seeing(connector, True):
-        assert connector.config.top_k is None
-    assert connector.config.top_k == 8
+    for layer in (connector, connector.second):
+        with seeing(connector, True):
+            assert layer.config.top_k is None
+        with seeing(connector, False):
+            assert layer.config.top_k == 8
+        assert layer.config.top_k == 8
+
+
+def test_the_course_reads_first_then_lines_then_all_kinds(tmp_path):
+    trained, asked, drawn = job(20), [], drawing()
+
+    class Noted:
+        def batch(self, step, screens, pages, chances):
+            asked.append((step, screens, pages, sorted(chances)))
+            return drawn.batch(step, 1, 1, chances)
+
+    trained.drawing = Noted()
+    trained.prepare(new_accelerator([], tmp_path, cpu=True))
+    trained.start(0)
+    measured = {step: trained.step(step) for step in (0, 7, 8, 10, 11, 19)}
+    both = ["line", "prices"]
+    assert asked[:3] == [(0, 1, 2, both), (7, 1, 2, both), (8, 2, 1, ["line"])]
+    assert asked[3:] == [(10, 2, 1, ["line"]), (11, 2, 1, both), (19, 2, 1, both)]
+    assert [step for step, found in measured.items() if "letters" in found] == [8, 10, 11, 19]
 
 
 def test_a_run_goes_on_as_if_it_never_broke(tmp_path):
@@ -184,17 +208,18 @@ def test_the_same_course_teaches_what_it_is_compared_with(connector, grids, tmp_
 def test_a_time_becomes_steps_which_a_resumed_run_keeps(tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "_seconds", lambda job, number: 1.0 if number == 0 else 2.0)
     config = load_config("screens", ["minutes=2", "side=96", "screens=1", "kinds=line"])
-    # 0.3 of all steps take a second each, the rest two.
-    assert recipe.steps_within(config) == round(120 / (0.3 + 0.7 * 2))
+    # 0.4 of all steps take a second each, the rest two.
+    assert recipe.steps_within(config) == round(120 / (0.4 + 0.6 * 2))
     (tmp_path / "steps.json").write_text(json.dumps({"minutes": 2.0, "steps": 17}))
     said = []
     assert recipe._steps(config, tmp_path, True, said.append) == 17
     (tmp_path / "steps.json").write_text("{")
-    assert recipe._steps(config, tmp_path, True, said.append) == 71
+    assert recipe._steps(config, tmp_path, True, said.append) == 75
     assert "timed again" in said[0]
 
 
-def test_firebolt_train_screens_ends_with_a_model_that_the_exam_measures(tmp_path):
+def test_firebolt_train_screens_ends_with_a_model_that_the_exam_measures(tmp_path, monkeypatch):
+    monkeypatch.setattr(exam, "MOST_TOKENS", 2)
     keys = ["max_steps=2", "side=96", "screens=1", "kinds=line", "test_scenes=1", "threads=1"]
     out = train(load_config("screens", keys), tmp_path / "run", note=lambda text: None)
     results = json.loads((out / "results.json").read_text())
@@ -203,9 +228,25 @@ def test_firebolt_train_screens_ends_with_a_model_that_the_exam_measures(tmp_pat
     model = FireboltForConditionalGeneration.from_pretrained(out)
     assert model.config.cmm_config["top_k"] == 8
     assert (out / "model.safetensors").stat().st_size < 10e6
-    with pytest.raises(ValueError, match="scenes is 2; expected at least 8"):
+    with pytest.raises(ValueError, match="scenes is 2; expected at least 8, one of each kind"):
         evaluate_screens(out, scenes=2)
     print_report(results)
+
+
+def test_grounding_is_measured_by_both_methods_where_the_answer_stands():
+    trained = job()
+    posed = exam.pose(1, 0, "seen", SIDE, ["line"])
+    exam.encode(posed, trained.model.eval(), trained.processor)
+    prompts = [chat_prompt(trained.processor, asked.question.text) for asked in posed.asked]
+    right = [(0, posed.asked[0].question.answer)]
+    found = report.grounding(posed, trained.model, trained.processor, prompts, right)
+    assert found.keys() == {"weights", "occlusion"}
+    for fitted in found.values():
+        assert fitted["questions"] == 1
+        assert fitted["pointing"] in (0.0, 1.0)
+        # The box of a line is a few of the patches.
+        assert 0 < fitted["chance"] < 0.4
+    assert report.grounding(posed, trained.model, trained.processor, prompts, []) == {}
 
 
 @pytest.mark.parametrize(

@@ -295,6 +295,7 @@ GIVEN = {
         "cmm": {"top_k": 2},
         "lora": {"rank": 2},
         "ssm_lr": 0.1,
+        "packing": True,
         "query": {"query_dim": 8},
     },
     **{"validation": ["v.jsonl"], "validation_share": 0.5, "epochs": 2, "max_steps": 3, "beta": 0.2, "vision_lr": 0.1},

@@ -67,7 +67,7 @@ class BatchOrder:
 
 @dataclass
 class MicroBatch:
-    """Inputs of the model, padded on the right, None where every row was bad; and the bad rows."""
+    """Inputs of the model, padded on the right or packed, None where every row was bad; and the bad rows."""
 
     inputs: dict[str, Tensor] | None
     problems: list[Problem] = field(default_factory=list)
@@ -84,7 +84,15 @@ class MicroBatch:
 
     @property
     def text_tokens(self) -> int:
-        return 0 if self.inputs is None else int(self.inputs["attention_mask"].sum())
+        if self.inputs is None:
+            return 0
+        mask = self.inputs.get("attention_mask")
+        return self.inputs["input_ids"].numel() if mask is None else int(mask.sum())
+
+    @property
+    def positions(self) -> int:
+        """Number of text positions that are computed, padding too."""
+        return 0 if self.inputs is None else self.inputs["input_ids"].numel()
 
     @property
     def has_images(self) -> bool:
@@ -139,6 +147,26 @@ class Collator:
             labels[row, :length] = torch.tensor(tokens.labels)
             mask[row, :length] = 1
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+class PackedCollator(Collator):
+    """Rows as a micro-batch whose texts stand one after the other in one row, without padding.
+
+    Each keeps its own images, and its positions begin at 0. As transformers' collators for padding-free training tell
+    it, so do `position_ids`, and `cu_seq_lens_q` [N+1], the borders.
+    """
+
+    def text(self, texts: Sequence[Tokens]) -> dict[str, Tensor]:
+        """`input_ids`, `position_ids` and `labels` [1,T], and `cu_seq_lens_q` [N+1] int32."""
+        lengths = torch.tensor([len(tokens.ids) for tokens in texts])
+        # What a text begins with follows on nothing.
+        labels = [label for tokens in texts for label in (IGNORED, *tokens.labels[1:])]
+        return {
+            "input_ids": torch.tensor([[number for tokens in texts for number in tokens.ids]]),
+            "position_ids": torch.cat([torch.arange(int(length)) for length in lengths])[None],
+            "cu_seq_lens_q": torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32),
+            "labels": torch.tensor([labels]),
+        }
 
 
 class StepBatches(torch.utils.data.Sampler):

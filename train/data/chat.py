@@ -35,8 +35,8 @@ class Chat:
     """Conversations in a tokenizer's chat template, piece by piece: a question ends where generation would begin.
 
     So an answer's tokens are those that the model has to say, whatever a tokenizer would make of the words on both
-    sides of the border. `image_words` stand in front of the first question, once for each of its images. Raises
-    ValueError for a template whose conversations do not begin with the shorter ones.
+    sides of the border. `image_words` stand in front of the first question, once for each of its images, and for its
+    video. Raises ValueError for a template whose conversations do not begin with the shorter ones.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None, image_words: str = ""):
@@ -56,7 +56,7 @@ class Chat:
     def check(self, row: Row) -> int:
         """A bound of the row's length in tokens. Raises BadRow for control tokens in a text, and for one too long."""
         check_controls(row, self.controls)
-        bound = row.size + self.overhead * len(row.turns) + len(self.image_words) * len(row.images)
+        bound = row.size + self.overhead * len(row.turns) + len(self.image_words) * row.pictures
         if self.max_length is None or bound <= self.max_length:
             return bound
         return len(self(row).ids)
@@ -67,7 +67,7 @@ class Chat:
         done = ""
         for turn in row.turns:
             if turn.role != ASSISTANT:
-                before = "" if messages else self.image_words * len(row.images)
+                before = "" if messages else self.image_words * row.pictures
                 messages.append({"role": "user", "content": before + turn.text})
                 continue
             begun = self._render(messages, True)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...files.problems import BadRow, Problem, Problems
 from ...files.reading import encoding_of_file, parse_json
+from ...model.video import Video
 from .chat import Chat, Tokens
 from .pictures import SHARD, Pictures, images_of, read_member, samples
 from .rows import Row, check_row, parse_row, rejected_row
@@ -34,8 +35,8 @@ class Example:
     """One row, ready to be put into a batch."""
 
     tokens: Tokens
-    images: list[Image.Image]
-    """Of a video its frames."""
+    images: Sequence[Image.Image | Video]
+    """Of a video what `read_video` gives: its frames, or one Video."""
     rejected: Tokens | None = None
     """The conversation with the rejected answer, where preferences are learned."""
     is_video: bool = False
@@ -126,9 +127,11 @@ class Conversations:
     What is bad is told to `report` and counted in `problems`. Raises TooManyBadRows where more than `max_bad_share` of
     the rows are bad; a row that turns out bad when it is read (a damaged image) raises BadRow.
 
-    read_video     gives the frames of a video's file, and raises ValueError; None: rows with a video are bad ones
+    read_video     gives a video's file as a model sees it, its frames or one Video, and raises ValueError; None: rows
+                   with a video are bad ones
     preferences    every row has a rejected answer, which is tokenised too
-    image_words    what stands in front of a question, once for each image, where a model puts images in their place
+    image_words    what stands in front of a question, once for each image or video, where a model puts them in its
+                   place
     check          looks at each row, and raises BadRow for one that cannot be used
     """
 
@@ -141,7 +144,7 @@ class Conversations:
         max_length: int | None = None,
         max_bad_share: float = 0.01,
         check_images: bool = False,
-        read_video: Callable[[Path], list[Image.Image]] | None = None,
+        read_video: Callable[[Path], Sequence[Image.Image | Video]] | None = None,
         preferences: bool = False,
         image_words: str = "",
         check: Callable[[Row], object] = lambda row: None,
@@ -222,7 +225,7 @@ class Conversations:
             return Example(self.chat(row), self._video(source, row.video), rejected, is_video=True)
         return Example(self.chat(row), [source.pictures.open(image) for image in row.images], rejected)
 
-    def _video(self, source: Lines | Shard, path: str, opened: bool = True) -> list[Image.Image]:
+    def _video(self, source: Lines | Shard, path: str, opened: bool = True) -> Sequence[Image.Image | Video]:
         """Its frames; none unless it is to be opened."""
         file = source.pictures.video(path)
         if self.read_video is None:

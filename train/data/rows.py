@@ -38,6 +38,11 @@ class Row:
     """Likewise, for what looks at rewards."""
 
     @property
+    def pictures(self) -> int:
+        """Number of its images, a video being one."""
+        return len(self.images) + (self.video is not None)
+
+    @property
     def size(self) -> int:
         """Bytes of its text: at least as many as tokens of a byte-level tokenizer."""
         return sum(len(turn.text.encode()) for turn in self.turns)

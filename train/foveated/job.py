@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...model import FoveatedProcessor, FoveatedVLM
-from ...model.foveated import read_video
 from ...model.foveated.image_processing_foveated import Clip
+from ...model.video import read_video
 from ..conversations import ConversationsJob
 from ..data import Collator
 from ..data.batches import MicroBatch

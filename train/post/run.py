@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from ...model import FireboltForConditionalGeneration
-from ...model.foveated import read_video
+from ...model.video import read_video
 from ..conversations import read_data
 from ..data import Problem
 from ..errors import ConfigError, Stopped, TrainingError
@@ -41,9 +41,11 @@ def train_post(
     assert config.model is not None  # since PostConfig's `__post_init__`
     model, processor = load_model(config.model, "model")
     check_kind(config, model)
-    reading = {"read_video": lambda file: read_video(file, frames=config.frames).frames}
-    if isinstance(model, FireboltForConditionalGeneration):
-        reading = {}
+    reading: dict = {}
+    if not isinstance(model, FireboltForConditionalGeneration):
+        reading["read_video"] = lambda file: read_video(file, frames=config.frames).frames
+    elif not isinstance(config, GrpoConfig):  # trl samples answers to images alone
+        reading["read_video"] = lambda file: [read_video(file, frames=config.frames)]
     if isinstance(config, DpoConfig):
         reading["preferences"] = True
     if isinstance(config, GrpoConfig):

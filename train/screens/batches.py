@@ -37,7 +37,7 @@ class Rows:
 
 @dataclass
 class Batch:
-    """S screens as pixels [S,3,side,side] in -1..1, the labels of their patches, and questions about them."""
+    """Screens, then pages, as pixels [S,3,side,side] in -1..1, the labels of their patches, questions about screens."""
 
     pixels: Tensor
     labels: Labels
@@ -67,23 +67,15 @@ class Drawing:
         assert isinstance(template, str)
         self.before, self.after = template.split(mark)
 
-    def batch(self, step: int, screens: int, chances: Mapping[str, float]) -> Batch:
-        """Draw the batch of a step: screens of kinds with their chances."""
+    def batch(self, step: int, screens: int, pages: int, chances: Mapping[str, float]) -> Batch:
+        """Draw the batch of a step: screens of kinds with their chances, questions about them, and pages to read."""
         rng = np.random.default_rng((self.seed, step))
         scenes = self._scenes(rng, screens, chances)
-        labels, patches = labels_of(scenes, self.patch)
         asked = [(i, one) for i, scene in enumerate(scenes) for one in ask(rng, scene, self.questions)]
-        return Batch(pixels_of(scenes), labels, self.rows(asked, patches))
-
-    def pages(self, step: int, screens: int, chances: Mapping[str, float]) -> tuple[Tensor, Labels]:
-        """Draw pictures [S,3,side,side] to read for a step, and the labels of their patches: pages, in a third of all
-        screens of kinds with their chances."""
-        rng = np.random.default_rng((self.seed, step))
         files = (*font_files(held_out=False), *self.extra_fonts)
-        count = round(screens / 3)
-        pages = [sample_page(rng, self.side, files, SPLITS["seen"].sizes[0]) for _ in range(screens - count)]
-        scenes = [*pages, *self._scenes(rng, count, chances)]
-        return pixels_of(scenes), labels_of(scenes, self.patch)[0]
+        scenes += [sample_page(rng, self.side, files, SPLITS["seen"].sizes[0]) for _ in range(pages)]
+        labels, patches = labels_of(scenes, self.patch)
+        return Batch(pixels_of(scenes), labels, self.rows(asked, patches))
 
     def _scenes(self, rng: np.random.Generator, screens: int, chances: Mapping[str, float]) -> list[Scene]:
         kinds, weights = list(chances), np.array(list(chances.values()))

@@ -3,13 +3,12 @@
 from dataclasses import dataclass, fields
 
 from ...evaluate.screens.layouts import SCREENS
+from ...evaluate.screens.sampling import LEAST_SIDE, SIDE
 from ...model.firebolt.configuration_firebolt import CONNECTORS, GRIDS, connector_config_class
 from ..errors import ConfigError
 from ..keys import check_keys, check_values, key
 from ..run_config import MOST_SEED
 from .models import PATCH
-
-LEAST_SIDE = 96
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class ScreensConfig:
     )
     max_steps: int | None = key(None, "steps in the place of a time", least=1)
     kinds: list[str] = key(list(SCREENS), "kinds of screens to learn", choices=SCREENS)
-    side: int = key(192, f"side of the screens in pixels, a multiple of {2 * PATCH}", least=LEAST_SIDE)
-    screens: int = key(16, "screens of a step", least=1)
+    side: int = key(SIDE, f"side of the screens in pixels, a multiple of {2 * PATCH}", least=LEAST_SIDE)
+    screens: int = key(16, "screens of a step, to which come half as many pages of letters", least=1)
     questions: int = key(3, "questions about each", least=1)
     fonts: str | None = key(None, "a folder of more fonts to train on; families that are held out are left out of it")
     reading_loss: float = key(0.2, "weight of the loss of the patches' labels beside the answers'", least=0)

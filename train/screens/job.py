@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -15,12 +14,11 @@ from ...cmm.positions import patch_boxes
 from ...model import FireboltForConditionalGeneration, FireboltProcessor
 from ..loop import Job
 from ..states import States
+from ..tiny.fusion import EMBEDDING_STD, sharpen_queries
 from ..tiny.optimizers import Optimizers
 from .batches import Batch, Drawing, Rows
 from .reading import Heads
 
-EMBEDDING_STD = 0.3
-QUERY_SCALE = 10.0
 LEAST_WEIGHT = 1e-6
 
 
@@ -33,17 +31,20 @@ class Course:
     all_grids  until here a token sees all grids; from then on those of the configuration's top_k
     """
 
-    reading: float = 0.3
-    lines: float = 0.45
-    all_grids: float = 0.8
+    reading: float = 0.4
+    lines: float = 0.55
+    all_grids: float = 0.85
 
 
 @dataclass(frozen=True)
 class Amounts:
-    """Screens of a step, while the tower reads and afterwards, and weights of the losses beside the answers'."""
+    """Screens and pages of a step, and weights of the losses beside the answers'.
 
-    reading_screens: int = 32
+    While the tower alone reads there are as many pages as else screens, and as many screens as else pages.
+    """
+
     screens: int = 16
+    pages: int = 8
     reading_loss: float = 0.2
     grounding_loss: float = 0.5
 
@@ -74,20 +75,17 @@ class ScreensJob(Job):
         self.model, self.processor, self.drawing, self.chances = model, processor, drawing, dict(chances)
         self.steps, self.amounts, self.course = steps, amounts, course
         self.heads = Heads(model.config.vision_config.hidden_size)
-        connector = model.model.connector
-        # As in train/tiny: embeddings and queries of the usual scale make all scores alike, and so all grids.
+        # Embeddings and queries of the usual scale make all scores alike, and so all grids.
         nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
+        sharpen_queries(model.model.connector)
         self.weighs = model.config.connector == "cmm" and model.config.grids == "patches"
-        if self.weighs:
-            with torch.no_grad():
-                connector.q_proj.weight.mul_(QUERY_SCALE)
         self.optimizers = Optimizers(
             nn.ModuleDict({"model": model, "heads": self.heads}),
             steps,
             matrix_lr=0.015,
             lr=3e-3,
             weight_decay=0.01,
-            decay=0.4,
+            decay=0.6,
             warmup=50,
             is_matrix=lambda name: ".kernel." not in name,
         )
@@ -104,8 +102,8 @@ class ScreensJob(Job):
 
     def step(self, number: int) -> dict[str, float]:
         if number < self.course.reading * self.steps:
-            pixels, labels = self.drawing.pages(number, self.amounts.reading_screens, self.chances)
-            loss, read = self.heads.loss(self._patches(pixels), labels)
+            batch = self.drawing.batch(number, self.amounts.pages, self.amounts.screens, self.chances)
+            loss, read = self.heads.loss(self._patches(batch.pixels), batch.labels)
             measured = {"loss": loss.item(), "read": read}
         else:
             loss, measured = self._answering(number)
@@ -114,7 +112,8 @@ class ScreensJob(Job):
 
     def _answering(self, number: int) -> tuple[Tensor, dict[str, float]]:
         early = number < self.course.lines * self.steps and "line" in self.chances
-        batch = self.drawing.batch(number, self.amounts.screens, {"line": 1.0} if early else self.chances)
+        chances = {"line": 1.0} if early else self.chances
+        batch = self.drawing.batch(number, self.amounts.screens, self.amounts.pages, chances)
         every = number < self.course.all_grids * self.steps
         patches = self._patches(batch.pixels)
         reading, read = self.heads.loss(patches, batch.labels)
@@ -177,14 +176,16 @@ def patch_boxes_of(patches: Tensor) -> Tensor:
 
 @contextmanager
 def seeing(connector: Connector, every: bool) -> Iterator[None]:
-    """Let a connector see all grids within the context, where `every`, in the place of its top_k."""
-    config = connector.config
-    if every:
-        connector.config = replace(config, top_k=None)
+    """Let a connector and its second layer see all grids within the context, where `every`, in the place of top_k."""
+    layers = [connector, *filter(None, [getattr(connector, "second", None)])] if every else []
+    configs = [layer.config for layer in layers]
+    for layer in layers:
+        layer.config = replace(layer.config, top_k=None)
     try:
         yield
     finally:
-        connector.config = config
+        for layer, config in zip(layers, configs):
+            layer.config = config
 
 
 def grounding_loss(weights: Tensor, rows: Rows) -> Tensor:

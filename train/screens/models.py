@@ -32,6 +32,9 @@ TEXT = {
     "max_position_embeddings": 128_000,
 }
 CMM = {"heads": 4, "head_dim": 32, "top_k": 8, "ssm": "s4", "dropout": 0.0}
+# What else the modulator has: the question and the place in the answer steer each look, and a second layer asks with
+# what the first has found.
+STEERED = {"query": "state", "layers": 2}
 
 
 def new_model(
@@ -42,7 +45,7 @@ def new_model(
     config = FireboltConfig(
         text_config={**TEXT, "vocab_size": len(tokenizer), **ends},
         vision_config={**VISION, "image_size": side},
-        cmm_config={**CMM, **cmm},
+        cmm_config={**CMM, **(STEERED if connector == "cmm" else {}), **cmm},
         connector=connector,
         grids=grids,
     )

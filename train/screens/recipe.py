@@ -60,7 +60,7 @@ def new_job(config: ScreensConfig, steps: int) -> ScreensJob:
         raise ConfigError(f"fonts: {error}") from None
     model = new_model(tokenizer, config.side, config.seed, config.connector, config.grids, config.cmm)
     drawing = Drawing(tokenizer, config.side, PATCH, config.questions, config.seed, fonts)
-    amounts = Amounts(2 * config.screens, config.screens, config.reading_loss, config.grounding_loss)
+    amounts = Amounts(config.screens, max(1, config.screens // 2), config.reading_loss, config.grounding_loss)
     chances = dict.fromkeys(config.kinds, 1.0)
     return ScreensJob(model, new_processor(tokenizer, config.side), drawing, chances, steps, amounts)
 

@@ -12,7 +12,7 @@ import torch
 from numerics import assert_close
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
-from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
+from transformers.models.lfm2.modeling_lfm2 import Lfm2Attention, Lfm2ShortConv
 from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead as PoolingHead
 
 from firebolt_vl.model.compat import (
@@ -20,6 +20,7 @@ from firebolt_vl.model.compat import (
     CACHE_NAMES,
     GrowingLayer,
     OneQueryPooling,
+    SequencewiseAttention,
     StepwiseShortConv,
     extend,
     versions,
@@ -67,7 +68,7 @@ def test_the_versions_that_are_admitted_are_those_that_were_tested():
 
 def test_the_installed_version_is_replaced_in_all_its_parts(caplog):
     model = tiny_models.make_model()
-    assert {StepwiseShortConv, OneQueryPooling} <= classes(model)
+    assert {StepwiseShortConv, SequencewiseAttention, OneQueryPooling} <= classes(model)
     cache = DynamicCache(config=model.config.text_config)
     extend(cache, ConnectorCacheLayer)
     assert GrowingLayer in {type(layer) for layer in cache.layers}
@@ -77,7 +78,7 @@ def test_the_installed_version_is_replaced_in_all_its_parts(caplog):
 def test_an_untested_version_gets_stock_modules_and_one_line(monkeypatch, caplog):
     monkeypatch.setattr(versions.transformers, "__version__", "5.99.1")
     model = tiny_models.make_model()
-    assert {Lfm2ShortConv, PoolingHead} <= classes(model)
+    assert {Lfm2ShortConv, Lfm2Attention, PoolingHead} <= classes(model)
     cache = DynamicCache(config=model.config.text_config)
     extend(cache, ConnectorCacheLayer)
     assert GrowingLayer not in {type(layer) for layer in cache.layers}
@@ -96,7 +97,11 @@ CHANGED = {
 @pytest.mark.parametrize("change", CHANGED)
 @pytest.mark.parametrize(
     ("stock", "method", "ours"),
-    [(Lfm2ShortConv, "forward", StepwiseShortConv), (PoolingHead, "forward", OneQueryPooling)],
+    [
+        (Lfm2ShortConv, "forward", StepwiseShortConv),
+        (Lfm2Attention, "forward", SequencewiseAttention),
+        (PoolingHead, "forward", OneQueryPooling),
+    ],
 )
 def test_a_changed_signature_gives_the_stock_module_and_one_line(monkeypatch, caplog, stock, method, ours, change):
     monkeypatch.setattr(stock, method, CHANGED[change](getattr(stock, method)))
@@ -108,7 +113,7 @@ def test_a_changed_signature_gives_the_stock_module_and_one_line(monkeypatch, ca
     assert f"{stock.__name__}.{method}" in line
 
 
-@pytest.mark.parametrize("ours", [StepwiseShortConv, OneQueryPooling, GrowingLayer])
+@pytest.mark.parametrize("ours", [StepwiseShortConv, SequencewiseAttention, OneQueryPooling, GrowingLayer])
 @torch.no_grad()
 def test_a_changed_signature_gives_the_answer_of_transformers(monkeypatch, caplog, ours):
     """And not a wrong one: with the stock part the model is the same function."""

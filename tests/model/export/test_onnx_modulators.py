@@ -14,7 +14,8 @@ from firebolt_vl.model.firebolt.parts import ExportPart
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-SSMS = {"s4 of few taps": {"kernel_taps": 4}, "s4d": {}, "mamba": {}}
+SSMS = {"s4 of few taps": {"kernel_taps": 4}, "s4d": {}, "mamba": {}, "s4d asking": {"query": "state", "layers": 2}}
+OF_GRIDS = [layer + name for layer in ("", "second.") for name in ("grid.mask", "grid.k", "grid.table")]
 OPEN = Dim.DYNAMIC
 
 
@@ -41,7 +42,7 @@ def test_one_graph_serves_all_sizes(name, tmp_path):
     layer = CrossModalModulator(CMMConfig(**sizes, ssm=name.split()[0], **SSMS[name])).eval()
     graph = GraphModulator(layer)
     state = state_of(graph, 2, 5)
-    axes = {part: {0: OPEN, 1: OPEN} if part in ("grid.mask", "grid.k", "grid.table") else {0: OPEN} for part in state}
+    axes = {part: {0: OPEN, 1: OPEN} if part in OF_GRIDS else {0: OPEN} for part in state}
     inputs = {"text": ("B", "T", 16), "mask": ("B", "T"), **{part: tuple(one.shape) for part, one in state.items()}}
     outputs = {"y": ("B", "T", 16), **{f"next.{part}": tuple(state[part].shape) for part in graph.state_shapes()}}
     open_text = {0: OPEN, 1: OPEN}
@@ -62,7 +63,4 @@ def test_one_graph_serves_all_sizes(name, tmp_path):
 
 def open_rows(shapes: dict[str, tuple]) -> dict[str, tuple]:
     """Shapes whose first size is open, and the second of what is of the grids."""
-    return {
-        name: ("B", *(("G",) if name in ("grid.mask", "grid.k", "grid.table") else shape[1:2]), *shape[2:])
-        for name, shape in shapes.items()
-    }
+    return {name: ("B", *(("G",) if name in OF_GRIDS else shape[1:2]), *shape[2:]) for name, shape in shapes.items()}

@@ -20,14 +20,18 @@ def begin(parts, grids: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The state before the first token, of the shapes that the part says."""
     rows, state = len(grids["grid.mask"]), dict(grids)
     for name, shape in parts["prompt"].inputs.items():
-        if name.partition(".")[0] in ("ssm", "window", "key", "value", "kept"):
+        if name not in ("input_ids", "attention_mask", *grids):
             size = [{"B": rows, "P": 0}.get(one, one) for one in shape]
             state[name] = torch.zeros(size, dtype=torch.bool if name == "kept" else torch.float32)
     return state
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("kind", [{"ssm": "s4"}, {"ssm": "mamba"}, {"grids": "both"}, {"grids": "patches"}], ids=str)
+@pytest.mark.parametrize(
+    "kind",
+    [{"ssm": "s4"}, {"ssm": "mamba"}, {"query": "state", "layers": 2}, {"grids": "both"}, {"grids": "patches"}],
+    ids=str,
+)
 @torch.no_grad()
 def test_the_parts_are_the_model(kind, rows):
     """Rows of several lengths, with and without an image: the prompt in two calls, then steps."""

@@ -8,7 +8,7 @@ from transformers import AutoImageProcessor, AutoProcessor, pipeline
 from videos import write_video
 
 from firebolt_vl.model import FoveatedImageProcessor, FoveatedProcessor
-from firebolt_vl.model.foveated import read_video
+from firebolt_vl.model.video import read_video
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 from videos import grey, write_video
 
-from firebolt_vl.model.foveated import VideoError, read_video
-from firebolt_vl.model.foveated.video import sample_times
+from firebolt_vl.model.video import VideoError, read_video, sample_times
 
 
 def levels(video) -> list[float]:

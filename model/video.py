@@ -1,9 +1,10 @@
-"""Frames of a video file at chosen times, by PyAV.
+"""Videos: frames and their times, of a file at chosen times, by PyAV.
 
 Files are opened with care: nothing runs another program, no other file or address that a playlist may name is opened,
 and what is missing, damaged, cut off or without pictures raises an error of one line that says what to do.
 """
 
+import math
 import stat
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
+
+from ..views.images import open_image
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -26,6 +29,12 @@ MISSING_SHARE, MISSING_SECONDS = 0.05, 0.5
 GIF_TRAILER = b";"
 # Formats whose duration is counted from time 0, even where the first frame comes later.
 COUNTED_FROM_ZERO = ("matroska", "webm", "nut", "asf")
+# First bytes of formats of videos. An MP4 or MOV begins with one of some boxes, by its brand it may be a still image;
+# packets of an MPEG stream are 188 bytes long.
+MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide")
+STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"mif1", b"crx ", b"jxl ")
+SIGNATURES = (b"\x1aE\xdf\xa3", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"FLV\x01", b"\x30\x26\xb2\x75", b"OggS")
+TS_SYNC, HEAD = 0x47, 189
 # Frames are decoded one after another up to the next one wanted, unless a keyframe lies this much further on.
 SEEK_SECONDS = 2.0
 
@@ -36,13 +45,35 @@ class VideoError(ValueError):
 
 @dataclass
 class Video:
-    """Frames [T] of a video, upright RGB, and when each was asked for, in seconds from its start."""
+    """Frames [T] of a video, and when each was asked for, in seconds from its start.
+
+    frames     images; those of `read_video` are upright, RGB
+    duration   of the whole video in seconds, where it is known
+
+    Raises ValueError where there is no frame, or not one time, a finite number, for each.
+    """
 
     frames: list[Image.Image]
     times: list[float]
-    duration: float
-    width: int
-    height: int
+    duration: float | None = None
+
+    def __post_init__(self):
+        if not len(self.frames):
+            raise ValueError("Video: frames is empty; expected at least one frame")
+        if len(self.times) != len(self.frames):
+            raise ValueError(
+                f"Video: times has {len(self.times)} numbers; expected {len(self.frames)}, one for each frame"
+            )
+        if bad := [time for time in self.times if not math.isfinite(time)]:
+            raise ValueError(f"Video: times has {bad[0]}; expected seconds")
+
+    @property
+    def width(self) -> int:
+        return self.frames[0].width
+
+    @property
+    def height(self) -> int:
+        return self.frames[0].height
 
 
 @dataclass
@@ -82,7 +113,7 @@ def read_video(
         pictures = _pictures(path, timeline, times, seek=True)
     except _Lost:
         pictures = _pictures(path, timeline, times, seek=False)
-    return Video(pictures, times, duration, pictures[0].width, pictures[0].height)
+    return Video(pictures, times, duration)
 
 
 def sample_times(duration: float, frames: int | None, per_second: float, most: int) -> list[float]:
@@ -261,4 +292,28 @@ def _upright(frame: "VideoFrame") -> Image.Image:
     return image.rotate(frame.rotation, expand=True) if frame.rotation else image
 
 
-__all__ = ["Video", "VideoError", "read_video", "sample_times"]
+def open_image_or_video(path: str | PathLike, frames: int | None = None) -> Image.Image | Video:
+    """Open the image or the video at `path`, whichever it is by its first bytes; an animated image is its first frame.
+
+    `frames` and what is raised: as in `read_video`, and in `images.open_image`.
+    """
+    return read_video(path, frames) if begins_as_a_video(path) else open_image(path)
+
+
+def begins_as_a_video(path: str | PathLike) -> bool:
+    """Tell by its first bytes whether the file at `path` is in one of the usual formats of videos."""
+    if not Path(path).is_file():
+        return False  # a pipe would be waited for
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEAD)
+    except OSError:
+        return False
+    if head[4:8] in MP4_BOXES:
+        return head[4:8] != b"ftyp" or head[8:12] not in STILL_BRANDS
+    if head[:4] == b"RIFF":
+        return head[8:12] == b"AVI "
+    return head.startswith(SIGNATURES) or (len(head) == HEAD and head[0] == head[188] == TS_SYNC)
+
+
+__all__ = ["Video", "VideoError", "begins_as_a_video", "open_image_or_video", "read_video", "sample_times"]
