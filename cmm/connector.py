@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar, cast, overload
 
 import torch
@@ -37,8 +37,19 @@ class GridSide:
 
     @classmethod
     def of(cls, state: DecodeState) -> Self:
-        """The grid side in a state, whose tensors are named "grid." and the field."""
-        return cls(**{name[len(PREFIX) :]: kept for name, kept in state.tensors.items() if name.startswith(PREFIX)})
+        """The grid side in a state, whose tensors are named "grid." and the field.
+
+        Raises ValueError for a state of another layer.
+        """
+        found = {name[len(PREFIX) :]: kept for name, kept in state.tensors.items() if name.startswith(PREFIX)}
+        known = {each.name for each in fields(cls)}
+        needed = {each.name for each in fields(cls) if each.default is MISSING}
+        if not needed <= found.keys() <= known:
+            raise ValueError(
+                f"{cls.__name__}: state has {sorted(found)} of the grids; expected {sorted(needed)} and no others but "
+                f"{sorted(known - needed)}, as a state of this layer or connector has"
+            )
+        return cls(**found)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of a state with this grid side, the inverse of `of`."""

@@ -90,10 +90,10 @@ def ask(
     if grounding is not None:
         for path in paths:
             check_picture("--grounding", grounding, (".png",), path, "image", overwrite)
-    pictures = [_open(path, frames) for path in paths]
-    if grounding is not None and (len(paths) > 1 or _is_video(pictures[0])):
+    pictures = [open_shown(path, frames) for path in paths]
+    if grounding is not None and (len(paths) > 1 or is_video(pictures[0])):
         raise Misuse("--grounding is given with several images or a video; expected one image, which it is drawn on")
-    if frames is not None and not any(map(_is_video, pictures)):
+    if frames is not None and not any(map(is_video, pictures)):
         raise Misuse(f"--frames is {frames}, but {paths[0]} is an image; expected with a video alone")
     place = choose_device(device)
     folder = locate(checkpoint)
@@ -102,9 +102,9 @@ def ask(
         loaded = load(folder, place, **how)
         ignore_settings(loaded, seed, note)
         load_s = time.perf_counter() - start
-        if any(map(_is_video, pictures)) and not _knows_times(loaded):
+        if any(map(is_video, pictures)) and not knows_times(loaded):
             note("this model does not know times: the frames of a video are to it images, one after another")
-        text = prompt(loaded, question, _shown_as(loaded, pictures))
+        text = prompt(loaded, question, shown_as(loaded, pictures))
         inputs = inputs_of(loaded, pictures, text)
         clock = TokenClock(SpokenText(loaded.processor, say) if say is not None else None)
         certainty = Certainty()
@@ -164,19 +164,21 @@ def ignore_settings(loaded: Loaded, seed: int | None, note: Callable[[str], None
         note(f"the checkpoint's generation_config.json also sets {', '.join(ignored)}: not used here")
 
 
-def _is_video(picture: "Image.Image | Video") -> bool:
+def is_video(picture: "Image.Image | Video") -> bool:
+    """Tell a video from an image."""
     from PIL import Image
 
     return not isinstance(picture, Image.Image)  # without an import of PyTorch, as videos need
 
 
-def _knows_times(loaded: Loaded) -> bool:
+def knows_times(loaded: Loaded) -> bool:
+    """Tell whether a model knows when the frames of a video come: else they are images to it."""
     return loaded.model.config.connector_config().grid_times
 
 
-def _shown_as(loaded: Loaded, pictures: "Sequence[Image.Image | Video]") -> int:
+def shown_as(loaded: Loaded, pictures: "Sequence[Image.Image | Video]") -> int:
     """Count the images that these are to the model: a video is one where it knows times, else each frame is one."""
-    return sum(len(one.times) if _is_video(one) and not _knows_times(loaded) else 1 for one in pictures)
+    return sum(len(one.times) if is_video(one) and not knows_times(loaded) else 1 for one in pictures)
 
 
 def _described(paths: Sequence[str], pictures: "Sequence[Image.Image | Video]") -> dict | list[dict]:
@@ -184,9 +186,9 @@ def _described(paths: Sequence[str], pictures: "Sequence[Image.Image | Video]") 
     described = []
     for path, picture in zip(paths, pictures):
         described.append({"path": path, "width": picture.width, "height": picture.height})
-        if _is_video(picture):
+        if is_video(picture):
             described[-1] |= {"frames": len(picture.times), "seconds": picture.duration}
-    return described[0] if len(described) == 1 and not _is_video(pictures[0]) else described
+    return described[0] if len(described) == 1 and not is_video(pictures[0]) else described
 
 
 def familiar_with(folder: "Path", question: str, pictures: "Sequence[Image.Image | Video]") -> dict:
@@ -196,7 +198,7 @@ def familiar_with(folder: "Path", question: str, pictures: "Sequence[Image.Image
     familiar = read_familiar(folder)
     if familiar is None:
         return {}
-    images = [image for one in pictures for image in (one.frames if _is_video(one) else [one])]
+    images = [image for one in pictures for image in (one.frames if is_video(one) else [one])]
     return {"knows": familiar.knows, "doubts": familiar.doubts(question, *images)}
 
 
@@ -219,7 +221,8 @@ def open_picture(image: str) -> "Image.Image":
     return _opened(lambda: open_image(image), ImageError)
 
 
-def _open(image: str, frames: int | None) -> "Image.Image | Video":
+def open_shown(image: str, frames: int | None) -> "Image.Image | Video":
+    """Open an image file, or of a video its frames. Raises Misuse, Failure."""
     from .model.video import VideoError, open_image_or_video
     from .views.images import ImageError
 

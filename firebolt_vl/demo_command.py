@@ -28,7 +28,7 @@ def demo(
         Quantize | None, typer.Option(help="Weights in 8 bits: several times faster on a CPU, answers may differ.")
     ] = None,
 ) -> None:
-    """Open a page on which a model is asked: about an image, or with a foveated model a video too.
+    """Open a page on which a model is asked about images and videos.
 
     Answers appear as they are made; pointing at a word lights up where it looked. Nothing leaves this machine.
     """

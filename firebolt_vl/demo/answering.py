@@ -1,6 +1,5 @@
 """Models as the page asks them: an answer with what each of its words looked at, and what it rests on."""
 
-import mimetypes
 from collections.abc import Callable
 from contextlib import contextmanager
 from copy import copy
@@ -37,11 +36,11 @@ def open_model(checkpoint: str | None, device: str, dtype: str, quantize: str | 
     place, folder = choose_device(device), locate(checkpoint)
     with quiet():
         if not _is_foveated(folder):
-            return ImageModel(load(folder, place, dtype, quantize), folder)
+            return FireboltOnPage(load(folder, place, dtype, quantize), folder)
         for option, value in {"--dtype": None if dtype == "auto" else dtype, "--quantize": quantize}.items():
             if value is not None:
                 raise Misuse(f"{option} is {value}, but {folder} is a foveated model; expected it without")
-        return VideoModel(watch.load_foveated(folder, place), folder)
+        return FoveatedOnPage(watch.load_foveated(folder, place), folder)
 
 
 def _is_foveated(folder: Path) -> bool:
@@ -56,9 +55,7 @@ def _is_foveated(folder: Path) -> bool:
 
 
 class PageModel:
-    """A loaded model that is asked about files. `takes`: the kinds of them, as browsers name them."""
-
-    takes: tuple[str, ...] = ("image",)
+    """A loaded model that is asked about files."""
 
     def __init__(self, loaded: Loaded, folder: Path):
         from ..evaluate.familiar import read_familiar
@@ -123,50 +120,59 @@ class PageModel:
         return turn
 
 
-class ImageModel(PageModel):
-    """A Firebolt-VL, asked about an image."""
+class FireboltOnPage(PageModel):
+    """A Firebolt-VL, asked about an image or a video."""
 
     @property
     def weighs(self) -> bool:
         return has_weights(self.loaded.model)
 
     def _open(self, path: str) -> Source:
-        if (mimetypes.guess_type(path)[0] or "").startswith("video/"):
-            raise Misuse(f"{path} is a video; expected an image, since this model reads no videos")
-        return Source([ask.open_picture(path)], None, None)
+        shown = ask.open_shown(path, None)
+        return Source(shown.frames, shown.times, shown.duration) if ask.is_video(shown) else Source([shown], None, None)
+
+    def _shown(self, talk: Talk) -> list:
+        """What the processor takes: an image, or a video."""
+        from ..model.video import Video
+
+        source = self.open(talk.path)
+        return source.frames if source.times is None else [Video(source.frames, source.times, source.seconds)]
 
     def _answer(self, talk: Talk, question: str, settings: Settings, hear: Callable[[str], None]) -> Turn:
-        picture = self.open(talk.path).frames[0]
-        prompted = self._prompted(talk, question, settings.remember)
-        inputs = ask.inputs_of(self.loaded, picture, prompted)
+        shown = self._shown(talk)
+        prompted = self._prompted(talk, question, settings.remember, ask.shown_as(self.loaded, shown))
+        inputs = ask.inputs_of(self.loaded, shown, prompted)
         heard = Heard(self.loaded.processor, hear)
         clock, certainty = TokenClock(heard), Certainty()
         model = self.loaded.model
         tokens = ask.generate(model, inputs, settings.max_new_tokens, settings.seed, clock, certainty)
         turn = self._turn(question, prompted, tokens, certainty, heard)
         turn.facts += _pace(clock.timing(0), len(tokens))
+        frames = self.open(talk.path).frames
         if self.familiar is not None:
-            turn.doubts = self.familiar.doubts(question, picture)
+            turn.doubts = self.familiar.doubts(question, *frames)
+        if ask.is_video(shown[0]) and not ask.knows_times(self.loaded):
+            turn.facts.append("this model does not know times: its frames are images to it, one after another")
         if self.weighs:
-            self._weigh(turn, inputs, heard)
+            self._weigh(turn, inputs, heard, len(frames))
         return turn
 
-    def _prompted(self, talk: Talk, question: str, remember: bool) -> str:
+    def _prompted(self, talk: Talk, question: str, remember: bool, images: int) -> str:
         """The prompt: of a question alone the one that `firebolt ask` makes, else the conversation up to it."""
         if not (remember and self.talks and talk.turns):
-            return prompt(self.loaded, question)
+            return prompt(self.loaded, question, images)
         messages = _messages(talk, question)
-        messages[0]["content"] = [{"type": "image"}, {"type": "text", "text": messages[0]["content"]}]
+        messages[0]["content"] = [*[{"type": "image"}] * images, {"type": "text", "text": messages[0]["content"]}]
         return render(self.loaded, messages)
 
-    def _weigh(self, turn: Turn, inputs, heard: Heard) -> None:
+    def _weigh(self, turn: Turn, inputs, heard: Heard, frames: int) -> None:
         """Add the weights of each word of the question and of the answer."""
         ids = torch.cat([inputs["input_ids"], turn.tokens[None]], 1)
         weighed = self.loaded.model.ground(
             **{**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}, method="weights"
         )
         kept, before = weighed.grid_mask[0], inputs["input_ids"].shape[1]
-        turn.boxes = _numbered(weighed.boxes[0][kept].tolist(), 1)
+        turn.boxes = _numbered(weighed.boxes[0][kept].tolist(), frames)
         turn.question_words = [Marked(*word) for word in word_weights(self.loaded, weighed, turn.prompt, turn.question)]
         turn.answer_words = [
             word._replace(weights=weighed.phrase(0, before + first, before + after)[kept].tolist())
@@ -174,17 +180,15 @@ class ImageModel(PageModel):
         ]
 
     def _rests_on(self, talk: Talk, turn: Turn) -> list[Effect]:
-        inputs = ask.inputs_of(self.loaded, self.open(talk.path).frames[0], turn.prompt)
+        inputs = ask.inputs_of(self.loaded, self._shown(talk), turn.prompt)
         found = self.loaded.model.ground(**inputs, method="occlusion", answer_ids=turn.tokens[None])
-        kept = found.grid_mask[0]
-        boxes, effects = _numbered(found.boxes[0][kept].tolist(), 1), found.effects[0][kept].tolist()
+        kept, frames = found.grid_mask[0], len(self.open(talk.path).frames)
+        boxes, effects = _numbered(found.boxes[0][kept].tolist(), frames), found.effects[0][kept].tolist()
         return [Effect(number, box, nats) for (number, *box), nats in zip(boxes, effects)]
 
 
-class VideoModel(PageModel):
+class FoveatedOnPage(PageModel):
     """A foveated model, asked about a video or an image."""
-
-    takes = ("image", "video")
 
     def _open(self, path: str) -> Source:
         return watch.open_source(path, None)

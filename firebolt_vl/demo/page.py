@@ -107,8 +107,8 @@ class Page:
             with gr.Row():
                 with gr.Column(scale=1, min_width=260):
                     file = gr.File(
-                        label="An image" if self.model.takes == ("image",) else "An image or a video",
-                        file_types=list(self.model.takes),
+                        label="An image or a video",
+                        file_types=["image", "video"],
                         height=150,
                         elem_id="fb-file",
                     )

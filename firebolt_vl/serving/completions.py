@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from .chat import Chat, read_chat
 from .desk import Desk
-from .gate import Gate
+from .gate import DRAINED, Gate, drain
 from .preparation import Preparation
 from .refusal import Refused
 from .replies import Reply, failed
@@ -53,16 +53,19 @@ class Completions:
 
     async def _refuse(self, exchange: "Exchange", refused: Refused) -> None:
         self.metrics.refused(refused.status)
-        with suppress(TimeoutError):  # a client that does not read
+        with suppress(TimeoutError, ClientDisconnect):  # a client that does not read, or is gone
             async with asyncio.timeout(LAST_WORD):
+                if not exchange.read:
+                    await drain(exchange.request.stream(), DRAINED * self.limits.body)
                 await exchange.refuse(refused)
 
     async def _serve(self, exchange: "Exchange") -> None:
         """Answer a request. Raises Refused, TimeoutError, ClientDisconnect."""
         start = time.perf_counter()
-        request = Request(exchange.scope, exchange.receive)
+        request = exchange.request
         with self.gate.place():
             async with asyncio.timeout(self.limits.seconds):
+                exchange.read = True
                 body = await self.gate.body(request.headers, request.stream())
                 _check_type(request)
                 if self.preparing is None:
@@ -109,11 +112,15 @@ class Completions:
 
 
 class Exchange:
-    """One request and its reply: `heard` is whether there is any of its answer, `begun` whether any of it was sent."""
+    """One request and its reply.
+
+    read, heard, begun    whether its body was read, there is any of its answer, and any of its reply was sent
+    """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send):
         self.scope, self.receive, self.send = scope, receive, send
-        self.begun = self.heard = False
+        self.request = Request(scope, receive)
+        self.read = self.heard = self.begun = False
 
     async def begin_stream(self, data: bytes) -> None:
         self.begun = True

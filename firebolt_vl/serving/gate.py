@@ -57,7 +57,7 @@ class Gate:
         """Read the body of a request. Raises Refused where it is too large, or too many large ones are being read."""
         told = headers.get("content-length", "")
         if told.isdecimal() and int(told) > self.limits.body:
-            await self._drain(stream)
+            await drain(stream, DRAINED * self.limits.body)
             raise self._too_large()
         parts, size = [], 0
         try:
@@ -66,11 +66,11 @@ class Gate:
                 self.held += len(part)
                 if size > self.limits.body:
                     parts.clear()
-                    await self._drain(stream)
+                    await drain(stream, DRAINED * self.limits.body)
                     raise self._too_large()
                 if self.held > HELD * self.limits.body:
                     parts.clear()
-                    await self._drain(stream)
+                    await drain(stream, DRAINED * self.limits.body)
                     raise Refused(503, "too many large requests at a time; try again later", "busy", retry_after=1)
                 parts.append(part)
             return b"".join(parts)
@@ -80,12 +80,14 @@ class Gate:
     def _too_large(self) -> Refused:
         return Refused(413, f"the body is larger than {self.limits.body:,} bytes, the most here", "body_too_large")
 
-    async def _drain(self, stream: AsyncIterator[bytes]) -> None:
-        size = 0
-        async for part in stream:
-            size += len(part)
-            if size > DRAINED * self.limits.body:
-                return
+
+async def drain(stream: AsyncIterator[bytes], most: int) -> None:
+    """Read a body that is refused to its end, or `most` bytes of it."""
+    size = 0
+    async for part in stream:
+        size += len(part)
+        if size > most:
+            return
 
 
 def check_headers(headers: Mapping[str, str], key: str | None, own_machine: bool) -> None:

@@ -1,18 +1,19 @@
 """The web application around a model: what it tells of itself, who may ask, and errors in the protocol's form."""
 
 import time
+from contextlib import suppress
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .completions import Completions, check_name
 from .desk import Desk
-from .gate import Gate, Limits, check_headers
+from .gate import Gate, Limits, check_headers, drain
 from .metrics import Metrics
 from .preparation import Preparation
 from .refusal import Refused
@@ -36,7 +37,7 @@ class Service:
                 Route("/health", self.health),
                 Route("/metrics", self.count),
             ],
-            middleware=[Middleware(Guard, key=key, own_machine=own_machine)],
+            middleware=[Middleware(Guard, key=key, own_machine=own_machine, most=self.gate.limits.body)],
             exception_handlers={HTTPException: _not_here, Refused: _refused},
         )
 
@@ -67,15 +68,19 @@ class Service:
 class Guard:
     """A layer around an application that turns away those who may not ask; all may ask whether it is well."""
 
-    def __init__(self, app: ASGIApp, key: str | None, own_machine: bool):
-        self.app, self.key, self.own_machine = app, key, own_machine
+    def __init__(self, app: ASGIApp, key: str | None, own_machine: bool, most: int):
+        """`most` are the bytes of a body that are read before it is refused."""
+        self.app, self.key, self.own_machine, self.most = app, key, own_machine, most
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] != "/health":
+            request = Request(scope, receive)
             try:
-                check_headers(Request(scope).headers, self.key, self.own_machine)
+                check_headers(request.headers, self.key, self.own_machine)
             except Refused as refused:
-                await refusal(refused)(scope, receive, send)
+                with suppress(ClientDisconnect):
+                    await drain(request.stream(), self.most)
+                    await refusal(refused)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 

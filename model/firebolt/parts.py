@@ -98,14 +98,14 @@ def export_parts(model: Model, view_size: int | None = None, tile_size: int | No
         check_integer("export_parts", name, side, at_least=vision.patch_size)
     prompt, step = PromptPart(model), StepPart(model)
     config = model.model.connector.config
-    side: dict[str, Shape] = {
+    of_layer: dict[str, Shape] = {
         f"{PREFIX}mask": ("B", "G"),
         f"{PREFIX}k": ("B", "G", config.heads, config.head_dim),
         f"{PREFIX}table": ("B", "G", 4 * config.text_width),
         f"{PREFIX}bias": ("B", 4 * config.text_width),
     }
     layers = ("", f"{SECOND}.")[: config.layers]
-    grid = {layer + name: shape for layer in layers for name, shape in side.items()}
+    grid = {layer + name: shape for layer in layers for name, shape in of_layer.items()}
     told = {**prompt.modulator.state_shapes(), **prompt.decoder.state_shapes()}
     state: dict[str, Shape] = {name: ("B", *shape) for name, shape in told.items()}
     logits: dict[str, Shape] = {"logits": ("B", backbone(model.config.text_config).vocab_size)}

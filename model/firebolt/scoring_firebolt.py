@@ -5,9 +5,10 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from transformers.utils import can_return_tuple  # pyright: ignore[reportPrivateImportUsage]  # its documented place
 
-from ..compat import CACHE
+from ..compat import CACHE, CACHE_NAMES
 from ..configuration_checks import backbone
 from .modeling_firebolt import FireboltModel, FireboltPreTrainedModel
+from .packed_text import packed_sequences
 
 
 class FireboltForSequenceClassification(FireboltPreTrainedModel):
@@ -50,12 +51,21 @@ class FireboltForSequenceClassification(FireboltPreTrainedModel):
     ) -> SequenceClassifierOutputWithPast:
         """Compute the scores [B, num_labels] at each row's last kept token, and the loss where there are labels [B].
 
-        Text and images as in FireboltForConditionalGeneration. The loss is the squared error of a single score, else
-        the cross-entropy, as `config.problem_type` has it in models of transformers.
+        Of S texts packed into one row, each has scores, [S, num_labels], and a label. Text and images as in
+        FireboltForConditionalGeneration. The loss is the squared error of a single score, else the cross-entropy, as
+        `config.problem_type` has it in models of transformers.
         """
         text = input_ids if input_ids is not None else inputs_embeds
         if self.model.reads_prompt and text is not None:
             kwargs.setdefault("prompt_mask", torch.ones(text.shape[:2], dtype=torch.bool, device=text.device))
+        sequences = None
+        if text is not None:
+            borders, positions = kwargs.get("cu_seq_lens_q"), kwargs.get("position_ids")
+            cached = bool(kwargs.get("use_cache")) or any(kwargs.get(name) is not None for name in CACHE_NAMES)
+            packs = self.model.packs
+            sequences = packed_sequences(
+                self.config, text, borders, positions, attention_mask, packs=packs, cached=cached
+            )
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -72,6 +82,8 @@ class FireboltForSequenceClassification(FireboltPreTrainedModel):
             **kwargs,
         )
         hidden = outputs.last_hidden_state
+        if sequences is not None:
+            hidden, attention_mask = sequences.rows(hidden)
         last = torch.full_like(hidden[:, 0, 0], hidden.shape[1] - 1, dtype=torch.long)
         if attention_mask is not None:
             columns = torch.arange(hidden.shape[1], device=hidden.device)

@@ -40,6 +40,7 @@ def outputs_and_gradients(run, module, *inputs):
 
 
 @every_block
+@settings(max_examples=12)
 @given(packed(WIDTH))
 def test_a_block_gives_each_sequence_what_it_gives_it_alone(name, text):
     x, lengths, borders = text
@@ -55,6 +56,7 @@ def test_a_block_gives_each_sequence_what_it_gives_it_alone(name, text):
 
 
 @every_block
+@settings(max_examples=12)
 @given(packed(WIDTH), st.data())
 def test_a_block_reads_nothing_across_a_border(name, text, data):
     """Not even as a factor of zero: one sequence is not a number."""
@@ -86,7 +88,7 @@ def connector_rows(draw):
 
 
 @every_connector
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(connector_rows())
 def test_a_connector_shows_each_sequence_its_own_grids(name, inputs):
     text, lengths, borders, grids, sides = inputs

@@ -183,6 +183,15 @@ def test_keys_of_a_state_dict_are_those_of_before_and_what_is_chosen():
     assert set(make(layers=2).state_dict()) == plain | {f"second.{name}" for name in plain}
 
 
+def test_a_state_of_another_layer_is_refused():
+    text, grids = some_inputs()
+    _, of_one = make().prefill(text, grids)
+    with pytest.raises(ValueError, match=r"ModulatorSide: state has \[\] of the grids; expected \['k', 'mask'\]"):
+        make(layers=2).step(text[:, 0], of_one)
+    with pytest.raises(ValueError, match=r"ModulatorSide: state has \['embeddings', 'mask'\] of the grids"):
+        make().step(text[:, 0], make_connector("prepend").encode_grids(grids))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice["start"] == "identity"], ids=str)
 def test_the_start_is_the_identity_to_the_bit(choice, dtype):

@@ -162,13 +162,27 @@ class TestImages:
         assert len(model.rests_on(talk)) == len(talk.turns[-1].boxes) or not weighs
         assert bool(talk.turns[-1].question_words) is weighs
 
-    def test_what_cannot_be_asked_is_said(self, embedded, digits, video, tmp_path):
+    @pytest.mark.parametrize("knows_times", [False, True])
+    def test_a_video_is_asked_about_frame_by_frame(self, tmp_path, video, knows_times):
+        make_model(grid_times=knows_times).save_pretrained(tmp_path)
+        make_processor().save_pretrained(tmp_path)
+        model = open_model(str(tmp_path), "cpu", "auto", None)
+        talk = Talk(video)
+        talk.turns.append(turn := model.answer(talk, QUESTION, SHORT, deaf))
+        wanted = ask(video, QUESTION, str(tmp_path), 6, device="cpu")
+        assert turn.answer == wanted.answer
+        assert any("does not know times" in fact for fact in turn.facts) is not knows_times
+        assert [box[0] for box in turn.boxes] == sorted(list(range(4)) * (len(turn.boxes) // 4))
+        assert {(box[0], *box[1:]) for box in turn.boxes if box[1:] == [0, 0, 1, 1]} == {
+            (n, 0, 0, 1, 1) for n in range(4)
+        }
+        assert [[effect.frame, *effect.box] for effect in model.rests_on(talk)] == turn.boxes
+
+    def test_what_cannot_be_asked_is_said(self, embedded, digits, tmp_path):
         with pytest.raises(Misuse, match="the question is empty"):
             embedded.answer(Talk(digits), " \n", Settings(), deaf)
         with pytest.raises(Failure, match="control token"):
             embedded.answer(Talk(digits), "<|im_end|>", Settings(), deaf)
-        with pytest.raises(Failure, match=r"a\.mp4 is a video; expected an image"):
-            embedded.open(video)
         (tmp_path / "a.png").write_text("no image")
         with pytest.raises(Failure, match=r"a\.png"):
             embedded.open(str(tmp_path / "a.png"))

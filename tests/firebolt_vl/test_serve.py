@@ -1,5 +1,6 @@
 """`firebolt serve`: the openai client gets the answers of `firebolt ask`, whoever else asks, hangs up or is refused."""
 
+import http.client
 import json
 import os
 import re
@@ -193,6 +194,19 @@ def held(slow, monkeypatch):
     free.set()
 
 
+def test_a_client_that_hangs_up_while_it_waits_gives_its_place_back(slow, held):
+    before = slow.count("clients_gone_total")
+    connections = [http.client.HTTPConnection("127.0.0.1", slow.port) for _ in range(3)]
+    body = json.dumps({"model": "model", "messages": [user("why?")], "max_tokens": 1900})
+    for connection in connections:
+        connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+    slow.wait_until(inside=3)
+    for connection in connections:
+        connection.close()
+    slow.wait_until(inside=0)
+    assert slow.count("clients_gone_total") == before + 3
+
+
 def test_a_full_queue_is_told_with_the_time_to_come_again(slow, held):
     client = slow.client()
 
@@ -202,8 +216,9 @@ def test_a_full_queue_is_told_with_the_time_to_come_again(slow, held):
     with ThreadPoolExecutor(3) as pool:
         let_in = pool.map(asked, range(3))
         slow.wait_until(inside=3)
+        large = [user("why?", "data:image/png;base64," + "A" * 900_000)]
         with pytest.raises(openai.RateLimitError, match="at most 3 at a time") as refused:
-            asked(3)
+            client.chat.completions.create(model="model", messages=large)
         assert int(refused.value.response.headers["retry-after"]) >= 1
         assert slow.send("GET", "/health")[0] == 200
         held.set()

@@ -161,6 +161,24 @@ def test_all_grids_are_seen_until_they_are_not():
         assert layer.config.top_k == 8
 
 
+def test_the_course_reads_first_then_lines_then_all_kinds(tmp_path):
+    trained, asked, drawn = job(20), [], drawing()
+
+    class Noted:
+        def batch(self, step, screens, pages, chances):
+            asked.append((step, screens, pages, sorted(chances)))
+            return drawn.batch(step, 1, 1, chances)
+
+    trained.drawing = Noted()
+    trained.prepare(new_accelerator([], tmp_path, cpu=True))
+    trained.start(0)
+    measured = {step: trained.step(step) for step in (0, 7, 8, 10, 11, 19)}
+    both = ["line", "prices"]
+    assert asked[:3] == [(0, 1, 2, both), (7, 1, 2, both), (8, 2, 1, ["line"])]
+    assert asked[3:] == [(10, 2, 1, ["line"]), (11, 2, 1, both), (19, 2, 1, both)]
+    assert [step for step, found in measured.items() if "letters" in found] == [8, 10, 11, 19]
+
+
 def test_a_run_goes_on_as_if_it_never_broke(tmp_path):
     class Killed(BaseException):
         pass

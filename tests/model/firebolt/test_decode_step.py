@@ -11,7 +11,7 @@ from numerics import assert_close
 from transformers import DynamicCache, Lfm2Model
 from transformers.cache_utils import DynamicLayer
 
-from firebolt_vl.model.compat import CACHE, GrowingLayer, StepwiseShortConv, extend
+from firebolt_vl.model.compat import CACHE, GrowingLayer, StepwiseShortConv, extend, short_convolution
 from firebolt_vl.model.firebolt.cache_firebolt import ConnectorCacheLayer
 
 
@@ -24,9 +24,11 @@ def decoders(bias: bool, dtype=torch.float64):
     return theirs, ours, model.config.text_config
 
 
+@pytest.mark.parametrize("kernel", [False, True], ids=["", "beside a kernel"])
 @pytest.mark.parametrize("bias", [False, True])
 @torch.no_grad()
-def test_the_short_convolutions_step_is_that_of_transformers(bias):
+def test_the_short_convolutions_step_is_that_of_transformers(bias, kernel, monkeypatch):
+    monkeypatch.setattr(short_convolution, "HAS_KERNEL", kernel)
     theirs, ours, config = decoders(bias)
     assert any(type(module) is StepwiseShortConv for module in ours.modules())
     assert not any(type(module) is StepwiseShortConv for module in theirs.modules())

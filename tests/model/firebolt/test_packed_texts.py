@@ -11,6 +11,7 @@ from transformers import DataCollatorWithFlattening
 from transformers.models.lfm2.modeling_lfm2 import Lfm2Attention
 
 from firebolt_vl.cmm.classes import change_classes
+from firebolt_vl.model import FireboltForSequenceClassification
 from firebolt_vl.model.compat import CACHE, SequencewiseAttention, StepwiseShortConv, keeps_apart, packed_rows, versions
 
 KINDS = {
@@ -63,7 +64,7 @@ batches = st.lists(st.tuples(st.integers(2, 12), st.booleans()), min_size=1, max
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(batch=batches)
 def test_loss_logits_and_gradients_are_those_of_rows(kind, batch):
     model = tiny_models.make_model(**KINDS[kind]).double()
@@ -175,6 +176,19 @@ def test_every_attention_of_the_decoder_keeps_texts_apart(attention):
     assert keeps_apart(model.model.language_model)
     kept = rows["attention_mask"].bool()
     assert_close(model(**packed(rows), **pixels).logits[0], model(**rows, **pixels).logits[kept], relative=1e-5)
+
+
+@pytest.mark.parametrize("told", ["position_ids", "cu_seq_lens_q"])
+@torch.no_grad()
+def test_a_reward_model_scores_each_text(told):
+    torch.manual_seed(0)
+    model = FireboltForSequenceClassification(tiny_models.make_config()).double().eval()
+    rows, pixels = padded([5, 1, 7], [True, False, True])
+    text = {name: x for name, x in packed(rows).items() if name != "labels"}
+    if told == "cu_seq_lens_q":
+        text = {"input_ids": text["input_ids"], told: borders(rows)}
+    del rows["labels"]
+    assert_close(model(**text, **pixels).logits, model(**rows, **pixels).logits, relative=1e-5)
 
 
 class TestWrong:
