@@ -132,7 +132,7 @@ class FireboltOnPage(PageModel):
         return Source(shown.frames, shown.times, shown.duration) if ask.is_video(shown) else Source([shown], None, None)
 
     def _shown(self, talk: Talk) -> list:
-        """What the processor takes: an image, or a video."""
+        """Return what the processor takes: an image, or a video."""
         from ..model.video import Video
 
         source = self.open(talk.path)
