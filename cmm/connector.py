@@ -42,14 +42,15 @@ class GridSide:
         Raises ValueError for a state of another layer.
         """
         found = {name[len(PREFIX) :]: kept for name, kept in state.tensors.items() if name.startswith(PREFIX)}
-        known = {each.name for each in fields(cls)}
-        needed = {each.name for each in fields(cls) if each.default is MISSING}
-        if not needed <= found.keys() <= known:
+        try:
+            return cls(**found)
+        except TypeError:  # looked into only then: torch.compile cannot list the fields of a class
+            known = {each.name for each in fields(cls)}
+            needed = {each.name for each in fields(cls) if each.default is MISSING}
             raise ValueError(
                 f"{cls.__name__}: state has {sorted(found)} of the grids; expected {sorted(needed)} and no others but "
                 f"{sorted(known - needed)}, as a state of this layer or connector has"
-            )
-        return cls(**found)
+            ) from None
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of a state with this grid side, the inverse of `of`."""

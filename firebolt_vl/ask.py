@@ -166,9 +166,9 @@ def ignore_settings(loaded: Loaded, seed: int | None, note: Callable[[str], None
 
 def is_video(picture: "Image.Image | Video") -> bool:
     """Tell a video from an image."""
-    from .model.video import Video
+    from PIL import Image
 
-    return isinstance(picture, Video)
+    return not isinstance(picture, Image.Image)  # without an import of PyTorch, as videos need
 
 
 def knows_times(loaded: Loaded) -> bool:
@@ -216,26 +216,24 @@ def _check_image_path(image: str) -> None:
 
 def open_picture(image: str) -> "Image.Image":
     """Open an image file, upright, as RGB. Raises Misuse and Failure."""
-    from .views.images import open_image
+    from .views.images import ImageError, open_image
 
-    return _opened(lambda: open_image(image))
+    return _opened(lambda: open_image(image), ImageError)
 
 
 def open_shown(image: str, frames: int | None) -> "Image.Image | Video":
     """Open an image file, or of a video its frames. Raises Misuse, Failure."""
-    from .model.video import open_image_or_video
-
-    return _opened(lambda: open_image_or_video(image, frames))
-
-
-def _opened(opening: Callable):
-    """Return what `opening` does; what that raises is told as failures of a command."""
-    from .model.video import VideoError
+    from .model.video import VideoError, open_image_or_video
     from .views.images import ImageError
 
+    return _opened(lambda: open_image_or_video(image, frames), ImageError, VideoError)
+
+
+def _opened(opening: Callable, *failures: type[Exception]):
+    """Return what `opening` does; what that raises is told as failures of a command."""
     try:
         return opening()
-    except (ImageError, VideoError) as error:
+    except failures as error:
         raise Failure(str(error)) from None
     except OSError as error:
         raise Misuse(str(error)) from None

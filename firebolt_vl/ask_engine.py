@@ -50,7 +50,7 @@ def ask_engine(
         answer_tokens=len(answer.tokens),
         timing=clock.timing(load_s),
         probability=answer.probability,
-        **familiar_with(loaded.folder, question, picture),
+        **familiar_with(loaded.folder, question, [picture]),
     )
 
 

@@ -132,7 +132,7 @@ class FireboltOnPage(PageModel):
         return Source(shown.frames, shown.times, shown.duration) if ask.is_video(shown) else Source([shown], None, None)
 
     def _shown(self, talk: Talk) -> list:
-        """What the processor takes: an image, or a video."""
+        """Return what the processor takes: an image, or a video."""
         from ..model.video import Video
 
         source = self.open(talk.path)
@@ -152,7 +152,7 @@ class FireboltOnPage(PageModel):
         if self.familiar is not None:
             turn.doubts = self.familiar.doubts(question, *frames)
         if ask.is_video(shown[0]) and not ask.knows_times(self.loaded):
-            turn.facts.append("this model does not know times: its frames are images to it, one after another")
+            turn.facts.append("the frames are images to this model, which does not know times")
         if self.weighs:
             self._weigh(turn, inputs, heard, len(frames))
         return turn

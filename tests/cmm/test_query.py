@@ -192,6 +192,15 @@ def test_a_state_of_another_layer_is_refused():
         make().step(text[:, 0], make_connector("prepend").encode_grids(grids))
 
 
+@torch.no_grad()
+def test_a_step_is_one_graph_for_torch_compile():
+    layer = make("s4d", torch.float32, query="state", layers=2)
+    text, grids = some_inputs(dtype=torch.float32)
+    _, state = layer.prefill(text[:, :5], grids)
+    step = torch.compile(layer.step, backend="eager", fullgraph=True)
+    assert_close(step(text[:, 5], state)[0], layer.step(text[:, 5], state)[0], relative=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice["start"] == "identity"], ids=str)
 def test_the_start_is_the_identity_to_the_bit(choice, dtype):

@@ -336,6 +336,19 @@ def test_a_video_is_watched_and_its_frames_light_up(visit, tmp_path):
         assert tab.locator("#fb-view img").count() == 8
 
 
+def test_a_word_lights_up_in_all_frames_of_a_video(visit, wordy, tmp_path):
+    tab = visit(wordy[0])
+    show(tab, write_video(tmp_path / "clip.mp4", 3, 10))
+    assert tab.locator("#fb-view img").count() == 3
+    ask_for(tab, "what happens?")
+    word(tab, "happens").hover()
+    tab.wait_for_selector("#fb-view.fb-lit")
+    assert len(lit(tab)) == 12  # four tiles a frame
+    tab.click("#fb-rests")
+    tab.wait_for_selector("#fb-view .fb-effect")
+    assert tab.locator("#fb-view .fb-effect").count() == 15  # and a view of each frame as a whole
+
+
 def test_several_turns_are_remembered_where_the_model_can(visit, wordy):
     tab = visit(wordy[0])
     show(tab)
