@@ -83,3 +83,10 @@ def test_a_model_that_puts_images_in_the_text_takes_a_video_where_it_knows_times
         assert len(reading) == (8 if knows else 6)
         if not knows:
             assert reading.problems.by_kind == {"row with a video": 2}
+
+
+def test_packed_rows_with_videos_have_the_losses_of_padded_ones(folder):
+    padded, packed = (
+        losses(run(folder, f"packing-{packing}", max_steps=2, packing=packing)) for packing in (False, True)
+    )
+    assert packed == pytest.approx(padded, rel=1e-4)
