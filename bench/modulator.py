@@ -140,7 +140,7 @@ class PlainModulator(nn.Module):
     """A CrossModalModulator with S4 in its place, written from the equations: the context and both FiLMs of each token,
     S4's kernel anew at every call and cut at 512 taps, as the original runs."""
 
-    inserts_grids = places_images = reads_prompt = False
+    inserts_grids = places_images = reads_prompt = packs = False
 
     def __init__(self, layer: CrossModalModulator):
         super().__init__()
