@@ -6,7 +6,9 @@ Padding stands on the left, before the first token of a row, where it changes no
 that is zero stays so.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,17 +23,26 @@ from .s4d import S4D
 
 State = dict[str, Tensor]
 Step = Callable[[tuple[Tensor, ...], tuple[Tensor, ...]], tuple[tuple[Tensor, ...], Tensor]]
+Block = TypeVar("Block", bound=SSMBlock)
 
 
-class Recurrence(nn.Module):
+class Recurrence(nn.Module, ABC, Generic[Block]):
     """A state-space block as a map (x [B,T,D], mask [B,T] or None, state) -> (y [B,T,D], the state after it).
 
     x is zero where mask is False. T may be open, or 1: then there is no loop in the graph.
     """
 
+    def __init__(self, block: Block):
+        super().__init__()
+        self.block = block
+
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of one row, of the tensors in a state."""
-        raise NotImplementedError
+        return self.block.state_shapes()
+
+    @abstractmethod
+    def forward(self, x: Tensor, mask: Tensor | None, state: State) -> tuple[Tensor, State]:
+        """Run the block on, as the class says."""
 
 
 def real_recurrence(block: SSMBlock) -> Recurrence:
@@ -63,7 +74,7 @@ def over_time(step: Step, state: tuple[Tensor, ...], inputs: tuple[Tensor, ...])
     return state, torch.stack(outputs)
 
 
-class ModalRecurrence(Recurrence):
+class ModalRecurrence(Recurrence[S4 | S4D]):
     """S4 and S4D on pairs of real numbers a + ib, one for each stored mode.
 
     q  = h . (a, b)                       S4 alone: the rank-one part of its matrix
@@ -84,8 +95,7 @@ class ModalRecurrence(Recurrence):
     C_im: Tensor
 
     def __init__(self, block: S4 | S4D):
-        super().__init__()
-        self.block = block
+        super().__init__(block)
         with torch.no_grad():
             if isinstance(block, S4):
                 z, *vectors = block.kernel.real_step()
@@ -98,9 +108,6 @@ class ModalRecurrence(Recurrence):
         for name, pair in pairs.items():
             for part, numbers in zip(("re", "im"), pair.unbind(-1)):  # [D,N/2]
                 self.register_buffer(f"{name}_{part}", numbers.detach().contiguous().clone(), persistent=False)
-
-    def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        return self.block.state_shapes()
 
     def forward(self, x: Tensor, mask: Tensor | None, state: State) -> tuple[Tensor, State]:
         u = x.to(self.block.dtype)
@@ -119,21 +126,17 @@ class ModalRecurrence(Recurrence):
         return (re, im), (self.C_re * re + self.C_im * im).sum(-1)
 
 
-class WindowRecurrence(Recurrence):
+class WindowRecurrence(Recurrence[S4]):
     """S4 with a kernel of K taps: a convolution of a fixed length, after the K - 1 inputs before."""
 
     taps: Tensor
 
     def __init__(self, block: S4):
-        super().__init__()
-        self.block = block
+        super().__init__(block)
         assert block.kernel_taps is not None
         with torch.no_grad():
             taps = block.kernel.reversed_taps(block.kernel_taps).mT.unsqueeze(1)  # [D,1,K]
         self.register_buffer("taps", taps.detach().contiguous().clone(), persistent=False)
-
-    def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        return self.block.state_shapes()
 
     def forward(self, x: Tensor, mask: Tensor | None, state: State) -> tuple[Tensor, State]:
         u = x.to(self.block.dtype)
@@ -143,18 +146,14 @@ class WindowRecurrence(Recurrence):
         return self.block.gated(y, x.dtype), {"inputs": window[:, window.shape[1] - past :]}
 
 
-class MambaRecurrence(Recurrence):
+class MambaRecurrence(Recurrence[Mamba]):
     """Mamba: h' = exp(dt A) h + dt B u, y = C . h' + D u, the rest of the block for all tokens at once."""
 
     A: Tensor
 
     def __init__(self, block: Mamba):
-        super().__init__()
-        self.block = block
+        super().__init__(block)
         self.register_buffer("A", block.kernel.A().detach().clone(), persistent=False)
-
-    def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        return self.block.state_shapes()
 
     def forward(self, x: Tensor, mask: Tensor | None, state: State) -> tuple[Tensor, State]:
         block = self.block

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .errors import Failure, Misuse
-from .options import AsJson, Checkpoint, Device, Dtype, Engine, OnDevice, Overwrite, Quantize
+from .options import AsJson, Checkpoint, Device, Dtype, Engine, OfWeights, OnDevice, Overwrite, Quantized
 from .shown import in_words, new_console, note, percent, show_facts
 
 
@@ -62,12 +62,8 @@ def ask(
         int | None,
         typer.Option(metavar="N", help="Sample the answer, with this seed. Default: the most likely words, no chance."),
     ] = None,
-    dtype: Annotated[
-        Dtype, typer.Option(help="auto is the checkpoint's, on a CPU float32 where that is faster (firebolt info).")
-    ] = Dtype.auto,
-    quantize: Annotated[
-        Quantize | None, typer.Option(help="Weights in 8 bits: several times faster on a CPU, answers may differ.")
-    ] = None,
+    dtype: OfWeights = Dtype.auto,
+    quantize: Quantized = None,
     compile_step: Annotated[
         bool, typer.Option("--compile", help="torch.compile the generation step: the first answer waits for it.")
     ] = False,

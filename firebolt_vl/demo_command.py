@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Checkpoint, Device, Dtype, OnDevice, Quantize
+from .options import Checkpoint, Device, Dtype, OfWeights, OnDevice, Quantized
 from .shown import note
 
 
@@ -21,12 +21,8 @@ def demo(
         int, typer.Option(metavar="MB", min=1, help="The largest image or video that is taken, in megabytes.")
     ] = 32,
     device: OnDevice = Device.auto,
-    dtype: Annotated[
-        Dtype, typer.Option(help="auto is the checkpoint's, on a CPU float32 where that is faster (firebolt info).")
-    ] = Dtype.auto,
-    quantize: Annotated[
-        Quantize | None, typer.Option(help="Weights in 8 bits: several times faster on a CPU, answers may differ.")
-    ] = None,
+    dtype: OfWeights = Dtype.auto,
+    quantize: Quantized = None,
 ) -> None:
     """Open a page on which a model is asked about images and videos.
 

@@ -43,6 +43,12 @@ Checkpoint = Annotated[
     ),
 ]
 OnDevice = Annotated[Device, typer.Option(help="Where to run; auto takes a GPU if there is one.")]
+OfWeights = Annotated[
+    Dtype, typer.Option(help="auto is the checkpoint's, on a CPU float32 where that is faster (firebolt info).")
+]
+Quantized = Annotated[
+    Quantize | None, typer.Option(help="Weights in 8 bits: several times faster on a CPU, answers may differ.")
+]
 Overwrite = Annotated[
     bool,
     typer.Option("--overwrite", help="Replace what is there, though this command did not write it. Never an input."),

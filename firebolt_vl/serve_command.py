@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .errors import Misuse
-from .options import Checkpoint, Device, Dtype, OnDevice, Quantize
+from .options import Checkpoint, Device, Dtype, OfWeights, OnDevice, Quantized
 from .shown import note
 
 if TYPE_CHECKING:
@@ -46,12 +46,8 @@ def serve(
         typer.Option(metavar="HOST", help="Fetch images from this host too; may be repeated. Default: from none."),
     ] = None,
     device: OnDevice = Device.auto,
-    dtype: Annotated[
-        Dtype, typer.Option(help="auto is the checkpoint's, on a CPU float32 where that is faster (firebolt info).")
-    ] = Dtype.auto,
-    quantize: Annotated[
-        Quantize | None, typer.Option(help="Weights in 8 bits: several times faster on a CPU, answers may differ.")
-    ] = None,
+    dtype: OfWeights = Dtype.auto,
+    quantize: Quantized = None,
 ) -> None:
     """Answer over HTTP as OpenAI's chat completions do: images, several turns, streams. Needs the extra `serve`.
 

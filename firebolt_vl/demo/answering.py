@@ -1,5 +1,6 @@
 """Models as the page asks them: an answer with what each of its words looked at, and what it rests on."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import contextmanager
 from copy import copy
@@ -54,7 +55,7 @@ def _is_foveated(folder: Path) -> bool:
         return read_json(folder / CONFIG).get("model_type") == FoveatedVLMConfig.model_type
 
 
-class PageModel:
+class PageModel(ABC):
     """A loaded model that is asked about files."""
 
     def __init__(self, loaded: Loaded, folder: Path):
@@ -96,14 +97,17 @@ class PageModel:
         with quiet(), _plainly():
             return self._rests_on(talk, talk.turns[-1])
 
+    @abstractmethod
     def _open(self, path: str) -> Source:
-        raise NotImplementedError
+        """Open a file as the model is shown it. Raises Misuse, Failure."""
 
+    @abstractmethod
     def _answer(self, talk: Talk, question: str, settings: Settings, hear: Callable[[str], None]) -> Turn:
-        raise NotImplementedError
+        """Answer as `answer` says, with what was checked there."""
 
+    @abstractmethod
     def _rests_on(self, talk: Talk, turn: Turn) -> list[Effect]:
-        raise NotImplementedError
+        """Measure what the answer of a turn rests on."""
 
     def _turn(self, question: str, prompted: str, tokens: "Tensor", certainty: Certainty, heard: Heard) -> Turn:
         """A turn of an answer's tokens: each word of the answer with its probability, and how sure the whole is."""

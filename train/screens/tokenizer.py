@@ -1,11 +1,10 @@
 """The tokenizer of the model that reads: words of questions are tokens, all else is spelled, byte by byte."""
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ...evaluate.screens.questions import question_words
-from ...model import CHAT_TEMPLATE
-from ..tiny.tokenizer import END, PAD, ROLES, START, TURN
+from ..tiny.tokenizer import END, PAD, ROLES, START, TURN, byte_level, with_roles
 
 # They begin a question, where no space is before them; no answer begins with one.
 FIRST = ("what", "where", "which", "when", "who", "whose", "how", "read", "tell", "count")
@@ -21,19 +20,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     words = [*ROLES, *FIRST, *(word.capitalize() for word in FIRST), *(SPACE + word for word in question_words())]
     special = [PAD, START, TURN, END]
     vocabulary = {token: number for number, token in enumerate([*special, *_alphabet(), *words])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        bos_token=START,
-        eos_token=END,
-        additional_special_tokens=[TURN],
-        chat_template=CHAT_TEMPLATE,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
+    return with_roles(byte_level(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True)))
 
 
 def _alphabet() -> list[str]:

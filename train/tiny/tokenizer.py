@@ -38,9 +38,7 @@ def make_tokenizer(vocabulary: int = 448) -> PreTrainedTokenizerFast:
 
     Text is split before each space (and between letters, digits and marks) first, so that no token holds two words.
     """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=[PAD, START, TURN, END],
@@ -48,6 +46,19 @@ def make_tokenizer(vocabulary: int = 448) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_texts(), trainer)
+    return with_roles(tokenizer)
+
+
+def byte_level(model: models.BPE) -> Tokenizer:
+    """Make a tokenizer of bytes around a model of their merges."""
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def with_roles(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """Make transformers' tokenizer of one that has LFM2's special tokens, with our chat template."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,

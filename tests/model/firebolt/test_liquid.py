@@ -5,13 +5,12 @@ import copy
 import pytest
 import tiny_models
 import torch
+from cached_generation import ROUNDING, WAYS, check_assisted_equals_plain, check_cached_equals_uncached
 from numerics import assert_close
 
 from firebolt_vl.model import FireboltConfig, FireboltForConditionalGeneration
 
 LIQUID = {"ssm": "liquid", "liquid_order": 3, "liquid_kernel": "product"}
-# Both sides are float32: a few hundred operations apart.
-ROUNDING = 2e-5
 
 
 def make_model(**cmm):
@@ -34,19 +33,6 @@ def inputs():
     return {**text, **tiny_models.make_pixels(2)}
 
 
-def generated(model, inputs, **options):
-    found = model.generate(
-        **inputs,
-        max_new_tokens=8,
-        min_new_tokens=8,
-        do_sample=False,
-        return_dict_in_generate=True,
-        output_logits=True,
-        **options,
-    )
-    return found.sequences, torch.stack(found.logits)
-
-
 def test_the_products_are_large_enough_to_be_seen(model, inputs):
     plain = copy.deepcopy(model)
     plain.model.connector.ssm.liquid_order = 1
@@ -55,31 +41,13 @@ def test_the_products_are_large_enough_to_be_seen(model, inputs):
     assert difference > 100 * ROUNDING
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"num_beams": 3},
-        {"cache_implementation": "static"},
-        {"prefill_chunk_size": 2},
-    ],
-    ids=["greedy", "beams", "static", "chunks"],
-)
+@WAYS
 def test_cached_generation_equals_uncached(model, inputs, options):
-    beams = {name: value for name, value in options.items() if name == "num_beams"}
-    (ids, logits), (wanted_ids, wanted) = (
-        generated(model, inputs, **options),
-        generated(model, inputs, use_cache=False, **beams),
-    )
-    assert torch.equal(ids, wanted_ids)
-    assert_close(logits, wanted, relative=ROUNDING)
+    check_cached_equals_uncached(model, inputs, 8, options)
 
 
 def test_assisted_generation_forgets_what_is_refused(model, inputs):
-    one = {name: value[:1] for name, value in inputs.items()}
-    (ids, logits), (wanted_ids, wanted) = generated(model, one, prompt_lookup_num_tokens=3), generated(model, one)
-    assert torch.equal(ids, wanted_ids)
-    assert_close(logits, wanted, relative=ROUNDING)
+    check_assisted_equals_plain(model, inputs, 8)
 
 
 def test_a_saved_model_is_the_same_model(model, inputs, tmp_path):

@@ -5,14 +5,12 @@ import itertools
 import pytest
 import tiny_models
 import torch
-from numerics import assert_close
+from cached_generation import WAYS, check_assisted_equals_plain, check_cached_equals_uncached
 
 from firebolt_vl.model import FireboltConfig, FireboltForConditionalGeneration
 from firebolt_vl.model.cpu.quantization import quantized_linears
 
 ASKING = {"query": "state", "layers": 2}
-# Both sides are float32: a few hundred operations apart.
-ROUNDING = 2e-5
 
 
 @pytest.fixture(scope="module", params=["s4", "mamba"])
@@ -27,32 +25,13 @@ def inputs():
     return {**text, **tiny_models.make_pixels(2)}
 
 
-def generated(model, inputs, **options):
-    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, **options}
-    found = model.generate(**inputs, **settings, return_dict_in_generate=True, output_logits=True)
-    return found.sequences, torch.stack(found.logits)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"num_beams": 3}, {"cache_implementation": "static"}, {"prefill_chunk_size": 2}],
-    ids=["greedy", "beams", "static", "chunks"],
-)
+@WAYS
 def test_cached_generation_equals_uncached(model, inputs, options):
-    beams = {name: value for name, value in options.items() if name == "num_beams"}
-    (ids, logits), (wanted_ids, wanted) = (
-        generated(model, inputs, **options),
-        generated(model, inputs, use_cache=False, **beams),
-    )
-    assert torch.equal(ids, wanted_ids)
-    assert_close(logits, wanted, relative=ROUNDING)
+    check_cached_equals_uncached(model, inputs, 6, options)
 
 
 def test_assisted_generation_forgets_what_is_refused(model, inputs):
-    one = {name: value[:1] for name, value in inputs.items()}
-    (ids, logits), (wanted_ids, wanted) = generated(model, one, prompt_lookup_num_tokens=3), generated(model, one)
-    assert torch.equal(ids, wanted_ids)
-    assert_close(logits, wanted, relative=ROUNDING)
+    check_assisted_equals_plain(model, inputs, 6)
 
 
 def test_what_is_grounded_are_the_weights_of_the_second_layer(model, inputs):
