@@ -13,7 +13,7 @@ import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-LIBRARY = "kernels>=0.16,<0.18"
+LIBRARY = "kernels>=0.17,<0.18"
 TESTS = "tests/firebolt_vl/test_hub_kernels.py"
 CHECK = """
 import importlib.util, kernels, torch
@@ -36,7 +36,7 @@ def install(folder: Path, library: str) -> Path:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=ROOT / "out" / "hub")
-    parser.add_argument("--library", default=LIBRARY, help="a requirement of pip, such as kernels==0.16.0")
+    parser.add_argument("--library", default=LIBRARY, help="a requirement of pip, such as kernels==0.17.0")
     options = parser.parse_args()
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
