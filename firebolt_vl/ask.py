@@ -222,11 +222,14 @@ def open_picture(image: str) -> "Image.Image":
 
 
 def open_shown(image: str, frames: int | None) -> "Image.Image | Video":
-    """Open an image file, or of a video its frames. Raises Misuse, Failure."""
-    from .model.video import VideoError, open_image_or_video
-    from .views.images import ImageError
+    """Open an image file, or of a video its frames. Raises Misuse, Failure, of an image before PyTorch is imported."""
+    from .views.formats import begins_as_a_video
 
-    return _opened(lambda: open_image_or_video(image, frames), ImageError, VideoError)
+    if not begins_as_a_video(image):
+        return open_picture(image)
+    from .model.video import VideoError, read_video
+
+    return _opened(lambda: read_video(image, frames), VideoError)
 
 
 def _opened(opening: Callable, *failures: type[Exception]):

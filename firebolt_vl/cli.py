@@ -10,7 +10,7 @@ from typer.exceptions import TyperException
 
 from .ask_command import ask
 from .demo_command import demo
-from .errors import Failure, Interrupted, disk_failure
+from .errors import Failure, Interrupted, Misuse, disk_failure
 from .eval_command import evaluations
 from .options import (
     AsJson,
@@ -66,12 +66,15 @@ app.command()(ask)
 
 @app.command()
 def export(
-    engine: Annotated[ExportFor, typer.Argument(help="The engine that is to run it.")],
-    out: Annotated[str, typer.Argument(metavar="DIR", help="A new folder for the graphs.")],
+    engine: Annotated[ExportFor, typer.Argument(help="The engine that is to run it; kernels: the hub's library.")],
+    out: Annotated[str, typer.Argument(metavar="DIR", help="A new folder.")],
     checkpoint: Checkpoint = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a checkpoint as graphs for an engine that needs no PyTorch (firebolt ask --engine)."""
+    """Write a checkpoint as graphs for an engine that needs no PyTorch (firebolt ask --engine), or the kernels."""
+    if engine is ExportFor.kernels:
+        _export_kernels(out, checkpoint, as_json)
+        return
     from .export import export as write_graphs
 
     done = write_graphs(engine.value, out, checkpoint)
@@ -81,6 +84,21 @@ def export(
         print(
             f"{out}: {len(done.files)} files, {done.bytes / 2**20:.1f} MiB; firebolt ask --engine {engine.value} "
             f"--checkpoint {out} IMAGE QUESTION"
+        )
+
+
+def _export_kernels(out: str, checkpoint: str | None, as_json: bool) -> None:
+    if checkpoint is not None:
+        raise Misuse(f"--checkpoint is {checkpoint} with kernels, which belong to none; leave it out")
+    from .hub_kernels import export_kernels
+
+    built = export_kernels(out)
+    if as_json:
+        print(json.dumps(built.to_dict()))
+    else:
+        print(
+            f"{out}: {', '.join(built.builds)}, {built.bytes / 2**20:.1f} MiB; "
+            f'kernels.get_local_kernel(pathlib.Path("{out}")) loads it'
         )
 
 

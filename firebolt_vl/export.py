@@ -1,6 +1,5 @@
 """A checkpoint written as graphs for another engine, with all that answers from them."""
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -9,9 +8,9 @@ from typing import Any
 
 from .checkpoint import Loaded, check_files, load, locate, quiet
 from .engines.description import FILE, TOKENIZER, Description
-from .errors import Failure, Misuse, told
+from .errors import Failure, told
 from .evaluate.familiar import FILE as FAMILIAR
-from .outputs import check_place
+from .outputs import new_folder
 from .prompts import render, specials, stops
 
 # Questions that stand for all in a chat template: with blanks at their ends, and without.
@@ -41,26 +40,17 @@ def export(engine: str, out: str, checkpoint: str | None = None) -> Export:
     Raises:
         Misuse, Failure: what cannot be done, in one line.
     """
-    target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise Misuse(f"OUT is {out}, which exists already; name a new folder")
-    check_place("OUT", out)
-    folder = locate(checkpoint)
-    check_files(folder)
-    unfinished = target.absolute().with_name(f".{target.name}.{os.getpid()}.tmp")
-    with quiet():
+    with new_folder("OUT", out) as unfinished, quiet():
+        folder = locate(checkpoint)
+        check_files(folder)
         loaded = load(folder, "cpu", "float32", prepack=False)
         try:
-            unfinished.mkdir()
             _write(engine, loaded, folder, unfinished)
-            unfinished.replace(target)
         except Failure:
             raise
         except ValueError as error:
             raise Failure(f"checkpoint {folder}: {told(error)}") from None
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-    files = sorted(target.iterdir())
+    files = sorted(Path(out).iterdir())
     return Export(str(folder), out, engine, [file.name for file in files], sum(file.stat().st_size for file in files))
 
 

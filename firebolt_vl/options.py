@@ -32,6 +32,7 @@ class Engine(StrEnum):
 class ExportFor(StrEnum):
     onnx = "onnx"
     openvino = "openvino"
+    kernels = "kernels"
 
 
 Checkpoint = Annotated[

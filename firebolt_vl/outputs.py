@@ -1,7 +1,9 @@
-"""Pictures that commands write: known to be possible before the work, then written whole or not at all."""
+"""Pictures and folders that commands write: known to be possible before the work, then whole or not there at all."""
 
 import os
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,27 @@ def check_place(option: str, path: str) -> None:
     for folder in (Path(path).parent, followed(path).parent):
         if not folder.is_dir():
             raise Misuse(f"{option} is {path}, but the folder {folder} does not exist; make it first")
+
+
+@contextmanager
+def new_folder(name: str, out: str) -> Iterator[Path]:
+    """A region in which a new folder is filled under a temporary name; at its end it is `out`, or after an error gone.
+
+    Raises Misuse, before anything is made, unless `out`, which the argument `name` gives, can be a new folder.
+    """
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise Misuse(f"{name} is {out}, which exists already; name a new folder")
+    check_place(name, out)
+    unfinished = target.absolute().with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.mkdir()
+        yield unfinished
+        if target.is_dir():
+            target.rmdir()  # Windows renames over nothing, and POSIX over an empty folder alone
+        unfinished.replace(target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def allow_overwriting(

@@ -96,7 +96,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, num_s
     if device.type == "cpu" and _needs_device and not interpreting(kernel):
         raise RuntimeError(
             f"{kernel.fn.__name__} is a Triton kernel: it runs on a GPU, or on a CPU where TRITON_INTERPRET=1 was set "
-            "before firebolt_vl.kernels was imported"
+            "before the kernels were imported"
         )
     with replay.on_device(device):
         arguments = _in_order(kernel, args, named)

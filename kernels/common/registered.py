@@ -4,6 +4,7 @@ A registered op is one node for autograd, `torch.compile` and `torch.export`, wh
 functions are registered ops too, so that a compiled graph has them whole.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,17 @@ from torch.nn import Parameter
 from .. import replay
 from ..transforms import unobserved
 
-NAMESPACE = "firebolt_vl"
+
+def namespace(package: str) -> str:
+    """Name the namespace in which a copy of this package, imported as `package`, registers its ops.
+
+    It is "firebolt_vl" for the installed one. Any other copy, such as one that the hub's library `kernels` loaded, has
+    one of its own: an op that is registered twice under one name runs, in both copies, as the second has it.
+    """
+    return "firebolt_vl" if package == "firebolt_vl.kernels" else re.sub(r"\W", "_", package)
+
+
+NAMESPACE = namespace(__name__.rpartition(".common.")[0])
 
 
 def contiguous_gradients(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -43,7 +54,7 @@ def register(
     *backwards: Backward,
     kept: int = 0,
 ) -> Callable[..., Any]:
-    """Register `firebolt_vl::name` and its backward ops.
+    """Register `name` in the namespace of this copy, `firebolt_vl::name` if it is installed, and its backward ops.
 
     One rule holds for gradients that are absent. Of an output that nothing depends on: zeros for the first output, in
     memory for one number; None for the others. Of an argument that is None: None.

@@ -639,15 +639,45 @@ class TestProcess:
         )
         return Result(done.returncode, done.stdout, done.stderr)
 
-    def test_the_help_needs_nothing_heavy(self):
+    def imported(self, *arguments, of):
+        """Run a command in a process; its result, and which of some modules were imported in it."""
         code = (
-            "import sys; from firebolt_vl import cli; code = cli.run(['--help']); "
-            "heavy = {'torch', 'transformers', 'numpy', 'matplotlib', 'PIL'} & set(sys.modules); "
-            "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
+            "import sys; from firebolt_vl import cli; code = cli.run(sys.argv[2:]); "
+            "print(*({*sys.argv[1].split(',')} & {*sys.modules}), file=sys.stderr); sys.exit(code)"
         )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert "Answer a question about an image" in done.stdout
+        command = [sys.executable, "-c", code, ",".join(of), *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        *said, found = done.stderr.split("\n")[:-1]
+        return Result(done.returncode, done.stdout, "".join(line + "\n" for line in said)), set(found.split())
+
+    def test_the_help_needs_nothing_heavy(self):
+        result, heavy = self.imported("--help", of=["torch", "transformers", "numpy", "matplotlib", "PIL"])
+        assert (result.code, heavy) == (0, set())
+        assert "Answer a question about an image" in result.out
+
+    def test_a_file_that_is_no_image_is_refused_before_anything_heavy(self, tmp_path):
+        (tmp_path / "broken.png").write_bytes(b"no image")
+        asked = ("ask", tmp_path / "broken.png", "what is it?")
+        result, heavy = self.imported(*asked, of=["torch", "transformers", "matplotlib", "firebolt_vl.model"])
+        assert_refused(result, 1, "broken.png")
+        assert heavy == set()
+
+    def test_an_answer_without_a_picture_needs_no_package_beside_the_model(self, checkpoint, image):
+        """transformers imports accelerate and SciPy where they are installed; the rest is for other commands."""
+        others = ["matplotlib", "sklearn", "datasets", "pyarrow", "peft", "trl", "av", "gradio", "tensorboard"]
+        others += [
+            "starlette",
+            "uvicorn",
+            "onnx",
+            "onnxscript",
+            "onnxruntime",
+            "openvino",
+            "firebolt_vl.train",
+            "firebolt_vl.bench",
+        ]
+        asked = ("ask", image, "where?", "--checkpoint", checkpoint, "--max-new-tokens", 2)
+        result, heavy = self.imported(*asked, of=others)
+        assert (result.code, heavy) == (0, set())
 
     def test_an_answer_and_an_error_from_a_process_with_a_plain_terminal(self, checkpoint, image, tmp_path):
         plain = {"cwd": tmp_path, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
