@@ -66,7 +66,7 @@ def ask(
         Dtype, typer.Option(help="auto is the checkpoint's, on a CPU float32 where that is faster (firebolt info).")
     ] = Dtype.auto,
     quantize: Annotated[
-        Quantize | None, typer.Option(help="Weights in 8 bits: several times faster on a CPU, answers may differ.")
+        Quantize | None, typer.Option(help="Weights in 8 or 4 bits: faster on a CPU, answers may differ.")
     ] = None,
     compile_step: Annotated[
         bool, typer.Option("--compile", help="torch.compile the generation step: the first answer waits for it.")

@@ -50,6 +50,11 @@ def export(engine: str, out: str, checkpoint: str | None = None) -> Export:
     unfinished = target.absolute().with_name(f".{target.name}.{os.getpid()}.tmp")
     with quiet():
         loaded = load(folder, "cpu", "float32", prepack=False)
+        if (kind := loaded.model.config.quantized) is not None:
+            raise Failure(
+                f"checkpoint {folder} has its weights in {kind}, which no graph can hold; expected the checkpoint that "
+                "it was made from"
+            )
         try:
             unfinished.mkdir()
             _write(engine, loaded, folder, unfinished)

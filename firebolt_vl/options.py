@@ -21,6 +21,7 @@ class Dtype(StrEnum):
 
 class Quantize(StrEnum):
     int8 = "int8"
+    int4 = "int4"
 
 
 class Engine(StrEnum):

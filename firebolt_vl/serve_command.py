@@ -50,7 +50,7 @@ def serve(
         Dtype, typer.Option(help="auto is the checkpoint's, on a CPU float32 where that is faster (firebolt info).")
     ] = Dtype.auto,
     quantize: Annotated[
-        Quantize | None, typer.Option(help="Weights in 8 bits: several times faster on a CPU, answers may differ.")
+        Quantize | None, typer.Option(help="Weights in 8 or 4 bits: faster on a CPU, answers may differ.")
     ] = None,
 ) -> None:
     """Answer over HTTP as OpenAI's chat completions do: images, several turns, streams. Needs the extra `serve`.

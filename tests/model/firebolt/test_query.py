@@ -8,7 +8,7 @@ import torch
 from numerics import assert_close
 
 from firebolt_vl.model import FireboltConfig, FireboltForConditionalGeneration
-from firebolt_vl.model.cpu.quantization import quantized_linears
+from firebolt_vl.model.cpu.quantized_models import quantized_linears
 
 ASKING = {"query": "state", "layers": 2}
 # Both sides are float32: a few hundred operations apart.
