@@ -64,10 +64,10 @@ class Int4Linear(nn.Linear):
 
         y = x W^T + b        W_k = s (c_k - 8)        s = -w_m / 8        c_k = round(w_k / s) + 8, cut to 0..15
 
-    w_m is the group's weight of largest magnitude, the first of several, which becomes the code 0: so the range is used
-    from its end. A group of zeros has s = 0 and codes 8. A row is filled up with zeros to a multiple of 32. On CPUs
-    that have it by PyTorch's own product, for which x is rounded to bfloat16; elsewhere W is made anew for each call,
-    in the dtype of x: that saves memory, not time.
+    (docs/mathematics.md, (10.1)). w_m is the group's weight of largest magnitude, the first of several, which becomes
+    the code 0: so the range is used from its end. A group of zeros has s = 0 and codes 8. A row is filled up with zeros
+    to a multiple of 32. On CPUs that have it by PyTorch's own product, for which x is rounded to bfloat16; elsewhere W
+    is made anew for each call, in the dtype of x: that saves memory, not time.
 
     `int4_weight` [N,K/2] uint8 has two codes a byte, the even column's in its lower bits, `int4_scale` is [N,K/32];
     both are None while the kernel's own layout is held. A module of class `nn.Linear` is turned into one in place
