@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import Failure, told
+from .signal_stack import signal_stack_kept
 
 Arrays = dict[str, np.ndarray]
 Graph = Callable[[Arrays], Arrays]
@@ -50,7 +51,8 @@ def open_openvino(file: Path, threads: int | None = None) -> Graph:
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
     try:
-        graph = openvino.Core().compile_model(file, "CPU", settings)
+        with signal_stack_kept():
+            graph = openvino.Core().compile_model(file, "CPU", settings)
     except Exception as error:
         raise Failure(f"{file} cannot be loaded: {told(error)}") from None
     inputs = {port.get_any_name() for port in graph.inputs}
