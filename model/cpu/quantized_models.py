@@ -50,7 +50,7 @@ def quantize_int4(model: Model) -> Model:
     """Put the weights that generation reads at every token into 4 bits, in place; returns the model.
 
     In groups of 32 of a row, each with a bfloat16 scale (docs/mathematics.md, section 10); the head, which decides
-    between near words, in 8 bits. Else as `quantize_int8`; logits drift some five times as much.
+    between near words, in 8 bits. Else as `quantize_int8`; logits drift more.
 
     Raises ValueError for a model that is quantised already, has adapters (peft), or weights that are not finite.
     """
