@@ -36,7 +36,7 @@ from ..kernels.linear import PRODUCT
 from ..model import FireboltConfig, FireboltForConditionalGeneration, FireboltImageProcessor
 from ..model.compat import restore_stock
 from ..model.cpu.prepacking import prepack_weights
-from ..model.cpu.quantization import logits_drift, quantize_int8
+from ..model.cpu.quantized_models import QUANTIZE, logits_drift
 from .kernels import device_name
 from .modulator import PlainModulator
 from .timing import Run, peak_bytes
@@ -46,7 +46,7 @@ PHOTO = (640, 480)
 OURS = ("ours", "ours-int8", "ours-compiled", "decoder-alone", "original-policy", "original-policy-plain")
 PEERS = ("lfm2-vl-450m", "smolvlm2-256m", "smolvlm2-500m")
 # Measured where they are asked for by name.
-ON_REQUEST = ("ours-int8-compiled",)
+ON_REQUEST = ("ours-int4", "ours-int8-compiled")
 DTYPES = ("float32", "bfloat16")
 # Answers of those that begin anew for each token are summed up from so many measured lengths.
 MEASURED_LENGTHS = 5
@@ -255,12 +255,13 @@ def _ours(
     for name in wanted:
         if name in ("ours", "ours-int8", "ours-compiled", *ON_REQUEST):  # as `firebolt ask` loads them
             ours = sharing()
-            if "int8" in name:
-                quantize_int8(ours)
+            quantized = next((kind for kind in QUANTIZE if kind in name), None)
+            if quantized is not None:
+                QUANTIZE[quantized](ours)
             prepack_weights(ours)
             if "compiled" in name:
                 ours.compile_step()
-            kept_in = "int8" if "int8" in name else dtype
+            kept_in = quantized or dtype
             answer = _generating(ours, inputs, new_tokens, device)
             yield Subject(name, kept_in, answer, ours, _step_modules(ours), batch=batch)
         elif name == "decoder-alone":

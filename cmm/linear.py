@@ -51,7 +51,12 @@ def product_and_bias(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def in_dtype_of(layer: nn.Module, x: Tensor, otherwise: torch.dtype) -> Tensor:
-    """x in the dtype that a layer's weights have; in `otherwise` where these are a quantiser's codes."""
+    """x in the dtype that a layer's weights have; in `otherwise` where these are a quantiser's codes.
+
+    A layer that makes its `weight` anew at each look says in `weight_dtype` what it would be.
+    """
+    if (dtype := getattr(layer, "weight_dtype", None)) is not None:
+        return x.to(dtype)
     weight = getattr(layer, "weight", None)
     return x.to(weight.dtype if isinstance(weight, Tensor) and weight.dtype in REAL else otherwise)
 

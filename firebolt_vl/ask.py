@@ -118,7 +118,7 @@ def ask(
                 checkpoint=str(folder),
                 device=str(loaded.model.device),
                 dtype=str(loaded.model.dtype).removeprefix("torch."),
-                quantize=how.get("quantize"),
+                quantize=loaded.model.config.quantized,
                 seed=seed,
                 prompt_tokens=inputs["input_ids"].shape[1],
                 answer_tokens=len(tokens),

@@ -118,12 +118,13 @@ def load(
     """Load a checkpoint's folder. Raises Failure where a file is missing or broken, or they do not belong together.
 
     `dtype` "auto" is the checkpoint's own, except that on a CPU half precision that is slower there than float32 is
-    widened (`speeds.runs_in`; small models are not worth the measurement). `quantize` "int8" puts the weights that a
-    token passes into 8 bits; what stays bfloat16 on a CPU is prepacked, unless `prepack` is False. `compile_step`:
+    widened (`speeds.runs_in`; small models are not worth the measurement). `quantize` "int8" or "int4" puts the weights
+    that a token passes into 8 or 4 bits, where the checkpoint does not have them so already; what stays bfloat16 on a
+    CPU is prepacked, unless `prepack` is False. `compile_step`:
     torch.compile of the generation step, at the first answer.
     """
     config = check_files(folder)
-    from .model import FireboltForConditionalGeneration, prepack_weights, quantize_int8
+    from .model import FireboltForConditionalGeneration
     from .model.checkpoint_files import CheckpointError
     from .model.firebolt.original import is_original
 
@@ -144,13 +145,30 @@ def load(
     model = model.eval().to(device)
     if dtype == "auto" and device == "cpu":
         _widen_if_faster(model)
-    if quantize == "int8":
-        quantize_int8(model)
-    if prepack:
-        prepack_weights(model)
+    make_small(model, folder, quantize, prepack)
     if compile_step:
         model.compile_step()
     return Loaded(model, processor)
+
+
+def make_small(model, folder: Path, quantize: str | None, prepack: bool = True) -> None:
+    """Quantise and prepack a loaded model, in place. Raises Failure where the checkpoint is in other bits already."""
+    from .model import prepack_weights
+    from .model.cpu.quantized_models import QUANTIZE
+
+    there = model.config.quantized
+    if quantize is not None and there not in (None, quantize):
+        raise Failure(
+            f"--quantize is {quantize}, and checkpoint {folder} has its weights in {there} already; expected the "
+            f"checkpoint that it was made from, or --quantize {there}"
+        )
+    if quantize is not None and there is None:
+        try:
+            QUANTIZE[quantize](model)
+        except ValueError as error:
+            raise Failure(f"checkpoint {folder}: {told(error)}") from None
+    if prepack:
+        prepack_weights(model)
 
 
 def _widen_if_faster(model) -> None:

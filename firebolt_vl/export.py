@@ -44,6 +44,11 @@ def export(engine: str, out: str, checkpoint: str | None = None) -> Export:
         folder = locate(checkpoint)
         check_files(folder)
         loaded = load(folder, "cpu", "float32", prepack=False)
+        if (kind := loaded.model.config.quantized) is not None:
+            raise Failure(
+                f"checkpoint {folder} has its weights in {kind}, which no graph can hold; expected the checkpoint that "
+                "it was made from"
+            )
         try:
             _write(engine, loaded, folder, unfinished)
         except Failure:

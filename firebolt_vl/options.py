@@ -21,6 +21,7 @@ class Dtype(StrEnum):
 
 class Quantize(StrEnum):
     int8 = "int8"
+    int4 = "int4"
 
 
 class Engine(StrEnum):
@@ -48,7 +49,7 @@ OfWeights = Annotated[
     Dtype, typer.Option(help="auto is the checkpoint's, on a CPU float32 where that is faster (firebolt info).")
 ]
 Quantized = Annotated[
-    Quantize | None, typer.Option(help="Weights in 8 bits: several times faster on a CPU, answers may differ.")
+    Quantize | None, typer.Option(help="Weights in 8 or 4 bits: several times faster on a CPU, answers may differ.")
 ]
 Overwrite = Annotated[
     bool,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .ask import check_numbers, ignore_settings
-from .checkpoint import Loaded, check_report, check_views, choose_device, files_checked, locate, quiet
+from .checkpoint import Loaded, check_report, check_views, choose_device, files_checked, locate, make_small, quiet
 from .errors import Failure, Misuse, first_line, told
 from .outputs import check_picture, write_picture
 from .prompts import check_controls, render, specials, stops
@@ -41,6 +41,7 @@ class Watched:
     checkpoint: str
     device: str
     dtype: str
+    quantize: str | None
     seed: int | None
     frames: int
     visual_tokens: int
@@ -77,13 +78,14 @@ def watch(
     seed: int | None = None,
     overwrite: bool = False,
     note: Callable[[str], None] = lambda line: None,
+    quantize: str | None = None,
 ) -> Watched:
     """Answer `question` about the video or image file `video`.
 
     A video gives 1 frame a second, at most 64, or `frames` of them spread over it; an image is shown as several equal
     frames. `attention` names a PNG (all frames on a page) or GIF file (one after another) that shows where each frame's
     query looked: it is there whole or not at all. The answer is the most likely one; with a `seed` it is sampled.
-    `overwrite` and `note`: as in `ask`.
+    `overwrite` and `note`: as in `ask`; `quantize`: "int8" or "int4", as in `checkpoint.load`.
 
     Raises:
         Misuse, Failure: what cannot be done, in one line.
@@ -103,7 +105,7 @@ def watch(
     folder = locate(checkpoint)
 
     with quiet():
-        loaded = load_foveated(folder, place)
+        loaded = load_foveated(folder, place, quantize)
         ignore_settings(loaded, seed, note)
         load_s = time.perf_counter() - start
         mode = mode or loaded.model.config.mode
@@ -133,6 +135,7 @@ def watch(
             checkpoint=str(folder),
             device=str(loaded.model.device),
             dtype=str(loaded.model.dtype).removeprefix("torch."),
+            quantize=loaded.model.config.quantized,
             seed=seed,
             frames=len(source.frames),
             visual_tokens=visual.tokens.shape[1],
@@ -189,8 +192,11 @@ def _is_image(path: str) -> bool:
         return False
 
 
-def load_foveated(folder: Path, device: str) -> Loaded:
-    """A foveated model, ours or a folder with the original's weights and its decoder's tokenizer."""
+def load_foveated(folder: Path, device: str, quantize: str | None = None) -> Loaded:
+    """Load a foveated model, ours or a folder with the original's weights and its decoder's tokenizer.
+
+    `quantize` is as in `checkpoint.load`; what is bfloat16 on a CPU is prepacked.
+    """
     from .model import FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
     from .model.checkpoint_files import (
         CONFIG,
@@ -223,7 +229,9 @@ def load_foveated(folder: Path, device: str) -> Loaded:
         except Exception as error:  # whatever a foreign file may provoke in the libraries that read it
             raise Failure(f"checkpoint {folder} cannot be loaded: {told(error)}") from None
     check_report(folder, report)
-    return Loaded(model.eval().to(device), processor)
+    model = model.eval().to(device)
+    make_small(model, folder, quantize)
+    return Loaded(model, processor)
 
 
 def inputs_of(loaded: Loaded, source: Source | None, question: str, text: str | None = None, looked_at: int = 0):

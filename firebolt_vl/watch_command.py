@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import AsJson, Device, OnDevice, Overwrite
+from .options import AsJson, Device, OnDevice, Overwrite, Quantize
 from .shown import in_words, new_console, note, show_facts
 
 
@@ -37,6 +37,9 @@ def watch(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
     device: OnDevice = Device.auto,
+    quantize: Annotated[
+        Quantize | None, typer.Option(help="Weights in 8 or 4 bits: faster on a CPU, answers may differ.")
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(metavar="N", help="Sample the answer, with this seed. Default: the most likely words, no chance."),
@@ -57,6 +60,7 @@ def watch(
         seed,
         overwrite=overwrite,
         note=note,
+        quantize=quantize and quantize.value,
     )
     if as_json:
         print(json.dumps(reply.to_dict()))
@@ -74,7 +78,7 @@ def _show_watched(reply) -> None:
         f"loaded in {in_words(reply.timing.load_s)}",
         f"{reply.frames} frames looked at in {in_words(reply.look_s)} ({reply.mode})",
         f"{reply.answer_tokens} token{'s' if reply.answer_tokens > 1 else ''} in {in_words(reply.timing.total_s)}",
-        f"{reply.device}, {reply.dtype}",
+        f"{reply.device}, {', '.join(filter(None, (reply.dtype, reply.quantize)))}",
     ]
     picture = None if reply.attention is None else f"where it looked: {reply.attention}"
     show_facts(reply, facts, picture, console)

@@ -4,7 +4,7 @@ from .adapters import lora_targets
 from .compat.registry import register, register_scoring, register_tower
 from .convolutional import ConvolutionalTower, ConvolutionalTowerConfig
 from .cpu.prepacking import prepack_weights
-from .cpu.quantization import logits_drift, quantize_int8
+from .cpu.quantized_models import logits_drift, quantize_int4, quantize_int8
 from .firebolt import (
     CHAT_TEMPLATE,
     FireboltConfig,
@@ -42,6 +42,7 @@ __all__ = [
     "logits_drift",
     "lora_targets",
     "prepack_weights",
+    "quantize_int4",
     "quantize_int8",
     "read_video",
 ]

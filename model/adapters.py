@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
+from .cpu.int4 import Int4Linear
 from .cpu.prepacking import PrepackedLinear
 from .cpu.quantization import Int8Linear
 
@@ -29,7 +30,7 @@ def lora_targets(model: nn.Module, parts: Sequence[str] = ("decoder",)) -> list[
     them, not the parameters of its state-space model; in the foveated model the maps of queries and visual tokens) and
     "vision". A layer that a quantiser of another library holds is a layer like any other (QLoRA).
 
-    Raises ValueError for other parts, and for a model whose weights are in 8 bits or prepacked.
+    Raises ValueError for other parts, and for a model whose weights are in 8 or 4 bits or prepacked.
     """
     unknown = [part for part in parts if part not in PARTS]
     if unknown or not parts:
@@ -58,23 +59,23 @@ def part_of(name: str) -> str | None:
 
 
 def _held_otherwise(modules: Iterable[nn.Module]) -> str | None:
-    """Say how the weights of one of the modules are held, if that is in 8 bits or prepacked."""
+    """Say how the weights of one of the modules are held, if that is in 8 or 4 bits or prepacked."""
     for module in modules:
-        if isinstance(module, Int8Linear):
-            return "its weights in 8 bits"
+        if isinstance(module, Int8Linear | Int4Linear):
+            return f"its weights in {8 if isinstance(module, Int8Linear) else 4} bits"
         if isinstance(module, PrepackedLinear):
             return "its weights prepacked"
     return None
 
 
 def check_adaptable(where: str, model: nn.Module) -> None:
-    """Raise ValueError for a model whose weights are in 8 bits or prepacked."""
+    """Raise ValueError for a model whose weights are in 8 or 4 bits or prepacked."""
     if (how := _held_otherwise(model.modules())) is not None:
         raise ValueError(f"{where}: model has {how}; {ORDER}")
 
 
 def check_adapters(where: str, model: nn.Module) -> None:
-    """Raise ValueError where an adapter stands around a layer whose weights are in 8 bits or prepacked."""
+    """Raise ValueError where an adapter stands around a layer whose weights are in 8 or 4 bits or prepacked."""
     wrapped = (getattr(module, "base_layer", None) for module in model.modules())
     if (how := _held_otherwise(layer for layer in wrapped if isinstance(layer, nn.Module))) is not None:
         raise ValueError(f"{where}: model has adapters, and {how}; {ORDER}")

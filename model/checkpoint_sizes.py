@@ -117,4 +117,17 @@ def check_model(build: Callable[[], torch.nn.Module], shapes: Shapes, where: str
     )
 
 
-__all__ = ["check_config", "check_model"]
+def check_quantized_shapes(kind: str | None, shapes: Shapes, where: str | PathLike = CONFIG) -> None:
+    """Compare what a configuration says of quantised weights, "int8", "int4" or None, with the names of the weights.
+
+    Raises CheckpointError.
+    """
+    there = [bits for bits in ("int4", "int8") if any(name.endswith(f".{bits}_weight") for name in shapes)]
+    found = there[0] if there else None  # a model in 4 bits has its head in 8
+    if kind != found:
+        raise CheckpointError(
+            f"{where}: quantized is {kind!r}; expected {found!r}, as the weights are; they do not belong together"
+        )
+
+
+__all__ = ["check_config", "check_model", "check_quantized_shapes"]

@@ -12,6 +12,8 @@ SIZES = (
     *("image_size", "patch_size", "num_channels", "max_position_embeddings", "conv_L_cache"),
 )
 
+QUANTIZED = ("int8", "int4")
+
 
 def backbone(config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
     """Return a backbone's configuration, which is an object once the configuration that holds it is made."""
@@ -25,6 +27,12 @@ def check_keys(given: Iterable[str], config_class: type[PreTrainedConfig]) -> No
     for key in given:
         if near := difflib.get_close_matches(key, own, n=1, cutoff=0.8):
             raise ValueError(f"{config_class.__name__}: {key} is not one of its keys; did you mean {near[0]}?")
+
+
+def check_quantized_kind(config: str, kind: str | None) -> None:
+    """Raise ValueError where a configuration says that weights are held in a way that is none of ours."""
+    if kind not in (None, *QUANTIZED):
+        raise ValueError(f"{config}: quantized is {kind!r}; expected one of {', '.join(QUANTIZED)}, or None")
 
 
 @contextmanager

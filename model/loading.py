@@ -25,7 +25,8 @@ from .checkpoint_files import (
     read_shapes,
     weight_files,
 )
-from .checkpoint_sizes import check_config, check_model
+from .checkpoint_sizes import check_config, check_model, check_quantized_shapes
+from .cpu.quantized_models import pack_quantized
 from .places import HUB_ARGUMENTS, find
 from .quantizers import check_quantized
 
@@ -125,6 +126,12 @@ def load_checked(cls, load: Callable, name: str | PathLike | None, args: tuple, 
         if (kind := opened.config.get("model_type")) != cls.config_class.model_type:
             raise CheckpointError(f"{where} is of a {kind!r} model; expected a {cls.config_class.model_type!r} model")
         config = cls.config_class.from_dict(dict(opened.config))
+    if config.quantized is not None and not getattr(cls, "takes_quantized", False):
+        raise CheckpointError(
+            f"{where}: quantized is {config.quantized!r}; {cls.__name__} expects weights that are not; take the "
+            "checkpoint that it was made from"
+        )
+    check_quantized_shapes(config.quantized, opened.shapes, where)
     check_model(lambda: cls(config), opened.shapes, where)
     return _loaded(cls, load, opened.folder, args, arguments)
 
@@ -133,8 +140,9 @@ def _loaded(cls, load: Callable, folder: Path | None, args: tuple, arguments: di
     """Load, and compare the result with what a quantiser that was asked for should have made of it."""
     asked = arguments.get("quantization_config")
     loaded = load(folder, *args, **arguments)
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    pack_quantized(model)
     if asked is not None:
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
         check_quantized(model, lambda: cls(copy.deepcopy(model.config)), type(asked).__name__)
     return loaded
 

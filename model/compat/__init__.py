@@ -14,6 +14,7 @@ from .offloading import parameters_present, to_device_of
 from .packed_rows import PACKED_NAMES, decode_packed, keeps_apart
 from .pooling_head import OneQueryPooling, pool_by_one_query
 from .short_convolution import StepwiseShortConv, know_steps_and_borders
+from .tying import untie
 from .versions import CACHE, CACHE_NAMES, TESTED, given_cache, is_tested, restore_stock
 
 __all__ = [
@@ -40,4 +41,5 @@ __all__ = [
     "pool_by_one_query",
     "restore_stock",
     "to_device_of",
+    "untie",
 ]

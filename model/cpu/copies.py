@@ -22,8 +22,8 @@ class CopyOfWeights(Tensor):
     @data.setter
     def data(self, value: Tensor) -> None:
         raise RuntimeError(
-            "weight.data is set of a layer whose weights are in 8 bits or prepacked; expected no change of them: merge "
-            "adapters (merge_and_unload) before quantize_int8 and prepack_weights"
+            "weight.data is set of a layer whose weights are in 8 or 4 bits or prepacked; expected no change of them: "
+            "merge adapters (merge_and_unload) before quantize_int8, quantize_int4 and prepack_weights"
         )
 
 

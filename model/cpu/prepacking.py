@@ -14,11 +14,14 @@ class PrepackedLinear(nn.Linear):
     """Linear layer y = x W^T + b with W in oneDNN's own layout (`kernels.linear.prepacked`), bfloat16 on a CPU.
 
     As many bytes as W, which `weight` makes anew at each call. A module of class `nn.Linear` is turned into one in
-    place (`prepack_linear`); its bias stays as it is. W has no gradient, x has one. Where it is moved to another device
-    or dtype it becomes an ordinary layer again.
+    place (`prepack_linear`); its bias stays as it is. W has no gradient, x has one. `tied` is the embedding that has
+    the same W, so that they are saved as one. Where it is moved to another device or dtype it becomes an ordinary layer
+    again.
     """
 
     packed: Tensor
+    tied: nn.Embedding | None = None
+    weight_dtype = torch.bfloat16
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]  # it stands for the parameter
@@ -50,6 +53,10 @@ class PrepackedLinear(nn.Linear):
         self.__dict__.pop("packed")
         change_class(self, nn.Linear)
         self.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "weight"] = self._dense() if self.tied is None else self.tied.weight.detach()
 
     def __getstate__(self):
         """Copies and pickles hold W itself: oneDNN's layout is this machine's, and torch cannot copy it."""
@@ -84,14 +91,17 @@ def prepack_weights(model: nn.Module) -> nn.Module:
     is tied to the embedding, which stays as it is. Layers of fewer than half a million weights, in other dtypes or on
     other devices stay as they are. Raises ValueError for a model with adapters (peft).
 
-    The model can generate, run forward, give gradients of its inputs, be copied and moved; it has no gradients for
-    those weights and is saved before this, not after.
+    The model can generate, run forward, give gradients of its inputs, be copied, moved and saved (as the ordinary
+    weights that it was made of, since the layout is this machine's); it has no gradients for those weights.
     """
     refuse_adapters("prepack_weights", model)
     model.requires_grad_(False)
+    embeddings = {id(inner.weight): inner for inner in model.modules() if isinstance(inner, nn.Embedding)}
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.numel() >= LEAST_WEIGHTS:
-            prepack_linear(module)
+            tied = embeddings.get(id(module.weight))
+            if prepack_linear(module) and tied is not None:
+                module.__dict__["tied"] = tied  # past nn.Module, which would take it for a part of this layer
     return model
 
 

@@ -1,15 +1,13 @@
-"""Weights in 8 bits for generation: the linear layers that every token passes, made so after loading."""
+"""Weights in 8 bits for generation: each output channel with a scale of its own."""
 
 import warnings
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ...cmm.classes import change_class
-from .copies import CopyOfWeights, refuse_adapters
+from .copies import CopyOfWeights
 from .mapped_memory import release_file_pages
 
 LARGEST = 127
@@ -18,8 +16,6 @@ ROWS = 256
 ENGINES = ("x86", "fbgemm")
 KERNEL = "linear_with_input_q_dq_qweight_dq_output_fp32"
 PER_CHANNEL = "_make_per_channel_quantized_tensor"
-
-Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def has_kernels() -> bool:
@@ -45,8 +41,9 @@ class Int8Linear(nn.Linear):
     """
 
     packed: torch.ScriptObject | None
-    int8_weight: Tensor  # a buffer that is None while `packed` holds the integers
+    int8_weight: Tensor | None  # a buffer that is None while `packed` holds the integers
     int8_scale: Tensor
+    weight_dtype = torch.float32
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]  # it stands for the parameter
@@ -62,13 +59,14 @@ class Int8Linear(nn.Linear):
     def integers(self) -> tuple[Tensor, Tensor]:
         """Return the integers [N,K] int8 and the scales [N] float32."""
         if self.packed is None:
+            assert self.int8_weight is not None
             return self.int8_weight, self.int8_scale
         weight, _ = torch.ops.quantized.linear_unpack(self.packed)
         return weight.int_repr(), weight.q_per_channel_scales().float()
 
     def forward(self, input: Tensor) -> Tensor:
         if self.packed is None:
-            y = F.linear(input, self.int8_weight.to(input.dtype)) * self.int8_scale.to(input.dtype)
+            y = F.linear(input, self.integers()[0].to(input.dtype)) * self.int8_scale.to(input.dtype)
             return y if self.bias is None else y + self.bias
         wide = input.float()
         largest = torch.linalg.vector_norm(wide, float("inf"), dim=-1, keepdim=True).clamp_min_(1e-30)
@@ -87,6 +85,23 @@ class Int8Linear(nn.Linear):
             self.packed, self.int8_weight = None, integers.to(self.int8_scale.device)
         return self
 
+    def pack(self) -> None:
+        """Hold the integers in the layout of the kernels, where there are some for the device that they are on."""
+        if self.int8_weight is None or self.int8_weight.device.type != "cpu" or not has_kernels():
+            return
+        zeros = torch.zeros(len(self.int8_scale), dtype=torch.int64)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*quantized tensor creation functions", category=UserWarning)
+            channels = getattr(torch, PER_CHANNEL)(self.int8_weight, self.int8_scale.double(), zeros, 0)
+        release_file_pages(self.int8_weight)
+        self.int8_weight = None  # before the kernels' own copy is made: the head's is the peak of loading
+        self.packed = torch.ops.quantized.linear_prepack(channels, None)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.packed is not None:
+            destination[prefix + "int8_weight"] = self.integers()[0]
+
 
 def _int8_product(x: Tensor, packed) -> Tensor:
     """x [...,K] in -1..1, rounded to 1/127, times packed weights -> float32 [...,N]."""
@@ -103,80 +118,32 @@ def _rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
     return integers, torch.cat(scales)
 
 
-@torch.no_grad()
-def quantize_linear(linear: nn.Linear) -> None:
-    """Make an Int8Linear of `linear`, in place."""
-    int8_weight, scale = _rounded(linear.weight.detach())
-    release_file_pages(linear.weight)
-    packed = None
-    if int8_weight.device.type == "cpu" and has_kernels():
-        zeros = torch.zeros(len(scale), dtype=torch.int64)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*quantized tensor creation functions", category=UserWarning)
-            channels = getattr(torch, PER_CHANNEL)(int8_weight, scale.double(), zeros, 0)
-        int8_weight = None  # before the kernels' own copy is made: the head's is the peak of loading
-        packed = torch.ops.quantized.linear_prepack(channels, None)
+def hold_int8(linear: nn.Linear, integers: Tensor, scale: Tensor) -> None:
+    """Make an Int8Linear of `linear`, in place, with these integers and scales, not yet packed."""
     del linear._parameters["weight"]
     change_class(linear, Int8Linear)
     assert isinstance(linear, Int8Linear)
-    linear.packed = packed
-    linear.register_buffer("int8_weight", int8_weight, persistent=False)
-    linear.register_buffer("int8_scale", scale, persistent=False)
-
-
-def quantized_linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """Return the layers of a Firebolt-VL that are quantised, by name: those that a generated token passes.
-
-    The decoder's, its head, and of each layer of the modulator the queries, feed-forward block and channel mixing. The
-    rest stays: the
-    vision tower and the grid side run once a prompt, the parameters of the state-space model need their bits, and the
-    embedding is read a row at a time.
-    """
-    inside = ["model.language_model.", "lm_head"]
-    if model.config.connector == "cmm":
-        parts = ("q_proj", "ffn.", "ssm.output", "query.ssm.output")
-        inside += [f"model.connector.{layer}{part}" for layer in ("", "second.") for part in parts]
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if type(module) is nn.Linear and name.startswith(tuple(inside))
-    }
-
-
-def quantize_int8(model: Model) -> Model:
-    """Put the weights that generation reads at every token into 8 bits, in place; returns the model.
-
-    Layer by layer, so that no second copy of the weights is ever there. The model can generate and run forward, and is
-    moved by `.to`; it has no gradients for those weights, and is saved before this, not after. Logits drift by a few
-    hundredths of their spread (`logits_drift`).
-
-    Raises ValueError for a model that is quantised already, or has adapters (peft).
-    """
-    if is_quantized(model):
-        raise ValueError("quantize_int8: model has its weights in 8 bits; expected one that is not quantised")
-    refuse_adapters("quantize_int8", model)
-    model.requires_grad_(False)
-    for linear in quantized_linears(model).values():
-        quantize_linear(linear)
-    return model
-
-
-def is_quantized(model: nn.Module) -> bool:
-    return any(isinstance(module, Int8Linear) for module in model.modules())
+    linear.packed = None
+    linear.register_buffer("int8_weight", integers)
+    linear.register_buffer("int8_scale", scale)
 
 
 @torch.no_grad()
-def logits_drift(model: nn.Module, quantized: nn.Module, **inputs: Tensor) -> dict[str, float]:
-    """Measure how far the logits of `quantized` lie from those of `model` on the same inputs.
+def quantize_linear(linear: nn.Linear) -> None:
+    """Make an Int8Linear of `linear`, in place."""
+    integers, scale = _rounded(linear.weight.detach())
+    release_file_pages(linear.weight)
+    hold_int8(linear, integers, scale)
+    del integers  # one reference less to what is freed before the kernels' own copy is made
+    assert isinstance(linear, Int8Linear)
+    linear.pack()
 
-    "relative": the root mean square of the difference over that of the centred logits; "same_token": the share of
-    columns with the same most likely token. Padding is left out.
-    """
-    wanted, found = (which(**inputs, use_cache=False).logits.float() for which in (model, quantized))
-    if (mask := inputs.get("attention_mask")) is not None:
-        wanted, found = wanted[mask.bool()], found[mask.bool()]
-    spread = (wanted - wanted.mean(-1, keepdim=True)).square().mean().sqrt()
-    return {
-        "relative": ((found - wanted).square().mean().sqrt() / spread).item(),
-        "same_token": (found.argmax(-1) == wanted.argmax(-1)).float().mean().item(),
-    }
+
+def empty_int8(linear: nn.Linear) -> None:
+    """Make an Int8Linear of `linear`, in place, whose integers come from a checkpoint."""
+    device = linear.weight.device
+    integers = torch.zeros(linear.out_features, linear.in_features, dtype=torch.int8, device=device)
+    hold_int8(linear, integers, torch.ones(linear.out_features, dtype=torch.float32, device=device))
+
+
+__all__ = ["Int8Linear", "empty_int8", "quantize_linear"]

@@ -28,8 +28,7 @@ from ..compat import (
     to_device_of,
 )
 from ..configuration_checks import backbone
-from ..cpu.prepacking import is_prepacked
-from ..cpu.quantization import is_quantized
+from ..cpu.quantized_models import hold_quantized
 from ..loading import load_backbone, open_checkpoint
 from ..packing import check_prompts, kept_columns
 from .cache_firebolt import ConnectorCacheLayer
@@ -68,12 +67,15 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     cache_layer = ConnectorCacheLayer
     first_call_arguments = (*GRID_ARGUMENTS, "prompt_summary")
+    takes_quantized = True
 
     def __init__(self, config: FireboltConfig):
         super().__init__(config)
         self.model = FireboltModel(config)
         text = backbone(config.text_config)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        if config.quantized is not None:
+            hold_quantized(self, config.quantized)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -247,14 +249,6 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         if text is None or (memory is not None and memory.begun):
             return None
         return torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
-
-    def save_pretrained(self, *args, **kwargs) -> None:
-        """Save the model like any of transformers. Raises ValueError where the weights are in 8 bits, or prepacked."""
-        if is_quantized(self):
-            raise ValueError("save_pretrained: weights are in 8 bits; expected a model saved before it is quantised")
-        if is_prepacked(self):
-            raise ValueError("save_pretrained: weights are prepacked; expected a model saved before it is prepacked")
-        super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):

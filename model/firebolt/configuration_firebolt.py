@@ -10,7 +10,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from ...cmm import CMMConfig, RoutedConfig
 from ...cmm.config import MODULATOR_FIELDS, check_defaults
-from ..configuration_checks import backbone, check_keys, check_sizes, named_part
+from ..configuration_checks import backbone, check_keys, check_quantized_kind, check_sizes, named_part
 
 CONNECTORS = ("cmm", "prepend", "cross_attend", "routed")
 FUSIONS = ("replace", "concat", "pool")
@@ -41,6 +41,8 @@ class FireboltConfig(PreTrainedConfig):
         image_token_id: id of the token that stands for an image in a text, as trainers and engines ask for it (trl
             suppresses it while it samples): -1, an id that no token has, since Firebolt-VL has none but the one that
             `cmm_config` may name.
+        quantized: `"int8"` or `"int4"` where the checkpoint's weights are in 8 or 4 bits (`quantize_int8`,
+            `quantize_int4`), as `save_pretrained` notes it.
 
     Raises:
         ValueError: a size that cannot be, an unknown connector, fusion or kind of grids, a fusion with a connector
@@ -64,9 +66,11 @@ class FireboltConfig(PreTrainedConfig):
     grids: str = "views"
     image_token_id: int = NO_TOKEN
     tie_word_embeddings: bool = True
+    quantized: str | None = None
 
     def __post_init__(self, **kwargs):
         check_keys(kwargs, FireboltConfig)
+        check_quantized_kind("FireboltConfig", self.quantized)
         with named_part(self):
             super().__post_init__(**kwargs)
         if self.connector not in CONNECTORS:

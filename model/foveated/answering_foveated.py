@@ -13,6 +13,7 @@ from transformers.utils import can_return_tuple  # pyright: ignore[reportPrivate
 from ...cmm.linear import product
 from ..compat import CACHE, CachedGeneration, given_cache
 from ..configuration_checks import backbone
+from ..cpu.quantized_models import hold_quantized
 from ..loading import load_backbone, open_folder, read_weights
 from ..packing import check_prompts, kept_columns
 from .cache_foveated import VisualCacheLayer
@@ -62,9 +63,12 @@ class FoveatedVLM(ReadingModel, CachedGeneration, GenerationMixin):
     _tied_weights_keys = {"llm.lm_head.weight": "llm.model.embed_tokens.weight"}
     cache_layer = VisualCacheLayer
     first_call_arguments = ("visual_tokens", "visual_mask")
+    takes_quantized = True
 
     def __init__(self, config: FoveatedVLMConfig):
         super().__init__(config)
+        if config.quantized is not None:
+            hold_quantized(self, config.quantized)
         self.post_init()
 
     @torch.no_grad()

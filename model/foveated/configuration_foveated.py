@@ -4,7 +4,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from ..configuration_checks import backbone, check_keys, check_sizes, named_part
+from ..configuration_checks import backbone, check_keys, check_quantized_kind, check_sizes, named_part
 
 MODES = ("coarse_only", "coarse_fine", "autoregressive")
 # Its position table is that of 518 x 518, resized for the frames' 224 x 224 at run time.
@@ -50,6 +50,7 @@ class FoveatedVLMConfig(PreTrainedConfig):
             deep one. For comparison with the original only.
         frame_block: how many frames go through the vision tower at a time, which bounds its memory.
         image_token_id: as in FireboltConfig: no token stands for an image, -1.
+        quantized: as in FireboltConfig: `"int8"` or `"int4"` where the checkpoint's weights are so.
 
     Raises:
         ValueError: an unknown mode, a backbone of another kind, a size below 1.
@@ -73,9 +74,11 @@ class FoveatedVLMConfig(PreTrainedConfig):
     frame_block: int = 16
     image_token_id: int = -1
     tie_word_embeddings: bool = True
+    quantized: str | None = None
 
     def __post_init__(self, **kwargs):
         check_keys(kwargs, FoveatedVLMConfig)
+        check_quantized_kind("FoveatedVLMConfig", self.quantized)
         self.vision_config = DINOV2_SMALL if self.vision_config is None else self.vision_config
         self.text_config = SMOLLM2_135M if self.text_config is None else self.text_config
         with named_part(self):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,10 @@ from commands import assert_refused
 from firebolt_vl import speeds
 from firebolt_vl.checkpoint import load
 from firebolt_vl.kernels.linear import can_prepack
-from firebolt_vl.model import FireboltConfig, FireboltForConditionalGeneration
+from firebolt_vl.model import FireboltConfig, FireboltForConditionalGeneration, quantize_int4
 from firebolt_vl.model.cpu import prepacking
 from firebolt_vl.model.cpu.prepacking import is_prepacked
-from firebolt_vl.model.cpu.quantization import is_quantized
+from firebolt_vl.model.cpu.quantized_models import is_quantized
 from firebolt_vl.speeds import Speed
 
 
@@ -65,7 +66,7 @@ def test_what_stays_bfloat16_is_prepacked(half, monkeypatch, quantize):
     monkeypatch.setattr(prepacking, "LEAST_WEIGHTS", 0)
     model = load(half, "cpu", dtype="bfloat16", quantize=quantize).model
     assert is_prepacked(model)
-    assert is_quantized(model) == (quantize == "int8")
+    assert is_quantized(model) == (quantize is not None)
     assert not is_prepacked(load(half, "cpu", dtype="float32", quantize=quantize).model)
 
 
@@ -88,6 +89,21 @@ def test_ask_says_what_it_ran_in(firebolt, checkpoint, image):
     assert (reply["dtype"], reply["quantize"]) == ("float32", "int8")
     assert "float32, int8" in firebolt(*asked[:-1], "--quantize", "int8").out
     assert_refused(firebolt(*asked, "--quantize", "int3"), 2, "--quantize", "int8")
+
+
+def test_ask_and_export_of_a_quantised_checkpoint(firebolt, checkpoint, image, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "small")
+    quantize_int4(FireboltForConditionalGeneration.from_pretrained(checkpoint)).save_pretrained(folder)
+    answers = []
+    for name, more in ((folder, []), (folder, ["--quantize", "int4"]), (checkpoint, ["--quantize", "int4"])):
+        asked = ["ask", image, "what?", "--checkpoint", name, "--max-new-tokens", 3, "--json", *more]
+        reply = json.loads(firebolt(*asked).out)
+        assert reply["quantize"] == "int4"
+        answers.append(reply["answer"])
+    assert len(set(answers)) == 1
+    asked = ["ask", image, "what?", "--checkpoint", folder, "--quantize", "int8"]
+    assert_refused(firebolt(*asked), 1, "--quantize is int8", "in int4 already")
+    assert_refused(firebolt("export", "onnx", tmp_path / "out", "--checkpoint", folder), 1, "weights in int4")
 
 
 def test_int8_and_a_compiled_step_are_made_at_load(checkpoint):

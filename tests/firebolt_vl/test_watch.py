@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 
 import numpy as np
@@ -15,6 +16,7 @@ from videos import grey, write_video
 
 from firebolt_vl import cli, gaze
 from firebolt_vl.model import CHAT_TEMPLATE, FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM
+from firebolt_vl.model.cpu.quantized_models import QUANTIZE
 
 QUESTION = "what happens?"
 SIZE = {"height": 28, "width": 28}
@@ -74,6 +76,16 @@ class TestAnswers:
         assert "4 frames looked at in" in lines[-1]
         assert "(autoregressive)" in lines[-1]  # the checkpoint's own mode
         assert "5 tokens in" in lines[-1]
+
+    def test_in_8_and_4_bits_it_answers_as_the_model_that_is_saved_so(self, watch, checkpoint, tmp_path):
+        for kind in ("int8", "int4"):
+            reply = json.loads(watch("--json", "--quantize", kind)[1])
+            assert reply["quantize"] == kind
+            folder = shutil.copytree(checkpoint, tmp_path / kind)
+            QUANTIZE[kind](FoveatedVLM.from_pretrained(checkpoint)).save_pretrained(folder)
+            saved = json.loads(watch("--json", model=folder)[1])
+            assert (saved["quantize"], saved["answer"]) == (kind, reply["answer"])
+        assert_refused(watch("--quantize", "int8", model=folder), 1, "--quantize is int8", "in int4 already")
 
     @pytest.mark.parametrize("mode", MODES)
     def test_the_answer_is_the_models_greedy_one(self, watch, checkpoint, video, mode):

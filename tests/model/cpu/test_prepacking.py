@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import foveated
 import pytest
 import tiny_models
 import torch
@@ -150,13 +151,15 @@ def test_beside_8_bits_the_rest_is_prepacked():
 
 
 @needs_layout
-def test_it_is_saved_before_not_after(tmp_path):
-    _, model = both()
-    with pytest.raises(ValueError, match="weights are prepacked; expected a model saved before"):
-        model.save_pretrained(tmp_path)
-    assert not list(tmp_path.iterdir())
-    model.float().save_pretrained(tmp_path)
-    assert (tmp_path / "model.safetensors").exists()
+@pytest.mark.parametrize("kind", ["firebolt", "foveated"])
+def test_it_is_saved_as_the_model_that_it_was_made_of(kind, tmp_path):
+    plain = (tiny_models.make_model() if kind == "firebolt" else foveated.make_foveated()).bfloat16()
+    model = prepack_weights(copy.deepcopy(plain))
+    assert is_prepacked(model)
+    plain.save_pretrained(tmp_path / "plain")
+    model.save_pretrained(tmp_path / "prepacked")
+    wanted, found = ({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("plain", "prepacked"))
+    assert found == wanted
 
 
 @needs_layout

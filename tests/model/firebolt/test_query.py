@@ -8,7 +8,7 @@ import torch
 from cached_generation import WAYS, check_assisted_equals_plain, check_cached_equals_uncached
 
 from firebolt_vl.model import FireboltConfig, FireboltForConditionalGeneration
-from firebolt_vl.model.cpu.quantization import quantized_linears
+from firebolt_vl.model.cpu.quantized_models import quantized_linears
 
 ASKING = {"query": "state", "layers": 2}
 
