@@ -22,7 +22,7 @@ from firebolt_vl.train.screens import recipe
 from firebolt_vl.train.screens.batches import Drawing, Rows
 from firebolt_vl.train.screens.job import Amounts, ScreensJob, grounding_loss, seeing
 from firebolt_vl.train.screens.models import PATCH, new_model, new_processor
-from firebolt_vl.train.screens.reading import BLANK, FIELDS, START, UNKNOWN, Heads, labels_of
+from firebolt_vl.train.screens.reading import BLANK, END, FIELDS, START, UNKNOWN, Heads, labels_of
 from firebolt_vl.train.screens.tokenizer import make_tokenizer
 from firebolt_vl.train.session import new_accelerator
 from firebolt_vl.train.start import train
@@ -81,6 +81,7 @@ def test_labels_of_patches_say_which_letter_stands_in_each_half():
             assert at % side == 2 + place
             assert labels.left[0, at] == labels.right[0, at] == ALPHABET.index(letter)
             assert labels.before[0, at] == (ALPHABET.index("a") if place else START)
+            assert labels.after[0, at] == (END if place else ALPHABET.index("b"))
             assert labels.place[0, at] == place
             assert labels.field[0, at] == FIELDS.index("name")
     (at, *_) = patches[0][1, 0]
@@ -172,11 +173,11 @@ def test_the_course_reads_first_then_lines_then_all_kinds(tmp_path):
     trained.drawing = Noted()
     trained.prepare(new_accelerator([], tmp_path, cpu=True))
     trained.start(0)
-    measured = {step: trained.step(step) for step in (0, 7, 8, 10, 11, 19)}
+    measured = {step: trained.step(step) for step in (0, 4, 5, 6, 19)}
     both = ["line", "prices"]
-    assert asked[:3] == [(0, 1, 2, both), (7, 1, 2, both), (8, 2, 1, ["line"])]
-    assert asked[3:] == [(10, 2, 1, ["line"]), (11, 2, 1, both), (19, 2, 1, both)]
-    assert [step for step, found in measured.items() if "letters" in found] == [8, 10, 11, 19]
+    assert asked[:3] == [(0, 1, 2, both), (4, 1, 2, both), (5, 2, 1, ["line"])]
+    assert asked[3:] == [(6, 2, 1, both), (19, 2, 1, both)]
+    assert [step for step, found in measured.items() if "letters" in found] == [5, 6, 19]
 
 
 def test_a_run_goes_on_as_if_it_never_broke(tmp_path):
@@ -208,13 +209,13 @@ def test_the_same_course_teaches_what_it_is_compared_with(connector, grids, tmp_
 def test_a_time_becomes_steps_which_a_resumed_run_keeps(tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "_seconds", lambda job, number: 1.0 if number == 0 else 2.0)
     config = load_config("screens", ["minutes=2", "side=96", "screens=1", "kinds=line"])
-    # 0.4 of all steps take a second each, the rest two.
-    assert recipe.steps_within(config) == round(120 / (0.4 + 0.6 * 2))
+    # A quarter of all steps take a second each, the rest two.
+    assert recipe.steps_within(config) == round(120 / (0.25 + 0.75 * 2))
     (tmp_path / "steps.json").write_text(json.dumps({"minutes": 2.0, "steps": 17}))
     said = []
     assert recipe._steps(config, tmp_path, True, said.append) == 17
     (tmp_path / "steps.json").write_text("{")
-    assert recipe._steps(config, tmp_path, True, said.append) == 75
+    assert recipe._steps(config, tmp_path, True, said.append) == 69
     assert "timed again" in said[0]
 
 
