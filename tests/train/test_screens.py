@@ -8,6 +8,7 @@ import torch
 from trainings import assert_finite
 
 from firebolt_vl.evaluate.answering import chat_prompt
+from firebolt_vl.evaluate.familiar import read_familiar
 from firebolt_vl.evaluate.screens import exam, layouts, report
 from firebolt_vl.evaluate.screens.fonts import ALPHABET, Face
 from firebolt_vl.evaluate.screens.questions import Question, sample_question
@@ -250,6 +251,7 @@ def test_firebolt_train_screens_ends_with_a_model_that_the_exam_measures(tmp_pat
     model = FireboltForConditionalGeneration.from_pretrained(out)
     assert model.config.cmm_config["top_k"] == 8
     assert (out / "model.safetensors").stat().st_size < 10e6
+    assert read_familiar(out).names
     with pytest.raises(ValueError, match="scenes is 2; expected at least 8, one of each kind"):
         evaluate_screens(out, scenes=2)
     print_report(results)

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from ...evaluate.screens.fonts import extra_fonts
+from ...evaluate.screens.known import familiar
 from ...evaluate.screens.report import evaluate_model, print_report
 from ...files.writing import write_text
 from ..errors import ConfigError
@@ -45,6 +46,7 @@ def train_screens(config: ScreensConfig, folder: Path, resume: bool, note: Calla
     with Shown(folder.name, config.log_every) as shown, products_in(job.bfloat16):
         skipped = run(job, accelerator, options, shown)
     close(accelerator)
+    familiar().write(folder)
     if skipped:
         note(skipped_words(skipped, steps))
     results = {"training_seed": config.seed, "steps": steps, "skipped_steps": skipped}
