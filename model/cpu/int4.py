@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...cmm.classes import change_class
 from .copies import CopyOfWeights
 from .joined import State
-from .mapped_memory import release_file_pages
+from .mapped_memory import release_file_pages, release_free_memory
 
 GROUP = 32
 ZERO = 8  # the code that stands for 0
@@ -121,12 +121,15 @@ class Int4Linear(nn.Linear):
         codes, scale = self.int4_weight, self.int4_scale
         if codes is None or scale is None or not self.can_pack:
             return
-        missing = _up_to(len(codes), OUT_MULTIPLE) - len(codes)
-        halves = torch.stack([codes & LARGEST_CODE, codes >> 4], -1).flatten(1).int()
-        self.packed = _packed(F.pad(halves, (0, 0, 0, missing), value=ZERO))
+        count, missing = len(codes), _up_to(len(codes), OUT_MULTIPLE) - len(codes)
+        halves = torch.full((count + missing, 2 * codes.shape[1]), ZERO, dtype=torch.int32)
+        halves[:count, ::2], halves[:count, 1::2] = codes & LARGEST_CODE, codes >> 4
+        self.packed = _packed(halves)
         self.pairs = _pairs(F.pad(scale, (0, 0, 0, missing)))
         release_file_pages(codes)
         self.int4_weight = self.int4_scale = None
+        del halves, codes
+        release_free_memory()
 
     def forward(self, input: Tensor) -> Tensor:
         differentiable = torch.is_grad_enabled() and input.requires_grad

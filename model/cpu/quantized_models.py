@@ -11,6 +11,7 @@ from ..compat.tying import untie
 from .copies import refuse_adapters
 from .int4 import Int4Linear, empty_int4, int4_form, round_linear_int4
 from .joined import join, joinable
+from .mapped_memory import release_file_pages
 from .prepacking import is_prepacked
 from .quantization import Int8Linear, empty_int8, int8_form, round_linear
 
@@ -72,6 +73,7 @@ def _quantize(model: Model, kind: str) -> Model:
         for name, linear in layers.items():
             if name not in HEADS and not linear.weight.isfinite().all():
                 raise ValueError(f"{where}: model has inf or nan in {name}.weight; expected finite weights")
+            release_file_pages(linear.weight)
     model.requires_grad_(False)
     for name, linear in layers.items():
         (round_linear if kind == "int8" or name in HEADS else round_linear_int4)(linear)
