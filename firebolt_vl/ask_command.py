@@ -137,11 +137,12 @@ def _is_file(text: str) -> bool:
 def _ask_many(batch: str, out: str, batch_size: int, as_json: bool, how: dict) -> None:
     from .batch import answer_file
     from .progress import progress_bar
+    from .ranks import this_rank
 
     def report(problem: str) -> None:
         print(problem, file=sys.stderr, flush=True)
 
-    with progress_bar("answering") as progress:
+    with progress_bar("answering", this_rank().leads) as progress:
         done = answer_file(batch, out, batch_size=batch_size, progress=progress, report=report, **how)
     if as_json:
         print(json.dumps(done.to_dict()))

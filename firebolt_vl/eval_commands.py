@@ -19,6 +19,7 @@ from .exam_rows import WHOLE, Shard
 from .files.reading import lines_of, parse_json
 from .files.writing import words
 from .outputs import write_picture
+from .ranks import this_rank
 
 ALL = "all"
 
@@ -52,7 +53,7 @@ def evaluate_benchmark(
     def work(part: Shard, say: Callable[[str], None]) -> list[dict]:
         found = []
         for benchmark, data in chosen:
-            with progress_bar(benchmark.title) as progress:
+            with progress_bar(benchmark.title, this_rank().leads) as progress:
                 how = {"shard": part, "progress": progress, "report": say, **options}
                 run = evaluate(benchmark, data, examinee, Path(out), **how)
             found.append(concluded(run, part, results(run.benchmark, run.rows, run.bad)))
@@ -75,7 +76,7 @@ def evaluate_own_questions(
     examinee = Examinee(**model)
 
     def work(part: Shard, say: Callable[[str], None]) -> list[dict]:
-        with progress_bar(OWN.title) as progress:
+        with progress_bar(OWN.title, this_rank().leads) as progress:
             how = {"shard": part, "progress": progress, "report": say, **options}
             run, scores = evaluate_own(file, examinee, Path(out), **how)
         found = concluded(run, part, scores)

@@ -27,7 +27,7 @@ def examined(
     say: Callable[[str], None],
     work: Callable[[Shard, Callable[[str], None]], list[dict]],
 ) -> list[dict] | None:
-    """What `work(shard, say)` found, which answers and scores a shard of the exams `names` into the folder `out`.
+    """Return what `work(shard, say)` does, which answers and scores a shard of the exams `names` into the folder `out`.
 
     One of several processes of a launcher takes the shard of its number. The last one that is done puts the rows of all
     parts, which the model `by` has to have given, into the files of the whole, and scores these; the others return

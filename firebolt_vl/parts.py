@@ -64,7 +64,7 @@ def parts_of(out: str) -> list[Part]:
 
 @dataclass
 class Joined:
-    """What the parts were together."""
+    """Counts of all parts together."""
 
     answers: int
     bad: int

@@ -27,7 +27,7 @@ class Rank(NamedTuple):
 
     @property
     def leads(self) -> bool:
-        """Whether this is the first process of its machine, the one that shows how far work has come."""
+        """True for the first process of a machine, the one that shows how far work has come."""
         return self.local == 0
 
 

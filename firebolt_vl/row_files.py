@@ -107,7 +107,7 @@ class RowFile(Rows):
         what: str,
         advice: str = ANOTHER,
     ):
-        """As for `Rows`; `say` is told a warning."""
+        """Open the file: `inputs` are what is read, `say` is told a warning, and the others are as for `Rows`."""
         super().__init__(option, out, columns, what, advice)
         check_place(option, out)
         try:
