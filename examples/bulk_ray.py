@@ -85,7 +85,7 @@ def main(questions: str, out: str, checkpoint: str | None, workers: int, gpus: f
                 Answerer,
                 fn_constructor_args=arguments,
                 batch_size=size,
-                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
+                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
                 num_gpus=gpus,
             )
             for batch in answers.iter_batches(batch_size=None):

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -25,12 +27,24 @@ def command(checkpoint):
     return [sys.executable, str(SCRIPT), "q.jsonl", "a.jsonl", *map(str, given)]
 
 
-def wait_for(running: subprocess.Popen, out: Path, rows: int) -> None:
-    """Wait until so many rows are there."""
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and not (out.exists() and out.read_bytes().count(b"\n") >= rows):
-        assert running.poll() is None
-        time.sleep(0.01)
+PATIENCE = 900
+"""Seconds that a machine which does much else may take to start Ray and load the model."""
+
+
+@contextmanager
+def started(command: list[str], folder: Path, rows: int) -> Iterator[subprocess.Popen]:
+    """Start the script, and wait until so many rows are there; where something fails it is ended."""
+    out, deadline = folder / "a.jsonl", time.monotonic() + PATIENCE
+    with subprocess.Popen(command, cwd=folder) as running:
+        try:
+            while not (out.exists() and out.read_bytes().count(b"\n") >= rows):
+                assert running.poll() is None, "it ended before there were so many rows"
+                assert time.monotonic() < deadline, "it takes too long"
+                time.sleep(0.01)
+            yield running
+        except BaseException:
+            running.terminate()
+            raise
 
 
 def workers_of(running: subprocess.Popen) -> list[psutil.Process]:
@@ -46,8 +60,7 @@ def test_a_worker_killed_in_the_middle_loses_no_row_and_doubles_none(batch, comm
     assert batch("--max-new-tokens", TOKENS, "--batch-size", SIZE, rows=asked).code == 1
     wanted = {row["id"]: (row["answer"], row["by"]) for row in read(images / "a.jsonl")}
     (images / "a.jsonl").unlink()
-    with subprocess.Popen(command, cwd=images) as running:
-        wait_for(running, images / "a.jsonl", 6)
+    with started(command, images, 6) as running:
         victims = workers_of(running)
         assert victims
         victims[0].kill()
@@ -61,8 +74,7 @@ def test_a_worker_killed_in_the_middle_loses_no_row_and_doubles_none(batch, comm
 def test_a_killed_pipeline_goes_on_and_so_does_the_command(batch, command, images, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     write(images / "q.jsonl", questions(60))
-    with subprocess.Popen(command, cwd=images) as running:
-        wait_for(running, images / "a.jsonl", 6)
+    with started(command, images, 6) as running:
         running.kill()
     there = read(images / "a.jsonl")
     assert len(there) < 60
