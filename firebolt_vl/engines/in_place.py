@@ -64,7 +64,7 @@ class TextInPlace:
 
 
 def _placed(array: np.ndarray) -> tuple:
-    """Where an array lies, as ONNX Runtime asks for it."""
+    """Place of an array, as ONNX Runtime asks for it."""
     assert array.flags.c_contiguous
     return "cpu", 0, array.dtype.type, array.shape, array.ctypes.data
 

@@ -52,7 +52,7 @@ def out_of_blocks(weight: Tensor, bits: int) -> Tensor:
 
 
 class Rounding(NamedTuple):
-    """How the products of a graph are rounded: to 8 or 4 bits, but for those with the weights [N,K] in `kept`."""
+    """Bits, 8 or 4, that the products of a graph are rounded to, but for those with the weights [N,K] in `kept`."""
 
     bits: int
     kept: Sequence[Tensor] = ()
