@@ -69,15 +69,23 @@ def export(
     engine: Annotated[ExportFor, typer.Argument(help="The engine that is to run it; kernels: the hub's library.")],
     out: Annotated[str, typer.Argument(metavar="DIR", help="A new folder.")],
     checkpoint: Checkpoint = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            metavar="8|4", help="For onnx: weights in so many bits, by blocks; else float32.", show_default=False
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint as graphs for an engine that needs no PyTorch (firebolt ask --engine), or the kernels."""
     if engine is ExportFor.kernels:
+        if bits is not None:
+            raise Misuse(f"--bits is {bits} with kernels, which have no weights; leave it out")
         _export_kernels(out, checkpoint, as_json)
         return
     from .export import export as write_graphs
 
-    done = write_graphs(engine.value, out, checkpoint)
+    done = write_graphs(engine.value, out, checkpoint, bits)
     if as_json:
         print(json.dumps(done.to_dict()))
     else:
