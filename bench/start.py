@@ -18,7 +18,7 @@ FIREBOLT = (sys.executable, "-m", "firebolt_vl")
 
 
 def commands(image: str, question: str = "what digit is at the top left?") -> dict[str, tuple[str, ...]]:
-    """What is timed, by what the table calls it."""
+    """Return the commands that are timed, by what the table calls them."""
     return {
         "python": (sys.executable, "-c", ""),
         "import torch": (sys.executable, "-c", "import torch"),
