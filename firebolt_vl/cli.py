@@ -27,6 +27,7 @@ from .options import (
 )
 from .serve_command import serve
 from .shown import new_console
+from .starting import begin_command, end_command
 from .usage import complaint
 from .watch_command import watch
 
@@ -590,4 +591,7 @@ def kept_by(arguments: list[str]) -> str:
 
 
 def main() -> None:
-    sys.exit(run(sys.argv[1:]))
+    begin_command()
+    code = run(sys.argv[1:])
+    end_command()
+    sys.exit(code)
