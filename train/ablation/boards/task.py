@@ -24,7 +24,7 @@ TOWER_STEPS = "steps"
 class Settings:
     """Settings that a row of results belongs to: with another number runs are done anew."""
 
-    steps: int = 1200
+    steps: int = 1600
     boards: int = 64
     questions_a_board: int = 2
     exam_boards: int = 400
