@@ -20,7 +20,7 @@ class JoinedMLP(Lfm2MLP):
         whole = whole_of(self, self.same_input)
         if whole is None:
             return super().forward(x)
-        gate, up = whole(x).chunk(2, dim=-1)
+        gate, up = whole.forward(x).chunk(2, dim=-1)  # nothing stands around it
         return self.w2(F.silu(gate) * up)
 
 
