@@ -26,7 +26,7 @@ from .options import (
     ReportFile,
 )
 from .serve_command import serve
-from .shown import new_console
+from .shown import new_console, note
 from .usage import complaint
 from .watch_command import watch
 
@@ -66,12 +66,27 @@ app.command()(ask)
 
 @app.command()
 def export(
-    engine: Annotated[ExportFor, typer.Argument(help="The engine that is to run it; kernels: the hub's library.")],
+    engine: Annotated[
+        ExportFor, typer.Argument(help="The engine that is to run it; page: a browser; kernels: the hub's library.")
+    ],
     out: Annotated[str, typer.Argument(metavar="DIR", help="A new folder.")],
     checkpoint: Checkpoint = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE_OR_DIR",
+            help="page only: a copy of onnxruntime-web (npm's archive, its package, another page). Default: fetched.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a checkpoint as graphs for an engine that needs no PyTorch (firebolt ask --engine), or the kernels."""
+    """Write a checkpoint as graphs that need no PyTorch (firebolt ask --engine), as a page that answers in the browser,
+    or the kernels."""
+    if runtime is not None and engine is not ExportFor.page:
+        raise Misuse(f"--runtime is {runtime} with {engine.value}, which takes none; leave it out")
+    if engine is ExportFor.page:
+        _export_page(out, checkpoint, runtime, as_json)
+        return
     if engine is ExportFor.kernels:
         _export_kernels(out, checkpoint, as_json)
         return
@@ -84,6 +99,19 @@ def export(
         print(
             f"{out}: {len(done.files)} files, {done.bytes / 2**20:.1f} MiB; firebolt ask --engine {engine.value} "
             f"--checkpoint {out} IMAGE QUESTION"
+        )
+
+
+def _export_page(out: str, checkpoint: str | None, runtime: str | None, as_json: bool) -> None:
+    from .browser import export_page
+
+    page = export_page(out, checkpoint, runtime, note)
+    if as_json:
+        print(json.dumps(page.to_dict()))
+    else:
+        print(
+            f"{out}: {page.files} files, {page.bytes / 2**20:.1f} MiB, for any server of files; to see it: "
+            f"python -m http.server --bind 127.0.0.1 --directory {out}, then http://localhost:8000"
         )
 
 

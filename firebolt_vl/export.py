@@ -40,7 +40,18 @@ def export(engine: str, out: str, checkpoint: str | None = None) -> Export:
     Raises:
         Misuse, Failure: what cannot be done, in one line.
     """
-    with new_folder("OUT", out) as unfinished, quiet():
+    with new_folder("OUT", out) as unfinished:
+        folder, _ = write_graphs(engine, unfinished, checkpoint)
+    files = sorted(Path(out).iterdir())
+    return Export(str(folder), out, engine, [file.name for file in files], sum(file.stat().st_size for file in files))
+
+
+def write_graphs(engine: str, out: Path, checkpoint: str | None, weights: bool = False) -> tuple[Path, Description]:
+    """Write what `export` writes into a folder that is there; returns the checkpoint's folder and the description.
+
+    With `weights` the graphs also give what each token weighed (`export_parts`). Raises Misuse, Failure.
+    """
+    with quiet():
         folder = locate(checkpoint)
         check_files(folder)
         loaded = load(folder, "cpu", "float32", prepack=False)
@@ -50,21 +61,19 @@ def export(engine: str, out: str, checkpoint: str | None = None) -> Export:
                 "it was made from"
             )
         try:
-            _write(engine, loaded, folder, unfinished)
+            return folder, _write(engine, loaded, folder, out, weights)
         except Failure:
             raise
         except ValueError as error:
             raise Failure(f"checkpoint {folder}: {told(error)}") from None
-    files = sorted(Path(out).iterdir())
-    return Export(str(folder), out, engine, [file.name for file in files], sum(file.stat().st_size for file in files))
 
 
-def _write(engine: str, loaded: Loaded, folder: Path, out: Path) -> None:
+def _write(engine: str, loaded: Loaded, folder: Path, out: Path, weights: bool) -> Description:
     model: Any = loaded.model
     processor: Any = loaded.processor
     prompts = [_prompt(loaded, images) for images in (0, 1)]
     views = _views(processor.image_processor)
-    parts = model.export_parts(views["size"], views["tile_size"])
+    parts = model.export_parts(views["size"], views["tile_size"], weights)
     graphs = _writer(engine)(parts, out)
     _save_tokenizer(processor.tokenizer, out / TOKENIZER)
     if (folder / FAMILIAR).is_file():
@@ -85,6 +94,7 @@ def _write(engine: str, loaded: Loaded, folder: Path, out: Path) -> None:
         views=views,
     )
     (out / FILE).write_text(description.to_json(), encoding="utf-8")
+    return description
 
 
 def _writer(engine: str) -> Callable[[Mapping[str, Any], Path], dict[str, str]]:
