@@ -248,6 +248,17 @@ class TestMatching:
         counted, unknown = self.times(sass.parse(SASS), trips.Runs(OUTER, np.array([2, 3]), ()))
         assert (counted["LDG"], counted["FFMA"], unknown) == ([2, 3], [2, 3], 1)
 
+    def test_a_first_turn_before_the_loop_and_a_branch_with_a_line_of_the_body(self):
+        first = (
+            '        //## File "/somewhere/kernels/toy.py", line 7\n'
+            ".L_x_8:\n        /*0010*/                   FADD R8, R4, R8 ;\n"
+            "        /*0010*/               @P1 BRA `(.L_x_8) ;\n.L_x_2:\n"
+        )
+        code = sass.parse(SASS.replace(".L_x_2:\n", first).replace('toy.py", line 5', 'toy.py", line 6'))
+        inner = trips.Runs(INNER, np.array([6, 9]), ())
+        counted, unknown = self.times(code, trips.Runs(OUTER, np.array([2, 3]), (inner,)))
+        assert (counted["FADD"], counted["LDG"], counted["FFMA"], unknown) == ([3, 3], [1, 2], [3, 6], 0)
+
     def test_a_loop_that_was_unrolled_runs_less_often_and_its_rest_takes_what_is_left(self):
         product = "        /*0040*/                   HMMA.16816.F32.BF16 R12, R4, R6, R12 ;\n"
         rest = (
