@@ -76,7 +76,7 @@ def write_site(page: Path, name: str, description: Description) -> None:
 
 
 def _told(page: Path, name: str, description: Description) -> dict[str, Any]:
-    """What the page's script has to know: which files it loads, and what is to be read on the page."""
+    """Describe what the page's script has to know: which files it loads, and what is to be read on the page."""
     from ..evaluate.familiar import FILE as FAMILIAR
 
     known = page / MODEL / FAMILIAR

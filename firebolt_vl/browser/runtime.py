@@ -63,7 +63,7 @@ def _fetch(file: IO[bytes]) -> None:
 
 
 def _of_copy(copy: Path) -> dict[str, bytes]:
-    """What there is of the package's files in a local copy."""
+    """Read what there is of the package's files in a local copy."""
     try:
         if copy.is_file():
             with copy.open("rb") as archive:
