@@ -64,6 +64,8 @@ def _fetch(file: IO[bytes]) -> None:
 
 def _of_copy(copy: Path) -> dict[str, bytes]:
     """Read what there is of the package's files in a local copy."""
+    if not copy.exists():
+        raise Misuse(f"--runtime is {copy}, which does not exist; name npm's archive of {NAME} {VERSION}")
     try:
         if copy.is_file():
             with copy.open("rb") as archive:

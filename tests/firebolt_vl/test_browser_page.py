@@ -18,6 +18,7 @@ import pytest
 from commands import assert_refused
 from PIL import Image
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from firebolt_vl import embedded_checkpoint
 from firebolt_vl.browser import page as pages
@@ -27,6 +28,7 @@ from firebolt_vl.engines.description import FILE, TOKENIZER, Description, read_d
 from firebolt_vl.errors import Failure, Misuse
 from firebolt_vl.evaluate.familiar import read_familiar, statistics
 from firebolt_vl.evidence import word_spans
+from firebolt_vl.train.screens.tokenizer import make_tokenizer
 from firebolt_vl.views.cutting import cut_views, stacked
 from firebolt_vl.views.tiling import native_grid
 
@@ -35,6 +37,7 @@ DESCRIBED = json.loads((TINY / "tokenizer.json").read_text(encoding="utf-8"))
 FAMILIAR = read_familiar(TINY)
 SIZES = [(64, 64), (37, 53), (300, 41), (1, 9), (640, 480)]
 FILTERS = range(6)
+OLDEST_NODE = 18
 PLAIN = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
 SETTINGS = [
     {**PLAIN, "tiling": "native", "size": 64, "tile_size": 32, "max_tiles": 4, "resample": 2},
@@ -86,16 +89,16 @@ def numbers(text: str, dtype) -> np.ndarray:
 def ask_node(tmp_path_factory):
     """Run jobs of support/page_in_node.mjs in one process of node."""
     node = shutil.which("node")
-    if node is None:
-        pytest.skip("node is not here")
+    if node is None or int(subprocess.check_output([node, "--version"], text=True)[1:].partition(".")[0]) < OLDEST_NODE:
+        pytest.skip(f"node {OLDEST_NODE} or newer is not here")
     folder = tmp_path_factory.mktemp("node")
     shutil.copytree(pages.SITE, folder / "site")
     (folder / "site" / "package.json").write_text('{"type": "module"}')
     script = Path(__file__).parents[1] / "support" / "page_in_node.mjs"
 
-    def ask(*jobs: dict) -> list:
+    def ask(*jobs: dict, tokenizer: dict = DESCRIBED) -> list:
         given, found = folder / "jobs.json", folder / "results.json"
-        given.write_text(json.dumps({"tokenizer": DESCRIBED, "jobs": jobs}), encoding="utf-8")
+        given.write_text(json.dumps({"tokenizer": tokenizer, "jobs": jobs}), encoding="utf-8")
         done = subprocess.run(
             [node, script, folder / "site", given, found], capture_output=True, text=True, check=False
         )
@@ -142,20 +145,40 @@ def test_the_page_chooses_the_tiles_that_python_does(ask_node):
     assert [tuple(one) for one in found] == [native_grid(*size) for size in sizes]
 
 
-@pytest.mark.parametrize("special", [False, True])
-def test_the_page_gives_the_tokens_that_python_does(special, ask_node):
-    """Tokens, what of the text each is made of, and the text that comes back."""
+def described(tokenizer) -> dict:
+    """What the tokenizer.json of a tokenizer of transformers says."""
+    return json.loads(tokenizer.backend_tokenizer.to_str())
+
+
+def framed() -> dict:
+    """The embedded tokenizer with tokens of its own around a text."""
     tokenizer = Tokenizer.from_str(json.dumps(DESCRIBED))
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("<|startoftext|>", "<|im_end|>")]
+    tokenizer.post_processor = TemplateProcessing(single="<|startoftext|> $A <|im_end|>", special_tokens=ends)
+    return json.loads(tokenizer.to_str())
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: DESCRIBED, framed, lambda: described(make_tokenizer())], ids=["", "framed", "whole"]
+)
+def test_the_page_gives_the_tokens_that_python_does(make, ask_node):
+    """Tokens, what of the text each is made of, and the text that comes back."""
+    contents = make()
+    check_tokenizer(contents)
+    tokenizer = Tokenizer.from_str(json.dumps(contents))
     # Letters that were added to Unicode lately are known to one and not to the other.
     old = [chr(code) for code in range(0x20, 0x3000) if unicodedata.ucd_3_2_0.category(chr(code)) not in ("Cn", "Cs")]
     texts = [*TEXTS, *("a" + "1 x".join(old[n : n + 64]) for n in range(0, len(old), 64))]
-    found, spoken = ask_node(
-        {"do": "encode", "texts": texts, "special": special},
+    found, whole, spoken = ask_node(
+        {"do": "encode", "texts": texts, "special": False},
+        {"do": "encode", "texts": texts, "special": True},
         {"do": "decode", "rows": [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]},
+        tokenizer=contents,
     )
-    for text, tokens, said in zip(texts, found, spoken, strict=True):
-        wanted = tokenizer.encode(text, add_special_tokens=special)
+    for text, tokens, around, said in zip(texts, found, whole, spoken, strict=True):
+        wanted = tokenizer.encode(text, add_special_tokens=False)
         assert [id for id, _, _ in tokens] == wanted.ids, text
+        assert [id for id, _, _ in around] == tokenizer.encode(text, add_special_tokens=True).ids
         assert said == tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=True)
         if text.isascii():
             # In a byte-level tokenizer spans leave a space before a word out, or not, as `trim_offsets` says.
@@ -235,7 +258,7 @@ def test_another_runtime_is_refused(packed, tmp_path):
         ("less.tgz", "lacks ort.wasm.bundle.min.mjs"),
         ("cut.tgz", "lacks ort"),
         ("none.tgz", "lacks ort"),
-        ("nowhere", "lacks ort"),
+        ("nowhere", "which does not exist; name npm's archive"),
     ):
         with pytest.raises(Misuse, match=told):
             runtime.put_runtime(tmp_path / f"for-{name}", str(tmp_path / name), print)

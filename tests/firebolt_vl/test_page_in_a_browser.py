@@ -71,8 +71,9 @@ def serving(folder: Path):
 
 @pytest.fixture(scope="module")
 def address(folder):
-    with serving(folder) as address:
-        yield address
+    """The page below another one, as on a site with several."""
+    with serving(folder.parent) as address:
+        yield f"{address}{folder.name}/"
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +90,9 @@ def visit(browser, address):
     def visit(to: str = address, before: str | None = None, **options):
         context = browser.new_context(**{"viewport": DESKTOP, **options})
         opened.append(context)
-        context.route("**/*", lambda route: route.continue_() if _is_own(route.request.url, to) else route.abort())
-        context.on("request", lambda request: _is_own(request.url, to) or wrong.append(request.url))
+        own = to.removesuffix("index.html")
+        context.route("**/*", lambda route: route.continue_() if _is_own(route.request.url, own) else route.abort())
+        context.on("request", lambda request: _is_own(request.url, own) or wrong.append(request.url))
         context.on("weberror", lambda error: wrong.append(str(error.error)))
         if before is not None:
             context.add_init_script(before)
@@ -223,6 +225,12 @@ def test_an_example_is_asked_by_the_keyboard_alone(visit):
     tab.keyboard.press("Enter")
     tab.wait_for_function("() => document.querySelector('.facts')?.textContent")
     assert tab.inner_text(".answer") == "top left"
+    # Whoever takes another one in the middle has the answer to that one alone.
+    for number in (0, 2, 1):
+        tab.locator("#examples button").nth(number).click(no_wait_after=True)
+    tab.wait_for_function("() => document.querySelector('#question').value.startsWith('where')")
+    tab.wait_for_function("() => document.querySelector('.facts')?.textContent.includes('probability')")
+    assert tab.inner_text(".question") == "where can you see the 7?"
     tab.focus("#question")
     tab.keyboard.press("Shift+Tab")
     assert tab.evaluate("() => document.activeElement.id") == "file"
@@ -322,6 +330,8 @@ def test_files_are_seen_as_pillow_sees_them(visit, tmp_path):
 
 
 def test_what_keeps_the_page_from_working_is_said(visit, folder, tmp_path):
+    tab = visit((folder / "index.html").as_uri())
+    assert "A browser runs it from a server alone, not from a file" in tab.inner_text("#status")
     tab = visit(before="delete globalThis.WebAssembly")
     tab.wait_for_function("() => document.querySelector('#status').textContent.includes('no WebAssembly')")
     for broken, told in (("weights.bin", "has 5 bytes; expected"), ("step.onnx", "model/step.onnx is not there (404)")):

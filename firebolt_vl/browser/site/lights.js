@@ -3,7 +3,7 @@
 const DARKEST = 0.8;
 const MOST_NUMBERED = 40;
 const WHOLE = 0.999;
-// Of the largest weight: a sentence names what has nearly as much.
+// Of the largest share: a sentence names what has nearly as much.
 const NEARLY = 0.8, MOST_NAMED = 2;
 
 const area = ([y0, x0, y1, x1]) => (y1 - y0) * (x1 - x0);
@@ -32,9 +32,11 @@ function placeOf([y0, x0, y1, x1]) {
 /** Say where a word looked. */
 export function sentence(word, weights, boxes) {
   const { parts, whole } = parted(weights, boxes);
-  const ordered = [...parts].sort((one, other) => other.weight - one.weight);
-  const near = ordered.filter(({ weight }) => weight > NEARLY * ordered[0].weight).slice(0, MOST_NAMED);
-  const places = near.map(({ box, weight }) => `${placeOf(box)} (${percent(weight)})`).join(" and ");
+  const shares = new Map();
+  for (const { box, weight } of parts) shares.set(placeOf(box), (shares.get(placeOf(box)) ?? 0) + weight);
+  const ordered = [...shares].sort(([, one], [, other]) => other - one);
+  const near = ordered.filter(([, share]) => share > NEARLY * ordered[0][1]).slice(0, MOST_NAMED);
+  const places = near.map(([place, share]) => `${place} (${percent(share)})`).join(" and ");
   const wholly = whole >= 0.005 ? `; ${percent(whole)} went to the picture as a whole` : "";
   return `“${word.trim() || "␣"}” looked most at ${places}${wholly}.`;
 }

@@ -9,6 +9,7 @@ const HINT = "Point at a word, or move to it with Tab and the arrow keys, and th
 const byId = (id) => document.getElementById(id);
 const looks = new WeakMap();
 let worker, ready = false, shown = null, fresh = false, opening = 0, turn = null, number = 0;
+let ended = Promise.resolve(), end = () => {}; // of the answer that is being made
 
 function status(text) {
   byId("status").textContent = text;
@@ -24,13 +25,17 @@ function refresh() {
   byId("stop").hidden = turn === null;
 }
 
+/** Show a file, or what a promise of one becomes. Resolves to whether it is shown, and no other came meanwhile. */
 async function show(file) {
   const mine = ++opening;
   notice("");
   stop();
   try {
-    const opened = await openPicture(file);
-    if (mine !== opening) return URL.revokeObjectURL(opened.url); // another file came in the meantime
+    const opened = await openPicture(await file);
+    if (mine !== opening) {
+      URL.revokeObjectURL(opened.url);
+      return false;
+    }
     if (shown) URL.revokeObjectURL(shown.url);
     [shown, fresh] = [opened, true];
     byId("picture").src = opened.url;
@@ -40,10 +45,20 @@ async function show(file) {
     byId("drop").classList.add("filled");
     byId("said").replaceChildren();
     darken();
+    await ended;
+    return mine === opening;
   } catch (error) {
-    if (mine !== opening) return;
-    notice(error instanceof PictureError ? error.message : `the picture cannot be opened: ${error.message}`);
+    if (mine === opening) {
+      notice(error instanceof PictureError ? error.message : `the picture cannot be opened: ${error.message}`);
+    }
+    return false;
   }
+}
+
+async function fetched(picture) {
+  const response = await fetch(picture).catch(() => null);
+  if (!response?.ok) throw new PictureError(`${picture} is not there; copy the whole folder again`);
+  return new File([await response.blob()], picture.split("/").at(-1));
 }
 
 function ask(question) {
@@ -52,6 +67,7 @@ function ask(question) {
   if (!shown) return notice("there is no picture yet; choose one, or take an example");
   if (!question.trim()) return notice("the question is empty; write one first");
   turn = new Turn(question, looks);
+  ended = new Promise((resolve) => (end = resolve));
   byId("said").prepend(turn.box);
   const picture = fresh ? shown.picture : null;
   fresh = false;
@@ -88,6 +104,7 @@ function hear({ data }) {
 
 function finish() {
   turn = null;
+  end();
   refresh();
 }
 
@@ -101,9 +118,10 @@ function fail({ text, refused }) {
 /** Say what keeps the page from working at all. */
 function broken(text) {
   ready = false;
+  turn?.ended("stopped");
+  finish();
   byId("progress").hidden = true;
   status(text);
-  refresh();
 }
 
 const marked = (event) => event.target.closest?.(".marked");
@@ -130,11 +148,8 @@ function addExamples(examples) {
     const image = Object.assign(document.createElement("img"), { src: picture, alt: "" });
     button.append(image, question);
     button.addEventListener("click", async () => {
-      const response = await fetch(picture).catch(() => null);
-      if (!response?.ok) return notice(`${picture} is not there; copy the whole folder again`);
       byId("question").value = question;
-      await show(new File([await response.blob()], picture.split("/").at(-1)));
-      ask(question);
+      if (await show(fetched(picture))) ask(question);
     });
     const item = document.createElement("li");
     item.append(button);

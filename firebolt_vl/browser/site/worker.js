@@ -5,7 +5,7 @@ import { Model, Refusal } from "./model.js";
 import * as ort from "./runtime/onnxruntime.js";
 
 const STOPPED = "stopped";
-let model, familiar, seen, asked = 0;
+let model, familiar, unseen, seen, asked = 0;
 
 /** Read the files, telling how far it is; returns name -> Uint8Array. */
 async function readFiles(sizes) {
@@ -45,12 +45,12 @@ async function load({ files: sizes, familiar: known }) {
 }
 
 async function answer({ picture, question, most, number }) {
-  if (picture) {
-    seen = null;
-    const looked = await model.look(picture);
-    seen = { ...looked, doubts: familiar ? doubtsOfPicture(familiar, picture) : [] };
+  if (picture) [unseen, seen] = [picture, null];
+  if (unseen) {
+    const looked = await model.look(unseen);
+    seen = { ...looked, doubts: familiar ? doubtsOfPicture(familiar, unseen) : [] };
+    unseen = null;
   }
-  if (!seen) throw new Refusal("there is no picture yet; choose one first");
   const doubts = familiar ? [...doubtsOfQuestion(familiar, question), ...seen.doubts] : [];
   postMessage({ say: "looked", number, boxes: seen.boxes, doubts });
   for await (const told of model.answer(seen, question, most)) {
