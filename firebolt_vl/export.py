@@ -1,20 +1,22 @@
 """A checkpoint written as graphs for another engine, with all that answers from them."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import Loaded, check_files, load, locate, quiet
 from .engines.description import FILE, TOKENIZER, Description
-from .errors import Failure, told
+from .errors import Failure, Misuse, told
 from .evaluate.familiar import FILE as FAMILIAR
 from .outputs import new_folder
 from .prompts import render, specials, stops
 
 # Questions that stand for all in a chat template: with blanks at their ends, and without.
 PROBES = ("  What is it?  ", "q")
+# What weights in blocks may be rounded to.
+BITS = (8, 4)
 
 
 @dataclass
@@ -26,30 +28,47 @@ class Export:
     engine: str
     files: list[str]
     bytes: int
+    bits: int | None = None
 
     def to_dict(self) -> dict:
         return asdict(self)
 
 
-def export(engine: str, out: str, checkpoint: str | None = None) -> Export:
+def export(engine: str, out: str, checkpoint: str | None = None, bits: int | None = None) -> Export:
     """Write a checkpoint for `engine` ("onnx" or "openvino") to the new folder `out`: whole, or not at all.
 
     In it are three graphs (images to grids, a prompt, one token) in float32, their weights, the tokenizer, and a
-    description (`engines.description`) of how they fit together.
+    description (`engines.description`) of how they fit together. With `bits`, 8 or 4, for ONNX Runtime alone, one graph
+    reads prompts and tokens, and its products have their weights in blocks of 32, the head's in 8 bits.
 
     Raises:
         Misuse, Failure: what cannot be done, in one line.
     """
+    if bits is not None and (engine != "onnx" or bits not in BITS):
+        raise Misuse(f"--bits is {bits} with {engine}; expected {' or '.join(map(str, BITS))}, with onnx")
     with new_folder("OUT", out) as unfinished:
-        folder, _ = write_graphs(engine, unfinished, checkpoint)
+        folder, _ = write_graphs(Form(engine, bits), unfinished, checkpoint)
     files = sorted(Path(out).iterdir())
-    return Export(str(folder), out, engine, [file.name for file in files], sum(file.stat().st_size for file in files))
+    size = sum(file.stat().st_size for file in files)
+    return Export(str(folder), out, engine, [file.name for file in files], size, bits)
 
 
-def write_graphs(engine: str, out: Path, checkpoint: str | None, weights: bool = False) -> tuple[Path, Description]:
+@dataclass(frozen=True)
+class Form:
+    """Kind of graphs: for which engine, with weights in how many bits (None: float32).
+
+    With `weights` they also give what each token weighed (`export_parts`), in float32 alone.
+    """
+
+    engine: str
+    bits: int | None = None
+    weights: bool = False
+
+
+def write_graphs(form: Form, out: Path, checkpoint: str | None) -> tuple[Path, Description]:
     """Write what `export` writes into a folder that is there; returns the checkpoint's folder and the description.
 
-    With `weights` the graphs also give what each token weighed (`export_parts`). Raises Misuse, Failure.
+    Raises Misuse, Failure.
     """
     with quiet():
         folder = locate(checkpoint)
@@ -61,20 +80,19 @@ def write_graphs(engine: str, out: Path, checkpoint: str | None, weights: bool =
                 "it was made from"
             )
         try:
-            return folder, _write(engine, loaded, folder, out, weights)
+            return folder, _write(form, loaded, folder, out)
         except Failure:
             raise
         except ValueError as error:
             raise Failure(f"checkpoint {folder}: {told(error)}") from None
 
 
-def _write(engine: str, loaded: Loaded, folder: Path, out: Path, weights: bool) -> Description:
+def _write(form: Form, loaded: Loaded, folder: Path, out: Path) -> Description:
     model: Any = loaded.model
     processor: Any = loaded.processor
     prompts = [_prompt(loaded, images) for images in (0, 1)]
     views = _views(processor.image_processor)
-    parts = model.export_parts(views["size"], views["tile_size"], weights)
-    graphs = _writer(engine)(parts, out)
+    parts, graphs = _graphs(form, model, (views["size"], views["tile_size"]), out)
     _save_tokenizer(processor.tokenizer, out / TOKENIZER)
     if (folder / FAMILIAR).is_file():
         shutil.copyfile(folder / FAMILIAR, out / FAMILIAR)
@@ -83,7 +101,7 @@ def _write(engine: str, loaded: Loaded, folder: Path, out: Path, weights: bool) 
 
     own_settings(model, processor.tokenizer, sampled=False)
     description = Description(
-        engine=engine,
+        engine=form.engine,
         graphs=graphs,
         inputs={name: _lists(part.inputs) for name, part in parts.items()},
         outputs={name: _lists(part.outputs) for name, part in parts.items()},
@@ -92,19 +110,29 @@ def _write(engine: str, loaded: Loaded, folder: Path, out: Path, weights: bool) 
         controls=control_tokens(processor.tokenizer),
         most_tokens=model.config.text_config.max_position_embeddings,
         views=views,
+        bits=form.bits,
     )
     (out / FILE).write_text(description.to_json(), encoding="utf-8")
     return description
 
 
-def _writer(engine: str) -> Callable[[Mapping[str, Any], Path], dict[str, str]]:
-    if engine == "openvino":
+def _graphs(form: Form, model: Any, sides: tuple[int, int], out: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
+    """Write the graphs; the parts that they are of, and their files."""
+    if form.engine == "openvino":
         from .model.export.openvino_files import write_openvino
 
-        return write_openvino
+        parts = model.export_parts(*sides)
+        return parts, write_openvino(parts, out)
     from .model.export.onnx_files import write_onnx
 
-    return write_onnx
+    if form.bits is None:
+        parts = model.export_parts(*sides, form.weights)
+        return parts, write_onnx(parts, out)
+    from .model.export.block_weights import Rounding
+    from .model.firebolt.fused_parts import TEXT, fused_parts, kept_whole
+
+    parts = fused_parts(model, *sides)
+    return parts, write_onnx(parts, out, {TEXT: Rounding(form.bits, kept_whole(model))})
 
 
 def _lists(named: Mapping[str, tuple]) -> dict[str, list]:

@@ -10,7 +10,7 @@ from typing import Any
 from ..demo.pictures import ASKED, ASKED_OF_ANY, EXAMPLES
 from ..engines.description import FILE, TOKENIZER, Description
 from ..errors import Failure
-from ..export import write_graphs
+from ..export import Form, write_graphs
 from ..outputs import new_folder
 from ..version import __version__
 from .runtime import put_runtime
@@ -48,7 +48,7 @@ def export_page(out: str, checkpoint: str | None, runtime: str | None, say: Call
         put_runtime(unfinished / RUNTIME, runtime, say)
         graphs = unfinished / MODEL
         graphs.mkdir()
-        folder, description = write_graphs("onnx", graphs, checkpoint, weights=True)
+        folder, description = write_graphs(Form("onnx", weights=True), graphs, checkpoint)
         check_tokenizer(json.loads((graphs / TOKENIZER).read_text(encoding="utf-8")))
         write_site(unfinished, folder.name, description)
     written = [file for file in Path(out).rglob("*") if file.is_file()]
