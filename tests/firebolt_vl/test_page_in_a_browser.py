@@ -21,6 +21,7 @@ if not os.environ.get("FIREBOLT_RUNTIME"):
 
 from browsers import launch
 from playwright.sync_api import sync_playwright
+from tiny_models import make_model, make_processor
 
 from firebolt_vl import embedded_checkpoint
 from firebolt_vl.cli import run
@@ -175,7 +176,7 @@ def test_the_highlight_follows_the_word(visit, scenes, monkeypatch):
     tab = wait_until_ready(visit())
     show(tab, path)
     ask(tab, question)
-    wanted = weights_of(path, question, tab.locator(".answer .marked").count())
+    wanted = weights_of(None, path, question, tab.locator(".answer .marked").count())
     marks = tab.locator(".question .marked, .answer .marked")
     assert marks.count() == len(wanted) >= 4
     assert lit(tab) == []
@@ -200,23 +201,45 @@ def test_the_highlight_follows_the_word(visit, scenes, monkeypatch):
     assert tab.evaluate("() => document.activeElement.closest('.answer') !== null")
 
 
-def weights_of(path, question: str, answered: int) -> list[list[float]]:
-    """What each word of a question, and each token of its answer that is seen, weighs in PyTorch."""
+def weights_of(checkpoint: Path | None, path, question: str, answered: int) -> list[list[float]]:
+    """What each word of a question, and each of the first tokens of its answer, weighs in PyTorch."""
     import torch
 
     from firebolt_vl.checkpoint import load
     from firebolt_vl.evidence import word_weights
     from firebolt_vl.prompts import prompt, specials
 
-    loaded = load(embedded_checkpoint(), "cpu", "float32")
+    loaded = load(checkpoint or embedded_checkpoint(), "cpu", "float32")
     text = prompt(loaded, question, 1)
     inputs = loaded.processor(text=text, images=open_image(path), return_tensors="pt", **specials(loaded, text))
-    tokens = torch.tensor([load_engine().answer(open_image(path), question).tokens])
+    tokens = torch.tensor([load_engine(checkpoint).answer(open_image(path), question).tokens])
     ids = torch.cat([inputs["input_ids"], tokens], 1)
     weighed = loaded.model.ground(**{**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)})
     of_words = [weights for _, _, weights in word_weights(loaded, weighed, text, question)]
     begin = inputs["input_ids"].shape[1]
     return of_words + weighed.weights[0, begin : begin + answered].tolist()
+
+
+def test_a_model_of_patches_says_where_it_looked(visit, tmp_path):
+    """Views and patches, two layers, a query of the text so far; random weights, whose answer ends nowhere."""
+    checkpoint, page = tmp_path / "checkpoint", tmp_path / "page"
+    make_model(query="state", layers=2, grids="both").save_pretrained(checkpoint)
+    make_processor().save_pretrained(checkpoint)
+    runtime = ["--runtime", os.environ["FIREBOLT_RUNTIME"]]
+    assert run(["export", "page", str(page), "--checkpoint", str(checkpoint), *runtime]) == 0
+    path, question = page / "examples" / "digits-1.png", "where does it look?"
+    with serving(page) as address:
+        tab = wait_until_ready(visit(address))
+        show(tab, path)
+        said = ask(tab, question)
+        wanted = load_engine(checkpoint).answer(open_image(path), question)
+        assert said.strip() == wanted.text
+        assert "cut short" in tab.inner_text(".facts") or wanted.complete
+        for number, weights in enumerate(weights_of(checkpoint, path, question, 0)):
+            tab.locator(".question .marked").nth(number).hover()
+            tab.wait_for_selector(".marked.on")
+            dark = [0.8 * (1 - weight / max(weights)) for weight in weights[1:]]  # the first is of the whole picture
+            assert lit(tab) == pytest.approx(dark, abs=DIGITS + PARITY / max(weights))
 
 
 def test_an_example_is_asked_by_the_keyboard_alone(visit):
