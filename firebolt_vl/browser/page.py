@@ -13,6 +13,7 @@ from ..errors import Failure
 from ..export import Form, write_graphs
 from ..outputs import new_folder
 from ..version import __version__
+from ..views.images import open_image
 from .runtime import put_runtime
 from .tokens import check_tokenizer
 
@@ -76,20 +77,23 @@ def write_site(page: Path, name: str, description: Description) -> None:
 
 
 def _told(page: Path, name: str, description: Description) -> dict[str, Any]:
-    """Describe what the page's script has to know: which files it loads, and what is to be read on the page."""
-    from ..evaluate.familiar import FILE as FAMILIAR
+    """Describe what the page's script has to know: which files it loads, and what is to be read on the page.
 
-    known = page / MODEL / FAMILIAR
-    familiar = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else None
+    Of the examples those alone that the model says it knows.
+    """
+    from ..evaluate.familiar import read_familiar
+
+    familiar = read_familiar(page / MODEL)
     parts = [FILE, TOKENIZER, *description.graphs.values(), *(file.name for file in (page / MODEL).glob("*.bin"))]
     loaded = [f"{RUNTIME}/onnxruntime.wasm", *(f"{MODEL}/{part}" for part in parts)]
     return {
         "version": __version__,
         "name": name,
         "files": {file: (page / file).stat().st_size for file in loaded},
-        "familiar": familiar,
+        "familiar": None if familiar is None else asdict(familiar),
         "examples": [
-            {"picture": f"{PICTURES}/{picture}", "question": question if familiar else ASKED_OF_ANY}
+            {"picture": f"{PICTURES}/{picture}", "question": ASKED_OF_ANY if familiar is None else question}
             for picture, question in ASKED
+            if familiar is None or not familiar.doubts(question, open_image(EXAMPLES / picture))
         ],
     }

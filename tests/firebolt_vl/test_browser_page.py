@@ -9,6 +9,7 @@ import subprocess
 import tarfile
 import unicodedata
 import urllib.error
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -191,13 +192,15 @@ def test_the_page_finds_words_and_doubts_as_python_does(ask_node):
     texts = [*TEXTS, "how many 3s?", "where, is «the» 7 …", "a photo_of it", "WHICH digit?", "the", "寿司とthe 7"]
     images = [picture(80, 60), Image.open(Path(__file__).parents[2] / "examples" / "digits-1.png").convert("RGB")]
     described = json.loads((TINY / "familiar.json").read_text(encoding="utf-8"))
-    words, doubts, *seen = ask_node(
+    words, doubts, with_names, *seen = ask_node(
         {"do": "words", "texts": texts},
         {"do": "doubts", "texts": texts, "familiar": described},
+        {"do": "doubts", "texts": texts, "familiar": {**described, "names": True}},
         *(job("statistics", image, familiar=described) for image in images),
     )
     assert [[tuple(span) for span in spans] for spans in words] == [in_utf16(text) for text in texts]
     assert doubts == [len(FAMILIAR.doubts_of_question(text)) for text in texts]
+    assert with_names == [len(replace(FAMILIAR, names=True).doubts_of_question(text)) for text in texts]
     for image, found in zip(images, seen, strict=True):
         assert found.pop("doubts") == len(FAMILIAR.doubts_of_image(image))
         assert found == statistics(image)
@@ -327,6 +330,23 @@ def test_the_page_names_its_own_files_and_nothing_outside(written):
     licences = (written / "LICENSES.txt").read_text(encoding="utf-8")
     assert f"ONNX Runtime Web {runtime.VERSION}" in licences
     assert "MIT License" in licences
+
+
+def test_examples_are_those_that_the_model_knows(written, tmp_path):
+    def asked(known) -> list[str]:
+        page = tmp_path / "other"
+        shutil.rmtree(page, ignore_errors=True)
+        for folder in ("model", "runtime"):
+            shutil.copytree(written / folder, page / folder)
+        (page / "model" / "familiar.json").unlink()
+        if known is not None:
+            known.write(page / "model")
+        pages.write_site(page, "other", read_description(page / "model"))
+        return [one["question"] for one in json.loads((page / "page.json").read_text(encoding="utf-8"))["examples"]]
+
+    assert asked(FAMILIAR) == [question for _, question in pages.ASKED]
+    assert asked(None) == [pages.ASKED_OF_ANY] * len(pages.ASKED)
+    assert asked(replace(FAMILIAR, things=["ticket"])) == []
 
 
 def test_a_model_without_room_in_a_browser_is_refused(written, monkeypatch):

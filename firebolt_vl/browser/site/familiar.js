@@ -9,9 +9,10 @@ const PAPER = 0.04, STROKE = 0.12, COLOURED = 0.3;
 const WORD = /[\p{L}\p{N}\p{M}]+/gu;
 
 /** List what is unlike the training in a question, each as a sentence. */
-export function doubtsOfQuestion({ words, things }, question) {
+export function doubtsOfQuestion({ words, things, names }, question) {
   const asked = question.toLowerCase().match(WORD) ?? [];
-  const unknown = [...new Set(asked.filter((word) => !words.includes(word)))];
+  // Where names may be asked for, any other word can be one.
+  const unknown = names ? [] : [...new Set(asked.filter((word) => !words.includes(word)))];
   if (unknown.length) {
     const listed = unknown.slice(0, 3).map((word) => `“${word}”`).join(", ");
     return [`the question has words that this model was not trained on (${listed})`];
