@@ -26,7 +26,7 @@ from .options import (
     ReportFile,
 )
 from .serve_command import serve
-from .shown import new_console
+from .shown import new_console, note
 from .starting import begin_command, end_command
 from .usage import complaint
 from .watch_command import watch
@@ -67,7 +67,9 @@ app.command()(ask)
 
 @app.command()
 def export(
-    engine: Annotated[ExportFor, typer.Argument(help="The engine that is to run it; kernels: the hub's library.")],
+    engine: Annotated[
+        ExportFor, typer.Argument(help="The engine that is to run it; page: a browser; kernels: the hub's library.")
+    ],
     out: Annotated[str, typer.Argument(metavar="DIR", help="A new folder.")],
     checkpoint: Checkpoint = None,
     bits: Annotated[
@@ -76,9 +78,24 @@ def export(
             metavar="8|4", help="For onnx: weights in so many bits, by blocks; else float32.", show_default=False
         ),
     ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE_OR_DIR",
+            help="For page: a copy of onnxruntime-web (npm's archive, its package, another page). Default: fetched.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a checkpoint as graphs for an engine that needs no PyTorch (firebolt ask --engine), or the kernels."""
+    """Write a checkpoint as graphs that need no PyTorch (firebolt ask --engine), as a page that answers in the browser,
+    or the kernels."""
+    if runtime is not None and engine is not ExportFor.page:
+        raise Misuse(f"--runtime is {runtime} with {engine.value}, which takes none; leave it out")
+    if engine is ExportFor.page:
+        if bits is not None:
+            raise Misuse(f"--bits is {bits} with page, whose weights are float32; leave it out")
+        _export_page(out, checkpoint, runtime, as_json)
+        return
     if engine is ExportFor.kernels:
         if bits is not None:
             raise Misuse(f"--bits is {bits} with kernels, which have no weights; leave it out")
@@ -93,6 +110,19 @@ def export(
         print(
             f"{out}: {len(done.files)} files, {done.bytes / 2**20:.1f} MiB; firebolt ask --engine {engine.value} "
             f"--checkpoint {out} IMAGE QUESTION"
+        )
+
+
+def _export_page(out: str, checkpoint: str | None, runtime: str | None, as_json: bool) -> None:
+    from .browser import export_page
+
+    page = export_page(out, checkpoint, runtime, note)
+    if as_json:
+        print(json.dumps(page.to_dict()))
+    else:
+        print(
+            f"{out}: {page.files} files, {page.bytes / 2**20:.1f} MiB, for any server of files; to see it: "
+            f"python -m http.server --bind 127.0.0.1 --directory {out}, then http://localhost:8000"
         )
 
 
