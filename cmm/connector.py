@@ -83,6 +83,16 @@ class GivenGrids(NamedTuple):
     times: Tensor | None = None
 
 
+class Whole(NamedTuple):
+    """Whole sequences as `Connector.forward` is given them, packed `sequences` known by their borders."""
+
+    text: Tensor
+    text_mask: Tensor | None
+    grids: GivenGrids
+    prompt_mask: Tensor | None = None
+    sequences: Sequences | None = None
+
+
 class PlacedGrids(NamedTuple):
     """Grids [B,G,D_v] with their positions added, zero where masked, and what was given beside them."""
 
@@ -217,7 +227,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
             return self._piece(text, text_mask, cast(DecodeState, before), history, return_weights)
         given = GivenGrids(cast(Tensor, grids), grid_mask, grid_boxes, grid_images, grid_times)
         sequences = None if cu_seqlens is None else self._sequences(cu_seqlens, text, text_mask, given.x)
-        y, w, _ = self._whole(text, text_mask, given, prompt_mask, sequences)
+        y, w, _ = self._whole(Whole(text, text_mask, given, prompt_mask, sequences))
         return (y, w) if w is not None and return_weights else y
 
     def _sequences(
@@ -238,18 +248,12 @@ class Connector(nn.Module, ABC, Generic[Side]):
             )
         return sequences
 
-    def _whole(
-        self,
-        text: Tensor,
-        text_mask: Tensor | None,
-        given: GivenGrids,
-        prompt_mask: Tensor | None,
-        sequences: Sequences | None = None,
-    ) -> tuple[Tensor, Tensor | None, Side]:
+    def _whole(self, given: Whole) -> tuple[Tensor, Tensor | None, Side]:
         """y, w and the grid side of whole sequences."""
+        text, text_mask, grids, prompt_mask, sequences = given
         prompt = self._prompt_in(text, text_mask, prompt_mask)
         rows, tokens = text.shape[:2] if sequences is None else (len(sequences.lengths), sequences.longest)
-        side = self._side_of(self._placed(given, prompt, rows), tokens)
+        side = self._side_of(self._placed(grids, prompt, rows), tokens)
         mix = lambda x, *part: (self._mix(x, text_mask, *part, sequences=sequences), None)  # noqa: E731
         y, w, _ = self._connect(text, text_mask, side, mix, sequences)
         return y, w, side
