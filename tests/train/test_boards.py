@@ -187,6 +187,15 @@ def test_a_patch_and_a_tile_are_where_their_boxes_say(small):
         assert int(moved.argmax()) == int(of_cell.int().argmax())
 
 
+def test_views_are_as_large_as_the_patches_of_their_board(small):
+    images, _ = small.exam_boards
+    found = tower.encode(small.tower, images, "both")
+    sizes = [x.square().mean((1, 2)).sqrt() for x in (found[:, :1], found[:, 1 : tower.VIEWS], found[:, tower.VIEWS :])]
+    assert_close(sizes[0], sizes[2], relative=1e-5)
+    assert_close(sizes[1], sizes[2], relative=1e-5)
+    assert torch.equal(found[:, tower.VIEWS :], tower.encode(small.tower, images, "patches"))
+
+
 def test_variants_have_as_many_parameters_that_learn_within_1_percent():
     counts = {}
     for name, variant in VARIANTS.items():

@@ -25,7 +25,7 @@ class Settings:
     """Settings that a row of results belongs to: with another number runs are done anew."""
 
     steps: int = 1200
-    boards: int = 40
+    boards: int = 64
     questions_a_board: int = 2
     exam_boards: int = 400
     tower_steps: int = 1500

@@ -106,11 +106,19 @@ def boxes(grids: str) -> Tensor:
 
 @torch.no_grad()
 def encode(tower: SiglipVisionModel, images: Tensor, grids: str) -> Tensor:
-    """The grids [N,G,D_v] of images: pooled views of the whole and of 3 x 3 tiles, the 36 patches, or both."""
-    found = []
+    """Encode images as grids [N,G,D_v]: pooled views of the whole and of 3 x 3 tiles, the 36 patches, or both.
+
+    Pooled vectors, which this tower makes two to four times as large as patches, are brought to the size of their
+    board's patches: else a look would go to them for their size, or be so sharp from the start that it stays.
+    """
     whole = tower(pixel_values=images)
-    if grids != "patches":
-        found += [whole.pooler_output[:, None], pooled(tower, tiles(images)).unflatten(0, (len(images), -1))]
-    if grids != "views":
-        found.append(whole.last_hidden_state)
-    return torch.cat(found, 1)
+    patches = whole.last_hidden_state
+    if grids == "patches":
+        return patches
+    views = [whole.pooler_output[:, None], pooled(tower, tiles(images)).unflatten(0, (len(images), -1))]
+    views = [x * (_rms(patches) / _rms(x)) for x in views]
+    return torch.cat([*views, patches] if grids == "both" else views, 1)
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.square().mean((1, 2), keepdim=True).sqrt()
