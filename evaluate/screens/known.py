@@ -1,4 +1,4 @@
-"""What a model that reads screens knows, for `firebolt ask` to tell and to compare questions and images with."""
+"""Description of what a model that reads screens knows: `firebolt ask` tells it, and compares questions and images."""
 
 import numpy as np
 
