@@ -169,6 +169,10 @@ class CrossModalModulator(Connector[ModulatorSide]):
     def _side_of(self, seen: PlacedGrids, tokens: int | None) -> ModulatorSide:
         return self._side(seen, uses_grid_table(self.config.text_width, seen.x.shape[1], tokens))
 
+    def _shared(self, side: ModulatorSide, times: int) -> ModulatorSide:
+        """As it is where there is no table (`_film_by_layers`)."""
+        return side if side.table is None else side.repeated(times)
+
     def _added_side(self, seen: PlacedGrids, before: ModulatorSide) -> ModulatorSide:
         return self._side(seen, before.table is not None)
 
@@ -202,11 +206,13 @@ class CrossModalModulator(Connector[ModulatorSide]):
         given: GivenGrids,
         prompt_mask: Tensor | None,
         sequences: Sequences | None = None,
+        times: int = 1,
     ) -> tuple[Tensor, Tensor | None, ModulatorSide]:
-        y, w, side = super()._whole(text, text_mask, given, prompt_mask, sequences)
+        y, w, side = super()._whole(text, text_mask, given, prompt_mask, sequences, times)
         if self.second is not None:
-            grids, mask, boxes, images, times = given
-            more = {"grid_images": images, "grid_times": times, "return_weights": True, "cu_seqlens": sequences}
+            grids, mask, boxes, images, seconds = given
+            more = {"grid_images": images, "grid_times": seconds, "return_weights": True, "cu_seqlens": sequences}
+            more["shared"] = times > 1
             y, w = self.second(y, grids, text_mask, mask, boxes, **more)
         return y, w, side
 
@@ -350,7 +356,13 @@ class CrossModalModulator(Connector[ModulatorSide]):
         seen_of = side.v if side.table is None else side.table
 
         def context(q, k, v, mask):
-            return correlation_context(q, k, v, self.config.top_k, grid_mask=mask, **options)
+            more, rows, shared = options, q.shape[:2], k.shape[0]
+            if rows[0] != shared:  # the tokens of all rows that share grids look at them together
+                q = q.reshape(shared, -1, *q.shape[2:])
+                kept = options["text_mask"]
+                more = {**options, "text_mask": None if kept is None else kept.reshape(shared, -1)}
+            c, w = correlation_context(q, k, v, self.config.top_k, grid_mask=mask, **more)
+            return c.reshape(*rows, -1), w.reshape(*rows, -1)
 
         c, w = by_sequence(sequences, context, (q,), (side.k, seen_of, side.mask))
         if side.table is None:

@@ -147,7 +147,7 @@ class ScreensJob(Job):
         grounding, balance = patches.new_zeros(()), None
         if self.weighs:
             with seeing(model.connector, every):
-                modulated, weights = self._modulated(rows, patches[rows.scene])
+                modulated, weights = self._modulated(rows, patches)
             hidden = model.language_model(inputs_embeds=modulated, attention_mask=rows.text).last_hidden_state
             grounding = grounding_loss(weights[-1], rows.look) + grounding_loss(weights[0], rows.named)
         else:
@@ -163,15 +163,21 @@ class ScreensJob(Job):
             loss = loss + self.model.balance_weight * balance
         return loss, (logits.argmax(-1) == ids).float().mean().item(), grounding
 
-    def _modulated(self, rows: Rows, grids: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Run the connector on questions with their answers: its output, and the weights [N,T,P] of each layer."""
+    def _modulated(self, rows: Rows, patches: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Run the connector on questions with their answers: its output, and the weights [N,T,P] of each layer.
+
+        Where there are as many questions about each screen, they share its patches.
+        """
         first, model = self.model.model.connector, self.model.model
+        counts = rows.scene.bincount()
+        shared = bool((counts == counts[0]).all())
+        grids = patches[: len(counts)] if shared else patches[rows.scene]
         boxes = patch_boxes_of(grids).expand(len(grids), -1, -1)
         x, weights = model.get_input_embeddings()(rows.ids), []
         second, first.second = first.second, None
         try:
             for layer in filter(None, (first, second)):
-                x, w = layer(x, grids, rows.text, None, boxes, return_weights=True)
+                x, w = layer(x, grids, rows.text, None, boxes, return_weights=True, shared=shared)
                 weights.append(w)
         finally:
             first.second = second
