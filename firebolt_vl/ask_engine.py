@@ -44,7 +44,7 @@ def ask_engine(
         checkpoint=str(loaded.folder),
         device="cpu",
         dtype="float32",
-        quantize=None,
+        quantize=None if loaded.description.bits is None else f"int{loaded.description.bits}",
         seed=None,
         prompt_tokens=answer.prompt_tokens,
         answer_tokens=len(answer.tokens),

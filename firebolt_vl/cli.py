@@ -27,6 +27,7 @@ from .options import (
 )
 from .serve_command import serve
 from .shown import new_console
+from .starting import begin_command, end_command
 from .usage import complaint
 from .watch_command import watch
 
@@ -69,15 +70,23 @@ def export(
     engine: Annotated[ExportFor, typer.Argument(help="The engine that is to run it; kernels: the hub's library.")],
     out: Annotated[str, typer.Argument(metavar="DIR", help="A new folder.")],
     checkpoint: Checkpoint = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            metavar="8|4", help="For onnx: weights in so many bits, by blocks; else float32.", show_default=False
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint as graphs for an engine that needs no PyTorch (firebolt ask --engine), or the kernels."""
     if engine is ExportFor.kernels:
+        if bits is not None:
+            raise Misuse(f"--bits is {bits} with kernels, which have no weights; leave it out")
         _export_kernels(out, checkpoint, as_json)
         return
     from .export import export as write_graphs
 
-    done = write_graphs(engine.value, out, checkpoint)
+    done = write_graphs(engine.value, out, checkpoint, bits)
     if as_json:
         print(json.dumps(done.to_dict()))
     else:
@@ -412,7 +421,11 @@ def train(
 def ablate(
     tables: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TABLE]...", help="ssm, connector, top-k, fusion, positions, or all (the default)."),
+        typer.Argument(
+            metavar="[TABLE]...",
+            help="The tables of one task, handwriting or boards, or single ones, such as ssm, connector and "
+            "boards-query; all is the default.",
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of each configuration.")] = 3,
     out: Annotated[
@@ -425,7 +438,7 @@ def ablate(
         int | None, typer.Option(metavar="N", min=1, help="Runs at a time. Default: one for each core.")
     ] = None,
 ) -> None:
-    """Train the variants of the model that the paper compares on the handwriting task, and write the tables.
+    """Train the variants of the model that the paper compares, and our own, on two small tasks, and write the tables.
 
     Each finished run is kept, and not run again: the pool can be filled over several sittings.
     """
@@ -578,4 +591,7 @@ def kept_by(arguments: list[str]) -> str:
 
 
 def main() -> None:
-    sys.exit(run(sys.argv[1:]))
+    begin_command()
+    code = run(sys.argv[1:])
+    end_command()
+    sys.exit(code)

@@ -1,20 +1,22 @@
 """A checkpoint written as graphs for another engine, with all that answers from them."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import Loaded, check_files, load, locate, quiet
 from .engines.description import FILE, TOKENIZER, Description
-from .errors import Failure, told
+from .errors import Failure, Misuse, told
 from .evaluate.familiar import FILE as FAMILIAR
 from .outputs import new_folder
 from .prompts import render, specials, stops
 
 # Questions that stand for all in a chat template: with blanks at their ends, and without.
 PROBES = ("  What is it?  ", "q")
+# What weights in blocks may be rounded to.
+BITS = (8, 4)
 
 
 @dataclass
@@ -26,20 +28,24 @@ class Export:
     engine: str
     files: list[str]
     bytes: int
+    bits: int | None = None
 
     def to_dict(self) -> dict:
         return asdict(self)
 
 
-def export(engine: str, out: str, checkpoint: str | None = None) -> Export:
+def export(engine: str, out: str, checkpoint: str | None = None, bits: int | None = None) -> Export:
     """Write a checkpoint for `engine` ("onnx" or "openvino") to the new folder `out`: whole, or not at all.
 
     In it are three graphs (images to grids, a prompt, one token) in float32, their weights, the tokenizer, and a
-    description (`engines.description`) of how they fit together.
+    description (`engines.description`) of how they fit together. With `bits`, 8 or 4, for ONNX Runtime alone, one graph
+    reads prompts and tokens, and its products have their weights in blocks of 32, the head's in 8 bits.
 
     Raises:
         Misuse, Failure: what cannot be done, in one line.
     """
+    if bits is not None and (engine != "onnx" or bits not in BITS):
+        raise Misuse(f"--bits is {bits} with {engine}; expected {' or '.join(map(str, BITS))}, with onnx")
     with new_folder("OUT", out) as unfinished, quiet():
         folder = locate(checkpoint)
         check_files(folder)
@@ -50,22 +56,22 @@ def export(engine: str, out: str, checkpoint: str | None = None) -> Export:
                 "it was made from"
             )
         try:
-            _write(engine, loaded, folder, unfinished)
+            _write(engine, bits, loaded, folder, unfinished)
         except Failure:
             raise
         except ValueError as error:
             raise Failure(f"checkpoint {folder}: {told(error)}") from None
     files = sorted(Path(out).iterdir())
-    return Export(str(folder), out, engine, [file.name for file in files], sum(file.stat().st_size for file in files))
+    size = sum(file.stat().st_size for file in files)
+    return Export(str(folder), out, engine, [file.name for file in files], size, bits)
 
 
-def _write(engine: str, loaded: Loaded, folder: Path, out: Path) -> None:
+def _write(engine: str, bits: int | None, loaded: Loaded, folder: Path, out: Path) -> None:
     model: Any = loaded.model
     processor: Any = loaded.processor
     prompts = [_prompt(loaded, images) for images in (0, 1)]
     views = _views(processor.image_processor)
-    parts = model.export_parts(views["size"], views["tile_size"])
-    graphs = _writer(engine)(parts, out)
+    parts, graphs = _graphs(engine, bits, model, (views["size"], views["tile_size"]), out)
     _save_tokenizer(processor.tokenizer, out / TOKENIZER)
     if (folder / FAMILIAR).is_file():
         shutil.copyfile(folder / FAMILIAR, out / FAMILIAR)
@@ -83,18 +89,30 @@ def _write(engine: str, loaded: Loaded, folder: Path, out: Path) -> None:
         controls=control_tokens(processor.tokenizer),
         most_tokens=model.config.text_config.max_position_embeddings,
         views=views,
+        bits=bits,
     )
     (out / FILE).write_text(description.to_json(), encoding="utf-8")
 
 
-def _writer(engine: str) -> Callable[[Mapping[str, Any], Path], dict[str, str]]:
+def _graphs(
+    engine: str, bits: int | None, model: Any, sides: tuple[int, int], out: Path
+) -> tuple[Mapping[str, Any], dict[str, str]]:
+    """Write the graphs; the parts that they are of, and their files."""
     if engine == "openvino":
         from .model.export.openvino_files import write_openvino
 
-        return write_openvino
+        parts = model.export_parts(*sides)
+        return parts, write_openvino(parts, out)
     from .model.export.onnx_files import write_onnx
 
-    return write_onnx
+    if bits is None:
+        parts = model.export_parts(*sides)
+        return parts, write_onnx(parts, out)
+    from .model.export.block_weights import Rounding
+    from .model.firebolt.fused_parts import TEXT, fused_parts, kept_whole
+
+    parts = fused_parts(model, *sides)
+    return parts, write_onnx(parts, out, {TEXT: Rounding(bits, kept_whole(model))})
 
 
 def _lists(named: Mapping[str, tuple]) -> dict[str, list]:

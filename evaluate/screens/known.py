@@ -1,4 +1,4 @@
-"""Description of what a model that reads screens knows: `firebolt ask` tells it, and compares questions and images."""
+"""Words for what a model that reads screens knows: `firebolt ask` tells them, and compares questions and images."""
 
 import numpy as np
 

@@ -15,9 +15,9 @@ class Description:
     """Everything that a runner has to know beside the graphs.
 
     engine        "onnx" or "openvino"
-    graphs        part ("grids", "prompt", "step") -> file
+    graphs        part -> file: "grids", "prompt" and "step", or "grids" and "text", which reads prompts and tokens
     inputs        part -> name -> shape: numbers, and letters for open sizes (B rows, I images, M tiles, G grids, T
-                  tokens, P positions before)
+                  tokens, P positions before, S positions that there is room for)
     outputs       part -> name -> shape; what is called next.NAME is NAME of the call after it
     prompts       for no image and for one: the text before and after the question, and whether the tokenizer adds its
                   own tokens
@@ -25,6 +25,7 @@ class Description:
     controls      what no question may spell
     most_tokens   positions that prompt and answer have together
     views         settings of the image processor
+    bits          8 or 4 for weights in blocks, None for float32
     """
 
     engine: str
@@ -36,6 +37,7 @@ class Description:
     controls: list[str]
     most_tokens: int
     views: dict[str, Any]
+    bits: int | None = None
     format: int = FORMAT
 
     def to_json(self) -> str:

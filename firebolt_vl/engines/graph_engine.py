@@ -11,21 +11,31 @@ from ..errors import Failure, told
 from ..views.cutting import cut_views, stacked
 from .answer import Answer
 from .description import TOKENIZER, Description, read_description
-from .graphs import OPENERS, Arrays, Graph
+from .graphs import OPENERS, Arrays, Graph, onnx_session
+from .in_place import TextInPlace
 
 if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
     from PIL import Image
     from tokenizers import Tokenizer
 
-NEXT = "next."
+NEXT, TEXT = "next.", "text"
 BOOLS = ("mask", "kept")
 
 
 class GraphEngine:
     """A folder that `firebolt export` wrote, opened. Nothing of an answer is kept from one to the next."""
 
-    def __init__(self, folder: Path, description: Description, graphs: dict[str, Graph], tokenizer: "Tokenizer"):
+    def __init__(
+        self,
+        folder: Path,
+        description: Description,
+        graphs: dict[str, Graph],
+        tokenizer: "Tokenizer",
+        text: "InferenceSession | None" = None,
+    ):
         self.folder, self.description, self.graphs, self.tokenizer = folder, description, graphs, tokenizer
+        self.text = text
 
     @classmethod
     def load(cls, folder: Path, engine: str, threads: int | None = None) -> "GraphEngine":
@@ -36,9 +46,11 @@ class GraphEngine:
         for file in (TOKENIZER, *description.graphs.values()):
             if not (folder / file).is_file():
                 raise Failure(f"checkpoint {folder} lacks {file}; export the model again")
-        open_graph = OPENERS[engine]
-        graphs = {part: open_graph(folder / file, threads) for part, file in description.graphs.items()}
-        return cls(folder, description, graphs, _read_tokenizer(folder / TOKENIZER))
+        graphs = {
+            part: OPENERS[engine](folder / file, threads) for part, file in description.graphs.items() if part != TEXT
+        }
+        text = onnx_session(folder / description.graphs[TEXT], threads) if TEXT in description.graphs else None
+        return cls(folder, description, graphs, _read_tokenizer(folder / TOKENIZER), text)
 
     def answer(
         self,
@@ -50,21 +62,18 @@ class GraphEngine:
         """Answer as `Engine.answer` says."""
         prompt = self.encode(question, 0 if image is None else 1)
         room = min(max_new_tokens, self.description.most_tokens - len(prompt))
-        state = self.empty_state(self.grids(image))
-        ids = np.array([prompt], dtype=np.int64)
-        logits, state = self.advance(
-            "prompt", {"input_ids": ids, "attention_mask": np.ones_like(ids, dtype=bool)}, state
-        )
+        read = self.begin(self.grids(image), len(prompt) + room)
+        logits = read(np.array([prompt], dtype=np.int64))[0]
         tokens, certainty = [], 0.0
         while True:
-            token = int(logits[0].argmax())
+            token = int(logits.argmax())
             tokens.append(token)
-            certainty += _log_probability(logits[0], token)
+            certainty += _log_probability(logits, token)
             if on_token is not None:
                 on_token(token)
             if token in self.description.stops or len(tokens) == room:
                 break
-            logits, state = self.advance("step", {"input_ids": np.array([[token]], dtype=np.int64)}, state)
+            logits = read(np.array([[token]], dtype=np.int64))[0]
         return Answer(
             text=self.decode(tokens).strip(),
             tokens=tokens,
@@ -94,11 +103,27 @@ class GraphEngine:
     def grids(self, image: "Image.Image | None") -> Arrays:
         """Compute what the modulator keeps of an image, [1,G,...]; of none, a grid that is masked."""
         if image is None:
-            return self._zeros("prompt", {"B": 1, "G": 1}, "grid.")
+            return self._zeros("prompt" if self.text is None else TEXT, {"B": 1, "G": 1}, "grid.")
         settings = self.description.views
         side, tile = settings["size"], settings["tile_size"]
         views = stacked([[cut_views(image, side, settings)]], side, tile)
         return self.graphs["grids"](views)
+
+    def begin(self, grids: Arrays, room: int) -> Callable[[np.ndarray], np.ndarray]:
+        """Begin a text about these grids, of `room` tokens at most: what reads its next tokens [1,T], the prompt's
+        first, and gives the logits [1,V] of the token after them, which hold until it is called again."""
+        if self.text is not None:
+            return TextInPlace(self.text, grids, room).read
+        part, state = "prompt", self.empty_state(grids)
+
+        def read(ids: np.ndarray) -> np.ndarray:
+            nonlocal part, state
+            mask = {"attention_mask": np.ones_like(ids, dtype=bool)} if part == "prompt" else {}
+            logits, state = self.advance(part, {"input_ids": ids, **mask}, state)
+            part = "step"
+            return logits
+
+        return read
 
     def empty_state(self, grids: Arrays) -> Arrays:
         """The state before the first token of a row with these grids, or of none."""
@@ -127,9 +152,8 @@ class GraphEngine:
 
 
 def _log_probability(logits: np.ndarray, token: int) -> float:
-    wide = logits.astype(np.float64)
-    wide -= wide.max()
-    return float(wide[token] - math.log(np.exp(wide).sum()))
+    below = logits - logits.max()
+    return float(below[token]) - math.log(np.exp(below).sum(dtype=np.float64))
 
 
 def _read_tokenizer(file: Path) -> "Tokenizer":

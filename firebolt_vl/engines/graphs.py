@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,21 @@ Graph = Callable[[Arrays], Arrays]
 
 
 def open_onnx(file: Path, threads: int | None = None) -> Graph:
-    """Open an ONNX graph for ONNX Runtime on a CPU. Raises Failure without it, and for a file that it cannot read."""
+    """Open an ONNX graph for ONNX Runtime on a CPU. Raises Failure as `onnx_session` does."""
+    session = onnx_session(file, threads)
+    inputs, outputs = ([one.name for one in ends] for ends in (session.get_inputs(), session.get_outputs()))
+
+    def run(arrays: Arrays) -> Arrays:
+        return dict(zip(outputs, session.run(outputs, {name: arrays[name] for name in inputs})))
+
+    return run
+
+
+def onnx_session(file: Path, threads: int | None = None) -> Any:
+    """Open an ONNX graph as a session of ONNX Runtime on a CPU.
+
+    Raises Failure without ONNX Runtime, and for a file that it cannot read.
+    """
     try:
         import onnxruntime
     except ImportError:
@@ -28,15 +43,9 @@ def open_onnx(file: Path, threads: int | None = None) -> Graph:
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # whatever the runtime makes of a broken file
         raise Failure(f"{file} cannot be loaded: {told(error)}") from None
-    inputs, outputs = ([one.name for one in ends] for ends in (session.get_inputs(), session.get_outputs()))
-
-    def run(arrays: Arrays) -> Arrays:
-        return dict(zip(outputs, session.run(outputs, {name: arrays[name] for name in inputs})))
-
-    return run
 
 
 def open_openvino(file: Path, threads: int | None = None) -> Graph:

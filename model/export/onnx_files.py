@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import torch
 
 from ..firebolt.parts import ExportPart
+from .block_weights import Rounding, round_products
 
 # What ONNX Runtime, OpenVINO and onnxruntime-web all take, and PyTorch's exporter writes without converting.
 OPSET = 18
@@ -23,8 +24,12 @@ class ExportError(ValueError):
     """A model that cannot be exported here; one line that says what to do."""
 
 
-def write_onnx(parts: Mapping[str, ExportPart], folder: Path) -> dict[str, str]:
+def write_onnx(
+    parts: Mapping[str, ExportPart], folder: Path, rounded: Mapping[str, Rounding] | None = None
+) -> dict[str, str]:
     """Write each part as NAME.onnx into a folder, and the weights of all as one file. Returns name -> file name.
+
+    rounded   part -> how its products are rounded, for parts that have their weights in blocks (`round_products`)
 
     Raises ExportError without the packages that write ONNX.
     """
@@ -40,6 +45,8 @@ def write_onnx(parts: Mapping[str, ExportPart], folder: Path) -> dict[str, str]:
         weights = _Weights(file, folder)
         for name, part in parts.items():
             graph = _graph(part)
+            if rounded is not None and name in rounded:
+                round_products(graph, rounded[name])
             weights.take_from(graph)
             onnx_ir.save(graph, folder / files[name])
     return files

@@ -19,7 +19,7 @@ Shape = tuple[int | str, ...]
 Model = Any
 """A FireboltForConditionalGeneration, whose method this is."""
 # Sizes of the examples, each of its own, so that no two open sizes pass for one.
-EXAMPLE = {"B": 2, "I": 3, "M": 4, "1+M": 5, "G": 8, "T": 6, "P": 7}
+EXAMPLE = {"B": 2, "I": 3, "M": 4, "1+M": 5, "G": 8, "T": 6, "P": 7, "S": 9}
 VIEWS: dict[str, Shape] = {
     "pixel_values": ("B", "I", 3, "S", "S"),
     "pixel_tiles": ("B", "I", "M", 3, "t", "t"),
@@ -35,7 +35,7 @@ class ExportPart(NamedTuple):
 
     inputs and outputs   name -> shape, of the tensors in the order in which `arguments` and what comes back have them,
                          with names for open sizes: B rows, I images, M tiles (1+M boxes), G grids, T tokens, P
-                         positions before them
+                         positions before them, S positions that there is room for
     """
 
     module: nn.Module
@@ -97,15 +97,7 @@ def export_parts(model: Model, view_size: int | None = None, tile_size: int | No
     for name, side in zip(("view_size", "tile_size"), sides.values()):
         check_integer("export_parts", name, side, at_least=vision.patch_size)
     prompt, step = PromptPart(model), StepPart(model)
-    config = model.model.connector.config
-    of_layer: dict[str, Shape] = {
-        f"{PREFIX}mask": ("B", "G"),
-        f"{PREFIX}k": ("B", "G", config.heads, config.head_dim),
-        f"{PREFIX}table": ("B", "G", 4 * config.text_width),
-        f"{PREFIX}bias": ("B", 4 * config.text_width),
-    }
-    layers = ("", f"{SECOND}.")[: config.layers]
-    grid = {layer + name: shape for layer in layers for name, shape in of_layer.items()}
+    grid = sizes_of_grids(model)
     told = {**prompt.modulator.state_shapes(), **prompt.decoder.state_shapes()}
     state: dict[str, Shape] = {name: ("B", *shape) for name, shape in told.items()}
     logits: dict[str, Shape] = {"logits": ("B", backbone(model.config.text_config).vocab_size)}
@@ -114,10 +106,23 @@ def export_parts(model: Model, view_size: int | None = None, tile_size: int | No
     text: dict[str, Shape] = {"input_ids": ("B", "T"), "attention_mask": ("B", "T")}
     one: dict[str, Shape] = {"input_ids": ("B", 1)}
     return {
-        "grids": _part(GridsPart(model), {}, views, grid, model.dtype),
-        "prompt": _part(prompt, text, {**grid, **state}, after, model.dtype),
-        "step": _part(step, one, {**grid, **state}, after, model.dtype),
+        "grids": example_part(GridsPart(model), {}, views, grid, model.dtype),
+        "prompt": example_part(prompt, text, {**grid, **state}, after, model.dtype),
+        "step": example_part(step, one, {**grid, **state}, after, model.dtype),
     }
+
+
+def sizes_of_grids(model: Model) -> dict[str, Shape]:
+    """Name -> shape of what `GridsPart` makes."""
+    config = model.model.connector.config
+    of_layer: dict[str, Shape] = {
+        f"{PREFIX}mask": ("B", "G"),
+        f"{PREFIX}k": ("B", "G", config.heads, config.head_dim),
+        f"{PREFIX}table": ("B", "G", 4 * config.text_width),
+        f"{PREFIX}bias": ("B", 4 * config.text_width),
+    }
+    layers = ("", f"{SECOND}.")[: config.layers]
+    return {layer + name: shape for layer in layers for name, shape in of_layer.items()}
 
 
 def _check(model: Model) -> None:
@@ -138,7 +143,9 @@ def _sized(shape: Shape, sizes: Mapping[str, int | str]) -> Shape:
     return tuple(sizes.get(size, size) if isinstance(size, str) else size for size in shape)
 
 
-def _part(module, named: dict, packed: dict, outputs: dict, dtype: torch.dtype) -> ExportPart:
+def example_part(
+    module: nn.Module, named: dict[str, Shape], packed: dict[str, Shape], outputs: dict[str, Shape], dtype: torch.dtype
+) -> ExportPart:
     """A part whose arguments are the tensors `named`, one by one, and then those `packed` into a dict."""
     generator = torch.Generator().manual_seed(0)
 
@@ -149,6 +156,8 @@ def _part(module, named: dict, packed: dict, outputs: dict, dtype: torch.dtype) 
             return torch.ones(size, dtype=torch.bool)
         if name == "input_ids":
             return torch.ones(size, dtype=torch.int64)
+        if name == "length":
+            return torch.zeros(size, dtype=torch.int32)
         if last == "bias":  # that of every row
             return torch.rand(size[1:], generator=generator).to(dtype).expand(size).contiguous()
         return torch.rand(size, generator=generator).to(dtype)
@@ -164,4 +173,4 @@ def _part(module, named: dict, packed: dict, outputs: dict, dtype: torch.dtype) 
     )
 
 
-__all__ = ["ExportPart", "export_parts"]
+__all__ = ["ExportPart", "example_part", "export_parts", "sizes_of_grids"]

@@ -113,6 +113,33 @@ def test_an_answer_needs_no_pytorch(exported, tmp_path):
     assert reply["knows"].startswith("it knows coloured handwritten digits")
 
 
+def test_weights_in_8_bits_answer_as_pytorch_does(tmp_path):
+    """In place, from one graph, whose description says what it is."""
+    export("onnx", str(tmp_path / "out"), bits=8)
+    engine, pytorch = load_engine(tmp_path / "out", "onnx", threads=1), load_engine()
+    assert (engine.description.bits, sorted(engine.description.graphs)) == (8, ["grids", "text"])
+    for name in SCENES:
+        question = example(name)[1][0].text
+        image, spoken = open_image(FOLDER / f"{name}.png"), []
+        found = engine.answer(image, question, on_token=spoken.append)
+        assert (found.tokens, found.complete) == (pytorch.answer(image, question).tokens, True)
+        assert spoken == found.tokens
+    assert engine.answer(None, "how many digits are there?", max_new_tokens=1).tokens
+    assert len(engine.answer(image, question, max_new_tokens=1).tokens) == 1
+
+
+def test_bits_that_no_export_has_are_refused(firebolt):
+    assert_refused(
+        firebolt("export", "onnx", "out", "--bits", "3"), 2, "--bits is 3 with onnx; expected 8 or 4, with onnx"
+    )
+    assert_refused(
+        firebolt("export", "openvino", "out", "--bits", "8"), 2, "--bits is 8 with openvino; expected 8 or 4"
+    )
+    assert_refused(
+        firebolt("export", "kernels", "out", "--bits", "8"), 2, "--bits is 8 with kernels, which have no weights"
+    )
+
+
 def test_an_answer_is_said_on_the_terminal(exported, firebolt):
     done = firebolt("ask", IMAGE, QUESTION, "--engine", "onnx", "--checkpoint", exported)
     assert done.code == 0, done.err
