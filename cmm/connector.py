@@ -266,7 +266,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
         return y, w, side
 
     def _times_shared(self, text: Tensor, grids: Tensor, cu_seqlens: Tensor | Sequences | None) -> int:
-        """How many rows of text share one of the grids. Raises ValueError."""
+        """The number of rows of text that share one of the grids. Raises ValueError."""
         name = type(self).__name__
         if cu_seqlens is not None or self.reads_prompt:
             why = "reads the prompt of each row" if self.reads_prompt else "is given cu_seqlens"

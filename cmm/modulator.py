@@ -170,7 +170,7 @@ class CrossModalModulator(Connector[ModulatorSide]):
         return self._side(seen, uses_grid_table(self.config.text_width, seen.x.shape[1], tokens))
 
     def _shared(self, side: ModulatorSide, times: int) -> ModulatorSide:
-        """As it is where there is no table (`_film_by_layers`)."""
+        """The side as it is where there is no table (`_film_by_layers`), else with repeated rows."""
         return side if side.table is None else side.repeated(times)
 
     def _added_side(self, seen: PlacedGrids, before: ModulatorSide) -> ModulatorSide:
