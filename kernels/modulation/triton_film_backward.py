@@ -87,13 +87,13 @@ def film_rows_kernel(
         inside_x = token_kept[:, None] & exists[None, :]
         gamma_tile, beta_tile = table_tile(film, b, grid, d, exists, G), table_tile(film, b, grid, D + d, exists, G)
         gamma = dot_terms(w, gamma_tile, tl.zeros([BLOCK_T, BLOCK_D], tl.float32), PRECISION)
-        known = (1 + gate * vector(film.bias, d, exists))[None, :]
+        ln_weight = vector(norm.weight, d, exists)
+        known = (ln_weight * (1 + gate * vector(film.bias, d, exists)))[None, :]
         e_tile = load(dx_f, (b, t[:, None], d[None, :]), inside_x)
         e = e_tile.to(tl.float32)
         n = (load(x, (b, t[:, None], d[None, :]), inside_x).to(tl.float32) - mean) * rstd
-        dn = e * vector(norm.weight, d, exists)[None, :]
-        eu = dn * n + e * vector(norm.bias, d, exists)[None, :]
-        dn *= gate * gamma + known
+        eu = e * ln_weight[None, :] * n + e * vector(norm.bias, d, exists)[None, :]
+        dn = e * (gamma * (ln_weight * gate)[None, :] + known)  # as in film_columns_kernel: there it cancels
         dn_sums += dn
         dn_n_sums += dn * n
         dw = dot_terms(eu, tl.trans(gamma_tile), dw, PRECISION)

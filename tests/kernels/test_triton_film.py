@@ -72,6 +72,14 @@ def test_value_and_gradients_of_film_residual_are_the_definitions(data, size, dt
     check_against_definition(film_residual, [y, x, w, table, bias, gate, *(parameters if norm else [])], gradients)
 
 
+@pytest.mark.parametrize("G", [1, 5, 20, 70])
+def test_of_one_number_layernorm_has_no_gradient(G):
+    torch.manual_seed(G)
+    tensors, gradients = grounded_inputs(B=2, T=9, G=G, H=1, D_h=1, D=1)
+    found = by_triton(grounded_film, tensors, gradients)
+    assert found[2].count_nonzero() == 0
+
+
 @pytest.mark.parametrize("G", [6, 20, 70])
 def test_nothing_under_a_mask_is_read(G):
     grid_mask, text_mask = torch.rand(2, G) < 0.5, torch.tensor([[True, False, True, True], [True, True, True, False]])
