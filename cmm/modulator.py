@@ -131,6 +131,10 @@ class CrossModalModulator(Films, Connector[ModulatorSide]):
     def _side_of(self, seen: PlacedGrids, tokens: int | None) -> ModulatorSide:
         return self._side(seen, uses_grid_table(self.config.text_width, seen.x.shape[1], tokens))
 
+    def _shared(self, side: ModulatorSide, times: int) -> ModulatorSide:
+        """The side as it is where there is no table (`_film_by_layers`), else with repeated rows."""
+        return side if side.table is None else side.repeated(times)
+
     def _added_side(self, seen: PlacedGrids, before: ModulatorSide) -> ModulatorSide:
         return self._side(seen, before.table is not None)
 
@@ -162,6 +166,7 @@ class CrossModalModulator(Films, Connector[ModulatorSide]):
         if self.second is not None:
             grids, mask, boxes, images, times = given.grids
             more = {"grid_images": images, "grid_times": times, "cu_seqlens": given.sequences}
+            more["shared"] = given.times > 1
             y, w = self.second(y, grids, given.text_mask, mask, boxes, return_weights=True, **more)
         return y, w, side
 
