@@ -38,6 +38,7 @@ setup(
     package_data={
         FACE: ["py.typed", "tiny/*"],
         f"{FACE}.demo": ["page.css", "page.js", "examples/*.png"],
+        f"{FACE}.browser": ["site/*"],
         f"{FACE}.kernels": ["measured/*.json"],
         f"{FACE}.train": ["configs/*.toml", "configs/accelerate/*.yaml"],
     },

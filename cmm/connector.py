@@ -57,6 +57,11 @@ class GridSide:
         named = ((each.name, getattr(self, each.name)) for each in fields(self))
         return {PREFIX + name: tensor for name, tensor in named if tensor is not None}
 
+    def repeated(self, times: int) -> Self:
+        """This side with each row so many times, one after another."""
+        named = ((each.name, getattr(self, each.name)) for each in fields(self))
+        return replace(self, **{name: one.repeat_interleave(times, 0) for name, one in named if one is not None})
+
     def joined(self, new: Self) -> Self:
         """This side with the grids of another after its own; both have the same fields."""
         pairs = ((each.name, getattr(self, each.name), getattr(new, each.name)) for each in fields(self))
@@ -81,6 +86,18 @@ class GivenGrids(NamedTuple):
     boxes: Tensor | None = None
     images: Tensor | None = None
     times: Tensor | None = None
+
+
+class Whole(NamedTuple):
+    """Whole sequences as `Connector.forward` is given them, packed `sequences` known by their borders."""
+
+    text: Tensor
+    text_mask: Tensor | None
+    grids: GivenGrids
+    prompt_mask: Tensor | None = None
+    sequences: Sequences | None = None
+    times: int = 1
+    """How many rows of text share one of the grids."""
 
 
 class PlacedGrids(NamedTuple):
@@ -178,6 +195,7 @@ class Connector(nn.Module, ABC, Generic[Side]):
         prompt_mask: Tensor | None = None,
         return_weights: bool = False,
         cu_seqlens: Tensor | Sequences | None = None,
+        shared: bool = False,
         state: DecodeState | None = None,
         history: int = 0,
         mode: Literal["whole", "piece", "token"] = "whole",
@@ -198,6 +216,8 @@ class Connector(nn.Module, ABC, Generic[Side]):
             cu_seqlens: borders [S+1], int32 or int64, of S sequences packed into the one row of text, from 0 to T and
                 never decreasing; grids then are [S,G,D_v], those of each sequence, and so is what is given with them.
                 Each sequence gives what it gives as a row of its own. Where the connector `packs`, without text_mask.
+            shared: grids, and what is given with them, have S rows, each of which is that of B / S rows of text, one
+                after another, as of several questions about an image: what depends on grids alone is computed once.
             state, history, mode: of `prefill` and `step`, which are calls of the module in the modes "piece" and
                 "token", so that what stands around it (hooks, sharding, offloading) stands around them too.
 
@@ -217,7 +237,8 @@ class Connector(nn.Module, ABC, Generic[Side]):
             return self._piece(text, text_mask, cast(DecodeState, before), history, return_weights)
         given = GivenGrids(cast(Tensor, grids), grid_mask, grid_boxes, grid_images, grid_times)
         sequences = None if cu_seqlens is None else self._sequences(cu_seqlens, text, text_mask, given.x)
-        y, w, _ = self._whole(text, text_mask, given, prompt_mask, sequences)
+        times = self._times_shared(text, given.x, cu_seqlens) if shared else 1
+        y, w, _ = self._whole(Whole(text, text_mask, given, prompt_mask, sequences, times))
         return (y, w) if w is not None and return_weights else y
 
     def _sequences(
@@ -238,21 +259,34 @@ class Connector(nn.Module, ABC, Generic[Side]):
             )
         return sequences
 
-    def _whole(
-        self,
-        text: Tensor,
-        text_mask: Tensor | None,
-        given: GivenGrids,
-        prompt_mask: Tensor | None,
-        sequences: Sequences | None = None,
-    ) -> tuple[Tensor, Tensor | None, Side]:
+    def _whole(self, given: Whole) -> tuple[Tensor, Tensor | None, Side]:
         """y, w and the grid side of whole sequences."""
+        text, text_mask, grids, prompt_mask, sequences, times = given
         prompt = self._prompt_in(text, text_mask, prompt_mask)
         rows, tokens = text.shape[:2] if sequences is None else (len(sequences.lengths), sequences.longest)
-        side = self._side_of(self._placed(given, prompt, rows), tokens)
+        side = self._side_of(self._placed(grids, prompt, rows // times), tokens)
+        side = side if times == 1 else self._shared(side, times)
         mix = lambda x, *part: (self._mix(x, text_mask, *part, sequences=sequences), None)  # noqa: E731
         y, w, _ = self._connect(text, text_mask, side, mix, sequences)
         return y, w, side
+
+    def _times_shared(self, text: Tensor, grids: Tensor, cu_seqlens: Tensor | Sequences | None) -> int:
+        """The number of rows of text that share one of the grids. Raises ValueError."""
+        name = type(self).__name__
+        if cu_seqlens is not None or self.reads_prompt:
+            why = "reads the prompt of each row" if self.reads_prompt else "is given cu_seqlens"
+            raise ValueError(f"{name}: shared is True; expected False, as it {why}")
+        check_shapes(name, grids=(grids, f"S G {self.config.grid_width}"))
+        if not grids.shape[0] or text.shape[0] % grids.shape[0]:
+            raise ValueError(
+                f"{name}: grids has {grids.shape[0]} rows, which are shared; expected a divisor of {text.shape[0]}, "
+                "the rows of text"
+            )
+        return text.shape[0] // grids.shape[0]
+
+    def _shared(self, side: Side, times: int) -> Side:
+        """The grid side with each row so many times, one after another."""
+        return side.repeated(times)
 
     def _piece(
         self, text: Tensor, text_mask: Tensor | None, before: DecodeState, history: int, return_weights: bool

@@ -41,6 +41,13 @@ class GraphModulator(nn.Module):
         return shapes | {f"{SECOND}.{name}": shape for name, shape in above.items()}
 
     def forward(self, text: Tensor, mask: Tensor | None, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        y, _, after = self.weighed(text, mask, state)
+        return y, after
+
+    def weighed(
+        self, text: Tensor, mask: Tensor | None, state: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Compute what `forward` does, with the weights [B,T,G] of the grids between; of two layers the second's."""
         side = ModulatorSide(**_below(PREFIX, state))
         after: dict[str, Tensor] = {}
         recurrences = self._recurrences()
@@ -50,11 +57,11 @@ class GraphModulator(nn.Module):
             after.update({f"{part}.{name}": tensor for name, tensor in stepped.items()})
             return y, None
 
-        y, _, _ = self.modulator._connect(text, mask, side, mix)
+        y, weights, _ = self.modulator._connect(text, mask, side, mix)
         if self.second is not None:
-            y, above = self.second(y, mask, _below(f"{SECOND}.", state))
+            y, weights, above = self.second.weighed(y, mask, _below(f"{SECOND}.", state))
             after.update({f"{SECOND}.{name}": tensor for name, tensor in above.items()})
-        return y, {name: after[name] for name in self.state_shapes()}
+        return y, weights, {name: after[name] for name in self.state_shapes()}
 
 
 def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,34 +1,27 @@
 """The cross-modal modulator: writes what each text token sees of an image into that token."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels import correlation_context, film_residual, grounded_film
-from ..kernels.implementation import choose
-from ..kernels.modulation.pytorch import film_of_few_tokens, weights_of_few_tokens
-from ..kernels.modulation.selection import Selection
 from ..kernels.symbolic import varies
 from .block import SSMBlock
 from .config import CMMConfig
-from .connector import After, Connector, GivenGrids, GridSide, PlacedGrids
+from .connector import After, Connector, PlacedGrids, Whole
 from .feed_forward import FeedForward
+from .film import Films, ModulatorSide
 from .inputs import without_masked
 from .linear import is_plain, product, product_and_bias
 from .precision import wide_dtype
 from .query import QueryContext
-from .sequences import Sequences, by_sequence
+from .sequences import Sequences
 from .ssms import ssm_block
 from .state import DecodeState
 
-# Tokens, of all rows, for which FiLM takes the way of fewest calls. Measured on one core at D = 1024, G = 5: the layer
-# takes 4 % less time for 2 tokens, 2 % less for 32, and as much for 64.
-FEW_TOKENS = 32
 # In the names of a state's tensors: what belongs to the state-space model of the queries, and to the second layer.
 QUERY, SECOND = "query.ssm", "second"
 
@@ -51,37 +44,7 @@ def uses_grid_table(width: int, grids: int, tokens: int | None = None) -> bool:
     return 4 * width * (tokens - grids) > 3 * tokens * grids
 
 
-def _film(x: Tensor, film: Tensor, gate: Tensor) -> Tensor:
-    """x (1 + gate gamma) + gate beta, [gamma, beta] = film, computed in float32 or wider."""
-    dtype = wide_dtype(x.dtype)
-    gamma, beta = film.to(dtype).chunk(2, dim=-1)
-    return x.to(dtype) * (1 + gate.to(dtype) * gamma) + gate.to(dtype) * beta
-
-
-def _layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """`norm` in the dtype of x, which may be wider than its parameters'."""
-    return F.layer_norm(x, x.shape[-1:], norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
-
-
-@dataclass
-class ModulatorSide(GridSide):
-    """Keys of the grids, and their values or the tables of both FiLMs.
-
-    k       [B,G,H,D_h]
-    table   [B,G,4D_t], W_f v and W_f' v side by side; None where there are many grids (`uses_grid_table`)
-    bias    [B,4D_t], b_f and b_f' side by side, where there is a table
-    v       [B,G,D_t] where there is none
-    """
-
-    of_all = ("bias",)
-
-    k: Tensor
-    table: Tensor | None = None
-    bias: Tensor | None = None
-    v: Tensor | None = None
-
-
-class CrossModalModulator(Connector[ModulatorSide]):
+class CrossModalModulator(Films, Connector[ModulatorSide]):
     """Text embeddings in, text embeddings of the same shape out, each having seen the grids and the tokens before it.
 
         q = X_t W_q   k = X_v W_k   v = X_v W_v                     X_v with positions if config.grid_positions
@@ -112,7 +75,6 @@ class CrossModalModulator(Connector[ModulatorSide]):
     side_class = ModulatorSide
     packs = True
     modulates = True
-    ssm: SSMBlock
 
     def __init__(self, config: CMMConfig):
         super().__init__(config)
@@ -169,6 +131,10 @@ class CrossModalModulator(Connector[ModulatorSide]):
     def _side_of(self, seen: PlacedGrids, tokens: int | None) -> ModulatorSide:
         return self._side(seen, uses_grid_table(self.config.text_width, seen.x.shape[1], tokens))
 
+    def _shared(self, side: ModulatorSide, times: int) -> ModulatorSide:
+        """The side as it is where there is no table (`_film_by_layers`), else with repeated rows."""
+        return side if side.table is None else side.repeated(times)
+
     def _added_side(self, seen: PlacedGrids, before: ModulatorSide) -> ModulatorSide:
         return self._side(seen, before.table is not None)
 
@@ -195,19 +161,13 @@ class CrossModalModulator(Connector[ModulatorSide]):
             return added
         return added.beside(self.second.add_grids(state.under(SECOND), *grids, **more).nest(SECOND))
 
-    def _whole(
-        self,
-        text: Tensor,
-        text_mask: Tensor | None,
-        given: GivenGrids,
-        prompt_mask: Tensor | None,
-        sequences: Sequences | None = None,
-    ) -> tuple[Tensor, Tensor | None, ModulatorSide]:
-        y, w, side = super()._whole(text, text_mask, given, prompt_mask, sequences)
+    def _whole(self, given: Whole) -> tuple[Tensor, Tensor | None, ModulatorSide]:
+        y, w, side = super()._whole(given)
         if self.second is not None:
-            grids, mask, boxes, images, times = given
-            more = {"grid_images": images, "grid_times": times, "return_weights": True, "cu_seqlens": sequences}
-            y, w = self.second(y, grids, text_mask, mask, boxes, **more)
+            grids, mask, boxes, images, times = given.grids
+            more = {"grid_images": images, "grid_times": times, "cu_seqlens": given.sequences}
+            more["shared"] = given.times > 1
+            y, w = self.second(y, grids, given.text_mask, mask, boxes, return_weights=True, **more)
         return y, w, side
 
     def _piece(
@@ -287,78 +247,3 @@ class CrossModalModulator(Connector[ModulatorSide]):
             return written.to(text.dtype)
         dtype = wide_dtype(text.dtype)
         return torch.addcmul(text.to(dtype), written.to(dtype), self.out_gate.to(dtype)).to(text.dtype)
-
-    def _film_from_table(self, text, q, side, options, ssm, sequences):
-        table_in, table_out = side.table.chunk(2, dim=-1)
-        bias_in, bias_out = side.bias[0].chunk(2, dim=-1)  # that of every row
-        norm_in, ffn_norm = self.norm_in, self.ffn.norm
-
-        def film_in(text, q, k, table, mask):
-            return grounded_film(
-                text,
-                q,
-                k,
-                table,
-                bias_in,
-                self.gate,
-                norm_in.weight,
-                norm_in.bias,
-                top_k=self.config.top_k,
-                eps=norm_in.eps,
-                grid_mask=mask,
-                channels_first=self.ssm.channels_first and options["text_mask"] is None and sequences is None,
-                **options,
-            )
-
-        def film_out(y, text, w, table):
-            norm = (ffn_norm.weight, ffn_norm.bias)
-            return film_residual(y, text, w, table, bias_out, self.gate, *norm, eps=ffn_norm.eps)
-
-        x_f, w = by_sequence(sequences, film_in, (text, q), (side.k, table_in, side.mask))
-        y, seen = ssm(x_f)
-        r, normed = by_sequence(sequences, film_out, (y, text, w), (table_out,))
-        return r, normed, w, seen
-
-    def _takes_short_way(self, text: Tensor, text_mask: Tensor | None, q: Tensor, side: ModulatorSide) -> bool:
-        """Tell whether these are few tokens on a CPU, without gradients, where calls cost as much as their numbers."""
-        drops = self.training and self.config.dropout > 0
-        return (
-            text_mask is None
-            and not (drops or torch.is_grad_enabled() or torch.is_autocast_enabled(text.device.type))
-            and choose("grounded_film", text, q, side.table) == "pytorch"
-            # Last, so that where kernels run no graph of torch.compile depends on it.
-            and not varies(*text.shape)
-            and text.shape[0] * text.shape[1] <= FEW_TOKENS
-        )
-
-    def _film_of_few_tokens(self, text, q, side, ssm):
-        """`_film_from_table` in fewer calls: the scales and shifts of both FiLMs are one product with the table."""
-        dtype = wide_dtype(text.dtype)
-        selection = Selection(self.config.top_k, side.mask, renormalize=self.config.top_k_mode == "renormalize")
-        w = weights_of_few_tokens(q, side.k, selection, dtype)
-        film = film_of_few_tokens(w, side.table, side.bias[:, None], self.gate)
-        gamma_in, beta_in, gamma_out, beta_out = film.chunk(4, dim=-1)
-        x = text.to(dtype)
-        normed = _layer_norm(x, self.norm_in)
-        y, seen = ssm(torch.addcmul(normed + beta_in, normed, gamma_in).to(text.dtype))
-        y = y.to(dtype)
-        r = torch.addcmul(x + beta_out + y, y, gamma_out)
-        return r.to(text.dtype), _layer_norm(r, self.ffn.norm).to(text.dtype), w.to(q.dtype), seen
-
-    def _film_by_layers(self, text, q, side, options, ssm, sequences):
-        """FiLM of each token, and norms by their modules: for many grids, and where the norms are not plain ones."""
-        seen_of = side.v if side.table is None else side.table
-
-        def context(q, k, v, mask):
-            return correlation_context(q, k, v, self.config.top_k, grid_mask=mask, **options)
-
-        c, w = by_sequence(sequences, context, (q,), (side.k, seen_of, side.mask))
-        if side.table is None:
-            film_in, film_out = product(self.film_in, c), product(self.film_out, c)
-        else:
-            bias = side.bias[:, None] if sequences is None else side.bias[sequences.index]
-            film_in, film_out = (c + bias).chunk(2, dim=-1)
-        x_f = _film(self.norm_in(text), film_in, self.gate).to(q.dtype)
-        y, seen = ssm(without_masked(x_f, options["text_mask"]))
-        r = text + _film(y, film_out, self.gate).to(text.dtype)
-        return r, self.ffn.norm(r), w, seen

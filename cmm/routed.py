@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .connector import PREFIX, GivenGrids, PlacedGrids
+from .connector import PREFIX, GivenGrids, PlacedGrids, Whole
 from .experts import Experts
 from .inputs import without_masked
 from .inserting import Inserting, WaitingGrids
@@ -148,7 +148,7 @@ class Routed(Inserting[RoutedSide]):
             return super().forward(text, grids, text_mask, grid_mask, grid_boxes, **others, **mode)
         self._check(text, text_mask, return_weights)
         given = GivenGrids(cast(Tensor, grids), grid_mask, grid_boxes, grid_images, grid_times)
-        y, _, side = self._whole(text, text_mask, given, prompt_mask)
+        y, _, side = self._whole(Whole(text, text_mask, given, prompt_mask))
         assert side.balance is not None  # a new side has one
         return (y, side.balance) if return_balance else y
 

@@ -14,8 +14,8 @@ from .evaluate.items import Benchmark
 from .evaluate.own import OWN
 from .evaluate.rows import SUFFIXES
 from .evaluation import COLUMNS, Examinee, evaluate, results
-from .exam_parts import examined
-from .exam_rows import WHOLE, Shard
+from .exam_parts import examined, shards_of
+from .exam_rows import Shard
 from .files.reading import lines_of, parse_json
 from .files.writing import words
 from .outputs import write_picture
@@ -40,9 +40,10 @@ def evaluate_benchmark(
     """
     from .progress import progress_bar
 
-    chosen = _chosen(name, source)
+    shards, chosen = shards_of(shard), _chosen(name, source)
     names = [benchmark.name for benchmark, _ in chosen]
-    check_results(Path(out), Shard.parse(shard) if shard else WHOLE, names)
+    for part in shards:
+        check_results(Path(out), part, names)
     if videos is None:
         examinee = Examinee(**model)
     else:
@@ -60,7 +61,7 @@ def evaluate_benchmark(
         write_tables(found, Path(out), part)
         return found
 
-    found = examined(Path(out), shard, names, examinee.by, _say, work)
+    found = examined(Path(out), shards, names, examinee.by, _say, work)
     if found is not None:
         show(found, as_json, single=name != ALL)
 
@@ -72,7 +73,9 @@ def evaluate_own_questions(
     from .own_evaluation import evaluate_own, worst
     from .progress import progress_bar
 
-    check_results(Path(out), Shard.parse(shard) if shard else WHOLE, [OWN.name])
+    shards = shards_of(shard)
+    for part in shards:
+        check_results(Path(out), part, [OWN.name])
     examinee = Examinee(**model)
 
     def work(part: Shard, say: Callable[[str], None]) -> list[dict]:
@@ -90,7 +93,7 @@ def evaluate_own_questions(
         write_tables([found], Path(out), part)
         return [found]
 
-    found = examined(Path(out), shard, [OWN.name], examinee.by, _say, work)
+    found = examined(Path(out), shards, [OWN.name], examinee.by, _say, work)
     if found is not None:
         show(found, as_json, single=True)
 

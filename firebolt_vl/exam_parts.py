@@ -19,9 +19,24 @@ OF_ROWS = (
 )
 
 
+def shards_of(shard: str | None) -> list[Shard]:
+    """The shards whose results this process writes: its own first, and, of several of a launcher, perhaps the whole.
+
+    Raises Misuse where a `shard` is given and a launcher has shards already.
+    """
+    rank = this_rank()
+    if rank.count == 1:
+        return [Shard.parse(shard) if shard else WHOLE]
+    if shard:
+        raise Misuse(
+            f"--shard is {shard} in one of {rank.count} processes of a launcher, which are shards; leave it out"
+        )
+    return [Shard(rank.number + 1, rank.count), WHOLE]
+
+
 def examined(
     out: Path,
-    shard: str | None,
+    shards: Sequence[Shard],
     names: Sequence[str],
     by: dict,
     say: Callable[[str], None],
@@ -29,26 +44,21 @@ def examined(
 ) -> list[dict] | None:
     """Return what `work(shard, say)` does, which answers and scores a shard of the exams `names` into the folder `out`.
 
-    One of several processes of a launcher takes the shard of its number. The last one that is done puts the rows of all
-    parts, which the model `by` has to have given, into the files of the whole, and scores these; the others return
-    None. Raises Misuse.
+    `shards` are those of `shards_of`. Of several processes the last one that is done puts the rows of all parts, which
+    the model `by` has to have given, into the files of the whole, and scores these; the others return None.
+    Raises Misuse.
     """
-    rank = this_rank()
-    if rank.count == 1:
-        return work(Shard.parse(shard) if shard else WHOLE, say)
-    if shard:
-        raise Misuse(
-            f"--shard is {shard} in one of {rank.count} processes of a launcher, which are shards; leave it out"
-        )
-    part = Shard(rank.number + 1, rank.count)
-    work(part, say)
+    part, *whole = shards
+    found = work(part, say)
+    if not whole:
+        return found
     with turn_at(out / "parts"):
-        if not all(_is_done(out, Shard(number + 1, rank.count), names) for number in range(rank.count)):
+        if not all(_is_done(out, Shard(number + 1, part.count), names) for number in range(part.count)):
             say(f"part {part.number} of {part.count} is done; the others are not yet")
             return None
         for name in names:
             for ending, suffix, columns, what in OF_ROWS:
-                _gather(out, rank.count, name + ending, suffix, columns, what, by, say)
+                _gather(out, part.count, name + ending, suffix, columns, what, by, say)
         return work(WHOLE, lambda line: None)  # each part has told of its rows
 
 

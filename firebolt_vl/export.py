@@ -46,7 +46,31 @@ def export(engine: str, out: str, checkpoint: str | None = None, bits: int | Non
     """
     if bits is not None and (engine != "onnx" or bits not in BITS):
         raise Misuse(f"--bits is {bits} with {engine}; expected {' or '.join(map(str, BITS))}, with onnx")
-    with new_folder("OUT", out) as unfinished, quiet():
+    with new_folder("OUT", out) as unfinished:
+        folder, _ = write_graphs(Form(engine, bits), unfinished, checkpoint)
+    files = sorted(Path(out).iterdir())
+    size = sum(file.stat().st_size for file in files)
+    return Export(str(folder), out, engine, [file.name for file in files], size, bits)
+
+
+@dataclass(frozen=True)
+class Form:
+    """Kind of graphs: for which engine, with weights in how many bits (None: float32).
+
+    With `weights` they also give what each token weighed (`export_parts`), in float32 alone.
+    """
+
+    engine: str
+    bits: int | None = None
+    weights: bool = False
+
+
+def write_graphs(form: Form, out: Path, checkpoint: str | None) -> tuple[Path, Description]:
+    """Write what `export` writes into a folder that is there; returns the checkpoint's folder and the description.
+
+    Raises Misuse, Failure.
+    """
+    with quiet():
         folder = locate(checkpoint)
         check_files(folder)
         loaded = load(folder, "cpu", "float32", prepack=False)
@@ -56,22 +80,19 @@ def export(engine: str, out: str, checkpoint: str | None = None, bits: int | Non
                 "it was made from"
             )
         try:
-            _write(engine, bits, loaded, folder, unfinished)
+            return folder, _write(form, loaded, folder, out)
         except Failure:
             raise
         except ValueError as error:
             raise Failure(f"checkpoint {folder}: {told(error)}") from None
-    files = sorted(Path(out).iterdir())
-    size = sum(file.stat().st_size for file in files)
-    return Export(str(folder), out, engine, [file.name for file in files], size, bits)
 
 
-def _write(engine: str, bits: int | None, loaded: Loaded, folder: Path, out: Path) -> None:
+def _write(form: Form, loaded: Loaded, folder: Path, out: Path) -> Description:
     model: Any = loaded.model
     processor: Any = loaded.processor
     prompts = [_prompt(loaded, images) for images in (0, 1)]
     views = _views(processor.image_processor)
-    parts, graphs = _graphs(engine, bits, model, (views["size"], views["tile_size"]), out)
+    parts, graphs = _graphs(form, model, (views["size"], views["tile_size"]), out)
     _save_tokenizer(processor.tokenizer, out / TOKENIZER)
     if (folder / FAMILIAR).is_file():
         shutil.copyfile(folder / FAMILIAR, out / FAMILIAR)
@@ -80,7 +101,7 @@ def _write(engine: str, bits: int | None, loaded: Loaded, folder: Path, out: Pat
 
     own_settings(model, processor.tokenizer, sampled=False)
     description = Description(
-        engine=engine,
+        engine=form.engine,
         graphs=graphs,
         inputs={name: _lists(part.inputs) for name, part in parts.items()},
         outputs={name: _lists(part.outputs) for name, part in parts.items()},
@@ -89,30 +110,29 @@ def _write(engine: str, bits: int | None, loaded: Loaded, folder: Path, out: Pat
         controls=control_tokens(processor.tokenizer),
         most_tokens=model.config.text_config.max_position_embeddings,
         views=views,
-        bits=bits,
+        bits=form.bits,
     )
     (out / FILE).write_text(description.to_json(), encoding="utf-8")
+    return description
 
 
-def _graphs(
-    engine: str, bits: int | None, model: Any, sides: tuple[int, int], out: Path
-) -> tuple[Mapping[str, Any], dict[str, str]]:
+def _graphs(form: Form, model: Any, sides: tuple[int, int], out: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
     """Write the graphs; the parts that they are of, and their files."""
-    if engine == "openvino":
+    if form.engine == "openvino":
         from .model.export.openvino_files import write_openvino
 
         parts = model.export_parts(*sides)
         return parts, write_openvino(parts, out)
     from .model.export.onnx_files import write_onnx
 
-    if bits is None:
-        parts = model.export_parts(*sides)
+    if form.bits is None:
+        parts = model.export_parts(*sides, form.weights)
         return parts, write_onnx(parts, out)
     from .model.export.block_weights import Rounding
     from .model.firebolt.fused_parts import TEXT, fused_parts, kept_whole
 
     parts = fused_parts(model, *sides)
-    return parts, write_onnx(parts, out, {TEXT: Rounding(bits, kept_whole(model))})
+    return parts, write_onnx(parts, out, {TEXT: Rounding(form.bits, kept_whole(model))})
 
 
 def _lists(named: Mapping[str, tuple]) -> dict[str, list]:

@@ -33,6 +33,7 @@ class Engine(StrEnum):
 class ExportFor(StrEnum):
     onnx = "onnx"
     openvino = "openvino"
+    page = "page"
     kernels = "kernels"
 
 

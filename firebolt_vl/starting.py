@@ -68,14 +68,15 @@ def import_for_answers() -> None:
 
     if ".".join(transformers.__version__.split(".")[:2]) not in TESTED:
         return
-    torch.distributed.is_available = lambda: False
     _put_off_the_compiler()
-    there = transformers.utils.is_scipy_available
-    transformers.utils.is_scipy_available = lambda: False
+    distributed, scipy = torch.distributed.is_available, transformers.utils.is_scipy_available
+    torch.distributed.is_available = transformers.utils.is_scipy_available = lambda: False
     try:
         importlib.import_module("transformers.modeling_utils")
+    except Exception:  # the import that follows says it, if it is not of this
+        torch.distributed.is_available = distributed
     finally:
-        transformers.utils.is_scipy_available = there
+        transformers.utils.is_scipy_available = scipy
 
 
 class _PutOff(ModuleType):

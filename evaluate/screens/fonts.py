@@ -25,6 +25,11 @@ HELD_OUT = {
     "cmr10": ("cmr10.ttf",),
     "cmtt10": ("cmtt10.ttf",),
 }
+# Beginnings of families of the same designs as these.
+TWINS = (
+    *("bitstream vera serif", "latin modern roman", "latin modern mono", "lmroman", "lmmono", "cmu serif"),
+    "cmu typewriter",
+)
 SUFFIXES = (".ttf", ".otf")
 # Beginnings of families that have other signs under the letters' numbers.
 SYMBOLS = ("cmsy", "cmex", "cmmi", "stixsize", "stixnonunicode", "last resort")
@@ -45,8 +50,8 @@ def font_files(held_out: bool) -> tuple[str, ...]:
 def extra_fonts(folder: str | Path) -> tuple[str, ...]:
     """Return the paths of the fonts in a folder and below it that have the whole alphabet, sorted.
 
-    Those of families that are held out are left out, whatever their files are called; so are symbol fonts and files
-    that cannot be read. Raises ValueError where nothing is left.
+    Those of families that are held out, and of their twins, are left out, whatever their files are called; so are
+    symbol fonts and files that cannot be read. Raises ValueError where nothing is left.
     """
     found = sorted(str(file) for file in Path(folder).rglob("*") if file.suffix.lower() in SUFFIXES)
     chosen = tuple(file for file in found if _is_training_font(file))
@@ -63,8 +68,12 @@ def _is_training_font(file: str) -> bool:
         letters = FT2Font(file).get_charmap()
     except (OSError, RuntimeError):
         return False
-    left_out = (*(name.lower() for name in HELD_OUT), *SYMBOLS)
-    return not family.lower().startswith(left_out) and all(ord(letter) in letters for letter in ALPHABET)
+    return not is_left_out(family) and all(ord(letter) in letters for letter in ALPHABET)
+
+
+def is_left_out(family: str) -> bool:
+    """Tell whether a family is none to train on: held out, of the same design as one that is, or of symbols."""
+    return family.lower().startswith((*(name.lower() for name in HELD_OUT), *TWINS, *SYMBOLS))
 
 
 @cache

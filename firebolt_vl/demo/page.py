@@ -10,17 +10,10 @@ from ..errors import Failure
 from . import drawn
 from .answering import PageModel
 from .hearing import follow
+from .pictures import ASKED, ASKED_OF_ANY, EXAMPLES
 from .talk import Settings, Talk
 
 TITLE = "Firebolt-VL"
-EXAMPLES = Path(__file__).parent / "examples"
-# Pictures that the embedded model can read, with a question about each that it can answer.
-ASKED = (
-    ("digits-1.png", "what digit is at the top left?"),
-    ("digits-3-some-empty.png", "where can you see the 7?"),
-    ("digits-4-clutter.png", "name the color of the number in the top left."),
-)
-ASKED_OF_ANY = "What is in the image?"
 LONGEST, MOST_LONGEST, MOST_CHARACTERS = 128, 512, 10_000
 # Questions that wait at the most; whoever comes then is told so.
 MOST_WAITING = 100

@@ -1,5 +1,7 @@
 """LFM2's attention: joined products of queries, keys and values, and sequences packed into one row."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.lfm2.modeling_lfm2 import Lfm2Attention, apply_rotary_pos_emb
@@ -39,13 +41,13 @@ class SequencewiseAttention(Lfm2Attention):
         attended = sdpa_attention_forward(self, q, k, v, mask, dropout=0.0, scaling=self.scaling)[0]
         return self.out_proj(attended.flatten(2)), None
 
-    def _projected(self, x: Tensor, whole: nn.Module | None, positions: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    def _projected(self, x: Tensor, whole: Any, positions: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         """Queries and keys [B,H,T,D_h], normed and turned, and values [B,T,H',D_h] of x [B,T,D]."""
         parts = (self.q_proj, self.k_proj, self.v_proj)
         if whole is None:
             products = [part(x) for part in parts]
         else:
-            products = whole(x).split([part.out_features for part in parts], dim=-1)
+            products = whole.forward(x).split([part.out_features for part in parts], dim=-1)
         q, k, v = (y.view(*x.shape[:-1], -1, self.head_dim) for y in products)
         q, k = self.q_layernorm(q).transpose(1, 2), self.k_layernorm(k).transpose(1, 2)
         return *apply_rotary_pos_emb(q, k, *positions), v

@@ -20,7 +20,7 @@ class JoinedMLP(Lfm2MLP):
         whole = whole_of(self, self.same_input)
         if whole is None:
             return super().forward(x)
-        gate, up = whole(x).chunk(2, dim=-1)
+        gate, up = whole.forward(x).chunk(2, dim=-1)  # nothing stands around it
         return self.w2(F.silu(gate) * up)
 
 
@@ -32,16 +32,16 @@ class CompactRMSNorm(Lfm2RMSNorm):
     """
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        x = hidden_states
+        x, weight = hidden_states, self.weight
         if (
             torch.is_grad_enabled()
             or torch.compiler.is_compiling()
             or x.device.type != "cpu"
             or x.dtype not in NORMED
-            or self.weight.dtype != x.dtype
+            or weight.dtype != x.dtype
         ):
             return super().forward(x)
-        return F.rms_norm(x, x.shape[-1:], self.weight, self.variance_epsilon)
+        return F.rms_norm(x, x.shape[-1:], weight, self.variance_epsilon)
 
 
 def compute_in_fewer_calls(decoder: nn.Module) -> None:

@@ -79,10 +79,20 @@ class PartOfJoined(nn.Linear):
 def whole_of(parent: nn.Module, names: tuple[str, ...]) -> Any:
     """Return the layer that stands for the parts of these names; None where one of them is to be called by itself.
 
-    That is so where they are not joined, and where something stands around one of them (`is_plain`).
+    That is so where they are not joined, and where something stands around one of them, as `is_plain` has it: here in
+    fewer steps, since each layer asks at each token.
     """
-    parts = [getattr(parent, name) for name in names]
-    return parts[0].whole if all(is_plain(part, PartOfJoined) for part in parts) else None
+    part: Any = None
+    for name in names:
+        part = parent._modules[name]
+        if (
+            type(part) is not PartOfJoined
+            or part._forward_hooks
+            or part._forward_pre_hooks
+            or "forward" in part.__dict__
+        ):
+            return None
+    return part.whole
 
 
 def joinable(model: nn.Module, kind: type[nn.Linear]) -> Iterator[list[Any]]:

@@ -102,18 +102,21 @@ class FireboltForConditionalGeneration(FireboltPreTrainedModel, CachedGeneration
         self.model.compiled_step = torch.compile(self.model.language_model.forward, dynamic=False, **options)
         return self
 
-    def export_parts(self, view_size: int | None = None, tile_size: int | None = None) -> dict[str, ExportPart]:
+    def export_parts(
+        self, view_size: int | None = None, tile_size: int | None = None, weights: bool = False
+    ) -> dict[str, ExportPart]:
         """Return the model as three callables for `torch.export` and other engines: "grids", "prompt" and "step".
 
         "grids" makes of images what the connector keeps of them, "prompt" reads tokens after a state, from nothing or
         from an earlier call, and "step" one token. States are real numbers that go in and come out. The views are
         `view_size` pixels wide (default: the vision tower's own) and its tiles `tile_size` (default: half of that).
-        The callables share this model's weights.
+        With `weights` "grids" also returns the grids' boxes [B,G,4], and the others the share of each grid in each
+        token [B,T,G] after the logits, as `ground` gives them. The callables share this model's parameters.
 
         Raises ValueError for a connector other than "cmm" with fusion "replace", a state-space model other than s4,
         s4d and mamba, and a model in training mode.
         """
-        return export_parts(self, view_size, tile_size)
+        return export_parts(self, view_size, tile_size, weights)
 
     def get_grids(self, pixel_values: Tensor, **images) -> Grids:
         """Encode every image of the batch once; see FireboltModel.get_grids."""

@@ -13,6 +13,7 @@ from ...cmm.modulator import SECOND, CrossModalModulator
 from ...kernels.checks import check_integer
 from ..compat.graph_decoder import GraphDecoder
 from ..configuration_checks import backbone
+from .grounding import unit_boxes
 
 Tensors = dict[str, Tensor]
 Shape = tuple[int | str, ...]
@@ -46,16 +47,20 @@ class ExportPart(NamedTuple):
 
 
 class GridsPart(nn.Module):
-    """Views as `FireboltImageProcessor` makes them, an axis I in all of them -> the grid side of the modulator."""
+    """Views as `FireboltImageProcessor` makes them, an axis I in all of them -> the grid side of the modulator.
 
-    def __init__(self, model: Model):
+    With `weights` also `boxes` [B,G,4], where each grid lies in its image.
+    """
+
+    def __init__(self, model: Model, weights: bool = False):
         super().__init__()
-        self.model = model
+        self.model, self.weights = model, weights
 
     def forward(self, views: Tensors) -> Tensors:
         seen = self.model.get_grids(**views)
         modulator = self.model.model.connector
-        return modulator.encode_grids(seen.features, seen.mask, seen.boxes, seen.images).tensors
+        side = modulator.encode_grids(seen.features, seen.mask, seen.boxes, seen.images).tensors
+        return {**side, "boxes": unit_boxes(seen.mask, seen.boxes)} if self.weights else side
 
 
 class PromptPart(nn.Module):
@@ -63,32 +68,36 @@ class PromptPart(nn.Module):
 
     input_ids [B,T] int64; attention_mask [B,T] bool, True = keep, padded on the left of a row's first tokens. The state
     is that of `GraphModulator` and `GraphDecoder`: "grid." (returned by `GridsPart`, a row without an image all masked;
-    also below "second.") goes in and does not come out; the rest is zeros of P = 0 before the first token.
+    also below "second.") goes in and does not come out; the rest is zeros of P = 0 before the first token. With
+    `weights` the share of each grid in each token [B,T,G] stands between the two, as `ground` gives it.
     """
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Model, weights: bool = False):
         super().__init__()
-        self.model = model
+        self.model, self.weights = model, weights
         self.modulator = GraphModulator(cast(CrossModalModulator, model.model.connector))
         self.decoder = GraphDecoder(model.model.language_model)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, state: Tensors) -> tuple[Tensor, Tensors]:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, state: Tensors) -> tuple[Tensor | Tensors, ...]:
         text = self.model.get_input_embeddings()(input_ids)
-        connected, seen = self.modulator(text, attention_mask, state)
+        connected, weights, seen = self.modulator.weighed(text, attention_mask, state)
         rows = state[f"{PREFIX}mask"].any(-1)
         embeddings = torch.where(rows[:, None, None], connected, text)
         hidden, after = self.decoder(embeddings, attention_mask, state)
-        return self.model.lm_head(hidden[:, -1]), {**seen, **after}
+        logits, after = self.model.lm_head(hidden[:, -1]), {**seen, **after}
+        return (logits, weights, after) if self.weights else (logits, after)
 
 
 class StepPart(PromptPart):
     """`PromptPart` of one token [B,1] that no row has as padding: there is no loop in its graph."""
 
-    def forward(self, input_ids: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:  # pyright: ignore[reportIncompatibleMethodOverride]  # one token has no mask
+    def forward(self, input_ids: Tensor, state: Tensors) -> tuple[Tensor | Tensors, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]  # one token has no mask
         return super().forward(input_ids, None, state)
 
 
-def export_parts(model: Model, view_size: int | None = None, tile_size: int | None = None) -> dict[str, ExportPart]:
+def export_parts(
+    model: Model, view_size: int | None = None, tile_size: int | None = None, weights: bool = False
+) -> dict[str, ExportPart]:
     """See `FireboltForConditionalGeneration.export_parts`."""
     _check(model)
     vision = backbone(model.config.vision_config)
@@ -96,19 +105,24 @@ def export_parts(model: Model, view_size: int | None = None, tile_size: int | No
     sides["t"] = sides["S"] // 2 if tile_size is None else tile_size
     for name, side in zip(("view_size", "tile_size"), sides.values()):
         check_integer("export_parts", name, side, at_least=vision.patch_size)
-    prompt, step = PromptPart(model), StepPart(model)
+    prompt, step = PromptPart(model, weights), StepPart(model, weights)
     grid = sizes_of_grids(model)
     told = {**prompt.modulator.state_shapes(), **prompt.decoder.state_shapes()}
     state: dict[str, Shape] = {name: ("B", *shape) for name, shape in told.items()}
     logits: dict[str, Shape] = {"logits": ("B", backbone(model.config.text_config).vocab_size)}
-    after = {**logits, **{f"next.{name}": _sized(shape, {"P": "P+T"}) for name, shape in state.items()}}
+    after = {f"next.{name}": _sized(shape, {"P": "P+T"}) for name, shape in state.items()}
+    boxes: dict[str, Shape] = {"boxes": ("B", "G", 4)} if weights else {}
+
+    def weighed(tokens: int | str) -> dict[str, Shape]:
+        return {"weights": ("B", tokens, "G")} if weights else {}
+
     views = {name: _sized(shape, sides) for name, shape in VIEWS.items() if _reads(model, name)}
     text: dict[str, Shape] = {"input_ids": ("B", "T"), "attention_mask": ("B", "T")}
     one: dict[str, Shape] = {"input_ids": ("B", 1)}
     return {
-        "grids": example_part(GridsPart(model), {}, views, grid, model.dtype),
-        "prompt": example_part(prompt, text, {**grid, **state}, after, model.dtype),
-        "step": example_part(step, one, {**grid, **state}, after, model.dtype),
+        "grids": example_part(GridsPart(model, weights), {}, views, {**grid, **boxes}, model.dtype),
+        "prompt": example_part(prompt, text, {**grid, **state}, {**logits, **weighed("T"), **after}, model.dtype),
+        "step": example_part(step, one, {**grid, **state}, {**logits, **weighed(1), **after}, model.dtype),
     }
 
 

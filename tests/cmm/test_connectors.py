@@ -448,3 +448,30 @@ def test_cross_attention_is_that_of_torch():
     assert_close(y, h + connector.ffn(h), relative=1e-12)
     weights = torch.softmax(q @ k.mT / math.sqrt(5), -1).mean(1)
     assert_close(w, weights, relative=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in CONNECTORS if not name.startswith("routed")])
+@pytest.mark.parametrize("grids", [3, 40])  # in the modulator with tables of the grids, and without
+@pytest.mark.parametrize("masked", [False, True])
+def test_rows_that_share_grids_give_what_they_give_with_grids_of_their_own(name, grids, masked):
+    generator = torch.Generator().manual_seed(5)
+    connector = make_connector(name)
+    text = torch.randn(6, 4, TEXT_WIDTH, generator=generator, dtype=torch.float64)
+    x = torch.randn(2, grids, GRID_WIDTH, generator=generator, dtype=torch.float64)
+    boxes = random_boxes(2, grids, generator=generator)
+    text_mask = torch.rand(6, 4, generator=generator) < 0.7 if masked else None
+    grid_mask = torch.rand(2, grids, generator=generator) < 0.7 if masked else None
+    with torch.no_grad():
+        shared = connector(text, x, text_mask, grid_mask, boxes, shared=True)
+        repeated = [None if one is None else one.repeat_interleave(3, 0) for one in (x, grid_mask, boxes)]
+        own = connector(text, repeated[0], text_mask, *repeated[1:])
+    assert_same_embeddings(shared, own)
+
+
+def test_grids_that_cannot_be_shared_are_refused():
+    connector = make_connector("cmm_s4")
+    text, x = torch.zeros(5, 4, TEXT_WIDTH).double(), torch.zeros(2, 5, GRID_WIDTH).double()
+    with pytest.raises(ValueError, match="grids has 2 rows, which are shared; expected a divisor of 5"):
+        connector(text, x, shared=True)
+    with pytest.raises(ValueError, match="shared is True; expected False, as it is given cu_seqlens"):
+        connector(text[:1], x, cu_seqlens=torch.tensor([0, 2, 4]), shared=True)

@@ -302,6 +302,13 @@ def test_screens_of_all_kinds_and_splits_are_shown(tmp_path, capsys, monkeypatch
     assert "scenes made up" in said
 
 
+def test_twins_of_held_out_families_are_no_fonts_to_train_on():
+    assert all(
+        map(fonts.is_left_out, (*fonts.HELD_OUT, "Latin Modern Roman", "CMU Serif Extra", "Bitstream Vera Serif"))
+    )
+    assert not any(map(fonts.is_left_out, (*fonts.SEEN, "Liberation Serif", "Bitstream Vera Sans", "Lato")))
+
+
 def test_what_a_reader_knows_fits_its_questions_and_screens_and_not_others():
     known = familiar(scenes=24)
     for kind, topics in PATTERNS.items():

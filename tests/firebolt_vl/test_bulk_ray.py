@@ -22,7 +22,10 @@ TOKENS, SIZE = 40, 2
 
 
 @pytest.fixture
-def command(checkpoint):
+def command(checkpoint, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # Ray lets its workers be the last that a machine minds, which on a busy one is never.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     given = ["--checkpoint", checkpoint, "--workers", 2, "--batch-size", SIZE, "--max-new-tokens", TOKENS]
     return [sys.executable, str(SCRIPT), "q.jsonl", "a.jsonl", *map(str, given)]
 
@@ -53,8 +56,7 @@ def workers_of(running: subprocess.Popen) -> list[psutil.Process]:
     return [one for one in found if "Answerer" in " ".join(one.cmdline())]
 
 
-def test_a_worker_killed_in_the_middle_loses_no_row_and_doubles_none(batch, command, images, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_a_worker_killed_in_the_middle_loses_no_row_and_doubles_none(batch, command, images):
     asked = questions(60)
     asked[7]["image"] = "gone.png"
     assert batch("--max-new-tokens", TOKENS, "--batch-size", SIZE, rows=asked).code == 1
@@ -71,8 +73,7 @@ def test_a_worker_killed_in_the_middle_loses_no_row_and_doubles_none(batch, comm
     assert [row["id"] for row in read(images / "a.errors.jsonl")] == ["q7"]
 
 
-def test_a_killed_pipeline_goes_on_and_so_does_the_command(batch, command, images, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_a_killed_pipeline_goes_on_and_so_does_the_command(batch, command, images):
     write(images / "q.jsonl", questions(60))
     with started(command, images, 6) as running:
         running.kill()

@@ -135,6 +135,9 @@ def test_the_last_process_of_a_launcher_scores_all_shards(run, folder, monkeypat
     assert read(folder / "parts" / "pope.predictions.jsonl") == together
     shard = ranked(monkeypatch, 0, lambda: run("pope", data, "--shard", "1/2", out="parts"))
     assert_refused(shard, 2, "--shard is 1/2 in one of 2 processes of a launcher")
+    (folder / "parts" / "pope.1-of-2.json").write_text("my own notes\n")
+    mine = ranked(monkeypatch, 0, lambda: run("pope", data, out="parts"))
+    assert_refused(mine, 2, "pope.1-of-2.json, which exists already and was not written by this command")
 
 
 def test_own_questions_are_swapped_and_grounded_in_shards_and_scored_together(

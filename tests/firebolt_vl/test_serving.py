@@ -5,6 +5,7 @@ import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from firebolt_vl.serving.pictures import Sources
 from firebolt_vl.serving.refusal import Refused
 from firebolt_vl.serving.row import Ended, Prepared, Row
 from firebolt_vl.serving.sampling import Sampler
+from firebolt_vl.serving.server import address_of
 from firebolt_vl.serving.sight import Picture, Views
 from firebolt_vl.serving.stopping import UntilStop
 
@@ -33,6 +35,20 @@ ASKED = {"model": "model", "messages": [user("why?")]}
 
 def read(**changes):
     return read_chat(json.dumps({**ASKED, **changes}).encode())
+
+
+@pytest.mark.parametrize(
+    ("bound", "address"),
+    [
+        (("127.0.0.1", 8000), "http://127.0.0.1:8000"),
+        (("192.168.1.7", 80), "http://192.168.1.7:80"),
+        (("0.0.0.0", 8000), "http://127.0.0.1:8000"),
+        (("::", 8000, 0, 0), "http://[::1]:8000"),
+        (("fd00::7", 8000, 0, 0), "http://[fd00::7]:8000"),
+    ],
+)
+def test_the_address_that_is_told_can_be_opened_here(bound, address):
+    assert address_of(SimpleNamespace(getsockname=lambda: bound)) == address
 
 
 @pytest.mark.parametrize(

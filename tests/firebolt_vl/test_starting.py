@@ -45,12 +45,29 @@ assert starting.COMPILER not in sys.modules
 assert torch.distributed.is_available.__module__ == "torch.distributed"
 """
 
+WITH_WHAT_CANNOT_BE_LEFT_OUT = """
+import sys, torch, transformers.utils
+from firebolt_vl import starting
+starting.begin_command()
+class Refusing:
+    def find_spec(self, name, path=None, target=None):
+        if name == "transformers.modeling_utils" and not torch.distributed.is_available():
+            raise ImportError("no distributed part")
+sys.meta_path.insert(0, Refusing())
+starting.import_for_answers()
+assert "transformers.modeling_utils" not in sys.modules
+assert torch.distributed.is_available()
+assert transformers.utils.is_scipy_available.__name__ == "is_scipy_available"
+"""
+
 
 def test_the_versions_are_those_that_the_models_were_tested_with():
     assert starting.TESTED == TESTED
 
 
-@pytest.mark.parametrize("program", [COMPILES_LATER, IN_ANOTHER_PROCESS, WITH_ANOTHER_VERSION])
+@pytest.mark.parametrize(
+    "program", [COMPILES_LATER, IN_ANOTHER_PROCESS, WITH_ANOTHER_VERSION, WITH_WHAT_CANNOT_BE_LEFT_OUT]
+)
 def test_a_process(program):
     subprocess.run([sys.executable, "-c", program], check=True)
 

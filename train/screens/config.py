@@ -27,7 +27,7 @@ class ScreensConfig:
     screens: int = key(16, "screens of a step, to which come half as many pages of letters", least=1)
     questions: int = key(3, "questions about each", least=1)
     fonts: str | None = key(None, "a folder of more fonts to train on; families that are held out are left out of it")
-    reading_loss: float = key(0.2, "weight of the loss of the patches' labels beside the answers'", least=0)
+    reading_loss: float = key(1.0, "weight of the loss of the patches' labels beside the answers'", least=0)
     grounding_loss: float = key(0.5, "weight of the grounding loss, of connector cmm with grids patches", least=0)
     connector: str = key("cmm", "what joins images and text", choices=CONNECTORS)
     grids: str = key("patches", "what the connector sees of an image", choices=GRIDS)

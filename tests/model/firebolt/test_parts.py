@@ -56,6 +56,34 @@ def test_the_parts_are_the_model(kind, rows):
     assert list(after) == [name.removeprefix("next.") for name in parts["step"].outputs if name != "logits"]
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+    "kind", [{"ssm": "s4"}, {"query": "state", "layers": 2}, {"grids": "both"}, {"grids": "patches"}], ids=str
+)
+@torch.no_grad()
+def test_the_parts_weigh_as_the_model_does(kind, rows):
+    """Boxes, and the shares of a prompt's tokens and of two steps' in rows of several lengths."""
+    model = tiny_models.make_model(**kind)
+    parts = model.export_parts(32, 16, weights=True)
+    views = views_of(rows)
+    text = tiny_models.make_text([9, 6, 8][:rows])
+    ids, mask = text["input_ids"], text["attention_mask"].bool()
+    state = begin(parts, parts["grids"].module({name: views[name] for name in parts["grids"].inputs}))
+    boxes = state.pop("boxes")
+    logits, found, after = parts["prompt"].module(ids[:, :7], mask[:, :7], state)
+    assert list(parts["prompt"].outputs)[:2] == list(parts["step"].outputs)[:2] == ["logits", "weights"]
+    for column in (7, 8):
+        logits, weights, after = parts["step"].module(ids[:, column : column + 1], {**state, **after})
+        found = torch.cat([found, weights], 1)
+    wanted = model.ground(**text, **{name: view[:, 0] for name, view in views.items()})
+    assert_close(boxes, wanted.boxes, relative=ROUNDING)
+    # A row without an image has no grids to weigh, and padding no weights.
+    seen = wanted.grid_mask.any(-1)[:, None, None] & mask[..., None]
+    assert_close(found * seen, wanted.weights * seen, relative=ROUNDING)
+    given = model(**text, **{name: view[:, 0] for name, view in views.items()}).logits
+    assert_close(logits, given[:, -1], relative=ROUNDING)
+
+
 @torch.no_grad()
 def test_examples_are_as_the_part_says():
     parts = tiny_models.make_model().export_parts()
