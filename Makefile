@@ -19,7 +19,7 @@ export IMAGE := $(firstword $(sort $(wildcard examples/*.png)))
 export QUESTION := what digit is at the top left?
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-versions test-machines test-messages test-harness test-suites test-exports test-page test-hub test-gpu bench bench-llama gpu-day compile-report emulate fuzz format lint tiny counts docs
+.PHONY: help demo test test-versions test-machines test-messages test-harness test-suites test-exports test-page test-ray test-hub test-gpu bench bench-llama gpu-day compile-report emulate fuzz format lint tiny counts docs
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -50,6 +50,9 @@ test-exports: $(READY) ## compare exported graphs with PyTorch, in each engine, 
 test-page: $(READY) ## ask on the page of `firebolt demo` in a headless browser, in an environment of its own; its picture
 	OMP_NUM_THREADS=1 $(BIN)/python tests/support/demo_page.py $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) \
 	    --picture docs/demo.png
+
+test-ray: $(READY) ## answer a file by examples/bulk_ray.py in Ray, in an environment of its own, and kill its workers
+	OMP_NUM_THREADS=1 $(BIN)/python tests/support/ray_pipeline.py $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
 test-hub: $(READY) ## load the exported kernels by the hub's library, in an environment of its own
 	OMP_NUM_THREADS=1 $(BIN)/python tests/support/hub_kernels.py

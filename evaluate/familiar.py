@@ -1,7 +1,8 @@
 """Test of a question and an image for likeness to a small model's training data: statistics that are kept beside it.
 
-A question is familiar if all its words were trained on and one of them is a thing that can be asked for. An image is
-familiar if it is mostly smooth paper, with some strokes on it, and most of these in colour.
+A question is familiar if all its words were trained on, or may be names of what the image shows, and one of them is a
+thing that can be asked for. An image is familiar if it is as much smooth paper, and has as many strokes on it, of which
+as many are in colour, as those of the training.
 """
 
 import json
@@ -30,12 +31,14 @@ class Familiar:
     words      all that stand in the questions that it was trained on
     things     those of them, one of which a question has to have
     image      statistic -> (low, high): what images of its kind have
+    names      whether a question may have other words, as they stand on the image ("how much is the tea?")
     """
 
     knows: str
     words: Sequence[str]
     things: Sequence[str]
     image: dict[str, tuple[float, float]]
+    names: bool = False
 
     def doubts(self, question: str, *images: Image.Image) -> list[str]:
         """List what is unlike its training, each as a sentence."""
@@ -49,7 +52,8 @@ class Familiar:
 
     def doubts_of_question(self, question: str) -> list[str]:
         words = WORD.findall(question.casefold())
-        if unknown := list(dict.fromkeys(word for word in words if word not in self.words)):
+        unknown = [] if self.names else list(dict.fromkeys(word for word in words if word not in self.words))
+        if unknown:
             listed = ", ".join(f'"{word}"' for word in unknown[:3])
             return [f"the question has words that this model was not trained on ({listed})"]
         if not set(words) & set(self.things):
@@ -71,7 +75,9 @@ def read_familiar(folder: Path) -> Familiar | None:
     try:
         described = json.loads((folder / FILE).read_text(encoding="utf-8"))
         image = {name: tuple(described["image"][name]) for name in STATISTICS}
-        return Familiar(described["knows"], described["words"], described["things"], image)
+        return Familiar(
+            described["knows"], described["words"], described["things"], image, described.get("names", False)
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -5,7 +5,8 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -114,20 +115,53 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def lock(file: BinaryIO) -> bool:
+def lock(file: BinaryIO, wait: bool = False) -> bool:
     """Take an open file for this process alone, until the process or the file ends, however that is.
 
     Returns False where there are no locks: on some network file systems, and on Windows. Raises BlockingIOError where
-    another process has it.
+    another process has it, unless this one shall `wait`.
     """
     try:
         import fcntl
     except ModuleNotFoundError:
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
-        if error.errno in BUSY:
+        if error.errno in BUSY and not wait:
             raise BlockingIOError(error.errno, "another process has it") from None
         return False
     return True
+
+
+def is_locked(path: Path) -> bool:
+    """Tell whether another process has a file for itself; where there are no locks nobody knows, and it has not."""
+    try:
+        with path.open("r+b") as file:
+            lock(file)
+    except BlockingIOError:
+        return True
+    except OSError:  # it is not there, or not ours to write
+        return False
+    return False
+
+
+@contextmanager
+def turn_at(path: Path) -> Iterator[None]:
+    """A region in which one process at a time is, of those that name the same file; where there are no locks, any.
+
+    The lock is a file beside it, which is gone afterwards.
+    """
+    gate = path.with_name(f".{path.name}.turn")
+    while True:
+        file = gate.open("ab")
+        # Whoever was there before took the file away: who waited for that one's end holds nothing.
+        if not lock(file, wait=True) or same_file(gate, file.fileno()):
+            break
+        file.close()
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows keeps a file that is open elsewhere
+            gate.unlink(missing_ok=True)
+        file.close()

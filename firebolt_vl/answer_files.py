@@ -14,8 +14,8 @@ from typing import NamedTuple
 from .errors import Misuse
 from .evaluate.items import meant_for_image
 from .files.reading import lines_of, parse_json
-from .files.writing import OutputError, check_output, followed, words
-from .row_files import ANOTHER, RowFile
+from .files.writing import OutputError, check_output, followed, words, write_text
+from .row_files import ANOTHER, RowFile, Rows
 
 MOST_SHOWN = 60
 
@@ -59,6 +59,9 @@ class Problem(NamedTuple):
     line: int
     id: str | int | None
     error: str
+
+    def to_json(self) -> str:
+        return json.dumps(self._asdict(), ensure_ascii=False)
 
 
 def problems_of(out: str) -> Path:
@@ -135,35 +138,52 @@ def _whole_characters(value: str | int) -> str | int:
     return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
 
 
+COLUMNS, WHAT = ("id", "question", "image", "answer"), "answer"
+
+
+def read_answers(out: str | Path) -> Rows:
+    """The answers of a file that another process may be writing. Raises Misuse."""
+    return Rows("--out", str(out), COLUMNS, WHAT).read()
+
+
+def check_answers(answers: Rows, asked: Sequence[Question], by: dict, mixed: bool) -> set[str]:
+    """The keys of the questions that have their answer in a file.
+
+    Raises Misuse where it answers another question, and, unless `mixed`, where another model or other settings than
+    `by` gave it.
+    """
+    there = {row.key for row in asked if row.key in answers.rows}
+    for row in asked:
+        found = answers.rows.get(row.key)
+        if found is None:
+            continue
+        if (found["question"], found["image"]) != (row.question, row.images):
+            raise Misuse(
+                f"--out is {answers.out}, whose line {found['line']} answers another question than the one with id "
+                f"{row.key} in line {row.line}; {ANOTHER}"
+            )
+        if not mixed:
+            answers.check_by(found, by, f"{ANOTHER}, or say --mixed to keep both")
+    return there
+
+
 class AnswerFile(RowFile):
     """The file of answers, open for this process alone. What an interrupted run left unfinished is cut off."""
 
     def __init__(self, out: str, inputs: Sequence[tuple[str, str | Path]], say: Callable[[str], None]):
-        super().__init__("--out", out, inputs, say, ("id", "question", "image", "answer"), "answer")
-
-    def keep_for(self, asked: Sequence[Question], by: dict, mixed: bool) -> set[str]:
-        """The keys of the questions that have their answer.
-
-        Raises Misuse where it answers another question, and, unless `mixed`, where another model or other settings than
-        `by` gave it.
-        """
-        there = {row.key for row in asked if row.key in self.rows}
-        for row in asked:
-            found = self.rows.get(row.key)
-            if found is None:
-                continue
-            if (found["question"], found["image"]) != (row.question, row.images):
-                raise Misuse(
-                    f"--out is {self.out}, whose line {found['line']} answers another question than the one with id "
-                    f"{row.key} in line {row.line}; {ANOTHER}"
-                )
-            if not mixed:
-                self.check_by(found, by, f"{ANOTHER}, or say --mixed to keep both")
-        return there
+        super().__init__("--out", out, inputs, say, COLUMNS, WHAT)
 
     def add(self, answers: Sequence[Answer], by: dict) -> None:
         """Append the answers, each a whole line, and wait until the disk has them."""
         self.append([answer.to_json(by) for answer in answers])
+
+
+def write_problems(file: Path, problems: Sequence[Problem]) -> None:
+    """Write a list of problems whole; where there are none there is no file."""
+    if problems:
+        write_text(file, "".join(problem.to_json() + "\n" for problem in problems))
+    else:
+        followed(file).unlink(missing_ok=True)
 
 
 class ProblemFile:
@@ -192,7 +212,18 @@ class ProblemFile:
         if self.file is None:
             self.file = open(self.path, "x", encoding="utf-8", buffering=1)  # noqa: SIM115
         self.count += 1
-        self.file.write(json.dumps(problem._asdict(), ensure_ascii=False) + "\n")
+        self.file.write(problem.to_json() + "\n")
+
+
+def read_problems(file: Path) -> list[Problem]:
+    """The problems in a list of them; none where there is no such file, or where it is another one."""
+    try:
+        if not _is_problem_list(file):
+            return []
+        *lines, _ = file.read_bytes().split(b"\n")
+    except OSError:
+        return []
+    return [Problem(**parse_json(line)) for line in lines]
 
 
 def _is_problem_list(file: Path) -> bool:

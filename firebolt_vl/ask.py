@@ -12,6 +12,7 @@ from .errors import Failure, Misuse, first_line
 from .evidence import Evidence, find_evidence
 from .outputs import check_picture
 from .prompts import prompt, room_for_answer, specials, stops
+from .starting import import_for_answers, uncollected
 from .streaming import Certainty, SpokenText, Timing, TokenClock
 
 if TYPE_CHECKING:
@@ -95,11 +96,15 @@ def ask(
         raise Misuse("--grounding is given with several images or a video; expected one image, which it is drawn on")
     if frames is not None and not any(map(is_video, pictures)):
         raise Misuse(f"--frames is {frames}, but {paths[0]} is an image; expected with a video alone")
-    place = choose_device(device)
-    folder = locate(checkpoint)
+    with uncollected():
+        place = choose_device(device)
+        if not how.get("compile_step"):
+            import_for_answers()
+        folder = locate(checkpoint)
+        with quiet():
+            loaded = load(folder, place, **how)
 
     with quiet():
-        loaded = load(folder, place, **how)
         ignore_settings(loaded, seed, note)
         load_s = time.perf_counter() - start
         if any(map(is_video, pictures)) and not knows_times(loaded):

@@ -3,13 +3,16 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .errors import Failure, Misuse
 from .options import AsJson, Checkpoint, Device, Dtype, Engine, OfWeights, OnDevice, Overwrite, Quantized
 from .shown import in_words, new_console, note, percent, show_facts
+
+if TYPE_CHECKING:
+    from .batch import Done
 
 
 def ask(
@@ -134,22 +137,35 @@ def _is_file(text: str) -> bool:
 def _ask_many(batch: str, out: str, batch_size: int, as_json: bool, how: dict) -> None:
     from .batch import answer_file
     from .progress import progress_bar
+    from .ranks import this_rank
 
     def report(problem: str) -> None:
         print(problem, file=sys.stderr, flush=True)
 
-    with progress_bar("answering") as progress:
+    with progress_bar("answering", this_rank().leads) as progress:
         done = answer_file(batch, out, batch_size=batch_size, progress=progress, report=report, **how)
     if as_json:
         print(json.dumps(done.to_dict()))
     else:
-        rate = f", {done.tokens / done.seconds:.0f} tokens/s" if done.tokens else ""
-        print(
-            f"{out}: {done.answered} answered in {in_words(done.seconds)}{rate}, {done.before} were there before, "
-            f"{done.bad} could not be answered"
-        )
-    if done.bad:
-        raise Failure(f"{done.bad} of {done.questions} questions could not be answered; see {done.problems}")
+        _show_done(out, done)
+    # Where one of several processes fails, a launcher ends the others: the last one tells of all their rows.
+    bad, questions = done.bad, done.questions
+    if done.part is not None:
+        bad, questions = (done.joined.bad, done.joined.answers + done.joined.bad) if done.joined is not None else (0, 0)
+    if bad:
+        raise Failure(f"{bad} of {questions} questions could not be answered; see {done.problems}")
+
+
+def _show_done(out: str, done: "Done") -> None:
+    """Tell what one process did, in one write, since others write there too."""
+    rate = f", {done.tokens / done.seconds:.0f} tokens/s" if done.tokens else ""
+    lines = [
+        f"{done.part or out}: {done.answered} answered in {in_words(done.seconds)}{rate}, {done.before} were there "
+        f"before, {done.bad} could not be answered\n"
+    ]
+    if done.joined is not None:
+        lines.append(f"{out}: {done.joined.answers} answered by all parts, {done.joined.bad} could not be answered\n")
+    sys.stdout.write("".join(lines))
 
 
 class _Speech:

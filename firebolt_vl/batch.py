@@ -11,13 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .answer_files import Answer, AnswerFile, Problem, ProblemFile, Question, problems_of, read_questions
+from .answer_files import Answer, Problem, Question, problems_of, read_questions
 from .ask import check_numbers, ignore_settings
 from .checkpoint import Loaded, choose_device, load, locate, quiet
 from .errors import Failure, first_line
 from .identity import answered_by
 from .kept_views import KeptViews, View, left_padded, may_mix, side_by_side
+from .parts import Joined, Output
 from .prompts import prompt, room_for_answer, specials, stops
+from .ranks import this_rank
 from .streaming import Certainty
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 @dataclass
 class Done:
     questions: int
+    """Those that were this process's to answer."""
     before: int
     """How many were answered by earlier runs."""
     answered: int
@@ -38,6 +41,10 @@ class Done:
     seconds: float
     problems: str
     """The file with the rows that could not be answered; it is there only where there are some."""
+    part: str | None = None
+    """The file with the answers of this process, where there are several."""
+    joined: Joined | None = None
+    """What all of them did, where this one was the last."""
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -64,6 +71,9 @@ def answer_file(
     answered. Each answer says what gave it (`identity.answered_by`); a file with answers of another model or of other
     settings is refused unless `mixed`. `how` goes to `checkpoint.load`: dtype, quantize, compile_step.
 
+    One of several processes of a launcher (`ranks.this_rank`) answers its share, into its part of the file
+    (`parts.Output`); the last one joins them.
+
     Raises:
         Misuse, Failure: what cannot be done at all, in one line.
     """
@@ -71,30 +81,30 @@ def answer_file(
     from .model.video import open_image_or_video
 
     check_numbers(max_new_tokens, seed)
-    place, folder = choose_device(device), locate(checkpoint)
+    rank = this_rank()
+    place, folder = choose_device(device, rank.local), locate(checkpoint)
     asked, bad = read_questions(questions)
     by = answered_by(folder, checkpoint, how.get("dtype", "auto"), how.get("quantize"), seed, max_new_tokens)
-    listed = problems_of(out)
-    inputs = [("the file of questions", questions)]
-    problems = ProblemFile(listed, out, inputs)
-    with AnswerFile(out, [*inputs, ("the list of its problems", listed)], report) as answers, problems:
-        there = answers.keep_for(asked, by, mixed)
-        todo = [row for row in asked if row.key not in there]
+    with Output(questions, out, asked, bad, rank, report) as output:
+        there, mine = output.check(by, mixed), output.mine()
+        todo = [row for row in mine if row.key not in there]
 
         def refuse(rows: Iterable[Problem]) -> None:
             for row in rows:
-                problems.add(row)
+                output.problems.add(row)
                 report(f"{questions}:{row.line}: {row.error}")
 
-        refuse(bad)
-        done = Done(len(asked) + len(bad), len(asked) - len(todo), 0, 0, 0, 0.0, str(listed))
-        progress(done.before, len(asked))
+        told = bad if rank.number == 0 else []
+        refuse(told)
+        done = Done(len(mine) + len(told), len(mine) - len(todo), 0, 0, 0, 0.0, str(problems_of(output.file.out)))
+        done.part = output.file.out if output.part is not None else None
+        progress(done.before, len(mine))
         if todo:
             with quiet():
                 loaded = load(folder, place, **how)
                 ignore_settings(loaded, seed, report)
                 by["dtype"] = str(loaded.model.dtype).removeprefix("torch.")
-                answers.keep_for(asked, by, mixed)
+                output.check(by, mixed)
                 start = time.perf_counter()
                 base = Path(questions).parent
                 familiar = read_familiar(folder)
@@ -104,13 +114,16 @@ def answer_file(
                 for rows in batches(todo, 1 if seed is not None else batch_size):
                     found = answering.answer(rows)
                     made = [row for row in found if isinstance(row, Answer)]
-                    answers.add(made, by)
+                    output.file.add(made, by)
                     refuse(row for row in found if isinstance(row, Problem))
                     done.answered += len(made)
                     done.tokens += sum(row.answer_tokens for row in made)
                     done.seconds = time.perf_counter() - start
-                    progress(done.before + done.answered + problems.count - len(bad), len(asked))
-        done.bad = problems.count
+                    progress(done.before + done.answered + output.problems.count - len(told), len(mine))
+        done.bad = output.problems.count
+    done.joined = output.join()
+    if done.joined is not None:
+        done.problems = str(output.listed)
     return done
 
 

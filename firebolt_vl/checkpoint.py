@@ -87,11 +87,17 @@ def quiet():
             logging.enable_progress_bar()
 
 
-def choose_device(name: str) -> str:
-    """Return "cpu" or "cuda" for "auto", "cpu" or "cuda"; Failure where there is none."""
+def choose_device(name: str, local: int = 0) -> str:
+    """Return "cpu" or "cuda" for "auto", "cpu" or "cuda"; Failure where there is none.
+
+    Of several processes on a machine, number `local` makes the GPU of that number the current one, in turn where there
+    are fewer of them.
+    """
     import torch
 
     there = torch.cuda.is_available()
+    if there and local and name != "cpu":
+        torch.cuda.set_device(local % torch.cuda.device_count())
     if name == "auto":
         return "cuda" if there else "cpu"
     if name == "cuda" and not there:

@@ -27,6 +27,7 @@ from .options import (
 )
 from .serve_command import serve
 from .shown import new_console
+from .starting import begin_command, end_command
 from .usage import complaint
 from .watch_command import watch
 
@@ -420,7 +421,11 @@ def train(
 def ablate(
     tables: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TABLE]...", help="ssm, connector, top-k, fusion, positions, or all (the default)."),
+        typer.Argument(
+            metavar="[TABLE]...",
+            help="The tables of one task, handwriting or boards, or single ones, such as ssm, connector and "
+            "boards-query; all is the default.",
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Runs of each configuration.")] = 3,
     out: Annotated[
@@ -433,7 +438,7 @@ def ablate(
         int | None, typer.Option(metavar="N", min=1, help="Runs at a time. Default: one for each core.")
     ] = None,
 ) -> None:
-    """Train the variants of the model that the paper compares on the handwriting task, and write the tables.
+    """Train the variants of the model that the paper compares, and our own, on two small tasks, and write the tables.
 
     Each finished run is kept, and not run again: the pool can be filled over several sittings.
     """
@@ -586,4 +591,7 @@ def kept_by(arguments: list[str]) -> str:
 
 
 def main() -> None:
-    sys.exit(run(sys.argv[1:]))
+    begin_command()
+    code = run(sys.argv[1:])
+    end_command()
+    sys.exit(code)

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from .evaluate.items import Benchmark
 from .evaluate.own import OWN
 from .evaluate.rows import SUFFIXES
 from .evaluation import COLUMNS, Examinee, evaluate, results
-from .exam_rows import Shard
+from .exam_parts import examined
+from .exam_rows import WHOLE, Shard
 from .files.reading import lines_of, parse_json
 from .files.writing import words
 from .outputs import write_picture
+from .ranks import this_rank
 
 ALL = "all"
 
@@ -38,20 +40,29 @@ def evaluate_benchmark(
     """
     from .progress import progress_bar
 
-    part, chosen, found = Shard.parse(shard) if shard else Shard(), _chosen(name, source), []
-    check_results(Path(out), part, [benchmark.name for benchmark, _ in chosen])
+    chosen = _chosen(name, source)
+    names = [benchmark.name for benchmark, _ in chosen]
+    check_results(Path(out), Shard.parse(shard) if shard else WHOLE, names)
     if videos is None:
         examinee = Examinee(**model)
     else:
         from .video_evaluation import VideoExaminee, root_of
 
         examinee = VideoExaminee(root_of(videos["root"], source), videos["frames"], **model)
-    for benchmark, data in chosen:
-        with progress_bar(benchmark.title) as progress:
-            run = evaluate(benchmark, data, examinee, Path(out), shard=part, progress=progress, report=_say, **options)
-        found.append(concluded(run, part, results(run.benchmark, run.rows, run.bad)))
-    write_tables(found, Path(out), part)
-    show(found, as_json, single=name != ALL)
+
+    def work(part: Shard, say: Callable[[str], None]) -> list[dict]:
+        found = []
+        for benchmark, data in chosen:
+            with progress_bar(benchmark.title, this_rank().leads) as progress:
+                how = {"shard": part, "progress": progress, "report": say, **options}
+                run = evaluate(benchmark, data, examinee, Path(out), **how)
+            found.append(concluded(run, part, results(run.benchmark, run.rows, run.bad)))
+        write_tables(found, Path(out), part)
+        return found
+
+    found = examined(Path(out), shard, names, examinee.by, _say, work)
+    if found is not None:
+        show(found, as_json, single=name != ALL)
 
 
 def evaluate_own_questions(
@@ -61,21 +72,27 @@ def evaluate_own_questions(
     from .own_evaluation import evaluate_own, worst
     from .progress import progress_bar
 
-    part = Shard.parse(shard) if shard else Shard()
-    check_results(Path(out), part, [OWN.name])
+    check_results(Path(out), Shard.parse(shard) if shard else WHOLE, [OWN.name])
     examinee = Examinee(**model)
-    with progress_bar(OWN.title) as progress:
-        run, scores = evaluate_own(file, examinee, Path(out), shard=part, progress=progress, report=_say, **options)
-    found = concluded(run, part, scores)
-    if worst_rows and run.rows:
-        from .worst_picture import draw_worst
 
-        picture = Path(out) / f"{part.named(WORST)}.png"
-        rows = worst(file, run, Path(out), worst_rows, part)
-        write_picture("--out", str(picture), lambda unfinished: draw_worst(rows, unfinished))
-        found["worst"] = str(picture)
-    write_tables([found], Path(out), part)
-    show([found], as_json, single=True)
+    def work(part: Shard, say: Callable[[str], None]) -> list[dict]:
+        with progress_bar(OWN.title, this_rank().leads) as progress:
+            how = {"shard": part, "progress": progress, "report": say, **options}
+            run, scores = evaluate_own(file, examinee, Path(out), **how)
+        found = concluded(run, part, scores)
+        if worst_rows and run.rows:
+            from .worst_picture import draw_worst
+
+            picture = Path(out) / f"{part.named(WORST)}.png"
+            rows = worst(file, run, Path(out), worst_rows, part)
+            write_picture("--out", str(picture), lambda unfinished: draw_worst(rows, unfinished))
+            found["worst"] = str(picture)
+        write_tables([found], Path(out), part)
+        return [found]
+
+    found = examined(Path(out), shard, [OWN.name], examinee.by, _say, work)
+    if found is not None:
+        show(found, as_json, single=True)
 
 
 def _named(path: Path) -> str:

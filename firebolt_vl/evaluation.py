@@ -18,6 +18,7 @@ from .evaluate.items import Benchmark, Item, Marked
 from .evaluate.rows import Cell, DataError, open_data
 from .exam_rows import WHOLE, Items, Reader, Shard, argument_of, batches_of_like_length, names, windows
 from .files.problems import BadRow
+from .ranks import this_rank
 from .row_files import RowFile
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Examinee:
         from .identity import answered_by
 
         check_numbers(max_new_tokens, None)
-        self.place, self.folder = choose_device(device), locate(checkpoint)
+        self.place, self.folder = choose_device(device, this_rank().local), locate(checkpoint)
         self.max_new_tokens, self.how = max_new_tokens, how
         self.by = answered_by(
             self.folder, checkpoint, how.get("dtype", "auto"), how.get("quantize"), None, max_new_tokens

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .worst_picture import Worst
 
 OF_ANOTHER_IMAGE = ("rows", "score", "word_f1", "anls", "kinds")
+OF_OTHER_IMAGES = ".swapped"
 METHODS = ("weights", "occlusion")
 ANOTHER = "name another folder"
 GROUNDED = ("id", "boxes", "box", *METHODS)
@@ -54,7 +55,7 @@ def evaluate_own(
         source,
         examinee,
         out,
-        name="own.swapped",
+        name=OWN.name + OF_OTHER_IMAGES,
         shard=shard,
         arrange=with_other_images,
         progress=progress,

@@ -14,90 +14,63 @@ FIRST_KEY = b'{"id": '
 ANOTHER = "name another file"
 
 
-class RowFile:
-    """The rows of a file, open for this process alone. What an interrupted run left unfinished is cut off.
+class Rows:
+    """The rows of a file, as they are there: a line each, by the JSON of its id."""
 
-    Nothing is written before all is checked: the file is not one of `inputs`, and holds nothing but rows of its kind.
-    """
-
-    def __init__(
-        self,
-        option: str,
-        out: str,
-        inputs: Sequence[tuple[str, str | Path]],
-        say: Callable[[str], None],
-        columns: Sequence[str],
-        what: str,
-        advice: str = ANOTHER,
-    ):
-        """`option` names the file, `what` a row, which has the keys `columns`, `id` first; `say` is told a warning, and
-        `advice` is what to do where the file is another one."""
+    def __init__(self, option: str, out: str, columns: Sequence[str], what: str, advice: str = ANOTHER):
+        """`option` names the file, `what` a row, which has the keys `columns`, `id` first; `advice` is what to do where
+        the file is another one."""
         self.option, self.out, self.path = option, out, followed(out)
         self.columns, self.what, self.advice = columns, what, advice
-        check_place(option, out)
-        try:
-            check_output(option, out, inputs, lambda file: True)  # its rows are looked at below
-        except OutputError as error:
-            raise Misuse(str(error)) from None
-        try:
-            self.file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
-        except OSError as error:
-            raise Misuse(f"{option} is {out}, which cannot be written ({words(error)}); name another place") from None
-        try:
-            if not lock(self.file):
-                say(f"{option} is {out}, whose file system has no locks; make sure that no other run writes there")
-            self.rows = self._read()
-        except BlockingIOError:
-            self.file.close()
-            raise Misuse(f"{option} is {out}, where another run is writing; wait for it or name another file") from None
-        except BaseException:
-            self.file.close()
-            raise
+        self.rows: dict[str, dict] = {}
+        self.lines: dict[str, bytes] = {}
 
-    def __enter__(self):
+    def read(self) -> "Rows":
+        """Read what is whole, of a file that another process may be writing; nothing of one that is not there.
+
+        Raises Misuse where the file holds something else.
+        """
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            content = b""
+        except OSError as error:
+            raise Misuse(f"{self.option} is {self.out}, which cannot be read ({words(error)}); {self.advice}") from None
+        self._take(content)
         return self
 
-    def __exit__(self, *_) -> None:
-        self.file.close()
+    def _take(self, content: bytes) -> bytes:
+        """Keep the whole rows of a file's content. Returns what is after the last one, which is torn. Raises Misuse.
 
-    def _read(self) -> dict[str, dict]:
-        self.file.seek(0)
-        content = self.file.read()
+        After whole rows anything may be torn; alone it has to look like the beginning of one, or be the zeros that a
+        crash of the machine leaves.
+        """
         whole = content.rfind(b"\n") + 1
-        rows = {}
         for number, line in enumerate(content[:whole].splitlines(), 1):
-            row = self._row(line)
-            if row is None:
-                raise Misuse(
-                    f"{self.option} is {self.out}, whose line {number} is no {self.what} of this command; {self.advice}"
-                )
-            rows[json.dumps(row["id"])] = {**row, "line": number}
-        self._mend(content[whole:], rows)
-        return rows
+            if not self._keep(line, number):
+                raise self._other(number)
+        rest = content[whole:]
+        if rest and self._keep(rest, len(self.rows) + 1):
+            return b""
+        if rest and not (self.rows or FIRST_KEY.startswith(rest[: len(FIRST_KEY)]) or not rest.strip(b"\0")):
+            raise self._other(1)
+        return rest
 
-    def _row(self, line: bytes) -> dict | None:
-        """The row in a line of the file; None where it is something else."""
+    def _keep(self, line: bytes, number: int) -> bool:
+        """Keep the row in a line of the file; False where it is something else."""
         try:
             row = parse_json(line)
         except ValueError:
-            return None
-        return row if isinstance(row, dict) and all(name in row for name in self.columns) else None
+            return False
+        if not isinstance(row, dict) or not all(name in row for name in self.columns):
+            return False
+        key = json.dumps(row["id"])
+        self.rows[key], self.lines[key] = {**row, "line": number}, line
+        return True
 
-    def _mend(self, rest: bytes, rows: dict[str, dict]) -> None:
-        """Mend what is after the last whole line: a row without its end of line, the beginning of one, or nothing.
-
-        A crash of the machine may leave zeros. Behind whole rows anything may be cut off; alone it has to look like the
-        beginning of one.
-        """
-        if not rest:
-            return
-        if (row := self._row(rest)) is not None:
-            rows[json.dumps(row["id"])] = {**row, "line": len(rows) + 1}
-            self._write(b"\n")
-        elif rows or FIRST_KEY.startswith(rest[: len(FIRST_KEY)]) or not rest.strip(b"\0"):
-            self._cut(self._size() - len(rest))
-        else:
-            raise Misuse(f"{self.option} is {self.out}, whose line 1 is no {self.what} of this command; {self.advice}")
+    def _other(self, number: int) -> Misuse:
+        where = f"{self.option} is {self.out}, whose line {number}"
+        return Misuse(f"{where} is no {self.what} of this command; {self.advice}")
 
     def check_by(self, found: dict, by: dict, advice: str | None = None) -> None:
         """Check that a row says that `by` gave it, the name of the checkpoint aside. Raises Misuse."""
@@ -116,6 +89,64 @@ class RowFile:
         """`check_by` for every row that is there."""
         for row in self.rows.values():
             self.check_by(row, by)
+
+
+class RowFile(Rows):
+    """The rows of a file, open for this process alone. What an interrupted run left unfinished is cut off.
+
+    Nothing is written before all is checked: the file is not one of `inputs`, and holds nothing but rows of its kind.
+    """
+
+    def __init__(
+        self,
+        option: str,
+        out: str,
+        inputs: Sequence[tuple[str, str | Path]],
+        say: Callable[[str], None],
+        columns: Sequence[str],
+        what: str,
+        advice: str = ANOTHER,
+    ):
+        """Open the file: `inputs` are what is read, `say` is told a warning, and the others are as for `Rows`."""
+        super().__init__(option, out, columns, what, advice)
+        check_place(option, out)
+        try:
+            check_output(option, out, inputs, lambda file: True)  # its rows are looked at below
+        except OutputError as error:
+            raise Misuse(str(error)) from None
+        try:
+            self.file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise Misuse(f"{option} is {out}, which cannot be written ({words(error)}); name another place") from None
+        try:
+            if not lock(self.file):
+                say(f"{option} is {out}, whose file system has no locks; make sure that no other run writes there")
+            self._mend()
+        except BlockingIOError:
+            self.file.close()
+            raise Misuse(f"{option} is {out}, where another run is writing; wait for it or name another file") from None
+        except BaseException:
+            self.file.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.file.close()
+
+    def _mend(self) -> None:
+        """Read the rows, and mend what is after the last whole line: a row without its end of line, or a torn one."""
+        self.file.seek(0)
+        content = self.file.read()
+        if rest := self._take(content):
+            self._cut(self._size() - len(rest))
+        elif content and not content.endswith(b"\n"):
+            self._write(b"\n")
+        self.lines.clear()  # they stand in the file
 
     def append(self, rows: Sequence[str]) -> None:
         """Append rows of JSON, each a whole line, and wait until the disk has them."""

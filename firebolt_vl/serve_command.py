@@ -2,16 +2,13 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from .errors import Misuse
 from .options import Checkpoint, Device, Dtype, OfWeights, OnDevice, Quantized
 from .shown import note
-
-if TYPE_CHECKING:
-    from .checkpoint import Loaded
 
 
 def serve(
@@ -61,6 +58,7 @@ def serve(
         raise Misuse(f"--image-folder is {image_folder}, which is no folder; expected that of the images")
     listener = listen(host, port)
     from .checkpoint import choose_device, locate, quiet
+    from .foveated_checkpoint import load_any
     from .serving.gate import Limits, is_own_machine
     from .serving.pictures import Sources
     from .serving.preparation import Most
@@ -77,28 +75,10 @@ def serve(
         sources=Sources(Path(image_folder) if image_folder else None, tuple(image_host or ()), max_body * 2**20),
     )
     with quiet():
-        loaded = _load(folder, place, dtype.value, quantize and quantize.value)
+        loaded = load_any(folder, place, dtype.value, quantize and quantize.value)
         service = build(loaded, folder, plan, note)
-        told = f"{plan.name} answers at {address_of(listener)}; Ctrl-C ends it"
+        told = f"{plan.name} answers at {address_of(listener)}/v1; Ctrl-C ends it"
         try:
             run(web_server(service, listener, lambda: note(told)), service, listener)
         except KeyboardInterrupt:
             note("stopped")
-
-
-def _load(folder: Path, place: str, dtype: str, quantize: str | None) -> "Loaded":
-    """A checkpoint of either model. Raises Misuse, Failure."""
-    from .checkpoint import files_checked, load
-    from .model import FoveatedVLMConfig
-    from .model.checkpoint_files import CONFIG, check_folder, read_json
-    from .watch import load_foveated
-
-    with files_checked():
-        check_folder(folder)
-        kind = read_json(folder / CONFIG).get("model_type")
-    if kind != FoveatedVLMConfig.model_type:
-        return load(folder, place, dtype=dtype, quantize=quantize)
-    for option, value, plain in (("--dtype", dtype, "auto"), ("--quantize", quantize, None)):
-        if value != plain:
-            raise Misuse(f"{option} is {value} with a foveated model; expected it to be left out")
-    return load_foveated(folder, place)

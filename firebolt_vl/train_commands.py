@@ -8,8 +8,12 @@ import sys
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import Failure, Interrupted, Misuse, disk_failure, first_line, told
+
+if TYPE_CHECKING:
+    from .train.ablation.studies import Study
 
 SHOWN = 100
 
@@ -215,23 +219,23 @@ def ablate(tables: list[str], seeds: int, out: str, quick: bool, processes: int 
     from .bench_commands import chosen, folder_for
 
     try:
-        from .train.ablation.runs import ROWS
-        from .train.ablation.task import Settings
-        from .train.ablation.variants import TABLES, variants_of
+        from .train.ablation.studies import STUDIES, tables_of
         from .train.errors import ConfigError
         from .train.outputs import alone_in
     except ModuleNotFoundError as error:
         raise Failure(f"ablate needs {error.name}; pip install 'firebolt-vl[train]'") from None
-    wanted = chosen("TABLE", None if tables in ([], ["all"]) else tables, tuple(TABLES))
-    settings = Settings.quick() if quick else Settings()
-    written = [f"{table}.{suffix}" for table in wanted for suffix in ("md", "csv", "png")]
-    folder = folder_for(out, written, lambda folder: any((folder / ROWS).glob("*-seed-*.json")))
+    studies = [of_task(quick) for of_task in STUDIES]
+    wanted = chosen("TABLE", tables_of(tables), [table for study in studies for table in study.tables])
+    pages = [(table, end) for study in studies for table in study.tables for end in study.suffixes]
+    written = [f"{table}.{end}" for table, end in pages if table in wanted]
+    folder = folder_for(out, written, lambda folder: any(folder.glob("*/*-seed-*.json")))
     if quick:
         seeds = 1
-    names = variants_of(wanted)
     try:
         with alone_in(folder, _say):
-            _fill(folder, names, wanted, seeds, settings, processes)
+            for study in studies:
+                if of_study := [table for table in wanted if table in study.tables]:
+                    _fill(folder, study, of_study, seeds, processes)
     except ConfigError as error:
         raise Misuse(f"--{error}") from None
     except (OSError, RuntimeError, ValueError) as error:
@@ -240,28 +244,24 @@ def ablate(tables: list[str], seeds: int, out: str, quick: bool, processes: int 
         raise Failure(f"{out}: {first_line(error)}; the finished runs are kept") from None
 
 
-def _fill(folder: Path, names: list[str], wanted: list[str], seeds: int, settings, processes: int | None) -> None:
+def _fill(folder: Path, study: "Study", wanted: list[str], seeds: int, processes: int | None) -> None:
     from .bench_commands import command_line
-    from .checkpoint import locate
-    from .train.ablation.report import write_report
-    from .train.ablation.runs import fill_pool, missing
 
-    left = len(missing(folder, names, seeds, settings))
+    names = study.variants_of(wanted)
+    left = len(study.missing(folder, names, seeds))
     print(f"{len(names)} configurations x {seeds} seeds: {left} runs to do, the others are there", file=sys.stderr)
     done = 0
 
     def report(name: str, seed: int, row: dict) -> None:
         nonlocal done
         done += 1
-        right = row["accuracy"].get("inside", {}).get("all", 0)
         print(
-            f"{done} of {left}: {name}, seed {seed}: {100 * right:.1f} % inside the tiles, "
-            f"perplexity {row['perplexity']:.3f}, {row['seconds']:.0f} s"
+            f"{done} of {left}: {name}, seed {seed}: {study.summary(row)}, {row['seconds']:.0f} s"
             + (f"; {row['skipped_steps']} steps were skipped" if row["skipped_steps"] else ""),
             file=sys.stderr,
         )
         # What is stopped on the way leaves tables of all that is there.
-        write_report(folder, wanted, seeds, settings, command_line())
+        study.write_report(folder, wanted, seeds, command_line())
 
-    fill_pool(folder, names, seeds, settings, locate(None), processes or max(1, (os.cpu_count() or 1)), report)
-    print(write_report(folder, wanted, seeds, settings, command_line()))
+    study.fill_pool(folder, names, seeds, processes or max(1, (os.cpu_count() or 1)), report)
+    print(study.write_report(folder, wanted, seeds, command_line()))

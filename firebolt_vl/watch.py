@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .ask import check_numbers, ignore_settings
-from .checkpoint import Loaded, check_report, check_views, choose_device, files_checked, locate, make_small, quiet
-from .errors import Failure, Misuse, first_line, told
+from .checkpoint import Loaded, choose_device, locate, quiet
+from .errors import Failure, Misuse, first_line
+from .foveated_checkpoint import load_foveated
 from .outputs import check_picture, write_picture
 from .prompts import check_controls, render, specials, stops
 from .streaming import Certainty, Timing, TokenClock
@@ -190,48 +191,6 @@ def _is_image(path: str) -> bool:
             return getattr(image, "n_frames", 1) == 1
     except Exception:  # no image, or a damaged one: the reader of videos says what is wrong with it
         return False
-
-
-def load_foveated(folder: Path, device: str, quantize: str | None = None) -> Loaded:
-    """Load a foveated model, ours or a folder with the original's weights and its decoder's tokenizer.
-
-    `quantize` is as in `checkpoint.load`; what is bfloat16 on a CPU is prepacked.
-    """
-    from .model import FoveatedImageProcessor, FoveatedProcessor, FoveatedVLM, FoveatedVLMConfig
-    from .model.checkpoint_files import (
-        CONFIG,
-        PROCESSORS,
-        TOKENIZERS,
-        CheckpointError,
-        check_folder,
-        check_parts,
-        read_json,
-    )
-    from .model.loading import load_tokenizer
-
-    with files_checked():
-        check_folder(folder)
-        described = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
-        ours = described.get("model_type") == FoveatedVLMConfig.model_type
-        if not ours and "model_type" in described:
-            raise Failure(f"checkpoint {folder} is of a {described['model_type']!r} model; expected a foveated model")
-        check_parts(folder, ("tokenizer", TOKENIZERS), *((("processor", PROCESSORS),) if ours else ()))
-        try:
-            how = {"dtype": "auto", "ignore_mismatched_sizes": True} if ours else {}
-            model, report = FoveatedVLM.from_pretrained(folder, output_loading_info=True, **how)
-            if ours:
-                processor = FoveatedProcessor.from_pretrained(folder)
-            else:
-                processor = FoveatedProcessor(FoveatedImageProcessor(), load_tokenizer(folder))
-            check_views(model, processor, folder)
-        except (Failure, CheckpointError):
-            raise
-        except Exception as error:  # whatever a foreign file may provoke in the libraries that read it
-            raise Failure(f"checkpoint {folder} cannot be loaded: {told(error)}") from None
-    check_report(folder, report)
-    model = model.eval().to(device)
-    make_small(model, folder, quantize)
-    return Loaded(model, processor)
 
 
 def inputs_of(loaded: Loaded, source: Source | None, question: str, text: str | None = None, looked_at: int = 0):

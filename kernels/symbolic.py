@@ -1,7 +1,6 @@
 """Sizes that stand for many: dimensions that an export leaves open (`torch.export.Dim`)."""
 
 import torch
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 LONGEST = 2**20
 
@@ -25,6 +24,8 @@ def power_of_two(size: int) -> int:
         while longer < size:
             longer *= 2
         return longer
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # which imports SymPy
+
     while not statically_known_true(size <= longer):
         longer *= 2
         if longer > LONGEST:

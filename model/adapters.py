@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from .cpu.int4 import Int4Linear
+from .cpu.joined import PartOfJoined
 from .cpu.prepacking import PrepackedLinear
 from .cpu.quantization import Int8Linear
 
@@ -61,6 +62,8 @@ def part_of(name: str) -> str | None:
 def _held_otherwise(modules: Iterable[nn.Module]) -> str | None:
     """Say how the weights of one of the modules are held, if that is in 8 or 4 bits or prepacked."""
     for module in modules:
+        if isinstance(module, PartOfJoined):
+            return _held_otherwise([module.whole])
         if isinstance(module, Int8Linear | Int4Linear):
             return f"its weights in {8 if isinstance(module, Int8Linear) else 4} bits"
         if isinstance(module, PrepackedLinear):

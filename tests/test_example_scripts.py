@@ -1,5 +1,6 @@
 """Every script of examples/ runs as it stands, and what it shows is so."""
 
+import json
 import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -7,6 +8,10 @@ from pathlib import Path
 
 import pytest
 from numerics import assert_within_budget
+
+from firebolt_vl import embedded_checkpoint
+from firebolt_vl.answer_files import Question
+from firebolt_vl.errors import Failure
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples"
 SCRIPTS = sorted(file.stem for file in FOLDER.glob("*.py"))
@@ -54,6 +59,25 @@ def test_grounding_is_drawn_where_the_question_asks(tmp_path):
 def test_a_model_around_own_backbones_learns_and_comes_back():
     before, after = load("own_backbones").main()
     assert after < before
+
+
+def test_an_actor_of_the_pipeline_answers_as_the_command_does(tmp_path, monkeypatch):
+    """Ray, which calls it, has a test of its own: tests/firebolt_vl/test_bulk_ray.py."""
+    bulk = load("bulk_ray")
+    rows = [{"image": "digits-1.png", "question": "the top left digit?"}, {"image": "gone.png", "question": "why?"}]
+    asked = [Question(line, line, row["question"], [row["image"]]) for line, row in enumerate(rows, 1)]
+    actor = bulk.Answerer(str(embedded_checkpoint()), str(FOLDER), 8, {"digest": "0"})
+    found = actor({"row": [json.dumps(row) for row in asked]})
+    assert found["key"] == ["1", "2"]
+    answer = json.loads(found["row"][0])
+    assert (answer["id"], answer["answer"], answer["by"]) == (1, "8", {"digest": "0", "dtype": "float32"})
+    assert found["row"][1] == found["problem"][0] == ""
+    assert json.loads(found["problem"][1])[:2] == [2, 2]
+    (tmp_path / "q.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(Failure, match="needs ray; pip install"):
+        bulk.main(str(tmp_path / "q.jsonl"), str(tmp_path / "a.jsonl"), None, 1, 0, 8, 8)
+    assert not (tmp_path / "a.jsonl").exists()
 
 
 def test_every_script_has_a_test_and_a_row_in_the_list():

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .fonts import load
+from .fonts import ends, glyph
 from .scenes import Scene, turn
 
 NOISE = 1 << 20
@@ -21,7 +21,9 @@ def draw(scene: Scene) -> Image.Image:
         y0, x0, y1, x1 = (round(end) for end in shape.box)
         pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), fill=shape.fill, outline=shape.outline)
     for text in scene.texts:
-        pen.text((text.x, text.y), text.text, fill=text.ink, font=load(text.face), anchor="ls")
+        for x, letter in zip((0.0, *ends(text.face, text.text)), text.text):
+            drawn = glyph(text.face, letter)
+            image.paste(text.ink, (round(text.x + x) + drawn.x, round(text.y) + drawn.y), drawn.covered)
     if look.angle or look.zoom != 1:
         image = _turned(image, scene)
     if look.blur:

@@ -1,11 +1,12 @@
 """Fonts of the screens: those that come with matplotlib, in two disjoint parts, and more of a folder for training."""
 
-from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
-from PIL import ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 # What texts on screens are spelled with; every face has a glyph for each.
 ALPHABET = "".join(chr(code) for code in range(33, 127) if chr(code).isalnum()) + ".,:-/"
@@ -29,8 +30,7 @@ SUFFIXES = (".ttf", ".otf")
 SYMBOLS = ("cmsy", "cmex", "cmmi", "stixsize", "stixnonunicode", "last resort")
 
 
-@dataclass(frozen=True)
-class Face:
+class Face(NamedTuple):
     """A font file at a size in pixels."""
 
     file: str
@@ -89,18 +89,42 @@ def load(face: Face) -> ImageFont.FreeTypeFont:
         ) from None
 
 
+class Glyph(NamedTuple):
+    """A letter as it is drawn: how much of each pixel it covers, its left upper corner from the pen on the baseline
+    (x to the right, y down), and by how much the pen moves on."""
+
+    covered: Image.Image
+    x: int
+    y: int
+    advance: float
+
+
 @lru_cache(maxsize=1 << 16)
+def glyph(face: Face, letter: str) -> Glyph:
+    """Return a letter of a face, drawn once: there are far fewer of them than of texts."""
+    font = load(face)
+    x0, y0, x1, y1 = font.getbbox(letter, anchor="ls")
+    covered = Image.new("L", (max(1, round(x1 - x0)), max(1, round(y1 - y0))))
+    ImageDraw.Draw(covered).text((-x0, -y0), letter, fill=255, font=font, anchor="ls")
+    return Glyph(covered, round(x0), round(y0), font.getlength(letter))
+
+
+@lru_cache(maxsize=1 << 14)
 def extent(face: Face, text: str) -> tuple[float, float, float, float]:
     """Return the box (y0, x0, y1, x1) of a text's ink from the start of its baseline, in pixels."""
-    x0, y0, x1, y1 = load(face).getbbox(text, anchor="ls")
-    return y0, x0, y1, x1
+    placed = [(x, glyph(face, letter)) for x, letter in zip((0.0, *ends(face, text)), text) if not letter.isspace()]
+    return (
+        min(one.y for _, one in placed),
+        min(x + one.x for x, one in placed),
+        max(one.y + one.covered.height for _, one in placed),
+        max(x + one.x + one.covered.width for x, one in placed),
+    )
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 14)
 def ends(face: Face, text: str) -> tuple[float, ...]:
-    """Return where each letter of a text ends, in pixels from the start of its baseline."""
-    font = load(face)
-    return tuple(font.getlength(text[:count]) for count in range(1, len(text) + 1))
+    """Return where each letter of a text ends, in pixels from the start of its baseline; letters are not kerned."""
+    return tuple(accumulate(glyph(face, letter).advance for letter in text))
 
 
 def width(face: Face, text: str) -> float:

@@ -114,6 +114,7 @@ class Question:
     topic       what a kind of question is about: a field, a column and what it is looked up by, a kind of scene
     held_out    whether the wording is never trained on
     target      the number of the text of the scene that is the answer; None for an answer that is counted
+    named       the number of the text of the scene that the question names, and where it begins in the question
     """
 
     kind: str
@@ -122,6 +123,7 @@ class Question:
     answer: str
     held_out: bool
     target: int | None
+    named: tuple[int, int] | None = None
 
     def box(self, scene: Scene) -> tuple[float, float, float, float] | None:
         """Return the box of the answer on the picture, (y0, x0, y1, x1) in pixels; None where it is counted."""
@@ -149,12 +151,14 @@ def question_words() -> list[str]:
 
 @dataclass(frozen=True)
 class Known:
-    """Something that can be asked about a scene: its topic, what stands in the wording, the answer and its text."""
+    """Something that can be asked about a scene: its topic, what stands in the wording, the answer and its text, and
+    the number of the text that is the wording's key."""
 
     topic: str
     words: dict[str, str]
     answer: str
     target: int | None
+    key: int | None = None
 
 
 def sample_question(
@@ -172,12 +176,16 @@ def sample_question(
     one = known[rng.integers(len(known))]
     groups = wordings(kind, one.topic, held_out)
     group = groups[rng.integers(len(groups))]
-    text = group[rng.integers(len(group))].format(**one.words)
-    return Question(kind, one.topic, text if plain else as_typed(rng, text), one.answer, held_out, one.target)
+    wording = group[rng.integers(len(group))]
+    text = wording.format(**one.words)
+    named = None if one.key is None else (one.key, wording.index("{key}"))
+    return Question(kind, one.topic, text if plain else as_typed(rng, text), one.answer, held_out, one.target, named)
 
 
-def _about(scene: Scene, topic: str, text: Text, **words: str) -> Known:
-    return Known(topic, words, text.text, scene.texts.index(text))
+def _about(scene: Scene, topic: str, text: Text, key: Text | None = None, **words: str) -> Known:
+    if key is None:
+        return Known(topic, words, text.text, scene.texts.index(text))
+    return Known(topic, {**words, "key": key.text}, text.text, scene.texts.index(text), scene.texts.index(key))
 
 
 def _line(scene: Scene) -> Iterator[Known]:
@@ -197,7 +205,7 @@ def _pairs(scene: Scene, topics: dict[str, tuple[str, ...]]) -> Iterator[Known]:
         by, wanted = topic.split()
         for key in scene.values(by):
             for text in scene.values(wanted, key.row):
-                yield _about(scene, topic, text, key=key.text)
+                yield _about(scene, topic, text, key)
 
 
 def _cell(scene: Scene) -> Iterator[Known]:
@@ -254,7 +262,7 @@ def _below(scene: Scene) -> Iterator[Known]:
     for topic in PATTERNS["below"] if scene.kind in ("board", "prices") else ():
         for key in scene.values(topic):
             for text in scene.values(topic, key.row + 1):
-                yield _about(scene, topic, text, key=key.text)
+                yield _about(scene, topic, text, key)
 
 
 _ASKED = {

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -114,8 +115,7 @@ def picture_box(scene: Scene, box: Box) -> Box:
     return float(y0), float(x0), float(y1), float(x1)
 
 
-@dataclass(frozen=True)
-class Letter:
+class Letter(NamedTuple):
     """A letter on the picture: its text's number in the scene, its place in the text, its centre and size in pixels.
 
     Its height is that of its text's ink, its width what the text gives it; both are those of an upright picture.
@@ -132,15 +132,16 @@ class Letter:
 
 def letters_of(scene: Scene) -> list[Letter]:
     """Return all letters of a scene's texts but spaces."""
-    found, points = [], []
+    known, points = [], []
     for number, text in enumerate(scene.texts):
         y0, _, y1, _ = text.box
-        stops = ends(text.face, text.text)
+        stops, height = ends(text.face, text.text), scene.look.zoom * (y1 - y0)
         for place, (letter, start, end) in enumerate(zip(text.text, (0.0, *stops), stops)):
             if not letter.isspace():
-                found.append((number, place, letter, scene.look.zoom * (y1 - y0), scene.look.zoom * (end - start)))
+                known.append((number, place, letter, height, scene.look.zoom * (end - start)))
                 points.append(((y0 + y1) / 2, text.x + (start + end) / 2))
+    centres = on_picture(scene, points).tolist()
     return [
-        Letter(number, place, letter, float(y), float(x), height, width)
-        for (number, place, letter, height, width), (y, x) in zip(found, on_picture(scene, points))
+        Letter(number, place, letter, y, x, height, width)
+        for (number, place, letter, height, width), (y, x) in zip(known, centres)
     ]

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from .. import ask, watch
-from ..checkpoint import Loaded, choose_device, files_checked, load, locate, quiet
+from ..checkpoint import Loaded, choose_device, locate, quiet
 from ..errors import Failure, Misuse, first_line
 from ..evidence import has_weights, word_weights
+from ..foveated_checkpoint import load_any
 from ..prompts import check_controls, prompt, render, specials, stops
 from ..shown import in_words, percent
 from ..streaming import Certainty, Timing, TokenClock
@@ -34,25 +35,13 @@ MOST_ROWS = 16
 
 def open_model(checkpoint: str | None, device: str, dtype: str, quantize: str | None) -> "PageModel":
     """Load a checkpoint of any of our models for the page. Raises Misuse, Failure."""
+    from ..model import FoveatedVLMConfig
+
     place, folder = choose_device(device), locate(checkpoint)
     with quiet():
-        if not _is_foveated(folder):
-            return FireboltOnPage(load(folder, place, dtype, quantize), folder)
-        for option, value in {"--dtype": None if dtype == "auto" else dtype, "--quantize": quantize}.items():
-            if value is not None:
-                raise Misuse(f"{option} is {value}, but {folder} is a foveated model; expected it without")
-        return FoveatedOnPage(watch.load_foveated(folder, place), folder)
-
-
-def _is_foveated(folder: Path) -> bool:
-    from ..model import FoveatedVLMConfig
-    from ..model.checkpoint_files import CONFIG, check_folder, read_json
-
-    with files_checked():
-        check_folder(folder)
-        if not (folder / CONFIG).exists():  # the original's weights, beside a tokenizer
-            return True
-        return read_json(folder / CONFIG).get("model_type") == FoveatedVLMConfig.model_type
+        loaded = load_any(folder, place, dtype, quantize)
+    foveated = loaded.model.config.model_type == FoveatedVLMConfig.model_type
+    return (FoveatedOnPage if foveated else FireboltOnPage)(loaded, folder)
 
 
 class PageModel(ABC):

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..errors import Failure, Misuse
 from ..serving.gate import check_headers, is_own_machine
 from ..serving.refusal import Refused
-from ..serving.server import listen
+from ..serving.server import address_of, listen
 
 PORTS = range(7860, 7960)
 MEGABYTE = 2**20
@@ -121,11 +121,9 @@ def _serve_on(
     from .page import Page
 
     page = Page(open_model(checkpoint, **how))
-    address, number = opened.getsockname()[:2]
-    local = is_own_machine(address)
+    local = is_own_machine(opened.getsockname()[0])
     app = make_app(page, local, most_mb)
-    here = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(address, f"[{address}]" if ":" in address else address)
-    say(f"http://{here}:{number}")
+    say(address_of(opened))
     if not local:
         say("whoever reaches this machine can ask and upload: there is no password")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what was uploaded goes

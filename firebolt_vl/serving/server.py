@@ -66,9 +66,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address_of(listener: socket.socket) -> str:
-    """Return the address that clients are told."""
+    """Return the address at which clients on this machine reach a socket, which may be on all of its networks."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{here}]:{port}" if ":" in here else f"http://{here}:{port}"
 
 
 def build(loaded: "Loaded", folder: Path, plan: Plan, note: Callable[[str], None]) -> "Service":

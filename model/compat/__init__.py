@@ -8,6 +8,7 @@ model generates with a version for the first time, `self_check` compares cached 
 from .attention import SequencewiseAttention, attend_by_sequence
 from .caches import GrowingLayer, extend, find_layer
 from .extra_layer import ExtraLayer
+from .feed_forward import CompactRMSNorm, JoinedMLP, compute_in_fewer_calls
 from .generation import CachedGeneration
 from .masks import layer_masks
 from .offloading import parameters_present, to_device_of
@@ -23,12 +24,15 @@ __all__ = [
     "PACKED_NAMES",
     "TESTED",
     "CachedGeneration",
+    "CompactRMSNorm",
     "ExtraLayer",
     "GrowingLayer",
+    "JoinedMLP",
     "OneQueryPooling",
     "SequencewiseAttention",
     "StepwiseShortConv",
     "attend_by_sequence",
+    "compute_in_fewer_calls",
     "decode_packed",
     "extend",
     "find_layer",

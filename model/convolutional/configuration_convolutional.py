@@ -1,9 +1,14 @@
 """ConvolutionalTowerConfig: sizes of a convolutional vision tower."""
 
+from dataclasses import field
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from ..configuration_checks import check_keys, check_sizes
+
+PARTS = 16
+"""Parts of a patch's channels, each of which comes from a patch of its own (`modeling_convolutional.offsets`)."""
 
 
 @strict
@@ -11,11 +16,11 @@ class ConvolutionalTowerConfig(PreTrainedConfig):
     r"""Configuration of a convolutional vision tower.
 
     Args:
-        hidden_size: width D_v of a patch, a multiple of 4.
+        hidden_size: width D_v of a patch, a multiple of 16.
         intermediate_size: hidden width of a block's MLP.
-        num_hidden_layers: how many blocks follow the stem.
-        kernel_size: side of a block's depthwise convolution in patches, an odd number: how far a patch sees in it.
-        patch_size: side of a patch in pixels, a power of two from 4: a stem of as many halvings.
+        stem_size: width of what the stem sees of each quarter of a patch.
+        reaches: of each block, how many patches away the farthest lie that it sees, in a row and in a column.
+        patch_size: side of a patch in pixels, a multiple of 4.
         image_size: side of the images that it was trained on; it sees any other as well.
         num_channels: channels of an image.
         layer_norm_eps: of every norm.
@@ -27,10 +32,10 @@ class ConvolutionalTowerConfig(PreTrainedConfig):
 
     model_type = "firebolt_convolutional_tower"
 
-    hidden_size: int = 96
-    intermediate_size: int = 192
-    num_hidden_layers: int = 4
-    kernel_size: int = 7
+    hidden_size: int = 128
+    intermediate_size: int = 256
+    stem_size: int = 64
+    reaches: list[int] = field(default_factory=lambda: [2, 2, 3, 4, 8, 12])
     patch_size: int = 8
     image_size: int = 192
     num_channels: int = 3
@@ -42,12 +47,21 @@ class ConvolutionalTowerConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         owner = type(self).__name__
         check_sizes(owner, self)
-        if self.hidden_size % 4:
-            raise ValueError(f"{owner}: hidden_size is {self.hidden_size}; expected a multiple of 4")
-        if self.patch_size < 4 or self.patch_size & (self.patch_size - 1):
-            raise ValueError(f"{owner}: patch_size is {self.patch_size}; expected a power of two, at least 4")
-        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise ValueError(f"{owner}: kernel_size is {self.kernel_size}; expected an odd number, at least 1")
+        if self.stem_size < 1:
+            raise ValueError(f"{owner}: stem_size is {self.stem_size}; expected a whole number, at least 1")
+        if self.hidden_size % PARTS:
+            raise ValueError(f"{owner}: hidden_size is {self.hidden_size}; expected a multiple of {PARTS}")
+        if self.patch_size % 4:
+            raise ValueError(f"{owner}: patch_size is {self.patch_size}; expected a multiple of 4")
+        if not self.reaches or min(self.reaches) < 1:
+            raise ValueError(
+                f"{owner}: reaches is {self.reaches}; expected whole numbers, at least 1, one for each block"
+            )
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """The number of blocks."""
+        return len(self.reaches)
 
 
 __all__ = ["ConvolutionalTowerConfig"]

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ...cmm.classes import change_class
 from .copies import CopyOfWeights
-from .mapped_memory import release_file_pages
+from .joined import State
+from .mapped_memory import release_file_pages, release_free_memory
 
 GROUP = 32
 ZERO = 8  # the code that stands for 0
@@ -78,7 +79,7 @@ class Int4Linear(nn.Linear):
     int4_scale: Tensor | None
     packed: Tensor | None
     pairs: Tensor | None
-    weight_dtype = torch.float32
+    weight_dtype, held_dtype = torch.float32, torch.uint8
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]  # it stands for the parameter
@@ -110,17 +111,25 @@ class Int4Linear(nn.Linear):
         codes = (read.T[: self.out_features] + ZERO).to(torch.uint8)
         return _two_a_byte(codes), self.pairs[..., 0].T[: self.out_features].contiguous()
 
+    @property
+    def can_pack(self) -> bool:
+        """Return whether the codes lie where there is a kernel for them, which does not have them yet."""
+        return self.int4_weight is not None and self.int4_weight.device.type == "cpu" and has_kernels()
+
     def pack(self) -> None:
         """Hold the codes in the layout of the kernel, where there is one for the device that they are on."""
         codes, scale = self.int4_weight, self.int4_scale
-        if codes is None or scale is None or codes.device.type != "cpu" or not has_kernels():
+        if codes is None or scale is None or not self.can_pack:
             return
-        missing = _up_to(len(codes), OUT_MULTIPLE) - len(codes)
-        halves = torch.stack([codes & LARGEST_CODE, codes >> 4], -1).flatten(1).int()
-        self.packed = _packed(F.pad(halves, (0, 0, 0, missing), value=ZERO))
+        count, missing = len(codes), _up_to(len(codes), OUT_MULTIPLE) - len(codes)
+        halves = torch.full((count + missing, 2 * codes.shape[1]), ZERO, dtype=torch.int32)
+        halves[:count, ::2], halves[:count, 1::2] = codes & LARGEST_CODE, codes >> 4
+        self.packed = _packed(halves)
         self.pairs = _pairs(F.pad(scale, (0, 0, 0, missing)))
         release_file_pages(codes)
         self.int4_weight = self.int4_scale = None
+        del halves, codes
+        release_free_memory()
 
     def forward(self, input: Tensor) -> Tensor:
         differentiable = torch.is_grad_enabled() and input.requires_grad
@@ -128,9 +137,13 @@ class Int4Linear(nn.Linear):
             y = F.linear(input, self._dense().to(input.dtype))
             return y if self.bias is None else y + self.bias
         rows = input.reshape(-1, self.in_features).to(torch.bfloat16)
-        rows = F.pad(rows, (0, len(self.pairs) * GROUP - self.in_features)).contiguous()
-        y = _packed_product(rows, self.packed, self.pairs)[:, : self.out_features].to(input.dtype)
-        y = y.reshape(*input.shape[:-1], self.out_features)
+        # Calls that do nothing would be a tenth of one token's product.
+        if missing := len(self.pairs) * GROUP - self.in_features:
+            rows = F.pad(rows, (0, missing))
+        y = _packed_product(rows.contiguous(), self.packed, self.pairs)
+        if y.shape[1] != self.out_features:
+            y = y[:, : self.out_features]
+        y = y.to(input.dtype).reshape(*input.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias
 
     def _apply(self, fn, recurse=True):
@@ -180,14 +193,26 @@ def hold_int4(linear: nn.Linear, codes: Tensor, scale: Tensor) -> None:
     linear.register_buffer("int4_scale", scale)
 
 
+def int4_form(linear: nn.Linear, state: State) -> None:
+    """Make an Int4Linear of `linear`, in place, with the tensors of a state dict, packed."""
+    hold_int4(linear, state["int4_weight"], state["int4_scale"])
+    assert isinstance(linear, Int4Linear)
+    linear.pack()
+
+
 @torch.no_grad()
-def quantize_linear_int4(linear: nn.Linear) -> None:
-    """Make an Int4Linear of `linear`, in place. Raises ValueError for weights that are not finite."""
+def round_linear_int4(linear: nn.Linear) -> None:
+    """Make an Int4Linear of `linear`, in place, not yet packed. Raises ValueError for weights that are not finite."""
     if not linear.weight.isfinite().all():
         raise ValueError("quantize_int4: model has weights that are inf or nan; expected finite ones")
     codes, scale = rounded_to_4_bits(linear.weight.detach())
     release_file_pages(linear.weight)
     hold_int4(linear, codes, scale)
+
+
+def quantize_linear_int4(linear: nn.Linear) -> None:
+    """Make an Int4Linear of `linear`, in place. Raises ValueError for weights that are not finite."""
+    round_linear_int4(linear)
     assert isinstance(linear, Int4Linear)
     linear.pack()
 
@@ -199,4 +224,11 @@ def empty_int4(linear: nn.Linear) -> None:
     hold_int4(linear, codes, torch.zeros(linear.out_features, groups, dtype=torch.bfloat16, device=device))
 
 
-__all__ = ["Int4Linear", "empty_int4", "quantize_linear_int4", "rounded_to_4_bits"]
+__all__ = [
+    "Int4Linear",
+    "empty_int4",
+    "int4_form",
+    "quantize_linear_int4",
+    "round_linear_int4",
+    "rounded_to_4_bits",
+]

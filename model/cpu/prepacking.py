@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ...cmm.classes import change_class
 from ...kernels.linear import LEAST_WEIGHTS, can_prepack, linear_prepacked, prepacked
 from .copies import CopyOfWeights, refuse_adapters
+from .joined import State, join, joinable
 from .mapped_memory import release_file_pages
 
 
@@ -21,7 +22,7 @@ class PrepackedLinear(nn.Linear):
 
     packed: Tensor
     tied: nn.Embedding | None = None
-    weight_dtype = torch.bfloat16
+    weight_dtype = held_dtype = torch.bfloat16
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]  # it stands for the parameter
@@ -68,11 +69,21 @@ class PrepackedLinear(nn.Linear):
         prepack_linear(self)
 
 
+def _can_prepack(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and can_prepack()
+
+
+def prepacked_form(linear: nn.Linear, state: State) -> None:
+    """Give a linear layer the weights of a state dict, prepacked where they can be."""
+    linear.register_parameter("weight", nn.Parameter(state["weight"], requires_grad=False))
+    prepack_linear(linear)
+
+
 @torch.no_grad()
 def prepack_linear(linear: nn.Linear) -> bool:
     """Make a PrepackedLinear of `linear`, in place, if its weights are bfloat16 on a CPU that has such products."""
     weight = linear.weight
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not can_prepack():
+    if not _can_prepack(weight):
         return False
     packed = prepacked(weight.detach())
     release_file_pages(weight)
@@ -88,14 +99,19 @@ def prepack_weights(model: nn.Module) -> nn.Module:
     For generation on a CPU: the products of a token take about three quarters of the time, those of a short prompt too
     (`python -m firebolt_vl.bench.linear`), with the same results to the last bits. Layer by layer, so that no second
     copy of the weights is ever there (on Linux not of a checkpoint's mapped file either), except of the head where it
-    is tied to the embedding, which stays as it is. Layers of fewer than half a million weights, in other dtypes or on
-    other devices stay as they are. Raises ValueError for a model with adapters (peft).
+    is tied to the embedding, which stays as it is. Those that read the same input, as queries, keys and values do,
+    become one. Layers of fewer than half a million weights, in other dtypes or on other devices stay as they are.
+    Raises ValueError for a model with adapters (peft).
 
     The model can generate, run forward, give gradients of its inputs, be copied, moved and saved (as the ordinary
     weights that it was made of, since the layout is this machine's); it has no gradients for those weights.
     """
     refuse_adapters("prepack_weights", model)
     model.requires_grad_(False)
+    for parts in joinable(model, nn.Linear):
+        weights = [part.weight for part in parts]
+        if all(map(_can_prepack, weights)) and sum(weight.numel() for weight in weights) >= LEAST_WEIGHTS:
+            join(parts, prepacked_form)
     embeddings = {id(inner.weight): inner for inner in model.modules() if isinstance(inner, nn.Embedding)}
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.numel() >= LEAST_WEIGHTS:

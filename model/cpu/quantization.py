@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ...cmm.classes import change_class
 from .copies import CopyOfWeights
+from .joined import State
 from .mapped_memory import release_file_pages
 
 LARGEST = 127
@@ -43,7 +44,7 @@ class Int8Linear(nn.Linear):
     packed: torch.ScriptObject | None
     int8_weight: Tensor | None  # a buffer that is None while `packed` holds the integers
     int8_scale: Tensor
-    weight_dtype = torch.float32
+    weight_dtype, held_dtype = torch.float32, torch.int8
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]  # it stands for the parameter
@@ -85,9 +86,14 @@ class Int8Linear(nn.Linear):
             self.packed, self.int8_weight = None, integers.to(self.int8_scale.device)
         return self
 
+    @property
+    def can_pack(self) -> bool:
+        """Return whether the integers lie where there are kernels for them, which do not have them yet."""
+        return self.int8_weight is not None and self.int8_weight.device.type == "cpu" and has_kernels()
+
     def pack(self) -> None:
         """Hold the integers in the layout of the kernels, where there are some for the device that they are on."""
-        if self.int8_weight is None or self.int8_weight.device.type != "cpu" or not has_kernels():
+        if self.int8_weight is None or not self.can_pack:
             return
         zeros = torch.zeros(len(self.int8_scale), dtype=torch.int64)
         with warnings.catch_warnings():
@@ -128,13 +134,24 @@ def hold_int8(linear: nn.Linear, integers: Tensor, scale: Tensor) -> None:
     linear.register_buffer("int8_scale", scale)
 
 
+def int8_form(linear: nn.Linear, state: State) -> None:
+    """Make an Int8Linear of `linear`, in place, with the tensors of a state dict, packed."""
+    hold_int8(linear, state["int8_weight"], state["int8_scale"])
+    assert isinstance(linear, Int8Linear)
+    linear.pack()
+
+
 @torch.no_grad()
-def quantize_linear(linear: nn.Linear) -> None:
-    """Make an Int8Linear of `linear`, in place."""
+def round_linear(linear: nn.Linear) -> None:
+    """Make an Int8Linear of `linear`, in place, not yet packed."""
     integers, scale = _rounded(linear.weight.detach())
     release_file_pages(linear.weight)
     hold_int8(linear, integers, scale)
-    del integers  # one reference less to what is freed before the kernels' own copy is made
+
+
+def quantize_linear(linear: nn.Linear) -> None:
+    """Make an Int8Linear of `linear`, in place."""
+    round_linear(linear)
     assert isinstance(linear, Int8Linear)
     linear.pack()
 
@@ -146,4 +163,4 @@ def empty_int8(linear: nn.Linear) -> None:
     hold_int8(linear, integers, torch.ones(linear.out_features, dtype=torch.float32, device=device))
 
 
-__all__ = ["Int8Linear", "empty_int8", "quantize_linear"]
+__all__ = ["Int8Linear", "empty_int8", "int8_form", "quantize_linear", "round_linear"]

@@ -9,8 +9,11 @@ from transformers import PreTrainedModel
 
 from ..compat.tying import untie
 from .copies import refuse_adapters
-from .int4 import Int4Linear, empty_int4, quantize_linear_int4
-from .quantization import Int8Linear, empty_int8, quantize_linear
+from .int4 import Int4Linear, empty_int4, int4_form, round_linear_int4
+from .joined import join, joinable
+from .mapped_memory import release_file_pages
+from .prepacking import is_prepacked
+from .quantization import Int8Linear, empty_int8, int8_form, round_linear
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 HEADS = ("lm_head", "llm.lm_head")
@@ -41,7 +44,7 @@ def quantize_int8(model: Model) -> Model:
     moved by `.to`, and is saved by `save_pretrained`, half the size of one in bfloat16; it has no gradients for those
     weights. Logits drift by a few hundredths of their spread (`logits_drift`).
 
-    Raises ValueError for a model that is quantised already, or has adapters (peft).
+    Raises ValueError for a model that is quantised already, is prepacked, or has adapters (peft).
     """
     return _quantize(model, "int8")
 
@@ -52,7 +55,8 @@ def quantize_int4(model: Model) -> Model:
     In groups of 32 of a row, each with a bfloat16 scale (docs/mathematics.md, section 10); the head, which decides
     between near words, in 8 bits. Else as `quantize_int8`; logits drift more.
 
-    Raises ValueError for a model that is quantised already, has adapters (peft), or weights that are not finite.
+    Raises ValueError for a model that is quantised already, is prepacked, has adapters (peft), or weights that are not
+    finite.
     """
     return _quantize(model, "int4")
 
@@ -61,16 +65,20 @@ def _quantize(model: Model, kind: str) -> Model:
     where = f"quantize_{kind}"
     if (bits := bits_of(model)) is not None:
         raise ValueError(f"{where}: model has its weights in {bits} bits; expected one that is not quantised")
+    if is_prepacked(model):
+        raise ValueError(f"{where}: model has its weights prepacked; expected one that is not: quantise before that")
     refuse_adapters(where, model)
     layers = quantized_linears(model)
     if kind == "int4":
         for name, linear in layers.items():
             if name not in HEADS and not linear.weight.isfinite().all():
                 raise ValueError(f"{where}: model has inf or nan in {name}.weight; expected finite weights")
+            release_file_pages(linear.weight)
     model.requires_grad_(False)
     for name, linear in layers.items():
-        (quantize_linear if kind == "int8" or name in HEADS else quantize_linear_int4)(linear)
+        (round_linear if kind == "int8" or name in HEADS else round_linear_int4)(linear)
     _mark(model, kind)
+    pack_quantized(model)
     return model
 
 
@@ -88,10 +96,18 @@ def _mark(model: PreTrainedModel, kind: str) -> None:
 
 
 def pack_quantized(model: nn.Module) -> None:
-    """Bring what was loaded from a checkpoint into the layout of this machine's kernels, layer by layer."""
-    for number, module in enumerate(_quantized_layers(model)):
-        if number == 0:
-            model.requires_grad_(False)
+    """Bring integers and codes into the layout of this machine's kernels, layer by layer.
+
+    Those of layers that read the same input become one layer's (`joined`).
+    """
+    if not is_quantized(model):
+        return
+    model.requires_grad_(False)
+    for kind, form in ((Int8Linear, int8_form), (Int4Linear, int4_form)):
+        for parts in joinable(model, kind):
+            if all(part.can_pack for part in parts):
+                join(parts, form)
+    for module in _quantized_layers(model):
         module.pack()
 
 

@@ -23,6 +23,7 @@ from ..compat import (
     CACHE,
     CACHE_NAMES,
     attend_by_sequence,
+    compute_in_fewer_calls,
     decode_packed,
     extend,
     find_layer,
@@ -113,6 +114,7 @@ class FireboltModel(FireboltPreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         know_steps_and_borders(self.language_model)
         attend_by_sequence(self.language_model)
+        compute_in_fewer_calls(self.language_model)
         pool_by_one_query(self.vision_tower)
         if self.connector.positions is not None:
             # What quantisers leave as it is: maps of 36 and 8 numbers fill no block of theirs.

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint_files import CONFIG, Shapes, read_json, read_shapes
+from ..checkpoint_files import CONFIG, TOKENIZERS, Shapes, check_folder, read_json, read_shapes
 from ..checkpoint_sizes import check_config
 from .configuration_foveated import FoveatedVLMConfig
 
@@ -29,6 +29,7 @@ RENAMED = {
     ".attention.attention.value.": ".attention.v_proj.",
     ".attention.output.dense.": ".attention.o_proj.",
 }
+QUERY = "q_static"
 MASK_TOKEN = "encoder.dino.embeddings.mask_token"
 
 
@@ -72,11 +73,24 @@ def original_config(state: Mapping[str, Tensor | tuple[int, ...]], **given) -> F
     `state`: its tensors, or their shapes.
     """
     if given.get("query_dim") is None:
-        if "q_static" not in state:
-            raise ValueError("state_dict has no q_static; expected a state dict of the original")
-        query = state["q_static"]
+        if QUERY not in state:
+            raise ValueError(f"state_dict has no {QUERY}; expected a state dict of the original")
+        query = state[QUERY]
         given["query_dim"] = tuple(getattr(query, "shape", query))[-1]
     return FoveatedVLMConfig(**given)
+
+
+def is_foveated(folder: Path) -> bool:
+    """Tell whether a checkpoint's folder is of a foveated model: it says so, or says nothing and has the original's
+    query among weights beside a tokenizer.
+
+    Raises CheckpointError.
+    """
+    check_folder(folder)
+    described = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    if "model_type" in described:
+        return described["model_type"] == FoveatedVLMConfig.model_type
+    return any((folder / name).is_file() for name in TOKENIZERS) and QUERY in read_shapes(folder)
 
 
 def open_original(folder: Path) -> tuple[dict, Shapes] | None:

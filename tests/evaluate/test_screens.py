@@ -19,8 +19,9 @@ from firebolt_vl.evaluate.screens.drawing import draw
 from firebolt_vl.evaluate.screens.engines import cut_out, open_engine
 from firebolt_vl.evaluate.screens.exam import character_error_rate, other_scene, points_at, pose, scores
 from firebolt_vl.evaluate.screens.fonts import Face
+from firebolt_vl.evaluate.screens.known import familiar
 from firebolt_vl.evaluate.screens.layouts import SCREENS
-from firebolt_vl.evaluate.screens.questions import KINDS, sample_question
+from firebolt_vl.evaluate.screens.questions import KINDS, PATTERNS, sample_question, wordings
 from firebolt_vl.evaluate.screens.sampling import SPLITS, sample_scene
 from firebolt_vl.evaluate.screens.scenes import Look, Scene, Text, letters_of, picture_box
 
@@ -299,3 +300,17 @@ def test_screens_of_all_kinds_and_splits_are_shown(tmp_path, capsys, monkeypatch
     said = capsys.readouterr().out
     assert "seen, chart: " in said
     assert "scenes made up" in said
+
+
+def test_what_a_reader_knows_fits_its_questions_and_screens_and_not_others():
+    known = familiar(scenes=24)
+    for kind, topics in PATTERNS.items():
+        for topic in topics:
+            for text in (text for group in wordings(kind, topic, False) for text in group):
+                assert known.doubts_of_question(text.format(key="Qarlo", corner="top left")) == []
+    for question in ("is there a dog?", "how old is the man?", "why?", "welche Ziffer ist das?"):
+        assert known.doubts_of_question(question) == ["the question asks for nothing that this model was trained on"]
+    rng = np.random.default_rng(7)
+    assert known.doubts_of_image(draw(sample_scene(rng, "form", SPLITS["both"]))) == []
+    noise = Image.fromarray(rng.integers(0, 256, (192, 192, 3), dtype=np.uint8))
+    assert known.doubts_of_image(noise) == ["the image is unlike those that this model was trained on"]

@@ -13,58 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from batches import TOKENS, questions, read, write
 from commands import assert_refused
 from PIL import Image
 from tiny_models import ROUTED, make_model, make_processor, write_checkpoint
 
+from firebolt_vl import answer_files, prompts, streaming
 from firebolt_vl import ask as asking
 from firebolt_vl import batch as batching
-from firebolt_vl import prompts, streaming
 from firebolt_vl.checkpoint import Loaded, load
 from firebolt_vl.model.images import open_image
-
-TOKENS = 6
-
-
-@pytest.fixture
-def images(tmp_path):
-    """Four images of several sizes: their native tilings differ."""
-    rng = np.random.default_rng(0)
-    for number, (height, width) in enumerate([(40, 40), (30, 70), (64, 20), (9, 90)]):
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
-    return tmp_path
-
-
-@pytest.fixture
-def batch(firebolt, checkpoint, tmp_path):
-    def run(*arguments, rows=None, checkpoint=checkpoint):
-        if rows is not None:
-            write(tmp_path / "q.jsonl", rows)
-        given = ["--checkpoint", checkpoint, "--max-new-tokens", TOKENS]
-        return firebolt("ask", "--batch", "q.jsonl", "--out", "a.jsonl", *given, *arguments)
-
-    return run
-
-
-def write(path: Path, rows: list) -> None:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
-
-
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def questions(count: int) -> list[dict]:
-    """About each image in turn, about two, about none; of several lengths."""
-    asked = []
-    for i in range(count):
-        row = {"image": f"{i % 4}.png", "question": "why" + "?" * (1 + 5 * (i % 3)), "id": f"q{i}"}
-        if i % 6 == 4:
-            row["image"] = ["1.png", "3.png"]
-        if i % 6 == 5:
-            del row["image"]
-        asked.append(row)
-    return asked
 
 
 @pytest.mark.parametrize("size", [1, 4, 50])
@@ -294,7 +252,7 @@ def test_what_cannot_be_asked_is_refused(batch, firebolt, images, tmp_path):
 
 
 def test_two_runs_on_one_file_are_refused(batch, images):
-    with batching.AnswerFile(str(images / "a.jsonl"), [], print):
+    with answer_files.AnswerFile(str(images / "a.jsonl"), [], print):
         assert_refused(batch(rows=questions(1)), 2, "where another run is writing")
 
 
@@ -586,16 +544,16 @@ def test_an_answer_that_only_lacks_its_end_of_line_is_kept(batch, images):
 def test_a_disk_that_fails_is_a_message_and_leaves_whole_rows(batch, images, monkeypatch, error, said):
     batch(rows=questions(2))
     before = (images / "a.jsonl").read_bytes()
-    write_to = batching.AnswerFile._write
+    write_to = answer_files.AnswerFile._write
 
     def fail(self, data):
         self.file.write(data[: len(data) // 2])
         raise OSError(error, os.strerror(error))
 
-    monkeypatch.setattr(batching.AnswerFile, "_write", fail)
+    monkeypatch.setattr(answer_files.AnswerFile, "_write", fail)
     assert_refused(batch(rows=questions(4)), 1, "--out a.jsonl", os.strerror(error), said)
     assert (images / "a.jsonl").read_bytes() == before
-    monkeypatch.setattr(batching.AnswerFile, "_write", write_to)
+    monkeypatch.setattr(answer_files.AnswerFile, "_write", write_to)
     assert batch().code == 0
     assert [row["id"] for row in read(images / "a.jsonl")] == ["q0", "q1", "q2", "q3"]
 

@@ -642,7 +642,8 @@ class TestProcess:
     def imported(self, *arguments, of):
         """Run a command in a process; its result, and which of some modules were imported in it."""
         code = (
-            "import sys; from firebolt_vl import cli; code = cli.run(sys.argv[2:]); "
+            "import sys; from firebolt_vl import cli, starting as process; process.begin_command(); code = cli.run("
+            "sys.argv[2:]); "
             "print(*({*sys.argv[1].split(',')} & {*sys.modules}), file=sys.stderr); sys.exit(code)"
         )
         command = [sys.executable, "-c", code, ",".join(of), *map(str, arguments)]
@@ -663,8 +664,10 @@ class TestProcess:
         assert heavy == set()
 
     def test_an_answer_without_a_picture_needs_no_package_beside_the_model(self, checkpoint, image):
-        """transformers imports accelerate and SciPy where they are installed; the rest is for other commands."""
+        """transformers imports accelerate where it is installed; the rest is for other commands and compiled models."""
         others = ["matplotlib", "sklearn", "datasets", "pyarrow", "peft", "trl", "av", "gradio", "tensorboard"]
+        others += ["scipy", "pandas", "numba", "networkx", "torchvision", "triton"]
+        others += ["torch._dynamo.utils", "torch._inductor", "torch.distributed.tensor", "torch.distributed.fsdp"]
         others += [
             "starlette",
             "uvicorn",

@@ -250,9 +250,8 @@ class TestVideos:
         assert drawn.view(talk).count("<img") == len(talk.looks) == len(foveated.rests_on(talk)) == 8
         assert "look 8" in drawn.view(talk)
 
-    def test_options_of_the_other_model_are_refused(self, foveated_folder):
-        with pytest.raises(Misuse, match="--quantize is int8"):
-            open_model(str(foveated_folder), "cpu", "auto", "int8")
+    def test_it_is_quantised_and_keeps_its_dtype(self, foveated_folder):
+        assert open_model(str(foveated_folder), "cpu", "auto", "int8").loaded.model.config.quantized == "int8"
         with pytest.raises(Misuse, match="--dtype is float32"):
             open_model(str(foveated_folder), "cpu", "float32", None)
 

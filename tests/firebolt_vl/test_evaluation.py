@@ -107,6 +107,56 @@ def test_two_shards_are_one_run(run, firebolt, folder):
     )
 
 
+def ranked(monkeypatch, number: int, work):
+    """What `work` returns in one of two processes of a launcher."""
+    with monkeypatch.context() as environment:
+        for name, value in (("RANK", number), ("WORLD_SIZE", 2), ("LOCAL_RANK", number)):
+            environment.setenv(name, str(value))
+        return work()
+
+
+def test_the_last_process_of_a_launcher_scores_all_shards(run, folder, monkeypatch):
+    rows = pope_rows(12)
+    rows[3]["image"] = "gone.png"
+    data = write(folder / "rows.jsonl", rows)
+    arguments = ("--max-bad-share", 0.5)
+    whole = json.loads(run("pope", data, *arguments).out)
+    first, last = (ranked(monkeypatch, i, lambda: run("pope", data, *arguments, out="parts")) for i in (1, 0))
+    assert (first.code, first.out, last.code) == (0, "", 0)
+    assert "part 2 of 2 is done; the others are not yet" in first.err
+    assert (first.err + last.err).count("rows.jsonl:4: ") == 1
+    names = ("rows", "bad_rows", "unparsed", "accuracy", "precision", "recall", "f1", "yes_ratio", "categories")
+    assert {name: json.loads(last.out)[name] for name in names} == {name: whole[name] for name in names}
+    together = read(folder / "parts" / "pope.predictions.jsonl")
+    assert timeless(together) == timeless(read(folder / "out" / "pope.predictions.jsonl"))
+    assert (folder / "parts" / "table.md").exists()
+    again = ranked(monkeypatch, 1, lambda: run("pope", data, *arguments, out="parts"))
+    assert json.loads(again.out)["rows"] == 11
+    assert read(folder / "parts" / "pope.predictions.jsonl") == together
+    shard = ranked(monkeypatch, 0, lambda: run("pope", data, "--shard", "1/2", out="parts"))
+    assert_refused(shard, 2, "--shard is 1/2 in one of 2 processes of a launcher")
+
+
+def test_own_questions_are_swapped_and_grounded_in_shards_and_scored_together(
+    firebolt, checkpoint, folder, monkeypatch
+):
+    rows = [{**row, "box": [0, 0, 20, 20 + i]} for i, row in enumerate(pope_rows(6))]
+    data = write(folder / "exam.jsonl", rows)
+
+    def own(out):
+        given = ["--checkpoint", checkpoint, "--max-new-tokens", 4, "--out", out, "--worst", 1, "--json"]
+        return firebolt("eval", "own", data, *given)
+
+    whole = json.loads(own("out").out)
+    first, last = (ranked(monkeypatch, i, lambda: own("parts")) for i in (0, 1))
+    assert first.out == ""
+    found = json.loads(last.out)
+    assert found["rows"] == 6
+    assert found["grounding"] == whole["grounding"]
+    assert found["score"] == whole["score"]
+    assert (folder / "parts" / "own.worst.png").exists()
+
+
 def test_a_limit_takes_the_first_rows(run, folder):
     data = write(folder / "rows.jsonl", pope_rows(9))
     found = json.loads(run("pope", data, "--limit", 5).out)

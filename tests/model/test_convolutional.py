@@ -11,7 +11,7 @@ from firebolt_vl.model import (
     FireboltForConditionalGeneration,
 )
 
-SMALL = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "kernel_size": 3, "image_size": 32}
+SMALL = {"hidden_size": 32, "intermediate_size": 40, "stem_size": 12, "reaches": [1, 2], "image_size": 32}
 
 
 def tower(**given) -> ConvolutionalTower:
@@ -23,11 +23,11 @@ def images(side: int, count: int = 2) -> torch.Tensor:
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(("patch", "side"), [(4, 32), (8, 32), (16, 64), (8, 45)])
+@pytest.mark.parametrize(("patch", "side"), [(4, 32), (8, 32), (12, 36), (16, 64), (8, 45)])
 def test_a_patch_is_a_square_of_whole_pixels(patch, side):
     with torch.no_grad():
         seen = tower(patch_size=patch)(images(side))
-    assert seen.last_hidden_state.shape == (2, (side // patch) ** 2, 24)
+    assert seen.last_hidden_state.shape == (2, (side // patch) ** 2, 32)
     assert torch.equal(seen.pooler_output, seen.last_hidden_state.mean(1))
     assert tower(vision_use_head=False)(images(32)).pooler_output is None
 
@@ -42,15 +42,21 @@ def test_pixels_beyond_the_last_whole_patch_are_not_looked_at():
 
 
 def test_a_patch_sees_its_surroundings_and_no_more():
-    """Of one block of 3 x 3 patches: those beside it, and of each the 11 pixels about its centre that the stem sees:
-    1, 2, 4 and again 4 of its convolutions."""
-    model, image = tower(num_hidden_layers=1), images(96, 1).requires_grad_()
-    # Norms over the whole image carry a little of every pixel everywhere.
-    for norm in (*model.stem.norms, model.stem.refine_norm):
-        norm.forward = lambda x: x
+    """Of one block with a reach of 3: patches up to 3 away, and of each the 6 pixels about it that its stem sees: a
+    quarter of 4, and about that a square of 2."""
+    model, image = tower(reaches=[3]), images(96, 1).requires_grad_()
+    # An image's mean and deviation carry a little of every pixel everywhere.
+    model.stem.standardised = lambda pixels: pixels
     model(image).last_hidden_state[0, 6 * 12 + 6].sum().backward()
     rows = image.grad.abs().sum((0, 1, 3)).nonzero().flatten()
-    assert (rows.min(), rows.max()) == (48 - 8 - 11, 48 + 8 + 11)
+    assert (rows.min(), rows.max()) == (48 - 24 - 4 - 2, 48 + 8 + 24 + 4 + 2 - 1)
+
+
+def test_the_levels_of_an_image_do_not_matter():
+    model, image = tower(), images(32)
+    with torch.no_grad():
+        first, second = (model(x).last_hidden_state for x in (image, 0.5 * image + 3))
+    assert (first - second).abs().max() < 0.2 * first.std()
 
 
 def test_a_firebolt_around_it_is_saved_and_loaded(tmp_path):
@@ -80,10 +86,11 @@ def test_learning_reaches_every_weight():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"hidden_size": 30}, "hidden_size is 30; expected a multiple of 4"),
-        ({"patch_size": 12}, "patch_size is 12; expected a power of two, at least 4"),
-        ({"patch_size": 2}, "patch_size is 2; expected a power of two"),
-        ({"kernel_size": 4}, "kernel_size is 4; expected an odd number"),
+        ({"hidden_size": 24}, "hidden_size is 24; expected a multiple of 16"),
+        ({"patch_size": 10}, "patch_size is 10; expected a multiple of 4"),
+        ({"stem_size": 0}, "stem_size is 0; expected a whole number, at least 1"),
+        ({"reaches": []}, "reaches is \\[\\]; expected whole numbers, at least 1, one for each block"),
+        ({"reaches": [2, 0]}, "reaches is \\[2, 0\\]; expected whole numbers"),
         ({"num_channels": 0}, "num_channels is 0; expected a whole number, at least 1"),
         ({"hiden_size": 8}, "did you mean hidden_size"),
     ],

@@ -66,7 +66,7 @@ def running(checkpoint: Path, *, sources: Sources | None = None, loaded: Loaded 
         thread.start()
         try:
             assert started.wait(60)
-            yield Running(service, serving.address_of(listener))
+            yield Running(service, f"{serving.address_of(listener)}/v1")
         finally:
             server.should_exit = True
             thread.join(60)

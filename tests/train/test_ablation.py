@@ -25,7 +25,8 @@ from firebolt_vl import cli, embedded_checkpoint
 from firebolt_vl.evaluate.digits import draw
 from firebolt_vl.evaluate.exam import pose
 from firebolt_vl.evaluate.questions import KINDS
-from firebolt_vl.train.ablation import report, runs
+from firebolt_vl.train.ablation import pool, report, runs, training
+from firebolt_vl.train.ablation.boards.variants import TABLES as BOARDS_TABLES
 from firebolt_vl.train.ablation.task import COARSE, FINE, Settings, boxes, features, keep_task, load_task, shown
 from firebolt_vl.train.ablation.variants import BASE, TABLES, VARIANTS, learning, make_model, matched_width, variants_of
 from firebolt_vl.train.errors import Stopped
@@ -182,10 +183,10 @@ def test_tables_tell_means_and_spread_and_what_is_missing(out, rows):
 
 def test_the_loss_of_the_first_steps_is_their_mean_without_what_was_skipped(tmp_path):
     lines = [{"step": step, "loss": loss, "skipped": loss is None} for step, loss in enumerate([3.0, None, 2.0], 1)]
-    lines += [{"step": step, "loss": 1.0} for step in range(4, runs.FIRST_STEPS + 50)]
+    lines += [{"step": step, "loss": 1.0} for step in range(4, training.FIRST_STEPS + 50)]
     (tmp_path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    wanted = (5 + runs.FIRST_STEPS - 3) / (runs.FIRST_STEPS - 1)
-    assert runs.first_steps_loss(tmp_path / "history.jsonl") == pytest.approx(wanted)
+    wanted = (5 + training.FIRST_STEPS - 3) / (training.FIRST_STEPS - 1)
+    assert training.first_steps_loss(tmp_path / "history.jsonl") == pytest.approx(wanted)
     assert report.MEASURES[report.FIRST_LOSS]({}) is None
 
 
@@ -222,9 +223,8 @@ def test_the_command_fills_the_pool_and_prints_the_tables(out, tmp_path, monkeyp
     assert cli.run(["ablate", "fusion", "--quick", "--out", str(tmp_path / "out")]) == 0
     assert "0 runs to do" in capfd.readouterr().err
     assert cli.run(["ablate", "ssn"]) == 2
-    assert (
-        "ssn; expected one of ssm, connector, routed, query, start, top-k, fusion, positions" in capfd.readouterr().err
-    )
+    tables = [*TABLES, *BOARDS_TABLES]
+    assert f"ssn; expected one of {', '.join(tables)}" in capfd.readouterr().err
 
 
 def test_a_pool_that_is_stopped_leaves_tables_of_what_is_there(out, rows, monkeypatch, capfd):
@@ -275,16 +275,15 @@ def test_a_process_that_was_stopped_begins_no_other_run(monkeypatch, end):
     """Else it takes the run of a process that is slow to start, and the command does not end."""
     begun = []
 
-    def do_run(name):
+    def do_run(name, seed):
         begun.append(name)
         raise end
 
-    monkeypatch.setattr(runs, "_stopped", False)
-    monkeypatch.setattr(runs, "do_run", do_run)
+    monkeypatch.setattr(pool, "_stopped", False)
     with pytest.raises(type(end)):
-        runs._do_run("first")
+        pool.heard(do_run, "first", 0)
     with pytest.raises(Stopped):
-        runs._do_run("second")
+        pool.heard(do_run, "second", 0)
     assert begun == ["first"]
 
 

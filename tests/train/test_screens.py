@@ -8,9 +8,10 @@ import torch
 from trainings import assert_finite
 
 from firebolt_vl.evaluate.answering import chat_prompt
+from firebolt_vl.evaluate.familiar import read_familiar
 from firebolt_vl.evaluate.screens import exam, layouts, report
 from firebolt_vl.evaluate.screens.fonts import ALPHABET, Face
-from firebolt_vl.evaluate.screens.questions import Question
+from firebolt_vl.evaluate.screens.questions import Question, sample_question
 from firebolt_vl.evaluate.screens.report import evaluate_screens, print_report
 from firebolt_vl.evaluate.screens.sampling import SPLITS, sample_scene
 from firebolt_vl.evaluate.screens.scenes import Look, Scene, Text, letters_of
@@ -19,10 +20,10 @@ from firebolt_vl.train.config_files import load_config
 from firebolt_vl.train.errors import ConfigError
 from firebolt_vl.train.loop import LoopOptions, run
 from firebolt_vl.train.screens import recipe
-from firebolt_vl.train.screens.batches import Drawing, Rows
-from firebolt_vl.train.screens.job import Amounts, ScreensJob, grounding_loss, seeing
+from firebolt_vl.train.screens.batches import Drawing
+from firebolt_vl.train.screens.job import Amounts, Course, ScreensJob, grounding_loss, seeing
 from firebolt_vl.train.screens.models import PATCH, new_model, new_processor
-from firebolt_vl.train.screens.reading import BLANK, FIELDS, START, UNKNOWN, Heads, labels_of
+from firebolt_vl.train.screens.reading import BLANK, END, FIELDS, START, UNKNOWN, Heads, labels_of
 from firebolt_vl.train.screens.tokenizer import make_tokenizer
 from firebolt_vl.train.session import new_accelerator
 from firebolt_vl.train.start import train
@@ -81,6 +82,7 @@ def test_labels_of_patches_say_which_letter_stands_in_each_half():
             assert at % side == 2 + place
             assert labels.left[0, at] == labels.right[0, at] == ALPHABET.index(letter)
             assert labels.before[0, at] == (ALPHABET.index("a") if place else START)
+            assert labels.after[0, at] == (END if place else ALPHABET.index("b"))
             assert labels.place[0, at] == place
             assert labels.field[0, at] == FIELDS.index("name")
     (at, *_) = patches[0][1, 0]
@@ -141,14 +143,34 @@ def test_the_token_before_a_letter_looks_at_its_patch():
     assert TOKENIZER.decode(rows.ids[0][rows.answer[0]]) == "Kfz" + TOKENIZER.eos_token
 
 
+def test_a_letter_of_a_text_that_the_question_names_looks_at_its_patch():
+    scene = scene_of(text_of("Kfz", 39, 16, "item"), text_of("4.20", 39, 56, "price"))
+    _, patches = labels_of([scene], PATCH)
+    question = Question("cell", "item price", "How much is the Kfz?", "4.20", held_out=False, target=1, named=(0, 16))
+    rows = drawing().rows([(0, question)], patches)
+    letters = rows.named[0].any(-1).nonzero().flatten()
+    assert TOKENIZER.decode(rows.ids[0][letters]) == "Kfz"
+    for place, at in enumerate(letters):
+        assert rows.named[0, at].nonzero().flatten().tolist() == patches[0][0, place]
+
+
+def test_a_question_says_where_it_names_a_text():
+    rng = np.random.default_rng(2)
+    for kind in ("board", "prices", "chat", "chart"):
+        scene = sample_scene(rng, kind, SPLITS["seen"])
+        for asked in ("cell", "reverse"):
+            question = sample_question(rng, scene, asked)
+            text, start = question.named
+            assert question.text[start:].startswith(scene.texts[text].text)
+
+
 def test_the_grounding_loss_by_hand():
     look = torch.zeros(1, 3, 4, dtype=torch.bool)
     look[0, 0, :2] = look[0, 2, 3] = True
     weights = torch.tensor([[[0.25, 0.25, 0.5, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.5, 0.25, 0.25]]])
-    rows = Rows(*(torch.zeros(1),) * 4, look)
     expected = -(np.log(0.5) + np.log(0.25)) / 2
-    assert grounding_loss(weights, rows).item() == pytest.approx(expected)
-    assert grounding_loss(weights, Rows(*(torch.zeros(1),) * 4, look & False)).item() == 0
+    assert grounding_loss(weights, look).item() == pytest.approx(expected)
+    assert grounding_loss(weights, look & False).item() == 0
 
 
 def test_all_grids_are_seen_until_they_are_not():
@@ -163,6 +185,7 @@ def test_all_grids_are_seen_until_they_are_not():
 
 def test_the_course_reads_first_then_lines_then_all_kinds(tmp_path):
     trained, asked, drawn = job(20), [], drawing()
+    trained.course = Course(reading=0.25, lines=0.3)
 
     class Noted:
         def batch(self, step, screens, pages, chances):
@@ -172,11 +195,11 @@ def test_the_course_reads_first_then_lines_then_all_kinds(tmp_path):
     trained.drawing = Noted()
     trained.prepare(new_accelerator([], tmp_path, cpu=True))
     trained.start(0)
-    measured = {step: trained.step(step) for step in (0, 7, 8, 10, 11, 19)}
+    measured = {step: trained.step(step) for step in (0, 4, 5, 6, 19)}
     both = ["line", "prices"]
-    assert asked[:3] == [(0, 1, 2, both), (7, 1, 2, both), (8, 2, 1, ["line"])]
-    assert asked[3:] == [(10, 2, 1, ["line"]), (11, 2, 1, both), (19, 2, 1, both)]
-    assert [step for step, found in measured.items() if "letters" in found] == [8, 10, 11, 19]
+    assert asked[:3] == [(0, 1, 2, both), (4, 1, 2, both), (5, 2, 1, ["line"])]
+    assert asked[3:] == [(6, 2, 1, both), (19, 2, 1, both)]
+    assert [step for step, found in measured.items() if "letters" in found] == [5, 6, 19]
 
 
 def test_a_run_goes_on_as_if_it_never_broke(tmp_path):
@@ -208,13 +231,13 @@ def test_the_same_course_teaches_what_it_is_compared_with(connector, grids, tmp_
 def test_a_time_becomes_steps_which_a_resumed_run_keeps(tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "_seconds", lambda job, number: 1.0 if number == 0 else 2.0)
     config = load_config("screens", ["minutes=2", "side=96", "screens=1", "kinds=line"])
-    # 0.4 of all steps take a second each, the rest two.
-    assert recipe.steps_within(config) == round(120 / (0.4 + 0.6 * 2))
+    steps = round(120 / (Course.reading + (1 - Course.reading) * 2))
+    assert recipe.steps_within(config) == steps
     (tmp_path / "steps.json").write_text(json.dumps({"minutes": 2.0, "steps": 17}))
     said = []
     assert recipe._steps(config, tmp_path, True, said.append) == 17
     (tmp_path / "steps.json").write_text("{")
-    assert recipe._steps(config, tmp_path, True, said.append) == 75
+    assert recipe._steps(config, tmp_path, True, said.append) == steps
     assert "timed again" in said[0]
 
 
@@ -228,6 +251,7 @@ def test_firebolt_train_screens_ends_with_a_model_that_the_exam_measures(tmp_pat
     model = FireboltForConditionalGeneration.from_pretrained(out)
     assert model.config.cmm_config["top_k"] == 8
     assert (out / "model.safetensors").stat().st_size < 10e6
+    assert read_familiar(out).names
     with pytest.raises(ValueError, match="scenes is 2; expected at least 8, one of each kind"):
         evaluate_screens(out, scenes=2)
     print_report(results)

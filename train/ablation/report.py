@@ -9,8 +9,9 @@ from ...evaluate.questions import KINDS
 from ...evaluate.tiny import BASELINES
 from ...files.tables import markdown_table
 from ...files.writing import write_text, write_whole
-from .runs import FIRST_STEPS, read_row
+from .runs import read_row
 from .task import Settings
+from .training import FIRST_STEPS
 from .variants import BASE, TABLES, VARIANTS
 
 PERCENT = 100.0

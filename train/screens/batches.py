@@ -26,6 +26,7 @@ class Rows:
     answer  [N,T] bool, the answer and the token that ends it
     scene   [N] long, which of the screens it is about
     look    [N,T,P] bool, at the token before each letter of an answer the letter's patches
+    named   [N,T,P] bool, at each letter of a text of the screen that a question names the letter's patches
     """
 
     ids: Tensor
@@ -33,6 +34,7 @@ class Rows:
     answer: Tensor
     scene: Tensor
     look: Tensor
+    named: Tensor
 
 
 @dataclass
@@ -88,21 +90,26 @@ class Drawing:
     ) -> Rows:
         """Tokenise questions, each with its screen's number, as chats of one turn with the answer."""
         end = self.tokenizer.eos_token
-        prompts = self.tokenizer([self.before + one.text + self.after for _, one in asked]).input_ids
+        encoded = self.tokenizer([self.before + one.text + self.after for _, one in asked])
+        prompts = encoded.input_ids
         answers = self.tokenizer([one.answer + end for _, one in asked]).input_ids
         length = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers))
         ids = np.full((len(asked), length), self.tokenizer.pad_token_id)
-        look = np.zeros((*ids.shape, (self.side // self.patch) ** 2), dtype=bool)
+        look, named = np.zeros((2, *ids.shape, (self.side // self.patch) ** 2), dtype=bool)
         starts = np.array([len(prompt) for prompt in prompts])[:, None]
         for row, ((scene, one), prompt, answer) in enumerate(zip(asked, prompts, answers)):
             ids[row, : len(prompt) + len(answer)] = prompt + answer
             if one.target is not None:
                 for place in range(len(one.answer)):
                     look[row, len(prompt) + place - 1, patches[scene].get((one.target, place), [])] = True
+            if one.named is not None:
+                text, start = one.named
+                for (_, place), seen in [item for item in patches[scene].items() if item[0][0] == text]:
+                    named[row, encoded.char_to_token(row, len(self.before) + start + place), seen] = True
         columns, stops = np.arange(length)[None], starts + np.array([len(answer) for answer in answers])[:, None]
         text, answered = columns < stops, (columns >= starts) & (columns < stops)
         scenes = np.array([scene for scene, _ in asked])
-        return Rows(*map(torch.from_numpy, (ids, text, answered, scenes, look)))
+        return Rows(*map(torch.from_numpy, (ids, text, answered, scenes, look, named)))
 
 
 def ask(rng: np.random.Generator, scene: Scene, count: int) -> list[Question]:

@@ -34,6 +34,7 @@ class ScreensConfig:
     cmm: dict = key({}, "keys of CMMConfig, with connector routed of RoutedConfig")
     test_scenes: int = key(160, "scenes of the exam at the end, of each split; 0: no exam", least=0)
     threads: int | None = key(None, "of PyTorch; default: as many as there are cores", least=1)
+    bfloat16: bool | None = key(None, "multiply matrices in bfloat16; default: where that is faster, which is measured")
     max_bad_steps: int = key(
         10, "a step whose loss or gradient is not finite is skipped; after more than so many in a row it stops", least=0
     )

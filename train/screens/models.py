@@ -16,9 +16,11 @@ from ...model import (
 PATCH = 8
 VISION = {
     "model_type": ConvolutionalTowerConfig.model_type,
-    "hidden_size": 96,
-    "intermediate_size": 192,
-    "num_hidden_layers": 4,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "stem_size": 64,
+    # The last ones bring to a value what its label says, also from the other margin.
+    "reaches": [2, 2, 3, 4, 8, 12],
     "patch_size": PATCH,
 }
 TEXT = {

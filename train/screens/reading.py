@@ -6,7 +6,7 @@ alignment has to be found, as with CTC (A. Graves et al., 2006), since the drawi
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,8 +17,11 @@ from ...evaluate.screens.fonts import ALPHABET
 from ...evaluate.screens.layouts import LABELS
 from ...evaluate.screens.scenes import Letter, Scene, Text, letters_of
 
-BLANK, START = len(ALPHABET), len(ALPHABET) + 1
-PLACES, ROWS = 12, 9
+BLANK = len(ALPHABET)
+# In the places of letters before the first and after the last.
+START = END = len(ALPHABET)
+NUMBERS = {letter: number for number, letter in enumerate(ALPHABET)}
+PLACES, ROWS = 18, 9
 FIELDS = (*LABELS, "message", "line", "title")
 UNKNOWN = -100
 """The label that `F.cross_entropy` passes over."""
@@ -32,6 +35,7 @@ class Labels:
 
     left, right    the letter that covers the middle of the left and of the right half, or BLANK
     before         the letter before the left one in its text, or START; as all that follows UNKNOWN where there is none
+    after          the letter after it, or END
     place          the place of the left one in its text, the last of PLACES for all from there
     field          what its text says: an index into FIELDS, and as many again for labels
     row            its text's row, 0 where it has none
@@ -42,6 +46,7 @@ class Labels:
     left: Tensor
     right: Tensor
     before: Tensor
+    after: Tensor
     place: Tensor
     field: Tensor
     row: Tensor
@@ -51,6 +56,7 @@ SIZES = {
     "left": BLANK + 1,
     "right": BLANK + 1,
     "before": START + 1,
+    "after": END + 1,
     "place": PLACES,
     "field": 2 * len(FIELDS),
     "row": ROWS,
@@ -60,46 +66,46 @@ SIZES = {
 def labels_of(scenes: Sequence[Scene], patch: int) -> tuple[Labels, list[dict[tuple[int, int], list[int]]]]:
     """Return the labels of scenes' patches, and for each scene the patches of each letter by its text and place."""
     side = scenes[0].side // patch
-    found = {one.name: np.full((len(scenes), side, side), UNKNOWN) for one in fields(Labels)}
-    found["left"][:] = found["right"][:] = BLANK
+    # Of each half of a patch the number of the letter that covers its middle; the last one of the table is no letter.
+    covering = np.full((len(scenes), side, 2 * side), -1)
+    table: list[tuple[int, ...]] = []
     patches: list[dict[tuple[int, int], list[int]]] = []
     for number, scene in enumerate(scenes):
         placed: dict[tuple[int, int], list[int]] = {}
         # The widest first: what is too narrow for the middle of a half is written over what has others beside it.
         for letter in sorted(letters_of(scene), key=lambda letter: -letter.width):
-            halves = _halves(letter, patch, side)
-            placed[letter.text, letter.place] = sorted({row * side + half // 2 for row, half in halves})
-            for row, half in halves:
-                _label(found, number, row, half, letter, scene.texts[letter.text])
+            rows = _covered(letter.y, letter.height, patch, side)
+            halves = _covered(letter.x, letter.width, patch / 2, 2 * side)
+            columns = range(halves.start // 2, (halves.stop + 1) // 2)
+            placed[letter.text, letter.place] = [row * side + column for row in rows for column in columns]
+            covering[number, rows.start : rows.stop, halves.start : halves.stop] = len(table)
+            table.append(_values(letter, scene.texts[letter.text]))
         patches.append(placed)
-    return Labels(**{name: torch.from_numpy(values).flatten(1) for name, values in found.items()}), patches
+    values = np.array([*table, (BLANK, *[UNKNOWN] * (len(SIZES) - 2))])
+    left, right = covering[:, :, ::2], covering[:, :, 1::2]
+    known = [values[left, 0], values[right, 0], *np.moveaxis(values[np.where(left < 0, right, left), 1:], -1, 0)]
+    return Labels(*(torch.from_numpy(one.reshape(len(scenes), -1)) for one in known)), patches
 
 
-def _halves(letter: Letter, patch: int, side: int) -> list[tuple[int, int]]:
-    """The halves of patches (row, half's column) whose middles a letter covers, at least the one that it is in."""
-    rows = _covered(letter.y - letter.height / 2, letter.y + letter.height / 2, letter.y, patch)
-    halves = _covered(letter.x - letter.width / 2, letter.x + letter.width / 2, letter.x, patch / 2)
-    return [(row, half) for row in rows for half in halves if 0 <= row < side and 0 <= half < 2 * side]
+def _covered(centre: float, size: float, step: float, count: int) -> range:
+    """Those of `count` steps whose middles something covers; else the one that it is in, where that is one of them."""
+    first, last = math.ceil((centre - size / 2) / step - 0.5), math.floor((centre + size / 2) / step - 0.5)
+    if first > last:
+        first = last = math.floor(centre / step)
+    return range(min(max(0, first), count), max(0, min(last + 1, count)))
 
 
-def _covered(start: float, end: float, centre: float, step: float) -> range | tuple[int]:
-    """The numbers of steps whose middles lie between start and end; else of the one with the centre."""
-    first, last = math.ceil(start / step - 0.5), math.floor(end / step - 0.5)
-    return range(first, last + 1) if first <= last else (math.floor(centre / step),)
-
-
-def _label(found: dict[str, np.ndarray], number: int, row: int, half: int, letter: Letter, text: Text) -> None:
-    """Label half a patch with a letter; the left half's text is the patch's."""
-    at = number, row, half // 2
-    name = ("left", "right")[half % 2]
-    found[name][at] = ALPHABET.index(letter.letter)
-    if name == "right" and found["left"][at] != BLANK:
-        return
-    before = text.text[letter.place - 1].strip() if letter.place else ""
-    found["before"][at] = ALPHABET.index(before) if before else START
-    found["place"][at] = min(letter.place, PLACES - 1)
-    found["field"][at] = FIELDS.index(text.field) + len(FIELDS) * text.label
-    found["row"][at] = min(max(text.row, 0), ROWS - 1)
+def _values(letter: Letter, text: Text) -> tuple[int, ...]:
+    """The labels of a patch with a letter: all of `Labels` but the right half's."""
+    before, after = (text.text[place : place + 1].strip() for place in (letter.place - 1, letter.place + 1))
+    return (
+        NUMBERS[letter.letter],
+        NUMBERS[before] if before else START,
+        NUMBERS[after] if after else END,
+        min(letter.place, PLACES - 1),
+        FIELDS.index(text.field) + len(FIELDS) * text.label,
+        min(max(text.row, 0), ROWS - 1),
+    )
 
 
 class Heads(nn.Module):
@@ -113,7 +119,8 @@ class Heads(nn.Module):
 
     def loss(self, patches: Tensor, labels: Labels) -> tuple[Tensor, float]:
         """Return the sum of the cross-entropies of patches [S,P,D], and the share of letters that are read right."""
-        read = dict(zip(SIZES, self.readings(patches).flatten(0, 1).split(list(SIZES.values()), -1)))
+        logits = self.readings(patches).float().flatten(0, 1)
+        read = dict(zip(SIZES, logits.split(list(SIZES.values()), -1)))
         total = patches.new_zeros(())
         for name, logits in read.items():
             weight = self.weight if name in ("left", "right") else None

@@ -2,13 +2,16 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from ...evaluate.screens.fonts import extra_fonts
+from ...evaluate.screens.known import familiar
 from ...evaluate.screens.report import evaluate_model, print_report
 from ...files.writing import write_text
 from ..errors import ConfigError
@@ -25,6 +28,8 @@ from .tokenizer import make_tokenizer
 
 STEPS = "steps.json"
 TIMED = 3
+# Rows, columns and columns of a product that is timed: about that of a block's MLP for a few screens.
+PRODUCT = 4096, 128, 256
 
 
 def train_screens(config: ScreensConfig, folder: Path, resume: bool, note: Callable[[str], None]) -> None:
@@ -38,9 +43,10 @@ def train_screens(config: ScreensConfig, folder: Path, resume: bool, note: Calla
     accelerator = new_accelerator(config.trackers, folder, cpu=True)
     accelerator.init_trackers("firebolt", config={})
     options = LoopOptions(folder, config.save_every, config.keep, resume=resume, max_bad_steps=config.max_bad_steps)
-    with Shown(folder.name, config.log_every) as shown:
+    with Shown(folder.name, config.log_every) as shown, products_in(job.bfloat16):
         skipped = run(job, accelerator, options, shown)
     close(accelerator)
+    familiar().write(folder)
     if skipped:
         note(skipped_words(skipped, steps))
     results = {"training_seed": config.seed, "steps": steps, "skipped_steps": skipped}
@@ -62,7 +68,30 @@ def new_job(config: ScreensConfig, steps: int) -> ScreensJob:
     drawing = Drawing(tokenizer, config.side, PATCH, config.questions, config.seed, fonts)
     amounts = Amounts(config.screens, max(1, config.screens // 2), config.reading_loss, config.grounding_loss)
     chances = dict.fromkeys(config.kinds, 1.0)
-    return ScreensJob(model, new_processor(tokenizer, config.side), drawing, chances, steps, amounts)
+    bfloat16 = bfloat16_is_faster() if config.bfloat16 is None else config.bfloat16
+    processor = new_processor(tokenizer, config.side)
+    return ScreensJob(model, processor, drawing, chances, steps, amounts, bfloat16=bfloat16)
+
+
+@cache
+def bfloat16_is_faster() -> bool:
+    """Tell whether this machine takes products of matrices in bfloat16 in less time than in float32, by taking some."""
+    rows, inner, columns = PRODUCT
+    a, b = torch.ones(rows, inner), torch.ones(inner, columns)
+    half, single = (min(_times(lambda x=x, y=y: x @ y)) for x, y in ((a.bfloat16(), b.bfloat16()), (a, b)))
+    return half < single
+
+
+@contextmanager
+def products_in(bfloat16: bool) -> Iterator[None]:
+    """Let products of float32 matrices be taken in bfloat16, summed in float32, within the context; or as they were."""
+    before = torch.get_float32_matmul_precision()
+    if bfloat16:
+        torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _steps(config: ScreensConfig, folder: Path, resume: bool, note: Callable[[str], None]) -> int:
@@ -87,17 +116,23 @@ def steps_within(config: ScreensConfig) -> int:
     course, job = Course(), new_job(config, 100)
     job.prepare(new_accelerator([], Path(), cpu=True))
     job.start(0)
-    reading = _seconds(job, 0)
-    answering = _seconds(job, 99)
+    with products_in(job.bfloat16):
+        reading = _seconds(job, 0)
+        answering = _seconds(job, 99)
     a_step = course.reading * reading + (1 - course.reading) * answering
     return max(1, round(60 * config.minutes / a_step))
 
 
 def _seconds(job: ScreensJob, number: int) -> float:
     """The time of a step, the shortest of a few: the first ones also make what the others use."""
+    return min(_times(lambda: job.step(number)))
+
+
+def _times(run: Callable[[], object]) -> list[float]:
+    """The times of a few runs, in seconds."""
     taken = []
     for _ in range(TIMED):
         begun = time.perf_counter()
-        job.step(number)
+        run()
         taken.append(time.perf_counter() - begun)
-    return min(taken)
+    return taken

@@ -12,13 +12,15 @@ import torch
 from numerics import assert_close
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
-from transformers.models.lfm2.modeling_lfm2 import Lfm2Attention, Lfm2ShortConv
+from transformers.models.lfm2.modeling_lfm2 import Lfm2Attention, Lfm2MLP, Lfm2RMSNorm, Lfm2ShortConv
 from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead as PoolingHead
 
 from firebolt_vl.model.compat import (
     CACHE,
     CACHE_NAMES,
+    CompactRMSNorm,
     GrowingLayer,
+    JoinedMLP,
     OneQueryPooling,
     SequencewiseAttention,
     StepwiseShortConv,
@@ -68,7 +70,7 @@ def test_the_versions_that_are_admitted_are_those_that_were_tested():
 
 def test_the_installed_version_is_replaced_in_all_its_parts(caplog):
     model = tiny_models.make_model()
-    assert {StepwiseShortConv, SequencewiseAttention, OneQueryPooling} <= classes(model)
+    assert {StepwiseShortConv, SequencewiseAttention, JoinedMLP, CompactRMSNorm, OneQueryPooling} <= classes(model)
     cache = DynamicCache(config=model.config.text_config)
     extend(cache, ConnectorCacheLayer)
     assert GrowingLayer in {type(layer) for layer in cache.layers}
@@ -78,7 +80,7 @@ def test_the_installed_version_is_replaced_in_all_its_parts(caplog):
 def test_an_untested_version_gets_stock_modules_and_one_line(monkeypatch, caplog):
     monkeypatch.setattr(versions.transformers, "__version__", "5.99.1")
     model = tiny_models.make_model()
-    assert {Lfm2ShortConv, Lfm2Attention, PoolingHead} <= classes(model)
+    assert {Lfm2ShortConv, Lfm2Attention, Lfm2MLP, Lfm2RMSNorm, PoolingHead} <= classes(model)
     cache = DynamicCache(config=model.config.text_config)
     extend(cache, ConnectorCacheLayer)
     assert GrowingLayer not in {type(layer) for layer in cache.layers}
@@ -100,6 +102,8 @@ CHANGED = {
     [
         (Lfm2ShortConv, "forward", StepwiseShortConv),
         (Lfm2Attention, "forward", SequencewiseAttention),
+        (Lfm2MLP, "forward", JoinedMLP),
+        (Lfm2RMSNorm, "forward", CompactRMSNorm),
         (PoolingHead, "forward", OneQueryPooling),
     ],
 )
@@ -113,7 +117,9 @@ def test_a_changed_signature_gives_the_stock_module_and_one_line(monkeypatch, ca
     assert f"{stock.__name__}.{method}" in line
 
 
-@pytest.mark.parametrize("ours", [StepwiseShortConv, SequencewiseAttention, OneQueryPooling, GrowingLayer])
+@pytest.mark.parametrize(
+    "ours", [StepwiseShortConv, SequencewiseAttention, JoinedMLP, CompactRMSNorm, OneQueryPooling, GrowingLayer]
+)
 @torch.no_grad()
 def test_a_changed_signature_gives_the_answer_of_transformers(monkeypatch, caplog, ours):
     """And not a wrong one: with the stock part the model is the same function."""

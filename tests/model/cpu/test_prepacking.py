@@ -17,6 +17,7 @@ from firebolt_vl.kernels.linear import can_prepack, prepacked
 from firebolt_vl.kernels.linear import prepacking as kernel
 from firebolt_vl.model import prepack_weights, quantize_int8
 from firebolt_vl.model.cpu import prepacking
+from firebolt_vl.model.cpu.joined import PartOfJoined
 from firebolt_vl.model.cpu.prepacking import PrepackedLinear, is_prepacked, prepack_linear
 from firebolt_vl.model.cpu.quantization import Int8Linear
 
@@ -112,7 +113,8 @@ def test_inputs_have_gradients_and_autocast_chooses():
 def test_all_linear_layers_are_prepacked_and_the_rest_as_it_was(ssm):
     plain, model = both(ssm=ssm)
     linears = {name for name, module in plain.named_modules() if type(module) is nn.Linear}
-    assert linears == {name for name, module in model.named_modules() if isinstance(module, PrepackedLinear)}
+    kinds = (PrepackedLinear, PartOfJoined)
+    assert linears == {name for name, module in model.named_modules() if isinstance(module, kinds)}
     assert {"lm_head", "model.connector.ffn.up", "model.language_model.layers.0.feed_forward.w1"} <= linears
     left = dict(model.named_parameters())
     for name, parameter in plain.named_parameters():

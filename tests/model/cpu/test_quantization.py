@@ -10,8 +10,16 @@ from hypothesis import strategies as st
 from numerics import assert_close
 from torch import nn
 
-from firebolt_vl.model import FireboltForConditionalGeneration, logits_drift, quantize_int8
-from firebolt_vl.model.cpu import quantization
+from firebolt_vl.kernels.linear import can_prepack
+from firebolt_vl.model import (
+    FireboltForConditionalGeneration,
+    logits_drift,
+    prepack_weights,
+    quantize_int4,
+    quantize_int8,
+)
+from firebolt_vl.model.cpu import prepacking, quantization
+from firebolt_vl.model.cpu.joined import PartOfJoined
 from firebolt_vl.model.cpu.quantization import Int8Linear, has_kernels, quantize_linear
 from firebolt_vl.model.cpu.quantized_models import quantized_linears
 
@@ -77,7 +85,7 @@ def test_a_token_gets_the_same_whatever_stands_beside_it(kernels, monkeypatch):
 def test_what_a_token_passes_is_in_8_bits_and_the_rest_as_it_was(kernels, ssm, monkeypatch):
     plain = tiny_models.make_model(ssm=ssm)
     model = make_quantized(monkeypatch, kernels, ssm=ssm)
-    names = {name for name, module in model.named_modules() if isinstance(module, Int8Linear)}
+    names = {name for name, module in model.named_modules() if isinstance(module, Int8Linear | PartOfJoined)}
     assert names == set(quantized_linears(plain))
     assert {"lm_head", "model.connector.q_proj", "model.connector.ffn.up"} <= names
     assert ("model.connector.ssm.output" in names) == (ssm != "mamba")
@@ -129,6 +137,15 @@ def test_moved_off_the_cpu_the_integers_go_along(monkeypatch):
     assert moved.lm_head.packed is None
     assert (moved.lm_head.int8_weight.device.type, moved.lm_head.int8_weight.shape) == ("meta", integers.shape)
     assert moved.lm_head.int8_scale.shape == scale.shape
+
+
+@pytest.mark.skipif(not can_prepack(), reason="this CPU has no bfloat16 products of prepacked weights")
+@pytest.mark.parametrize("quantize", [quantize_int8, quantize_int4])
+def test_prepacked_weights_are_not_rounded(quantize, monkeypatch):
+    monkeypatch.setattr(prepacking, "LEAST_WEIGHTS", 0)
+    model = prepack_weights(tiny_models.make_model().bfloat16())
+    with pytest.raises(ValueError, match="model has its weights prepacked; expected one that is not"):
+        quantize(model)
 
 
 def test_what_cannot_be_done_is_refused(monkeypatch):

@@ -1,0 +1,87 @@
+"""Training of one variant on boards."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+
+from ....model import FireboltForConditionalGeneration
+from ...loop import Job
+from ...states import States
+from ...tiny.optimizers import Optimizers
+from .task import Asked, Task
+from .tower import boxes
+
+
+class BoardsJob(Job):
+    """The connector and the decoder of `model` learn, in place, to answer questions about boards.
+
+    The loss is the cross-entropy of the answers, and the balance of the connector's experts where it has some. Each
+    step draws its boards and questions anew, by `seed` and its number alone.
+    """
+
+    def __init__(self, model: FireboltForConditionalGeneration, grids: str, task: Task, seed: int):
+        self.model, self.grids, self.task, self.seed = model, grids, task, seed
+        self.steps = task.settings.steps
+        self.optimizers = Optimizers(
+            model,
+            self.steps,
+            matrix_lr=0.01,
+            lr=2e-3,
+            weight_decay=0.01,
+            decay=0.6,
+            is_matrix=lambda name: ".kernel." not in name,
+        )
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        self.model = accelerator.prepare(self.model)
+        self.optimizers.prepare(accelerator)
+
+    def states(self) -> States:
+        return States({"model": self.model}, self.optimizers.parts)
+
+    def start(self, step: int) -> None:
+        self.model.train()
+
+    def step(self, number: int) -> dict[str, float]:
+        asked = self.task.batch(self.seed, number, self.grids)
+        answers, balance = torch.zeros(()), torch.zeros(())
+        for part in asked.by_length():
+            share = len(part) / len(asked)
+            logits, of_part = answer_logits(self.model, self.grids, part)
+            answers = answers + share * F.cross_entropy(logits, part.questions.answers)
+            if of_part is not None:
+                balance = balance + share * of_part
+        loss = answers + self.model.balance_weight * balance
+        done = self.optimizers.step(loss, number)
+        measured = {"loss": answers.item(), "tokens": int(asked.questions.lengths.sum())}
+        return measured if done else {**measured, "skipped": True}
+
+    def save(self, folder: Path) -> None:
+        self.model.eval().save_pretrained(folder)
+
+
+def answer_logits(
+    model: FireboltForConditionalGeneration, grids: str, asked: Asked, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Logits [N,V] of the answers, of grids under a mask [N,G], and the balance loss of the experts, in training."""
+    ids, there = cut(asked)
+    outputs = model.model(
+        input_ids=ids,
+        attention_mask=there,
+        grids=asked.grids,
+        grid_mask=mask,
+        grid_boxes=boxes(grids).expand(len(ids), -1, -1),
+        prompt_mask=there,
+        use_cache=False,
+    )
+    last = outputs.last_hidden_state[torch.arange(len(ids)), asked.questions.lengths - 1]
+    return model.lm_head(last), outputs.balance
+
+
+def cut(asked: Asked) -> tuple[Tensor, Tensor]:
+    """Token ids and their mask [N,T], no longer than the longest question."""
+    longest = int(asked.questions.lengths.max())
+    return asked.questions.ids[:, :longest], asked.questions.mask[:, :longest]

@@ -1,0 +1,69 @@
+"""The pool of runs: each finished one is a row on disk, and what is there is not run again."""
+
+import json
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from itertools import islice
+from pathlib import Path
+
+from ..errors import Stopped
+from ..interrupts import interrupts_heard, interrupts_held
+
+Work = Callable[[str, int], dict]
+"""Does the run of a variant and seed, keeps its row and returns it."""
+
+
+def file_of_row(rows: Path, variant: str, seed: int) -> Path:
+    return rows / f"{variant}-seed-{seed}.json"
+
+
+def finished(rows: Path, variant: str, seed: int, settings: dict) -> dict | None:
+    """The results of a finished run. None where there is none, or only one of other settings."""
+    try:
+        row = json.loads(file_of_row(rows, variant, seed).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return row if row.get("settings") == settings else None
+
+
+def unfinished(rows: Path, variants: Sequence[str], seeds: int, settings: dict) -> list[tuple[str, int]]:
+    """The runs that are still to be done: seed by seed, so that what is there early is there for every variant."""
+    return [(name, seed) for seed in range(seeds) for name in variants if finished(rows, name, seed, settings) is None]
+
+
+def run_all(
+    wanted: Sequence[tuple[str, int]], work: Work, processes: int, report: Callable[[str, int, dict], None]
+) -> None:
+    """Do the wanted runs in order, `processes` at a time; `report(variant, seed, row)` is told of each."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as workers:
+        # No more than run at once: what an executor has taken in advance would still be run after Ctrl-C.
+        waiting, running = iter(wanted), {}
+        while True:
+            with interrupts_held():
+                for name, seed in islice(waiting, processes - len(running)):
+                    running[workers.submit(heard, work, name, seed)] = (name, seed)
+            if not running:
+                return
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                report(*running.pop(done), done.result())
+
+
+_stopped = False
+
+
+def heard(work: Work, name: str, seed: int) -> dict:
+    """`work` in a process of the pool, where Ctrl-C ends the step at hand and keeps a checkpoint.
+
+    A process that was stopped begins no other run: the one of a process that is slow to start lies in the same queue.
+    """
+    global _stopped
+    if _stopped:
+        raise Stopped("stopped before it began")
+    try:
+        with interrupts_heard():
+            return work(name, seed)
+    except KeyboardInterrupt:
+        _stopped = True
+        raise
