@@ -19,7 +19,7 @@ export IMAGE := $(firstword $(sort $(wildcard examples/*.png)))
 export QUESTION := what digit is at the top left?
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-versions test-machines test-messages test-harness test-suites test-exports test-page test-static test-ray test-hub test-gpu bench gpu-day compile-report emulate fuzz format lint tiny counts docs
+.PHONY: help demo test test-versions test-machines test-messages test-harness test-suites test-exports test-page test-static test-ray test-hub test-gpu bench bench-llama gpu-day compile-report emulate fuzz format lint tiny counts docs
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -69,6 +69,9 @@ test-machines: $(READY) ## run all tests as on four CPUs, in random order (MACHI
 
 bench: $(READY) ## measure the kernels at a few sizes (all of them: firebolt bench kernels)
 	OMP_NUM_THREADS=1 $(BIN)/firebolt bench kernels --quick
+
+bench-llama: $(READY) ## build llama.cpp from the package index into out/llama, once: a peer of `firebolt bench answer --peers`
+	$(BIN)/python -m firebolt_vl.bench.llama_build out/llama
 
 gpu-day: $(READY) ## test and measure all on this machine's GPU, in 9 minutes (SECONDS=540), to docs/gpu/; goes on if cut short
 	env -u TRITON_INTERPRET $(BIN)/firebolt bench gpu-day --seconds $(SECONDS)

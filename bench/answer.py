@@ -53,6 +53,7 @@ MEASURED_LENGTHS = 5
 # Tokens of the answer whose memory is watched.
 WATCHED_TOKENS = 4
 BANDWIDTH_BYTES = 2**28
+IN_PYTORCH = "in PyTorch; memory of weights and tensors alone"
 # What no model says, so that answers are as long as asked for; to forbid their end instead costs 0.7 ms a token.
 NO_TOKEN = -1
 
@@ -131,6 +132,10 @@ class Row:
     torch: str
     batch: int = 1
     """Texts that are answered at once; tokens a second are of all of them."""
+    disk_mb: float = 0.0
+    """Weights as files have them."""
+    contains: str = ""
+    """What is measured, and in which memory."""
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in JSON_NAMES}
@@ -139,18 +144,37 @@ class Row:
 JSON_NAMES = ("name", "dtype", "first_token_s", "decode_tok_s", "answer_s", "peak_mb")
 
 
+class Outside(NamedTuple):
+    """Costs of a subject that answers in a process of its own."""
+
+    read_bytes: int
+    """Of the weights that each token reads."""
+    disk_bytes: int
+    peak_bytes: Callable[[], int]
+    """The most memory of its process until now."""
+    contains: str
+
+
 class Subject(NamedTuple):
     """`answer(n)` makes n tokens and returns when each was there, in seconds from the start."""
 
     name: str
     dtype: str
     answer: Callable[[int], list[float]]
-    model: nn.Module
+    model: Any
+    """A module; None for one outside."""
     step_modules: list[nn.Module]
     """Those whose weights each token reads."""
     anew: bool = False
     """Whether each token begins anew, so that the answer is summed up from some of its lengths."""
     batch: int = 1
+    outside: Outside | None = None
+
+    def read_bytes(self) -> int:
+        return weight_bytes(self.step_modules) if self.outside is None else self.outside.read_bytes
+
+    def disk_bytes(self) -> int:
+        return weight_bytes([self.model]) if self.outside is None else self.outside.disk_bytes
 
 
 class _Clock:
@@ -203,7 +227,13 @@ def _photo() -> Image.Image:
     return Image.fromarray(levels).resize(PHOTO, Image.Resampling.BICUBIC)
 
 
-def _text(tokens: int, vocabulary: int, device: str, batch: int = 1) -> dict[str, Tensor]:
+def encoded_photo(sizes: Sizes = FULL_SIZE, batch: int = 1) -> dict[str, Tensor]:
+    """Make the views of the photo, one in each text."""
+    return dict(image_processor(sizes)([[_photo()]] * batch, return_tensors="pt"))
+
+
+def text_inputs(tokens: int, vocabulary: int, device: str, batch: int = 1) -> dict[str, Tensor]:
+    """Make random texts of so many tokens, the same each time."""
     ids = torch.randint(8, vocabulary, (batch, tokens), generator=torch.Generator().manual_seed(0)).to(device)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
@@ -247,9 +277,8 @@ def _ours(
     dtype: str, device: str, new_tokens: int, wanted: Sequence[str], sizes: Sizes, batch: int
 ) -> Iterator[Subject]:
     model = random_model(dtype, device, sizes)
-    images = image_processor(sizes)([[_photo()]] * batch, return_tensors="pt")
-    pixels = {name: value.to(device) for name, value in images.items()}
-    text = _text(PROMPT_TOKENS, model.config.text_config.vocab_size, device, batch)
+    pixels = {name: value.to(device) for name, value in encoded_photo(sizes, batch).items()}
+    text = text_inputs(PROMPT_TOKENS, model.config.text_config.vocab_size, device, batch)
     inputs = {**text, **pixels}
     sharing = lambda: copy.deepcopy(model, {id(p): p for p in model.parameters()})  # noqa: E731
     for name in wanted:
@@ -373,7 +402,7 @@ def _random(kind: type, config, dtype: str, device: str) -> nn.Module:
 
 
 def _with_image_tokens(model: nn.Module, count: int, device: str) -> dict[str, Tensor]:
-    text = _text(PROMPT_TOKENS, model.config.image_token_id, device)["input_ids"]
+    text = text_inputs(PROMPT_TOKENS, model.config.image_token_id, device)["input_ids"]
     image = torch.full((1, count), model.config.image_token_id, device=device)
     ids = torch.cat([image, text], dim=1)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -416,6 +445,9 @@ def measure(
     for subject in subjects:
         few = 1 if subject.anew else min(WATCHED_TOKENS, new_tokens)
         subject.answer(few)
+        if subject.outside is not None:
+            progress(done := done + 1, steps)
+            continue
         extra = peak_bytes(Run(lambda _, subject=subject, few=few: subject.answer(few)), device)
         needs[subject.name] = weight_bytes([subject.model]) + extra
         progress(done := done + 1, steps)
@@ -425,6 +457,7 @@ def measure(
         for subject in subjects:
             times[subject.name].append(subject.answer(new_tokens))
             progress(done := done + 1, steps)
+    needs |= {one.name: one.outside.peak_bytes() for one in subjects if one.outside is not None}
     return [
         _row(subject, times[subject.name], needs[subject.name], bandwidth, new_tokens, device) for subject in subjects
     ]
@@ -432,7 +465,7 @@ def measure(
 
 def _row(subject: Subject, times, need: int, bandwidth: float, new_tokens: int, device: str) -> Row:
     gaps = [after - before for made in times for before, after in pairwise(made)]
-    read = weight_bytes(subject.step_modules)
+    read = subject.read_bytes()
     return Row(
         name=subject.name,
         dtype=subject.dtype,
@@ -447,6 +480,8 @@ def _row(subject: Subject, times, need: int, bandwidth: float, new_tokens: int, 
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         batch=subject.batch,
+        disk_mb=round(subject.disk_bytes() / 1e6, 1),
+        contains=IN_PYTORCH if subject.outside is None else subject.outside.contains,
     )
 
 
@@ -455,7 +490,7 @@ def notes(subjects: Sequence[Subject], device: str) -> list[str]:
     told, by_name = [], {subject.name: subject for subject in subjects}
     if "ours" in by_name and "ours-int8" in by_name:
         ours, small = by_name["ours"].model, by_name["ours-int8"].model
-        text = _text(PROMPT_TOKENS, ours.config.text_config.vocab_size, device)
+        text = text_inputs(PROMPT_TOKENS, ours.config.text_config.vocab_size, device)
         grids = torch.randn(1, 5, ours.config.vision_config.hidden_size, generator=torch.Generator().manual_seed(0))
         drift = logits_drift(ours, small, **text, grids=grids.to(device, ours.dtype))
         told.append(

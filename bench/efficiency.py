@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..files.tables import markdown_table
 from ..files.writing import write_text
-from .answer import Row, from_csv
+from .answer import IN_PYTORCH, Row, from_csv
 
 KEPT = Path(__file__).resolve().parents[1] / "docs" / "answer.csv"
 BEGIN, END = "<!-- efficiency -->", "<!-- end of efficiency -->"
@@ -34,7 +34,9 @@ def markdown(rows: Sequence[Row]) -> str:
             "tokens/s",
             f"{first.new_tokens} tokens",
             "peak memory",
+            "on disk",
             "tokens/s the memory allows",
+            "share of them",
         ],
         [
             [
@@ -44,7 +46,9 @@ def markdown(rows: Sequence[Row]) -> str:
                 f"{row.decode_tok_s:.1f}",
                 f"{row.answer_s:.1f} s",
                 f"{row.peak_mb:,.0f} MB",
+                f"{row.disk_mb:,.0f} MB" if row.disk_mb else "",
                 f"{row.floor_tok_s:.1f}",
+                f"{100 * row.decode_tok_s / row.floor_tok_s:.0f} %",
             ]
             for row in rows
         ],
@@ -57,9 +61,18 @@ def markdown(rows: Sequence[Row]) -> str:
             f"Medians, full-size models with random weights, batch 1, a 640 x 480 photo and 32 tokens of text; on a "
             f"shared server, {first.device}, {first.threads} threads, torch {first.torch}.",
             "",
+            *_contents(rows),
             markdown_table(["the paper, one H100", "latency", "tokens/s"], PAPER),
         ]
     )
+
+
+def _contents(rows: Sequence[Row]) -> list[str]:
+    """Say what the rows of engines in processes of their own contain."""
+    names = {row.contains: row.name for row in rows if row.contains and row.contains != IN_PYTORCH}
+    for contains in names:
+        names[contains] = ", ".join(dict.fromkeys(row.name for row in rows if row.contains == contains))
+    return [line for contains, who in names.items() for line in (f"{who}: {contains}.", "")]
 
 
 def written(page: str, rows: Sequence[Row]) -> str:

@@ -330,20 +330,27 @@ def answer_benchmark(
 
     from .bench import answer as measuring
     from .checkpoint import choose_device, quiet
+    from .engine_benchmark import NAMES, engine_subjects, names_there
     from .files.writing import write_text, write_whole
 
-    chosen("--only", only, (*measuring.OURS, *measuring.PEERS, *measuring.ON_REQUEST))
+    in_pytorch = (*measuring.OURS, *measuring.PEERS, *measuring.ON_REQUEST)
+    chosen("--only", only, (*in_pytorch, *NAMES))
     device = choose_device(device)
+    there = names_there() if peers and device == "cpu" else ()
+    outside = [name for name in only or there if name in NAMES]
+    if outside and device != "cpu":
+        raise Misuse(f"--device is {device} with {outside[0]}, which runs on a CPU; expected cpu, or --only without it")
     dtypes = chosen("--dtype", dtypes or ["bfloat16" if device == "cuda" else "float32"], measuring.DTYPES)
     written = ("answer.csv", "answer.png")
     folder = folder_for(out, written, lambda folder: begins_with(folder / "answer.csv", measuring.Row))
     if threads is not None:
         torch.set_num_threads(threads)
     rows, told = [], []
-    with quiet():
+    with quiet(), engine_subjects(outside, torch.get_num_threads()) as others:
         for dtype in dtypes:
             with progress_bar(dtype) as progress:
                 subjects = list(measuring.build(dtype, device, new_tokens, peers or bool(only), only))
+                subjects += others if dtype == dtypes[-1] else []
                 rows += measuring.measure(subjects, new_tokens, rounds, device, progress)
                 told += measuring.notes(subjects, device)
     try:
@@ -368,9 +375,23 @@ def _show_answers(rows) -> None:
     table = Table(title=title, title_justify="left")
     for column in ("", "dtype"):
         table.add_column(column, no_wrap=True)
-    for column in ("first token s", "tokens/s", "answer s", "peak MB", "MB read a token", "tokens/s at most"):
+    columns = (
+        "first token s",
+        "tokens/s",
+        "answer s",
+        "peak MB",
+        "disk MB",
+        "MB read a token",
+        "tokens/s at most",
+        "%",
+    )
+    for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         numbers = (f"{row.first_token_s:.3f}", f"{row.decode_tok_s:.2f}", f"{row.answer_s:.2f}", f"{row.peak_mb:,.0f}")
-        table.add_row(row.name, row.dtype, *numbers, f"{row.read_mb:,.0f}", f"{row.floor_tok_s:.2f}")
+        share = f"{100 * row.decode_tok_s / row.floor_tok_s:.0f}"
+        sizes = (f"{row.disk_mb:,.0f}", f"{row.read_mb:,.0f}")
+        table.add_row(row.name, row.dtype, *numbers, *sizes, f"{row.floor_tok_s:.2f}", share)
     show_table(table)
+    for contains in dict.fromkeys(row.contains for row in rows):
+        print(f"{', '.join(dict.fromkeys(row.name for row in rows if row.contains == contains))}: {contains}")

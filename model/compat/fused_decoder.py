@@ -36,8 +36,9 @@ class FusedDecoder(nn.Module):
         if rotations.rope_type != "default":
             raise ValueError(f"export: text_config's rope_type is {rotations.rope_type!r}; expected 'default'")
         self.rotations = rotations
-        self.layers = nn.ModuleList(
-            _layer(layer, kind) for layer, kind in zip(_children(decoder.layers), self.config.layer_types)
+        layers: Any = decoder.layers
+        self.layers: Any = nn.ModuleList(
+            _layer(layer, kind) for layer, kind in zip(layers, self.config.layer_types, strict=True)
         )
         self.norm = decoder.embedding_norm
 
@@ -73,7 +74,7 @@ class FusedDecoder(nn.Module):
 class _Layer(nn.Module):
     """Decoder layer: its mixer and its feed-forward network, each added to what it has read."""
 
-    def __init__(self, layer: Any, mixer: nn.Module):
+    def __init__(self, layer: Any, mixer: "_Attention | _Convolution"):
         super().__init__()
         self.mixer, self.operator_norm, self.ffn_norm = mixer, layer.operator_norm, layer.ffn_norm
         self.down = layer.feed_forward.w2
@@ -144,10 +145,6 @@ class _Convolution(nn.Module):
 
 def _layer(layer: Any, kind: str) -> _Layer:
     return _Layer(layer, _Convolution(layer.conv) if kind == "conv" else _Attention(layer.self_attn))
-
-
-def _children(layers: Any) -> list[nn.Module]:
-    return list(layers)
 
 
 def _norm(x: Tensor, layer: Any) -> Tensor:

@@ -153,8 +153,9 @@ def _replace_lookup(graph: Any, node: Any, rows: np.ndarray) -> None:
 def _initializer(graph: Any, name: str, tensor: Tensor) -> Any:
     import onnx_ir
 
-    value = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(tensor.numpy(), name=name))
-    value.shape, value.dtype = value.const_value.shape, value.const_value.dtype
+    held = onnx_ir.tensor(tensor.numpy(), name=name)
+    value = onnx_ir.Value(name=name, const_value=held, shape=onnx_ir.Shape(tensor.shape))
+    value.dtype = held.dtype
     graph.register_initializer(value)
     return value
 
