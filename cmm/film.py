@@ -124,11 +124,11 @@ class Films:
         def context(q, k, v, mask):
             more, rows, shared = options, q.shape[:2], k.shape[0]
             if rows[0] != shared:  # the tokens of all rows that share grids look at them together
-                q = q.reshape(shared, -1, *q.shape[2:])
+                q = q.reshape(shared, rows[0] // shared * rows[1], *q.shape[2:])
                 kept = options["text_mask"]
-                more = {**options, "text_mask": None if kept is None else kept.reshape(shared, -1)}
+                more = {**options, "text_mask": None if kept is None else kept.reshape(q.shape[:2])}
             c, w = correlation_context(q, k, v, self.config.top_k, grid_mask=mask, **more)
-            return c.reshape(*rows, -1), w.reshape(*rows, -1)
+            return c.reshape(*rows, c.shape[-1]), w.reshape(*rows, w.shape[-1])
 
         c, w = by_sequence(sequences, context, (q,), (side.k, seen_of, side.mask))
         if side.table is None:

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
+from safetensors.numpy import save_file
 
 from .bench.answer import FULL_SIZE, PROMPT_TOKENS, Outside, Sizes, Subject, encoded_photo, random_model, text_inputs
 from .bench.llama import CONTAINS, FOLDER, LLAMA, LlamaProcess, is_installed
@@ -69,7 +69,7 @@ def _write(model, pixels: dict[str, torch.Tensor], bits: int, folder: Path) -> i
     files = write_onnx(parts, folder, {TEXT: Rounding(bits, kept_whole(model))})
     text = text_inputs(PROMPT_TOKENS, model.config.text_config.vocab_size, "cpu")
     views = {name: pixels[name].unsqueeze(1).numpy() for name in parts["grids"].inputs}  # one image in its row
-    np.savez(folder / "inputs.npz", input_ids=text["input_ids"].numpy(), **views)
+    save_file({"input_ids": text["input_ids"].numpy(), **views}, folder / "inputs.safetensors")
     return _weight_bytes(folder / files[TEXT])
 
 
@@ -112,7 +112,7 @@ class _Worker:
 
 
 def _exported(name: str, worker: _Worker, folder: Path, read: int) -> Subject:
-    size = sum(file.stat().st_size for file in folder.iterdir() if file.suffix != ".npz")
+    size = sum(file.stat().st_size for file in folder.iterdir() if file.name != "inputs.safetensors")
     told = Outside(
         read, size, lambda: worker.peak, "ours in ONNX Runtime: tower, modulator, decoder; its whole process"
     )

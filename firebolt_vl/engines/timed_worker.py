@@ -2,7 +2,7 @@
 
 `python -m firebolt_vl.engines.timed_worker FOLDER THREADS` reads how many tokens to make, one number a line, and prints
 for each a line of JSON: when each token was there, in seconds from the start, and the process's peak of memory in
-bytes. FOLDER has grids.onnx, text.onnx and inputs.npz. PyTorch is not imported.
+bytes. FOLDER has grids.onnx, text.onnx and inputs.safetensors. PyTorch is not imported.
 """
 
 import json
@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from .graphs import onnx_session, open_onnx
 from .in_place import TextInPlace
@@ -31,8 +32,7 @@ def main() -> None:
     """Answer until there are no more lines."""
     folder, threads = Path(sys.argv[1]), int(sys.argv[2])
     grids, text = open_onnx(folder / "grids.onnx", threads), onnx_session(folder / "text.onnx", threads)
-    with np.load(folder / "inputs.npz") as kept:
-        views = {name: kept[name] for name in kept.files}
+    views = load_file(folder / "inputs.safetensors")
     ids = views.pop(IDS)
     for line in sys.stdin:
         new_tokens = int(line)

@@ -453,13 +453,14 @@ def test_cross_attention_is_that_of_torch():
 @pytest.mark.parametrize("name", [name for name in CONNECTORS if not name.startswith("routed")])
 @pytest.mark.parametrize("grids", [3, 40])  # in the modulator with tables of the grids, and without
 @pytest.mark.parametrize("masked", [False, True])
-def test_rows_that_share_grids_give_what_they_give_with_grids_of_their_own(name, grids, masked):
+@pytest.mark.parametrize("tokens", [4, 0])
+def test_rows_that_share_grids_give_what_they_give_with_grids_of_their_own(name, grids, masked, tokens):
     generator = torch.Generator().manual_seed(5)
     connector = make_connector(name)
-    text = torch.randn(6, 4, TEXT_WIDTH, generator=generator, dtype=torch.float64)
+    text = torch.randn(6, tokens, TEXT_WIDTH, generator=generator, dtype=torch.float64)
     x = torch.randn(2, grids, GRID_WIDTH, generator=generator, dtype=torch.float64)
     boxes = random_boxes(2, grids, generator=generator)
-    text_mask = torch.rand(6, 4, generator=generator) < 0.7 if masked else None
+    text_mask = torch.rand(6, tokens, generator=generator) < 0.7 if masked else None
     grid_mask = torch.rand(2, grids, generator=generator) < 0.7 if masked else None
     with torch.no_grad():
         shared = connector(text, x, text_mask, grid_mask, boxes, shared=True)
