@@ -57,9 +57,14 @@ def build(out: Path, jobs: int) -> None:
         run("cmake", "--build", work / "build", "--target", "llama-bench", "--parallel", jobs)
         made = work / "made"
         made.mkdir()
-        shutil.copy2(next((work / "build").rglob(BENCH)), made / BENCH)
+        shutil.copy2(built_program(work / "build"), made / BENCH)
         run(python, Path(__file__).with_name("llama_files.py"), made, json.dumps(LFM2_350M))
         made.rename(out)
+
+
+def built_program(folder: Path) -> Path:
+    """Find llama-bench in the folder that it was built in, which has folders of that name too."""
+    return next(file for file in sorted(folder.rglob(BENCH)) if file.is_file())
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from transformers import Lfm2Config, Lfm2ForCausalLM
 
 from firebolt_vl.bench import answer as measuring
 from firebolt_vl.bench import llama
+from firebolt_vl.bench.llama_build import built_program
 from firebolt_vl.bench.llama_files import matrices, vectors
 from firebolt_vl.engine_benchmark import engine_subjects, names_there
 
@@ -46,6 +47,13 @@ def test_an_answer_is_a_prompt_and_tokens_at_one_pace(tmp_path):
     (tmp_path / llama.BENCH).write_text("#!/bin/sh\nexit 3\n")
     with pytest.raises(RuntimeError, match="ended with exit code 3"):
         process.answer(4)
+
+
+def test_the_built_program_is_no_folder_of_its_name(tmp_path):
+    (tmp_path / "a" / llama.BENCH).mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / llama.BENCH).write_text("")
+    assert built_program(tmp_path) == tmp_path / "bin" / llama.BENCH
 
 
 def test_what_is_not_there_is_not_in_the_table(firebolt, tmp_path, monkeypatch):
