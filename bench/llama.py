@@ -1,7 +1,6 @@
 """llama.cpp as one of those that answer: its own llama-bench, in a process for each answer."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +13,19 @@ LLAMA = {"llama-bf16": "bf16", "llama-q8_0": "q8_0", "llama-q4_0": "q4_0"}
 # An image of 640 x 480 is so many tokens to LFM2-VL; its decoder reads them like words.
 IMAGE_TOKENS = 252
 CONTAINS = f"decoder alone: {IMAGE_TOKENS} image tokens, text; before them our tower and grids, for theirs"
+
+# Linux counts to a process's peak of memory what its parent had when it was started, models and all: so a small process
+# starts it, and tells its peak.
+IN_BETWEEN = """
+import json, subprocess, sys
+done = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+try:
+    from resource import RUSAGE_CHILDREN, getrusage
+    peak = getrusage(RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+except ImportError:
+    peak = 0
+print(json.dumps({"code": done.returncode, "output": done.stdout, "peak": peak}))
+"""
 
 
 def is_installed(folder: Path = FOLDER) -> bool:
@@ -43,21 +55,13 @@ class LlamaProcess:
         return [seen + first + number * pace for number in range(new_tokens)]
 
     def _run(self, options: list) -> list[dict]:
-        command = [self.file.parent / BENCH, "-m", self.file, *options]
-        with subprocess.Popen(
-            [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        ) as process:
-            assert process.stdout is not None
-            text = process.stdout.read()
-            if hasattr(os, "wait4"):
-                _, status, used = os.wait4(process.pid, 0)
-                process.returncode = os.waitstatus_to_exitcode(status)
-                self.peak = max(self.peak, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
-        if process.returncode != 0:
-            raise RuntimeError(
-                f"{BENCH} ended with exit code {process.returncode} for {self.file}; make bench-llama again"
-            )
-        return json.loads(text)
+        command = [sys.executable, "-c", IN_BETWEEN, self.file.parent / BENCH, "-m", self.file, *options]
+        done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, check=True, text=True)
+        told = json.loads(done.stdout)
+        if told["code"] != 0:
+            raise RuntimeError(f"{BENCH} ended with exit code {told['code']} for {self.file}; make bench-llama again")
+        self.peak = max(self.peak, told["peak"])
+        return json.loads(told["output"])
 
 
 __all__ = ["BENCH", "CONTAINS", "FOLDER", "LLAMA", "LlamaProcess", "is_installed"]

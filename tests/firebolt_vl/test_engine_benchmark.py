@@ -43,7 +43,7 @@ def test_an_answer_is_a_prompt_and_tokens_at_one_pace(tmp_path):
     process = llama.LlamaProcess(tmp_path / "q8_0.gguf", prompt_tokens=32, threads=3, see=lambda: 0.5)
     assert process.answer(4) == pytest.approx([0.784, 0.794, 0.804, 0.814])
     assert process.answer(1) == pytest.approx([0.784])
-    assert process.peak > 0
+    assert 0 < process.peak < 100e6  # not what this process holds, with PyTorch in it
     (tmp_path / llama.BENCH).write_text("#!/bin/sh\nexit 3\n")
     with pytest.raises(RuntimeError, match="ended with exit code 3"):
         process.answer(4)
