@@ -71,8 +71,8 @@ operators, and products that share an input are one. One graph, `text.onnx`, rea
 weights are in memory once; its caches have room for the whole answer and are changed where they lie. Its rows have no
 padding. The 4-bit codes are those of `quantize_int4`.
 
-OpenVINO is without: of the same graph, which it reads, it took a third to a half more time a token than ONNX Runtime,
-whose wheels are smaller, and there for more systems.
+OpenVINO is without: tried by hand on the same graph, which it reads, it was the slower one (no command here repeats
+that), and ONNX Runtime's wheels are smaller, and there for more systems.
 
 ExecuTorch is not among the engines: it wants an upper bound for every open size, and its runtime (1.5.1, beside PyTorch
 2.13) fails in a loop over time where the batch is open too. With an open text alone it runs the loop.
