@@ -93,7 +93,7 @@ class Int4Linear(nn.Linear):
 
     def _dense(self) -> Tensor:
         codes, scale = self.codes()
-        halves = torch.stack([codes & LARGEST_CODE, codes >> 4], -1).flatten(1)
+        halves = one_a_byte(codes)
         weight = (halves.float() - ZERO).unflatten(1, (-1, GROUP)) * scale.float()[..., None]
         return weight.flatten(1)[:, : self.in_features].contiguous()
 
@@ -167,6 +167,11 @@ def _two_a_byte(codes: Tensor) -> Tensor:
     return codes[:, ::2] | codes[:, 1::2] << 4
 
 
+def one_a_byte(codes: Tensor) -> Tensor:
+    """Codes [N,K/2], two a byte, the even column's in the lower four bits -> [N,K] uint8 in 0..15."""
+    return torch.stack([codes & LARGEST_CODE, codes >> 4], -1).flatten(1)
+
+
 def rounded_to_4_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Round W [N,K] -> codes [N,K/2] uint8 and scales [N,K/32] bfloat16 by the rule of Int4Linear."""
     codes, scales = [], []
@@ -228,6 +233,7 @@ __all__ = [
     "Int4Linear",
     "empty_int4",
     "int4_form",
+    "one_a_byte",
     "quantize_linear_int4",
     "round_linear_int4",
     "rounded_to_4_bits",

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cpu.int4 import rounded_to_4_bits
+from ..cpu.int4 import ZERO as ZERO_OF_4_BITS
+from ..cpu.int4 import one_a_byte, rounded_to_4_bits
 
 BLOCK = 32
 LARGEST, ZERO = 127, 128
@@ -46,7 +47,7 @@ def in_blocks(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 def out_of_blocks(weight: Tensor, bits: int) -> Tensor:
     """Compute the weights that a graph has in the place of W [N,K], in its dtype."""
     codes, scales = in_blocks(weight, bits)
-    values = codes.float() - ZERO if bits == 8 else torch.stack([codes & 15, codes >> 4], -1).flatten(1).float() - 8
+    values = codes.float() - ZERO if bits == 8 else one_a_byte(codes).float() - ZERO_OF_4_BITS
     dense = (values.unflatten(1, (-1, BLOCK)) * scales[..., None]).flatten(1)
     return dense[:, : weight.shape[1]].to(weight.dtype)
 
