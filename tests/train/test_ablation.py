@@ -113,20 +113,20 @@ def test_a_run_is_a_row_with_everything_that_the_tables_tell(out, rows):
     assert set(row["accuracy"]["inside"]) == {*KINDS, "all"}
     assert set(row["grounding"]["inside"]) == {"questions", "weights", "occlusion"}
     assert "weights" not in rows["prepend"]["grounding"]["inside"]  # it has none
-    assert json.loads(runs.row_file(out, BASE, 0).read_text())["settings"] == SMALL.to_dict()
+    assert json.loads(runs.POOL.row_file(out, BASE, 0).read_text())["settings"] == SMALL.to_dict()
     assert [path.name for path in (out / runs.WORK).iterdir()] == [runs.TASK]
 
 
 def test_what_is_there_is_not_run_again(out, rows):
     told = []
-    assert runs.missing(out, [BASE, "prepend"], 1, SMALL) == []
+    assert runs.POOL.missing(out, [BASE, "prepend"], 1, SMALL) == []
     runs.fill_pool(out, [BASE, "prepend"], 1, SMALL, EMBEDDED, 1, lambda *row: told.append(row))
     assert told == []
-    assert runs.missing(out, [BASE, "pool"], 2, SMALL) == [("pool", 0), (BASE, 1), ("pool", 1)]
-    assert runs.missing(out, [BASE], 1, replace(SMALL, steps=4)) == [(BASE, 0)]
-    half = runs.row_file(out, "pool", 0)
+    assert runs.POOL.missing(out, [BASE, "pool"], 2, SMALL) == [("pool", 0), (BASE, 1), ("pool", 1)]
+    assert runs.POOL.missing(out, [BASE], 1, replace(SMALL, steps=4)) == [(BASE, 0)]
+    half = runs.POOL.row_file(out, "pool", 0)
     half.write_text('{"settings"')
-    assert runs.missing(out, ["pool"], 1, SMALL) == [("pool", 0)]
+    assert runs.POOL.missing(out, ["pool"], 1, SMALL) == [("pool", 0)]
     half.unlink()
 
 
@@ -144,7 +144,7 @@ def test_a_run_that_was_stopped_goes_on(out, rows, monkeypatch):
     monkeypatch.setattr(FusionJob, "step", stop)  # all steps are done
     row = runs.do_run(out, "top-1", 1, SMALL, EMBEDDED)
     assert row["resumed"]
-    runs.row_file(out, "top-1", 1).unlink()
+    runs.POOL.row_file(out, "top-1", 1).unlink()
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_told(out, rows):
@@ -153,19 +153,19 @@ def test_a_step_that_is_not_finite_is_skipped_and_told(out, rows):
     assert row["skipped_steps"] == 1
     assert math.isfinite(row["perplexity"])
     assert rows[BASE]["skipped_steps"] == 0
-    runs.row_file(out, "top-2", 1).unlink()
+    runs.POOL.row_file(out, "top-2", 1).unlink()
 
 
 def test_tables_tell_means_and_spread_and_what_is_missing(out, rows):
     # Another seed of the base, with a perplexity that is told apart.
     other = {
-        **json.loads(runs.row_file(out, BASE, 0).read_text()),
+        **json.loads(runs.POOL.row_file(out, BASE, 0).read_text()),
         "seed": 1,
         "perplexity": rows[BASE]["perplexity"] + 2,
     }
-    runs.row_file(out, BASE, 1).write_text(json.dumps(other))
+    runs.POOL.row_file(out, BASE, 1).write_text(json.dumps(other))
     page = report.write_report(out, ["connector", "ssm"], 2, SMALL, "firebolt ablate")
-    runs.row_file(out, BASE, 1).unlink()
+    runs.POOL.row_file(out, BASE, 1).unlink()
     low = rows[BASE]["perplexity"]
     assert f"| {low + 1:,.3f} ({low:,.3f} to {low + 2:,.3f}) |" in page
     assert "Not all 2 seeds are there yet: prepend, cross-attend." in page

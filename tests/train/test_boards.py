@@ -250,21 +250,21 @@ def test_a_run_is_a_row_with_everything_that_the_tables_tell(out, rows):
     assert (row["decoder_positions"], rows["prepend"]["decoder_positions"]) == (4, 4 + CELLS)
     assert row["answer"]["over_base"] > 0
     assert math.isfinite(row["first_steps_loss"])
-    assert json.loads(runs.row_file(out, BASE, 0).read_text())["settings"] == SMALL.to_dict()
+    assert json.loads(runs.POOL.row_file(out, BASE, 0).read_text())["settings"] == SMALL.to_dict()
     assert [path.name for path in (out / runs.WORK).iterdir()] == [runs.TOWER]
 
 
 def test_what_is_there_is_not_run_again_and_seeds_come_in_order(out, rows):
-    assert runs.missing(out, [BASE, "views"], 2, SMALL) == [("views", 0), (BASE, 1), ("views", 1)]
-    assert runs.missing(out, [BASE], 1, replace(SMALL, steps=3)) == [(BASE, 0)]
+    assert runs.POOL.missing(out, [BASE, "views"], 2, SMALL) == [("views", 0), (BASE, 1), ("views", 1)]
+    assert runs.POOL.missing(out, [BASE], 1, replace(SMALL, steps=3)) == [(BASE, 0)]
 
 
 def test_a_run_that_was_stopped_ends_as_if_it_never_was(out, rows, monkeypatch):
     class Stopped(BaseException):
         pass
 
-    whole = json.loads(runs.row_file(out, "prepend", 0).read_text())
-    runs.row_file(out, "prepend", 0).unlink()
+    whole = json.loads(runs.POOL.row_file(out, "prepend", 0).read_text())
+    runs.POOL.row_file(out, "prepend", 0).unlink()
     step = BoardsJob.step
 
     def stop(self, number):
@@ -279,7 +279,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_never_was(out, rows, monkeypatch):
     monkeypatch.setattr(BoardsJob, "step", step)
     row = runs.do_run(out, "prepend", 0, SMALL)
     assert row["resumed"]
-    assert json.loads(runs.row_file(out, "prepend", 0).read_text())["accuracy"] == whole["accuracy"]
+    assert json.loads(runs.POOL.row_file(out, "prepend", 0).read_text())["accuracy"] == whole["accuracy"]
 
 
 def test_an_interval_is_that_of_students_t():
@@ -333,23 +333,23 @@ def test_a_trained_decoder_is_kept_and_what_it_knows_is_asked_before_and_after(o
     # Starting as the identity, an image takes nothing of it away.
     assert row["recall_before"] == pytest.approx((alone == questions.answers).double().mean().item(), abs=1e-4)
     assert 0 <= row["recall_after"] <= 1
-    runs.row_file(out, "trained-identity", 0).unlink()
+    runs.POOL.row_file(out, "trained-identity", 0).unlink()
     file.unlink()
 
 
 def test_the_tables_tell_means_intervals_and_differences(out, rows):
     kept = {}
     for name, shares in {BASE: (0.5, 0.6, 0.7), "prepend": (0.4, 0.5)}.items():
-        kept[name] = runs.row_file(out, name, 0).read_text()
+        kept[name] = runs.POOL.row_file(out, name, 0).read_text()
         for seed, all_right in enumerate(shares):
             row = json.loads(kept[name])
             row["accuracy"]["all"] = all_right
-            runs.row_file(out, name, seed).write_text(json.dumps({**row, "seed": seed}))
+            runs.POOL.row_file(out, name, seed).write_text(json.dumps({**row, "seed": seed}))
     page = report.write_report(out, ["boards-connector", "boards-query"], 3, SMALL, "firebolt ablate boards")
     for name, text in kept.items():
         for seed in range(3):
-            runs.row_file(out, name, seed).unlink(missing_ok=True)
-        runs.row_file(out, name, 0).write_text(text)
+            runs.POOL.row_file(out, name, seed).unlink(missing_ok=True)
+        runs.POOL.row_file(out, name, 0).write_text(text)
     lines = page.splitlines()
     assert any(line.startswith("| CMM | 3 | 60.0 ± 24.8 |") for line in lines)
     assert any(line.startswith("| prepend | 2 | 45.0 ± 63.5 |") for line in lines)

@@ -6,30 +6,42 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from ..errors import Stopped
 from ..interrupts import interrupts_heard, interrupts_held
+
+
+class Settings(Protocol):
+    """Settings of a run, which its row keeps."""
+
+    def to_dict(self) -> dict: ...
+
 
 Work = Callable[[str, int], dict]
 """Does the run of a variant and seed, keeps its row and returns it."""
 
 
-def file_of_row(rows: Path, variant: str, seed: int) -> Path:
-    return rows / f"{variant}-seed-{seed}.json"
+class Pool(NamedTuple):
+    """The rows of a study: files in the folder `rows` of the folder `out` that its commands are given."""
 
+    rows: str
 
-def finished(rows: Path, variant: str, seed: int, settings: dict) -> dict | None:
-    """The results of a finished run. None where there is none, or only one of other settings."""
-    try:
-        row = json.loads(file_of_row(rows, variant, seed).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return row if row.get("settings") == settings else None
+    def row_file(self, out: Path, variant: str, seed: int) -> Path:
+        return out / self.rows / f"{variant}-seed-{seed}.json"
 
+    def read_row(self, out: Path, variant: str, seed: int, settings: Settings) -> dict | None:
+        """The results of a finished run. None where there is none, or only one of other settings."""
+        try:
+            row = json.loads(self.row_file(out, variant, seed).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return row if row.get("settings") == settings.to_dict() else None
 
-def unfinished(rows: Path, variants: Sequence[str], seeds: int, settings: dict) -> list[tuple[str, int]]:
-    """The runs that are still to be done: seed by seed, so that what is there early is there for every variant."""
-    return [(name, seed) for seed in range(seeds) for name in variants if finished(rows, name, seed, settings) is None]
+    def missing(self, out: Path, variants: Sequence[str], seeds: int, settings: Settings) -> list[tuple[str, int]]:
+        """The runs that are still to be done: seed by seed, so that what is there early is there for every variant."""
+        runs = [(name, seed) for seed in range(seeds) for name in variants]
+        return [run for run in runs if self.read_row(out, *run, settings) is None]
 
 
 def run_all(

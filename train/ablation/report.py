@@ -9,7 +9,7 @@ from ...evaluate.questions import KINDS
 from ...evaluate.tiny import BASELINES
 from ...files.tables import markdown_table
 from ...files.writing import write_text, write_whole
-from .runs import read_row
+from .runs import POOL
 from .task import Settings
 from .training import FIRST_STEPS
 from .variants import BASE, TABLES, VARIANTS
@@ -57,7 +57,7 @@ class Results:
 
     def __init__(self, out: Path, variants: Iterable[str], seeds: int, settings: Settings):
         self.settings, self.seeds = settings, seeds
-        found = {name: [read_row(out, name, seed, settings) for seed in range(seeds)] for name in variants}
+        found = {name: [POOL.read_row(out, name, seed, settings) for seed in range(seeds)] for name in variants}
         self.rows = {name: [row for row in rows if row is not None] for name, rows in found.items()}
 
     def values(self, variant: str, measure: str) -> list[float]:

@@ -11,26 +11,13 @@ import torch
 from ...evaluate.tiny import mark_exam
 from ..results import write_results
 from ..tiny.fusion import FusionJob, answer_loss
-from .pool import file_of_row, finished, run_all, unfinished
+from .pool import Pool, run_all
 from .task import Settings, Task, keep_task, load_task
 from .training import train, use_one_core
 from .variants import VARIANTS, learning, make_model
 
-ROWS, WORK, TASK = "runs", "work", "task.safetensors"
-
-
-def row_file(out: Path, variant: str, seed: int) -> Path:
-    return file_of_row(out / ROWS, variant, seed)
-
-
-def read_row(out: Path, variant: str, seed: int, settings: Settings) -> dict | None:
-    """The results of a finished run. None where there is none, or only one of other settings."""
-    return finished(out / ROWS, variant, seed, settings.to_dict())
-
-
-def missing(out: Path, variants: Sequence[str], seeds: int, settings: Settings) -> list[tuple[str, int]]:
-    """The runs that are still to be done."""
-    return unfinished(out / ROWS, variants, seeds, settings.to_dict())
+POOL = Pool("runs")
+WORK, TASK = "work", "task.safetensors"
 
 
 def fill_pool(
@@ -44,7 +31,7 @@ def fill_pool(
 ) -> None:
     """Do the missing runs, `processes` at a time, with the tower of `checkpoint`; `report(variant, seed, row)` is told
     of each."""
-    wanted = missing(out, variants, seeds, settings)
+    wanted = POOL.missing(out, variants, seeds, settings)
     if not wanted:
         return
     keep_task(out / WORK / TASK, checkpoint, settings, processes)
@@ -70,7 +57,7 @@ def do_run(out: Path, name: str, seed: int, settings: Settings, checkpoint: Path
         **measured,
         **examine(job.model.eval(), task),
     }
-    write_results(row, row_file(out, name, seed))
+    write_results(row, POOL.row_file(out, name, seed))
     shutil.rmtree(work)
     return row
 

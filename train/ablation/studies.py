@@ -33,7 +33,7 @@ class Study(Protocol):
 class Handwriting:
     """The paper's comparisons, on scenes of a few digits seen by the embedded model's tower."""
 
-    tables, rows, suffixes = variants.TABLES, runs.ROWS, ("md", "csv", "png")
+    tables, rows, suffixes = variants.TABLES, runs.POOL.rows, ("md", "csv", "png")
 
     def __init__(self, quick: bool):
         self.settings = Settings.quick() if quick else Settings()
@@ -42,7 +42,7 @@ class Handwriting:
         return variants.variants_of(tables)
 
     def missing(self, out: Path, names: Sequence[str], seeds: int) -> list[tuple[str, int]]:
-        return runs.missing(out, names, seeds, self.settings)
+        return runs.POOL.missing(out, names, seeds, self.settings)
 
     def fill_pool(self, out: Path, names: Sequence[str], seeds: int, processes: int, report: Report) -> None:
         runs.fill_pool(out, names, seeds, self.settings, find(EMBEDDED), processes, report)
@@ -58,7 +58,7 @@ class Handwriting:
 class OnBoards:
     """Comparisons of what the connectors see and how they ask, on boards of 36 cells."""
 
-    tables, rows, suffixes = boards_variants.TABLES, boards_runs.ROWS, ("md", "csv")
+    tables, rows, suffixes = boards_variants.TABLES, boards_runs.POOL.rows, ("md", "csv")
 
     def __init__(self, quick: bool):
         self.settings = BoardsSettings.quick() if quick else BoardsSettings()
@@ -67,7 +67,7 @@ class OnBoards:
         return boards_variants.variants_of(tables)
 
     def missing(self, out: Path, names: Sequence[str], seeds: int) -> list[tuple[str, int]]:
-        return boards_runs.missing(out, names, seeds, self.settings)
+        return boards_runs.POOL.missing(out, names, seeds, self.settings)
 
     def fill_pool(self, out: Path, names: Sequence[str], seeds: int, processes: int, report: Report) -> None:
         boards_runs.fill_pool(out, names, seeds, self.settings, processes, report)

@@ -11,7 +11,7 @@ from ....files.writing import write_text
 from ..statistics import Estimate, estimate, paired
 from .exam import GROUNDED_KINDS
 from .questions import KINDS
-from .runs import read_row
+from .runs import POOL
 from .task import Settings
 from .variants import TABLES, VARIANTS
 
@@ -63,7 +63,7 @@ class Results:
     def __init__(self, out: Path, seeds: int, settings: Settings):
         self.seeds = seeds
         self.rows = {
-            name: {seed: row for seed in range(seeds) if (row := read_row(out, name, seed, settings)) is not None}
+            name: {seed: row for seed in range(seeds) if (row := POOL.read_row(out, name, seed, settings)) is not None}
             for name in VARIANTS
         }
 

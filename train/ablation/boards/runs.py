@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from ...results import write_results
-from ..pool import file_of_row, finished, run_all, unfinished
+from ..pool import Pool, run_all
 from ..training import train, use_one_core
 from .decoder import keep_decoder, load_decoder, recalled
 from .exam import examine, time_ratio
@@ -14,21 +14,8 @@ from .job import BoardsJob
 from .task import Settings, keep_tower, load_task
 from .variants import VARIANTS, learning, make_model
 
-ROWS, WORK, TOWER, DECODER = "runs-boards", "work", "boards-tower.safetensors", "boards-decoder.safetensors"
-
-
-def row_file(out: Path, variant: str, seed: int) -> Path:
-    return file_of_row(out / ROWS, variant, seed)
-
-
-def read_row(out: Path, variant: str, seed: int, settings: Settings) -> dict | None:
-    """The results of a finished run. None where there is none, or only one of other settings."""
-    return finished(out / ROWS, variant, seed, settings.to_dict())
-
-
-def missing(out: Path, variants: Sequence[str], seeds: int, settings: Settings) -> list[tuple[str, int]]:
-    """The runs that are still to be done."""
-    return unfinished(out / ROWS, variants, seeds, settings.to_dict())
+POOL = Pool("runs-boards")
+WORK, TOWER, DECODER = "work", "boards-tower.safetensors", "boards-decoder.safetensors"
 
 
 def fill_pool(
@@ -40,7 +27,7 @@ def fill_pool(
     report: Callable[[str, int, dict], None],
 ) -> None:
     """Do the missing runs, `processes` at a time; `report(variant, seed, row)` is told of each."""
-    wanted = missing(out, variants, seeds, settings)
+    wanted = POOL.missing(out, variants, seeds, settings)
     if not wanted:
         return
     use_one_core()
@@ -75,6 +62,6 @@ def do_run(out: Path, name: str, seed: int, settings: Settings) -> dict:
         "answer": time_ratio(job.model, variant.grids, task),
         **texts,
     }
-    write_results(row, row_file(out, name, seed))
+    write_results(row, POOL.row_file(out, name, seed))
     shutil.rmtree(work)
     return row
