@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..cmm.precision import WideParameters
+from .muon import Muon
 
 
 def parameter_groups(module: nn.Module, lr: float, ssm_lr: float | None, weight_decay: float) -> list[dict]:
@@ -50,7 +51,7 @@ def make_optimizers(
     if others := part(of_muon=False):
         made.append(torch.optim.AdamW(others, lr=lr, betas=betas))
     if dense := part(of_muon=True):
-        made.append(torch.optim.Muon(dense, lr=lr, momentum=0.95, ns_steps=5, adjust_lr_fn="match_rms_adamw"))
+        made.append(Muon(dense, lr=lr))
     return made
 
 

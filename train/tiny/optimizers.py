@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..loop import agreed
+from ..muon import Muon
 
 
 class Optimizers:
@@ -38,7 +39,7 @@ class Optimizers:
         kept = [p for name, p in rest if not (p.ndim > 1 and is_matrix(name))]
         self.parameters = [p for _, p in named]
         self.parts = (
-            torch.optim.Muon(matrices, lr=matrix_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+            Muon(matrices, lr=matrix_lr, weight_decay=weight_decay),
             torch.optim.AdamW(
                 [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}],
                 lr=lr,
