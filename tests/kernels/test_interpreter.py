@@ -1,5 +1,6 @@
 """The interpreter in which kernels are tested adds in one order, on every CPU."""
 
+from inspect import getclosurevars
 from types import SimpleNamespace
 
 import interpreter
@@ -64,7 +65,11 @@ def test_functions_are_float64s_rounded(name, dtype):
 
 
 @pytest.mark.parametrize(
-    "missing", ["np", "_patch_lang", "GridExecutor", "ReduceOps", "ScanOps", "interpreter_builder"]
+    "missing",
+    [
+        *("np", "_patch_lang", "GridExecutor", "ReduceOps", "ScanOps", "interpreter_builder"),
+        *("_patch_attr", "_get_np_dtype", "interpreter_semantic"),
+    ],
 )
 def test_an_interpreter_of_another_kind_is_refused_in_words(missing, monkeypatch):
     from triton import runtime
@@ -77,8 +82,44 @@ def test_an_interpreter_of_another_kind_is_refused_in_words(missing, monkeypatch
         cls = getattr(runtime.interpreter, owner, None)
         if cls is not None:
             monkeypatch.setattr(cls, name, getattr(cls, name))
+    for cls in (tl.core.block_type, tl.core.tensor):
+        monkeypatch.setattr(cls, "__init__", cls.__init__)
     with pytest.raises(RuntimeError, match=r"its interpreter is not as in 3.7 to 3.9.*Adapt that file"):
         interpreter.install()
+
+
+def made(by, of, *args):
+    """What an object of a class has after a constructor, in words."""
+    new = object.__new__(of)
+    by(new, *args)
+    return {name: str(value) for name, value in vars(new).items()}
+
+
+@pytest.mark.parametrize("shape", [[1], [8], [2, 64], [4, 1, 16]])
+@pytest.mark.parametrize("element", [tl.float32, tl.int1, tl.bfloat16, tl.pointer_type(tl.float16)], ids=str)
+def test_types_and_tensors_are_those_of_triton(element, shape):
+    block, tensor = tl.core.block_type, tl.core.tensor
+    of_type = getclosurevars(block.__init__).nonlocals["make_type"]
+    of_tensor = getclosurevars(tensor.__init__).nonlocals["make_tensor"]
+    for type_ in (block(element, shape), element):
+        for _ in range(2):  # the second time they are remembered
+            assert made(block.__init__, block, element, shape) == made(of_type, block, element, shape)
+            assert made(tensor.__init__, tensor, None, type_) == made(of_tensor, tensor, None, type_)
+
+
+def test_dtypes_are_those_of_triton():
+    from triton.runtime import interpreter as tritons
+
+    find = getclosurevars(tritons._get_np_dtype).nonlocals["find"]
+    integers = (tl.int1, tl.int8, tl.uint8, tl.int16, tl.uint16, tl.int32, tl.uint32, tl.int64, tl.uint64)
+    for scalar in (*integers, tl.float16, tl.bfloat16, tl.float32, tl.float64, tl.float8e5):
+        for of in (
+            scalar,
+            tl.pointer_type(scalar),
+            tl.block_type(scalar, [4]),
+            tl.block_type(tl.pointer_type(scalar), [4]),
+        ):
+            assert tritons._get_np_dtype(of) == find(of)
 
 
 def test_an_interpreter_that_adds_otherwise_is_refused(monkeypatch):

@@ -1,4 +1,4 @@
-"""Triton's interpreter with one order of additions, the same on every CPU, and quicker; tests/conftest.py installs it.
+"""Triton's interpreter with one order of additions, the same on every CPU; tests/conftest.py installs it.
 
 The interpreter leaves products to NumPy's matmul, which is what BLAS has for this CPU: even equal columns get unequal
 sums where its code treats the last columns otherwise. NumPy's sums and its exp, log, sin and cos differ between CPUs
@@ -15,6 +15,7 @@ All else that kernels use (+, *, /, sqrt, fma, comparisons, conversions) is roun
 from types import SimpleNamespace
 
 import numpy as np
+import quick_interpreter
 
 FUNCTIONS = ("exp", "exp2", "log", "log2", "sin", "cos")
 # A product's terms fit a core's cache.
@@ -29,7 +30,7 @@ def install():
     try:
         order_additions(interpreter)
         combine_slice_by_slice(interpreter)
-        patch_once_a_launch(interpreter)
+        quick_interpreter.install(interpreter)
         check(interpreter)
     except (AttributeError, TypeError, AssertionError) as error:
         raise RuntimeError(
@@ -77,23 +78,6 @@ def order_additions(interpreter):
     assert interpreter.np is np, "it does not import numpy as np"
     ordered = {name: rounded(getattr(np, name)) for name in FUNCTIONS}
     interpreter.np = SimpleNamespace(**vars(np) | ordered | {"matmul": matmul, "sum": total})
-
-
-def patch_once_a_launch(interpreter):
-    """The interpreter patches triton.language at each call of a device function, half of its time. Once will do."""
-    patch, run, patched = interpreter._patch_lang, interpreter.GridExecutor.__call__, set()
-
-    def patch_once(function):
-        if id(function.__globals__) in patched:
-            return None
-        patched.add(id(function.__globals__))
-        return patch(function)
-
-    def run_afresh(self, *args, **kwargs):
-        patched.clear()
-        return run(self, *args, **kwargs)
-
-    interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_once, run_afresh
 
 
 def combine_slice_by_slice(interpreter):
