@@ -337,27 +337,56 @@ def test_a_trained_decoder_is_kept_and_what_it_knows_is_asked_before_and_after(o
     file.unlink()
 
 
-def test_the_tables_tell_means_intervals_and_differences(out, rows):
-    kept = {}
-    for name, shares in {BASE: (0.5, 0.6, 0.7), "prepend": (0.4, 0.5)}.items():
-        kept[name] = runs.POOL.row_file(out, name, 0).read_text()
-        for seed, all_right in enumerate(shares):
-            row = json.loads(kept[name])
-            row["accuracy"]["all"] = all_right
-            runs.POOL.row_file(out, name, seed).write_text(json.dumps({**row, "seed": seed}))
+@pytest.fixture
+def kept(out, rows):
+    """Keeps rows of `all` shares by variant and seed in the pool, for one test."""
+    text = {name: runs.POOL.row_file(out, name, 0).read_text() for name in rows}
+
+    def keep(shares):
+        for name, seeds in shares.items():
+            runs.POOL.row_file(out, name, 0).unlink(missing_ok=True)
+            for seed, all_right in seeds.items():
+                row = json.loads(text[name])
+                row["accuracy"]["all"] = all_right
+                runs.POOL.row_file(out, name, seed).write_text(json.dumps({**row, "seed": seed}))
+
+    yield keep
+    for name in rows:
+        for file in (out / runs.POOL.rows).glob(f"{name}-seed-*.json"):
+            file.unlink()
+        runs.POOL.row_file(out, name, 0).write_text(text[name])
+
+
+def test_the_tables_tell_means_intervals_spreads_and_differences(out, kept):
+    kept({BASE: {0: 0.5, 1: 0.6, 2: 0.7}, "prepend": {0: 0.4, 1: 0.5}})
     page = report.write_report(out, ["boards-connector", "boards-query"], 3, SMALL, "firebolt ablate boards")
-    for name, text in kept.items():
-        for seed in range(3):
-            runs.POOL.row_file(out, name, seed).unlink(missing_ok=True)
-        runs.POOL.row_file(out, name, 0).write_text(text)
     lines = page.splitlines()
-    assert any(line.startswith("| CMM | 3 | 60.0 ± 24.8 |") for line in lines)
-    assert any(line.startswith("| prepend | 2 | 45.0 ± 63.5 |") for line in lines)
-    assert any(line.startswith("| prepend | -10.0 |") and line.endswith("| worse |") for line in lines)
-    assert "Not all 3 seeds are there yet: prepend, cross-attend" in page
+    assert any(line.startswith("| CMM | 3 | 60.0 ± 24.8 |") and line.endswith("| 20.0 |") for line in lines)
+    assert any(line.startswith("| prepend | 2 | 45.0 ± 63.5 |") and line.endswith("| 10.0 |") for line in lines)
+    assert any(line.startswith("| prepend | 2 | -10.0 |") and line.endswith("| worse |") for line in lines)
     found = list(csv.DictReader(io.StringIO((out / "boards-connector.csv").read_text())))
     assert [(line["variant"], line["seeds"]) for line in found] == [(BASE, "3"), ("prepend", "2")]
     assert float(found[1]["all difference"]) == pytest.approx(-10)
+
+
+def test_a_page_with_a_part_of_the_runs_names_the_missing_ones(out, kept):
+    kept({BASE: {0: 0.5, 1: 0.6, 2: 0.7}, "prepend": {0: 0.4, 2: 0.5}})
+    page = report.write_report(out, ["boards-connector"], 3, SMALL, "firebolt ablate boards")
+    assert "still to be done, of 3 seeds: prepend seed 1; cross-attend seeds 0, 1, 2; CMM, concat seeds" in page
+    assert "seed by seed, in points, over the seeds that both have" in page
+    assert "| cross-attend" not in page
+
+
+@pytest.mark.parametrize("has", ["no run", "other seeds"])
+def test_a_page_does_not_compare_what_has_nothing_to_be_compared_with(out, kept, has):
+    kept({BASE: {} if has == "no run" else {1: 0.6}, "prepend": {0: 0.4, 2: 0.5}})
+    page = report.write_report(out, ["boards-connector"], 3, SMALL, "firebolt ablate boards")
+    assert "told apart |" not in page
+    assert ("CMM, which the others are compared with, has no run yet" in page) == (has == "no run")
+    assert ("no other variant has a run of a seed that CMM has" in page) == (has == "other seeds")
+    assert sum(line.startswith("| prepend | 2 | 45.0") for line in page.splitlines()) == 1
+    found = {line["variant"]: line for line in csv.DictReader(io.StringIO((out / "boards-connector.csv").read_text()))}
+    assert found["prepend"]["all difference"] == ""
 
 
 def test_a_kept_tower_is_read_again_and_another_file_is_refused(out, tmp_path):
