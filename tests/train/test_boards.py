@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -53,13 +54,13 @@ def asked():
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("boards")
-    task.keep_tower(folder / runs.WORK / runs.TOWER, SMALL.tower_steps)
+    task.keep_tower(folder / runs.TOWER, SMALL.tower_steps)
     return folder
 
 
 @pytest.fixture(scope="module")
 def small(out):
-    return task.load_task(out / runs.WORK / runs.TOWER, SMALL)
+    return task.load_task(out / runs.TOWER, SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -251,12 +252,42 @@ def test_a_run_is_a_row_with_everything_that_the_tables_tell(out, rows):
     assert row["answer"]["over_base"] > 0
     assert math.isfinite(row["first_steps_loss"])
     assert json.loads(runs.POOL.row_file(out, BASE, 0).read_text())["settings"] == SMALL.to_dict()
-    assert [path.name for path in (out / runs.WORK).iterdir()] == [runs.TOWER]
+    assert not list((out / runs.WORK).iterdir())
 
 
 def test_what_is_there_is_not_run_again_and_seeds_come_in_order(out, rows):
     assert runs.POOL.missing(out, [BASE, "views"], 2, SMALL) == [("views", 0), (BASE, 1), ("views", 1)]
-    assert runs.POOL.missing(out, [BASE], 1, replace(SMALL, steps=3)) == [(BASE, 0)]
+
+
+@pytest.mark.parametrize("change", [{"steps": 3}, {"lr": 1e-3}, {"matrix_lr": 0.02}, {"warmup": 1}, {"decay": 0.5}])
+def test_a_row_of_another_recipe_counts_for_nothing(out, rows, small, change):
+    changed = replace(SMALL, **change)
+    assert runs.POOL.missing(out, [BASE], 1, changed) == [(BASE, 0)]
+    optimizers = BoardsJob(make_model(VARIANTS[BASE], 0), "patches", replace(small, settings=changed), 0).optimizers
+    assert [peak for part in optimizers.peaks for peak in part] == [changed.matrix_lr, changed.lr, changed.lr]
+    assert (optimizers.steps, optimizers.warmup, optimizers.decay) == (changed.steps, changed.warmup, changed.decay)
+
+
+def test_a_later_sitting_goes_on_with_the_tower_of_the_first(out, rows, tmp_path, monkeypatch):
+    """Of what is kept, the folder of the rows, alone; no tower is trained, and no row is made again."""
+
+    def alone(wanted, work, processes, report):
+        for name, seed in wanted:
+            report(name, seed, work(name, seed))
+
+    def train_a_tower(steps):
+        raise AssertionError("a tower is trained anew")
+
+    shutil.copytree(out / runs.POOL.rows, tmp_path / runs.POOL.rows)
+    monkeypatch.setattr(runs, "run_all", alone)
+    monkeypatch.setattr(task, "pretrain", train_a_tower)
+    before = runs.POOL.row_file(tmp_path, BASE, 0).read_bytes()
+    done = []
+    runs.fill_pool(tmp_path, [BASE], 2, SMALL, 1, lambda *one: done.append(one[:2]))
+    assert done == [(BASE, 1)]
+    assert runs.POOL.row_file(tmp_path, BASE, 0).read_bytes() == before
+    page = report.write_report(tmp_path, ["boards-query"], 2, SMALL, "firebolt ablate boards")
+    assert "| token | 2 |" in page
 
 
 def test_a_run_that_was_stopped_ends_as_if_it_never_was(out, rows, monkeypatch):
@@ -319,7 +350,7 @@ def test_texts_alone_have_one_answer():
 
 def test_a_trained_decoder_is_kept_and_what_it_knows_is_asked_before_and_after(out, monkeypatch):
     monkeypatch.setattr(decoder, "STEPS", 1)
-    file = out / runs.WORK / runs.DECODER
+    file = out / runs.DECODER
     decoder.keep_decoder(file)
     before = file.read_bytes()
     decoder.keep_decoder(file)
@@ -390,7 +421,7 @@ def test_a_page_does_not_compare_what_has_nothing_to_be_compared_with(out, kept,
 
 
 def test_a_kept_tower_is_read_again_and_another_file_is_refused(out, tmp_path):
-    file = out / runs.WORK / runs.TOWER
+    file = out / runs.TOWER
     before = file.read_bytes()
     task.keep_tower(file, SMALL.tower_steps)
     assert file.read_bytes() == before
