@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -53,13 +54,13 @@ def asked():
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("boards")
-    task.keep_tower(folder / runs.WORK / runs.TOWER, SMALL.tower_steps)
+    task.keep_tower(folder / runs.TOWER, SMALL.tower_steps)
     return folder
 
 
 @pytest.fixture(scope="module")
 def small(out):
-    return task.load_task(out / runs.WORK / runs.TOWER, SMALL)
+    return task.load_task(out / runs.TOWER, SMALL)
 
 
 @pytest.fixture(scope="module")
@@ -251,12 +252,42 @@ def test_a_run_is_a_row_with_everything_that_the_tables_tell(out, rows):
     assert row["answer"]["over_base"] > 0
     assert math.isfinite(row["first_steps_loss"])
     assert json.loads(runs.POOL.row_file(out, BASE, 0).read_text())["settings"] == SMALL.to_dict()
-    assert [path.name for path in (out / runs.WORK).iterdir()] == [runs.TOWER]
+    assert not list((out / runs.WORK).iterdir())
 
 
 def test_what_is_there_is_not_run_again_and_seeds_come_in_order(out, rows):
     assert runs.POOL.missing(out, [BASE, "views"], 2, SMALL) == [("views", 0), (BASE, 1), ("views", 1)]
-    assert runs.POOL.missing(out, [BASE], 1, replace(SMALL, steps=3)) == [(BASE, 0)]
+
+
+@pytest.mark.parametrize("change", [{"steps": 3}, {"lr": 1e-3}, {"matrix_lr": 0.02}, {"warmup": 1}, {"decay": 0.5}])
+def test_a_row_of_another_recipe_counts_for_nothing(out, rows, small, change):
+    changed = replace(SMALL, **change)
+    assert runs.POOL.missing(out, [BASE], 1, changed) == [(BASE, 0)]
+    optimizers = BoardsJob(make_model(VARIANTS[BASE], 0), "patches", replace(small, settings=changed), 0).optimizers
+    assert [peak for part in optimizers.peaks for peak in part] == [changed.matrix_lr, changed.lr, changed.lr]
+    assert (optimizers.steps, optimizers.warmup, optimizers.decay) == (changed.steps, changed.warmup, changed.decay)
+
+
+def test_a_later_sitting_goes_on_with_the_tower_of_the_first(out, rows, tmp_path, monkeypatch):
+    """Of what is kept, the folder of the rows, alone; no tower is trained, and no row is made again."""
+
+    def alone(wanted, work, processes, report):
+        for name, seed in wanted:
+            report(name, seed, work(name, seed))
+
+    def train_a_tower(steps):
+        raise AssertionError("a tower is trained anew")
+
+    shutil.copytree(out / runs.POOL.rows, tmp_path / runs.POOL.rows)
+    monkeypatch.setattr(runs, "run_all", alone)
+    monkeypatch.setattr(task, "pretrain", train_a_tower)
+    before = runs.POOL.row_file(tmp_path, BASE, 0).read_bytes()
+    done = []
+    runs.fill_pool(tmp_path, [BASE], 2, SMALL, 1, lambda *one: done.append(one[:2]))
+    assert done == [(BASE, 1)]
+    assert runs.POOL.row_file(tmp_path, BASE, 0).read_bytes() == before
+    page = report.write_report(tmp_path, ["boards-query"], 2, SMALL, "firebolt ablate boards")
+    assert "| token | 2 |" in page
 
 
 def test_a_run_that_was_stopped_ends_as_if_it_never_was(out, rows, monkeypatch):
@@ -319,7 +350,7 @@ def test_texts_alone_have_one_answer():
 
 def test_a_trained_decoder_is_kept_and_what_it_knows_is_asked_before_and_after(out, monkeypatch):
     monkeypatch.setattr(decoder, "STEPS", 1)
-    file = out / runs.WORK / runs.DECODER
+    file = out / runs.DECODER
     decoder.keep_decoder(file)
     before = file.read_bytes()
     decoder.keep_decoder(file)
@@ -337,31 +368,60 @@ def test_a_trained_decoder_is_kept_and_what_it_knows_is_asked_before_and_after(o
     file.unlink()
 
 
-def test_the_tables_tell_means_intervals_and_differences(out, rows):
-    kept = {}
-    for name, shares in {BASE: (0.5, 0.6, 0.7), "prepend": (0.4, 0.5)}.items():
-        kept[name] = runs.POOL.row_file(out, name, 0).read_text()
-        for seed, all_right in enumerate(shares):
-            row = json.loads(kept[name])
-            row["accuracy"]["all"] = all_right
-            runs.POOL.row_file(out, name, seed).write_text(json.dumps({**row, "seed": seed}))
+@pytest.fixture
+def kept(out, rows):
+    """Keeps rows of `all` shares by variant and seed in the pool, for one test."""
+    text = {name: runs.POOL.row_file(out, name, 0).read_text() for name in rows}
+
+    def keep(shares):
+        for name, seeds in shares.items():
+            runs.POOL.row_file(out, name, 0).unlink(missing_ok=True)
+            for seed, all_right in seeds.items():
+                row = json.loads(text[name])
+                row["accuracy"]["all"] = all_right
+                runs.POOL.row_file(out, name, seed).write_text(json.dumps({**row, "seed": seed}))
+
+    yield keep
+    for name in rows:
+        for file in (out / runs.POOL.rows).glob(f"{name}-seed-*.json"):
+            file.unlink()
+        runs.POOL.row_file(out, name, 0).write_text(text[name])
+
+
+def test_the_tables_tell_means_intervals_spreads_and_differences(out, kept):
+    kept({BASE: {0: 0.5, 1: 0.6, 2: 0.7}, "prepend": {0: 0.4, 1: 0.5}})
     page = report.write_report(out, ["boards-connector", "boards-query"], 3, SMALL, "firebolt ablate boards")
-    for name, text in kept.items():
-        for seed in range(3):
-            runs.POOL.row_file(out, name, seed).unlink(missing_ok=True)
-        runs.POOL.row_file(out, name, 0).write_text(text)
     lines = page.splitlines()
-    assert any(line.startswith("| CMM | 3 | 60.0 ± 24.8 |") for line in lines)
-    assert any(line.startswith("| prepend | 2 | 45.0 ± 63.5 |") for line in lines)
-    assert any(line.startswith("| prepend | -10.0 |") and line.endswith("| worse |") for line in lines)
-    assert "Not all 3 seeds are there yet: prepend, cross-attend" in page
+    assert any(line.startswith("| CMM | 3 | 60.0 ± 24.8 |") and line.endswith("| 20.0 |") for line in lines)
+    assert any(line.startswith("| prepend | 2 | 45.0 ± 63.5 |") and line.endswith("| 10.0 |") for line in lines)
+    assert any(line.startswith("| prepend | 2 | -10.0 |") and line.endswith("| worse |") for line in lines)
     found = list(csv.DictReader(io.StringIO((out / "boards-connector.csv").read_text())))
     assert [(line["variant"], line["seeds"]) for line in found] == [(BASE, "3"), ("prepend", "2")]
     assert float(found[1]["all difference"]) == pytest.approx(-10)
 
 
+def test_a_page_with_a_part_of_the_runs_names_the_missing_ones(out, kept):
+    kept({BASE: {0: 0.5, 1: 0.6, 2: 0.7}, "prepend": {0: 0.4, 2: 0.5}})
+    page = report.write_report(out, ["boards-connector"], 3, SMALL, "firebolt ablate boards")
+    assert "still to be done, of 3 seeds: prepend seed 1; cross-attend seeds 0, 1, 2; CMM, concat seeds" in page
+    assert "seed by seed, in points, over the seeds that both have" in page
+    assert "| cross-attend" not in page
+
+
+@pytest.mark.parametrize("has", ["no run", "other seeds"])
+def test_a_page_does_not_compare_what_has_nothing_to_be_compared_with(out, kept, has):
+    kept({BASE: {} if has == "no run" else {1: 0.6}, "prepend": {0: 0.4, 2: 0.5}})
+    page = report.write_report(out, ["boards-connector"], 3, SMALL, "firebolt ablate boards")
+    assert "told apart |" not in page
+    assert ("CMM, which the others are compared with, has no run yet" in page) == (has == "no run")
+    assert ("no other variant has a run of a seed that CMM has" in page) == (has == "other seeds")
+    assert sum(line.startswith("| prepend | 2 | 45.0") for line in page.splitlines()) == 1
+    found = {line["variant"]: line for line in csv.DictReader(io.StringIO((out / "boards-connector.csv").read_text()))}
+    assert found["prepend"]["all difference"] == ""
+
+
 def test_a_kept_tower_is_read_again_and_another_file_is_refused(out, tmp_path):
-    file = out / runs.WORK / runs.TOWER
+    file = out / runs.TOWER
     before = file.read_bytes()
     task.keep_tower(file, SMALL.tower_steps)
     assert file.read_bytes() == before

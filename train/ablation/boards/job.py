@@ -14,6 +14,8 @@ from ...tiny.optimizers import Optimizers
 from .task import Asked, Task
 from .tower import boxes
 
+WEIGHT_DECAY = 0.01
+
 
 class BoardsJob(Job):
     """The connector and the decoder of `model` learn, in place, to answer questions about boards.
@@ -24,14 +26,16 @@ class BoardsJob(Job):
 
     def __init__(self, model: FireboltForConditionalGeneration, grids: str, task: Task, seed: int):
         self.model, self.grids, self.task, self.seed = model, grids, task, seed
-        self.steps = task.settings.steps
+        recipe = task.settings
+        self.steps = recipe.steps
         self.optimizers = Optimizers(
             model,
             self.steps,
-            matrix_lr=0.01,
-            lr=2e-3,
-            weight_decay=0.01,
-            decay=0.6,
+            matrix_lr=recipe.matrix_lr,
+            lr=recipe.lr,
+            weight_decay=WEIGHT_DECAY,
+            decay=recipe.decay,
+            warmup=recipe.warmup,
             is_matrix=lambda name: ".kernel." not in name,
         )
 

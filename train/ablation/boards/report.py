@@ -79,10 +79,14 @@ class Results:
     def difference(self, variant: str, base: str, measure: str) -> Estimate | None:
         return paired(self.values(variant, measure), self.values(base, measure))
 
-    def spread(self, variant: str, measure: str) -> float:
-        """The highest less the lowest of the seeds."""
+    def spread(self, variant: str, measure: str) -> float | None:
+        """The highest less the lowest of the seeds; None where there are not two."""
         values = self.values(variant, measure).values()
-        return max(values) - min(values)
+        return max(values) - min(values) if len(values) > 1 else None
+
+    def absent(self, variant: str) -> list[int]:
+        """The seeds whose run is still to be done."""
+        return [seed for seed in range(self.seeds) if seed not in self.rows[variant]]
 
 
 def cell(found: Estimate | None, digits: int = 1, sign: str = "") -> str:
@@ -95,47 +99,66 @@ def cell(found: Estimate | None, digits: int = 1, sign: str = "") -> str:
 
 
 def markdown(results: Results, table: str, command: str) -> str:
-    """Three tables of one ablation: accuracies by kind, differences to the first line's, and everything else."""
+    """Three tables of one ablation: accuracies by kind, differences to the first line's, and everything else.
+
+    Of variants without a run, and of those that share no seed with the first line's, it is said that they are missing.
+    """
     names = {name: label for name, label in TABLES[table].items() if results.rows[name]}
     base = next(iter(TABLES[table]))
 
     def rows(measures: Sequence[str]) -> list[list[str]]:
-        return [
-            [label, str(len(results.rows[name]))]
-            + [cell(results.estimate(name, one), DIGITS.get(one, 1)) for one in measures]
-            for name, label in names.items()
-        ]
+        return [[cell(results.estimate(name, one), DIGITS.get(one, 1)) for one in measures] for name in names]
 
-    def differences() -> list[list[str]]:
-        return [
-            [label] + [cell(results.difference(name, base, one), sign="+") for one in ACCURACY] + [verdict(name)]
-            for name, label in names.items()
-            if name != base
-        ]
+    def counted(cells: list[list[str]]) -> list[list[str]]:
+        return [[label, str(len(results.rows[name])), *row] for (name, label), row in zip(names.items(), cells)]
 
-    def verdict(name: str) -> str:
-        return told(results.difference(name, base, "all"))
-
+    spreads = [[spread_of(results.spread(name, "all"))] for name in names]
     lines = [f"# {table}", "", f"`{command}`", "", "Right answers in %, held-out handwriting:", ""]
-    lines += [markdown_table(["", "seeds", *ACCURACY], rows(list(ACCURACY))), ""]
-    lines += [f"Differences to {TABLES[table][base]}, seed by seed, in points:", ""]
-    lines += [markdown_table(["", *ACCURACY, "told apart"], differences()), ""]
-    lines += [markdown_table(["", "seeds", *OTHER], rows(list(OTHER))), ""]
+    accuracies = [accuracy + spread for accuracy, spread in zip(rows(list(ACCURACY)), spreads)]
+    lines += [markdown_table(["", "seeds", *ACCURACY, "spread"], counted(accuracies)), ""]
+    lines += [*differences(results, table, base), ""]
+    lines += [markdown_table(["", "seeds", *OTHER], counted(rows(list(OTHER)))), ""]
     lines += [
-        "Means over seeds ± the half width of their 95 % interval (Student's t). Told apart: the interval of the "
-        "difference in all right answers leaves out 0. Grounding in %, of the kinds whose answer rests on one cell. "
-        "Texts recalled: right answers about a text alone while an image is there, of decoders that came with "
-        "that, before the first step and after the last. "
+        "Means over seeds ± the half width of their 95 % interval (Student's t). Spread: the highest less the lowest "
+        "seed, of all kinds. Told apart: the interval of the difference in all right answers leaves out 0. Grounding "
+        "in %, of the kinds whose answer rests on one cell. Texts recalled: right answers about a text alone while an "
+        "image is there, of decoders that came with that, before the first step and after the last. "
         f"A guess is right in 1 of 10 (digits), 1 of {len(COLOURS)} (colours, rows)."
     ]
-    if absent := [label for name, label in TABLES[table].items() if len(results.rows[name]) < results.seeds]:
-        lines += ["", f"Not all {results.seeds} seeds are there yet: {', '.join(absent)}."]
+    absent = {label: results.absent(name) for name, label in TABLES[table].items()}
+    if told_absent := [f"{label} {seeds_of(seeds)}" for label, seeds in absent.items() if seeds]:
+        lines += ["", f"Runs that are still to be done, of {results.seeds} seeds: {'; '.join(told_absent)}."]
     return "\n".join(lines) + "\n"
 
 
-def told(difference: Estimate | None) -> str:
+def differences(results: Results, table: str, base: str) -> list[str]:
+    """The table of differences to `base`, of the variants with a seed that `base` has; else why there is none."""
+    label = TABLES[table][base]
+    if not results.rows[base]:
+        return [f"No differences: {label}, which the others are compared with, has no run yet."]
+    found = []
+    for name, its in TABLES[table].items():
+        all_kinds = results.difference(name, base, "all")
+        if name != base and all_kinds is not None:
+            cells = [cell(results.difference(name, base, one), sign="+") for one in ACCURACY]
+            found.append([its, str(all_kinds.count), *cells, told(all_kinds)])
+    if not found:
+        return [f"No differences: no other variant has a run of a seed that {label} has one of."]
+    heading = f"Differences to {label}, seed by seed, in points, over the seeds that both have:"
+    return [heading, "", markdown_table(["", "seeds", *ACCURACY, "told apart"], found)]
+
+
+def spread_of(spread: float | None) -> str:
+    return "-" if spread is None else f"{spread:.1f}"
+
+
+def seeds_of(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def told(difference: Estimate) -> str:
     """Say what an interval of a difference permits."""
-    if difference is None or difference.half is None:
+    if difference.half is None:
         return "one seed"
     if not difference.clear:
         return "no"

@@ -15,7 +15,9 @@ from .task import Settings, keep_tower, load_task
 from .variants import VARIANTS, learning, make_model
 
 POOL = Pool("runs-boards")
-WORK, TOWER, DECODER = "work", "boards-tower.safetensors", "boards-decoder.safetensors"
+WORK = "work"
+# Kept with the rows, which are of this tower and this decoder: trained anew by another machine they would be others.
+TOWER, DECODER = f"{POOL.rows}/tower.safetensors", f"{POOL.rows}/decoder.safetensors"
 
 
 def fill_pool(
@@ -31,21 +33,21 @@ def fill_pool(
     if not wanted:
         return
     use_one_core()
-    keep_tower(out / WORK / TOWER, settings.tower_steps)
+    keep_tower(out / TOWER, settings.tower_steps)
     if any(VARIANTS[name].trained for name, _ in wanted):
-        keep_decoder(out / WORK / DECODER)
+        keep_decoder(out / DECODER)
     run_all(wanted, partial(do_run, out, settings=settings), processes, report)
 
 
 def do_run(out: Path, name: str, seed: int, settings: Settings) -> dict:
     """Train and examine one variant and seed, and keep the row; a run that was stopped goes on."""
     use_one_core()
-    task = load_task(out / WORK / TOWER, settings)
+    task = load_task(out / TOWER, settings)
     variant = VARIANTS[name]
     model = make_model(variant, seed)
     texts = {}
     if variant.trained:
-        load_decoder(model, out / WORK / DECODER)
+        load_decoder(model, out / DECODER)
         texts["recall_before"] = recalled(model, variant.grids, task)
     work = out / WORK / f"boards-{name}-seed-{seed}"
     job = BoardsJob(model, variant.grids, task, seed)

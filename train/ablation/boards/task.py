@@ -22,12 +22,20 @@ TOWER_STEPS = "steps"
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings that a row of results belongs to: with another number runs are done anew."""
+    """Settings that a row of results belongs to: with another number runs are done anew.
+
+    The learning rates are those of `Optimizers`: of matrices and of all else, which rise over `warmup` steps and fall
+    over the last `decay` of all steps.
+    """
 
     steps: int = 1600
     boards: int = 64
     questions_a_board: int = 2
-    exam_boards: int = 400
+    matrix_lr: float = 0.01
+    lr: float = 2e-3
+    warmup: int = 100
+    decay: float = 0.6
+    exam_boards: int = 1600
     tower_steps: int = 1500
 
     @classmethod
