@@ -222,14 +222,14 @@ def _generating(model: nn.Module, inputs: dict[str, Tensor], room: int, device: 
     return answer
 
 
-def _photo() -> Image.Image:
+def photo() -> Image.Image:
     levels = np.random.default_rng(0).integers(0, 256, (PHOTO[1] // 8, PHOTO[0] // 8, 3), dtype=np.uint8)
     return Image.fromarray(levels).resize(PHOTO, Image.Resampling.BICUBIC)
 
 
 def encoded_photo(sizes: Sizes = FULL_SIZE, batch: int = 1) -> dict[str, Tensor]:
     """Make the views of the photo, one in each text."""
-    return dict(image_processor(sizes)([[_photo()]] * batch, return_tensors="pt"))
+    return dict(image_processor(sizes)([[photo()]] * batch, return_tensors="pt"))
 
 
 def text_inputs(tokens: int, vocabulary: int, device: str, batch: int = 1) -> dict[str, Tensor]:
@@ -259,10 +259,12 @@ def build(
             yield _smolvlm(name, dtype, device, new_tokens, sizes)
 
 
-def random_model(dtype: str, device: str, sizes: Sizes = FULL_SIZE) -> FireboltForConditionalGeneration:
-    """Firebolt-VL of these sizes with random weights, the same each time, in eval mode."""
+def random_model(
+    dtype: str, device: str, sizes: Sizes = FULL_SIZE, cmm: dict[str, Any] | None = None
+) -> FireboltForConditionalGeneration:
+    """Firebolt-VL of these sizes with random weights, the same each time, in eval mode; `cmm`: of its connector."""
     torch.manual_seed(0)
-    config = FireboltConfig(text_config=sizes.text, vision_config=sizes.vision)
+    config = FireboltConfig(text_config=sizes.text, vision_config=sizes.vision, cmm_config=cmm)
     return FireboltForConditionalGeneration(config).eval().to(device, getattr(torch, dtype)).requires_grad_(False)
 
 

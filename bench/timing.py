@@ -26,7 +26,7 @@ def clock_name(device: str) -> str:
 
 def time_in_turns(runs: dict[str, Run], device: str, seconds: float) -> dict[str, list[float]]:
     """Milliseconds of each run, all of them taken in turns for about `seconds` each, after one turn of warming up."""
-    measure = _Cuda() if device == "cuda" else _cpu_ms
+    measure = _Cuda() if device == "cuda" else cpu_ms
     for run in runs.values():
         run.work(run.prepare())
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -39,7 +39,7 @@ def time_in_turns(runs: dict[str, Run], device: str, seconds: float) -> dict[str
     return times
 
 
-def _cpu_ms(run: Run) -> float:
+def cpu_ms(run: Run) -> float:
     """Measure processor time with one thread, which other work hardly touches; else time as it passes."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     prepared = run.prepare()

@@ -80,21 +80,25 @@ def sample_clip(rng: np.random.Generator, split: str, frames: int, moving: bool)
     return Clip(tuple(scenes))
 
 
-def sample_journey(rng: np.random.Generator, split: str, frames: int) -> Clip:
-    """A random clip of one digit that goes along a line from one quarter of the picture to another, among strokes."""
+def sample_visits(rng: np.random.Generator, split: str, frames: int) -> Clip:
+    """A random clip of one digit, among strokes: half of an even number of frames it moves along a line in one quarter
+    of the picture, then along another line in another quarter.
+    """
     background = sample_background(rng)
     brightness = brightness_of(background)
     size, label, colour = rng.uniform(0.26, 0.4), int(rng.integers(10)), str(rng.choice(COLOURS))
-    ends = [
-        [0.5 * half + rng.uniform(size / 2 + 0.005, 0.495 - size / 2) for half in divmod(int(quarter), 2)]
-        for quarter in rng.permutation(4)[:2]
-    ]
+    places = np.concatenate(
+        [
+            np.linspace(*(_whole_in_quarter(rng, int(quarter), size) for _ in range(2)), frames // 2)
+            for quarter in rng.permutation(4)[:2]
+        ]
+    )
     digit = Digit(
         label,
         int(rng.choice(sources(split)[label])),
         colour,
         sample_ink(rng, colour, brightness),
-        *ends[0],
+        *places[0],
         size,
         angle=rng.uniform(-14, 14),
         aspect=rng.uniform(0.85, 1.1),
@@ -102,7 +106,6 @@ def sample_journey(rng: np.random.Generator, split: str, frames: int) -> Clip:
         threshold=rng.uniform(0.38, 0.55),
     )
     strokes = tuple(sample_stroke(rng, brightness) for _ in range(rng.integers(3, 9)))
-    places = np.linspace(*ends, frames)
     return Clip(tuple(Scene("clip", (replace(digit, y=y, x=x),), strokes, background) for y, x in places))
 
 
@@ -130,3 +133,8 @@ def _sample_path(
         if inside and all((abs(path - p).max(-1) >= 0.5 * (size + s)).all() for p, s in others):
             return path, size
     return None
+
+
+def _whole_in_quarter(rng: np.random.Generator, quarter: int, size: float) -> list[float]:
+    """A random centre (y, x) of a digit that no border of a quarter cuts."""
+    return [0.5 * half + rng.uniform(size / 2 + 0.005, 0.495 - size / 2) for half in divmod(quarter, 2)]

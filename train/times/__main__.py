@@ -11,22 +11,25 @@ from dataclasses import replace
 from ...files.tables import markdown_table
 from ..session import use_some_cores
 from .runs import Sizes, study
+from .task import KINDS
 
 TITLES = {
-    "times": "`grid_times`",
-    "order": "no times, frames as images in their order",
-    "nothing": "no times, frames of one image",
+    "times": "times of the frames",
+    "even": "times as if they came a second apart",
+    "order": "frames as images in their order",
 }
 
 
-def table(found: dict[str, list[float]]) -> str:
-    """A line for each variant, in percent: each seed, and the mean."""
-    seeds = max(len(shares) for shares in found.values())
-    rows = [
-        [TITLES[told], *(f"{100 * share:.1f}" for share in shares), f"{100 * sum(shares) / len(shares):.1f}"]
-        for told, shares in found.items()
-    ]
-    return markdown_table(["", *(f"seed {seed}" for seed in range(seeds)), "mean"], rows)
+def table(found: dict[str, list[dict[int, float]]]) -> str:
+    """A line for each variant, in percent: the mean of the seeds, the least and the most of them."""
+    rows = []
+    for told, seeds in found.items():
+        cells = []
+        for kind in KINDS:
+            shares = [100 * seed[kind] for seed in seeds]
+            cells.append(f"{sum(shares) / len(shares):.1f} ({min(shares):.1f} to {max(shares):.1f})")
+        rows.append([TITLES[told], *cells])
+    return markdown_table(["", *KINDS.values()], rows)
 
 
 def main() -> None:
