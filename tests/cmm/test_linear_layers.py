@@ -121,6 +121,17 @@ def test_layers_of_others_compute_fast_for_a_time_and_keep_their_class(onednn):
     assert [type(module) for module in model.modules()] == classes
 
 
+def test_layers_in_slow_half_precision_compute_fast_too(monkeypatch):
+    monkeypatch.setattr(kernel, "SLOW_HALVES", frozenset([torch.bfloat16]))
+    monkeypatch.setattr(kernel, "WIDENED_WEIGHTS", 20)
+    model = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 3)).bfloat16()
+    with fast_products(model):
+        assert [type(module) is Linear for module in model] == [True, False]
+    monkeypatch.setattr(kernel, "SLOW_HALVES", frozenset())
+    with fast_products(model):
+        assert type(model[0]) is nn.Linear
+
+
 def test_layers_keep_their_class_where_an_answer_fails(onednn):
     model = nn.Sequential(nn.Linear(5, 5))
 
