@@ -6,14 +6,14 @@ that is the same as calling it (`is_plain`).
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..kernels.checks import REAL
-from ..kernels.linear import has_faster_product, linear
+from ..kernels.linear import SLOW_HALVES, has_faster_product, linear
 from .classes import change_class
 
 Kind = TypeVar("Kind", bound=nn.Module)
@@ -68,18 +68,49 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
+class WideConv2d(nn.Conv2d):
+    """A convolution in half precision, computed in float32 and rounded once; for the time of `fast_products`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or input.dtype != weight.dtype:
+            return super().forward(input)
+        y = self._conv_forward(input.float(), weight.float(), None if bias is None else bias.float())
+        return y.to(input.dtype)
+
+
+FAST = {nn.Linear: Linear, nn.Conv2d: WideConv2d}
+
+
+def _is_slow(module: nn.Module) -> bool:
+    if is_plain(module, nn.Linear):
+        return has_faster_product(module.weight)
+    return is_plain(module, nn.Conv2d) and module.weight.device.type == "cpu" and module.weight.dtype in SLOW_HALVES
+
+
 @contextmanager
 def fast_products(module: nn.Module) -> Iterator[None]:
     """Let the plain `nn.Linear`s of a module compute as `Linear` meanwhile, where that is faster on this machine.
 
-    For layers of other libraries, which `product` does not reach. Outside their class is `nn.Linear`.
+    For layers of other libraries, which `product` does not reach. Outside their class is `nn.Linear`. Convolutions of
+    images too, in half precision that is slow here.
     """
-    changed = [inner for inner in module.modules() if is_plain(inner, nn.Linear) and has_faster_product(inner.weight)]
+    changed = [inner for inner in module.modules() if _is_slow(inner)]
     for inner in changed:
-        change_class(inner, Linear)
+        change_class(inner, FAST[type(inner)])
     try:
         yield
     finally:
         for inner in changed:
-            if type(inner) is Linear:
-                change_class(inner, nn.Linear)
+            for stock, fast in FAST.items():
+                if type(inner) is fast:
+                    change_class(inner, stock)
+
+
+def fast_without_gradients(module: nn.Module) -> AbstractContextManager[None]:
+    """Return `fast_products` of a module; nothing where gradients are wanted or a graph is made.
+
+    For towers that look at images before `generate` begins, which makes its own products fast.
+    """
+    plain = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    return nullcontext() if plain else fast_products(module)

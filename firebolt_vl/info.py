@@ -16,13 +16,14 @@ WIDTH = 24
 def collect() -> dict:
     """Versions, those of them that no test was run with, devices and for each op its implementation on each device.
 
-    Of the CPU also `dtypes`, measured, and `float32_products`, who makes them; of a GPU its `memory_bytes`.
+    Of the CPU also `dtypes`, measured, `float32_products`, who makes them, and `slow_halves`, the dtypes that it has no
+    products in; of a GPU its `memory_bytes`.
     """
     import torch
 
     from . import speeds
     from .kernels.implementation import OPS, implementation
-    from .kernels.linear import ONEDNN
+    from .kernels.linear import ONEDNN, SLOW_HALVES
 
     devices = [
         {
@@ -31,6 +32,7 @@ def collect() -> dict:
             "threads": torch.get_num_threads(),
             "dtypes": speeds.told(),
             "float32_products": "oneDNN" if ONEDNN else "PyTorch's own choice",
+            "slow_halves": sorted(str(dtype).removeprefix("torch.") for dtype in SLOW_HALVES),
         }
     ]
     for index in range(torch.cuda.device_count()):
@@ -123,6 +125,8 @@ def show(found: dict, console: Console) -> None:
             line(f"  {dtype}", f"{times}: a large checkpoint in it runs in {speed['runs_in']}")
         if "float32_products" in entry:
             line("  linear layers", f"float32 by {entry['float32_products']}")
+        if slow := entry.get("slow_halves"):
+            line("", f"no products in {' and '.join(slow)} here: several rows in float32, training slow")
         for op, implementations in found["ops"].items():
             chosen = implementations[entry["device"]]
             line(f"  {op}", f"{chosen['name']:<8}", chosen["why"])

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType
 
+from ..kernels.linear import SLOW_HALVES
 from .errors import ConfigError
 from .keys import check_choice
 
@@ -27,6 +28,16 @@ def new_accelerator(trackers: list[str], folder: Path, cpu: bool = False) -> Acc
     # Where it is not told, accelerate lets several processes without a GPU know nothing of one another.
     cpu = cpu or not torch.accelerator.is_available()
     return Accelerator(mixed_precision="no", cpu=cpu, log_with=trackers or None, project_dir=str(folder / "logs"))
+
+
+def slow_precision(precision: str) -> str | None:
+    """Return a line where a run in this precision takes longer than in float32: on a CPU without products in it."""
+    if precision != "bf16" or torch.bfloat16 not in SLOW_HALVES or torch.accelerator.is_available():
+        return None
+    return (
+        "precision is bf16, but this CPU has no products in bfloat16, so that a step takes several times as long as "
+        "with precision=float32"
+    )
 
 
 def check_trackers(trackers: list[str]) -> None:

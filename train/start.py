@@ -17,10 +17,10 @@ from .outputs import alone_in, check_out, keep_config
 from .post.config import PostConfig
 from .post.run import train_post
 from .progress import Shown
-from .run_config import EVAL_EVERY
+from .run_config import EVAL_EVERY, RunConfig
 from .screens.config import ScreensConfig
 from .screens.recipe import train_screens
-from .session import close, is_first_process, new_accelerator
+from .session import close, is_first_process, new_accelerator, slow_precision
 from .tiny.recipe import train_tiny
 
 DEFAULT_OUT = Path("out/train")
@@ -46,6 +46,8 @@ def train(
     with alone_in(folder, note) if is_first_process() else nullcontext():
         if is_first_process():
             check_out(folder, resume)
+            if isinstance(config, RunConfig) and (line := slow_precision(config.precision)):
+                note(line)
         if isinstance(config, TinyConfig):
             train_tiny(config, folder, resume, note)
         elif isinstance(config, ScreensConfig):

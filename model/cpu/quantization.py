@@ -13,20 +13,20 @@ from .mapped_memory import release_file_pages
 
 LARGEST = 127
 CENTRE = 128  # what zero is among the unsigned 8-bit numbers that the kernels take
+HALF_CENTRE = 64  # and where they are halved
 ROWS = 256
 ENGINES = ("x86", "fbgemm")
 KERNEL = "linear_with_input_q_dq_qweight_dq_output_fp32"
 PER_CHANNEL = "_make_per_channel_quantized_tensor"
+VNNI = torch.cpu._is_vnni_supported()
+"""Whether the kernels add products in 32 bits. Others add two of them in 16 first, cut off where they do not fit."""
 
 
 def has_kernels() -> bool:
-    """Return whether PyTorch's int8 kernels run here. Without VNNI they would add up 16-bit sums that may overflow.
-
-    A later PyTorch may be without them: it says that they will move out of it.
-    """
+    """Return whether PyTorch's int8 kernels run here (AVX2). A later one may be without: they will move out of it."""
     there = not set(torch.backends.quantized.supported_engines).isdisjoint(ENGINES)
     built_in = hasattr(torch, PER_CHANNEL) and hasattr(torch.ops.quantized, KERNEL)
-    return there and built_in and torch.cpu._is_vnni_supported()
+    return there and built_in
 
 
 class Int8Linear(nn.Linear):
@@ -35,8 +35,9 @@ class Int8Linear(nn.Linear):
         y = s_x (round(x / s_x) round(W / s_w)^T) s_w + b        s_x = max |x| / 127 of each token, s_w of each channel
 
     On CPUs that have them by PyTorch's int8 kernels (fbgemm), which take both factors in 8 bits and add exactly: a
-    token gets the same whatever tokens stand beside it, so that steps agree with whole sequences to rounding. Elsewhere
-    the weights alone are rounded, y = x round(W / s_w)^T s_w + b, in the dtype of x.
+    token gets the same whatever tokens stand beside it, so that steps agree with whole sequences to rounding. Without
+    VNNI they are given each x as 2 a + b, a and b small enough for their 16-bit sums: the same y, weights read once.
+    Elsewhere the weights alone are rounded, y = x round(W / s_w)^T s_w + b, in the dtype of x.
 
     A module of class `nn.Linear` is turned into one in place (`quantize_linear`); its bias stays as it is.
     """
@@ -111,7 +112,14 @@ class Int8Linear(nn.Linear):
 
 def _int8_product(x: Tensor, packed) -> Tensor:
     """x [...,K] in -1..1, rounded to 1/127, times packed weights -> float32 [...,N]."""
-    return getattr(torch.ops.quantized, KERNEL)(x, 1 / LARGEST, CENTRE, packed)
+    product = getattr(torch.ops.quantized, KERNEL)
+    if VNNI:
+        return product(x, 1 / LARGEST, CENTRE, packed)
+    # round(127 x) = 2 a + b with a in -64..64 and b in -1..1, to which the kernel rounds the rest: 2 |a| |w| < 2^15.
+    wide = x * LARGEST
+    halves = (wide / 2).round_()
+    of_halves, of_rest = product(torch.stack([halves, wide.sub_(halves, alpha=2)]), 1.0, HALF_CENTRE, packed)
+    return of_halves.mul_(2).add_(of_rest).div_(LARGEST)
 
 
 def _rounded(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from transformers.utils import can_return_tuple  # pyright: ignore[reportPrivate
 
 from ...cmm import CrossAttend, CrossModalModulator, Prepend, Routed, RoutedConfig
 from ...cmm.connector import Connector
+from ...cmm.linear import fast_without_gradients
 from ...cmm.sequences import Sequences
 from ..compat import (
     CACHE,
@@ -213,7 +214,7 @@ class FireboltModel(FireboltPreTrainedModel):
         native = pixels.shape[-1] == pixels.shape[-2] == backbone(self.config.vision_config).image_size
         # Positions are interpolated from weights that their module is not called for.
         embeddings = getattr(self.vision_tower, "embeddings", self.vision_tower)
-        with parameters_present(*embeddings.modules()):
+        with parameters_present(*embeddings.modules()), fast_without_gradients(self.vision_tower):
             views = self.vision_tower(pixels.to(self.vision_tower.dtype), interpolate_pos_encoding=not native)
         return Seen(
             views.pooler_output.to(self.dtype) if self.config.grids != "patches" else None,

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel
 
+from ...cmm.linear import fast_without_gradients
 from ..compat.dinov2 import Dinov2Attention, Dinov2Layer, attend, check_layers, heads, layers_of
 from ..configuration_checks import backbone
 from .configuration_foveated import FoveatedVLMConfig
@@ -81,12 +82,13 @@ class FoveatedEncoder(nn.Module):
         if not len(frames):
             return self._nothing(frames, deep)
         parts = []
-        for block in frames.split(self.frame_block):
-            if self.gradient_checkpointing and self.training:
-                part = checkpoint(self._remember, block, deep, return_features, use_reentrant=False)
-            else:
-                part = self._remember(block, deep, return_features)
-            parts.append(part)
+        with fast_without_gradients(self.dino):
+            for block in frames.split(self.frame_block):
+                if self.gradient_checkpointing and self.training:
+                    part = checkpoint(self._remember, block, deep, return_features, use_reentrant=False)
+                else:
+                    part = self._remember(block, deep, return_features)
+                parts.append(part)
         return PatchMemory.join(parts)
 
     def _remember(self, frames: Tensor, deep: bool, return_features: bool) -> PatchMemory:

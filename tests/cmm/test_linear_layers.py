@@ -3,13 +3,24 @@
 import copy
 import importlib
 
+import foveated
 import pytest
+import tiny_models
 import torch
 from numerics import assert_close
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
-from firebolt_vl.cmm.linear import Linear, fast_products, in_dtype_of, is_plain, product, product_and_bias
+from firebolt_vl.cmm import linear as layers
+from firebolt_vl.cmm.linear import (
+    Linear,
+    WideConv2d,
+    fast_products,
+    in_dtype_of,
+    is_plain,
+    product,
+    product_and_bias,
+)
 
 kernel = importlib.import_module("firebolt_vl.kernels.linear.pytorch")
 
@@ -121,6 +132,38 @@ def test_layers_of_others_compute_fast_for_a_time_and_keep_their_class(onednn):
     assert [type(module) for module in model.modules()] == classes
 
 
+def test_layers_in_slow_half_precision_compute_fast_too(monkeypatch):
+    monkeypatch.setattr(kernel, "SLOW_HALVES", frozenset([torch.bfloat16]))
+    monkeypatch.setattr(kernel, "WIDENED_WEIGHTS", 20)
+    model = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 3)).bfloat16()
+    with fast_products(model):
+        assert [type(module) is Linear for module in model] == [True, False]
+    monkeypatch.setattr(kernel, "SLOW_HALVES", frozenset())
+    with fast_products(model):
+        assert type(model[0]) is nn.Linear
+
+
+def test_convolutions_in_slow_half_precision_are_computed_in_float32_and_rounded_once(monkeypatch):
+    monkeypatch.setattr(layers, "SLOW_HALVES", frozenset([torch.bfloat16]))
+    model = nn.Sequential(nn.Conv2d(3, 4, 2, stride=2, groups=1), nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False))
+    exact, x = copy.deepcopy(model).bfloat16().double(), torch.randn(2, 3, 8, 8).bfloat16()
+    model.bfloat16()
+    with torch.no_grad(), fast_products(model):
+        assert [type(module) for module in model] == [WideConv2d] * 2
+        for ours, wanted in zip(model, exact):
+            y = ours(x)
+            assert y.dtype == torch.bfloat16
+            reference = wanted(x.double())
+            assert ((y - reference).abs() <= 0.51 * torch.finfo(torch.bfloat16).eps * reference.abs() + 1e-5).all()
+            x = y
+    assert [type(module) for module in model] == [nn.Conv2d] * 2
+    with fast_products(model):
+        assert model(torch.randn(1, 3, 4, 4).bfloat16().requires_grad_()).grad_fn is not None
+    monkeypatch.setattr(layers, "SLOW_HALVES", frozenset())
+    with fast_products(model):
+        assert type(model[0]) is nn.Conv2d
+
+
 def test_layers_keep_their_class_where_an_answer_fails(onednn):
     model = nn.Sequential(nn.Linear(5, 5))
 
@@ -146,3 +189,35 @@ def test_without_a_faster_product_nothing_changes(monkeypatch):
     with fast_products(model):
         assert type(model[0]) is nn.Linear
     assert type(copy.deepcopy(model)[0]) is nn.Linear
+
+
+def seen_by_firebolt():
+    model = tiny_models.make_model()
+    return model.model.vision_tower.encoder, lambda: model.get_grids(**tiny_models.make_pixels(2))
+
+
+def seen_by_a_foveated_model():
+    encoder = foveated.make_foveated().encoder
+    return encoder.layers, lambda: encoder.remember(foveated.make_frames([2])["frames"].flatten(0, 1))
+
+
+@pytest.mark.parametrize("make", [seen_by_firebolt, seen_by_a_foveated_model], ids=["firebolt", "foveated"])
+def test_a_vision_tower_computes_fast_before_an_answer_too(onednn, monkeypatch, make):
+    tower, see = make()
+    read, stock = [], layers.linear
+
+    def counted(x, weight, bias=None):
+        read.append(id(weight))
+        return stock(x, weight, bias)
+
+    monkeypatch.setattr(layers, "linear", counted)
+    within = [module for module in tower.modules() if isinstance(module, nn.Linear)]
+    wanted = {id(layer.weight) for layer in within}
+    assert wanted
+    with torch.no_grad():
+        see()
+    assert wanted <= set(read)
+    assert {type(layer) for layer in within} == {nn.Linear}
+    read.clear()
+    see()  # with gradients as ever
+    assert not wanted & set(read)

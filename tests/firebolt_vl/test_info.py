@@ -1,5 +1,6 @@
 """`firebolt info` says what is installed and what will run."""
 
+import importlib
 import json
 
 import torch
@@ -54,6 +55,15 @@ def test_a_graphics_card_is_listed_with_what_runs_on_it(monkeypatch):
         "memory_bytes": 80 * 2**30,
     }
     assert found["ops"]["fft_conv"]["cuda:0"] == implementation("fft_conv", "cuda:0")._asdict()
+
+
+def test_a_cpu_without_products_in_half_precision_is_told(capsys, monkeypatch):
+    for slow, told in ((frozenset(), False), (frozenset([torch.float16, torch.bfloat16]), True)):
+        # By its name: as an attribute of the package, `linear` is the function.
+        monkeypatch.setattr(importlib.import_module("firebolt_vl.kernels.linear"), "SLOW_HALVES", slow)
+        assert cli.run(["info"]) == 0
+        assert ("no products in bfloat16 and float16 here" in capsys.readouterr().out) == told
+        assert collect()["devices"][0]["slow_halves"] == (["bfloat16", "float16"] if told else [])
 
 
 def test_it_is_printed_for_people_and_as_json(capsys):

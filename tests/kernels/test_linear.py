@@ -142,6 +142,71 @@ def test_it_compiles_into_one_graph(by_onednn, onednn):
         assert_close(compiled(x), torch.relu(layer(x)), relative=1e-5)
 
 
+@pytest.fixture
+def slow_halves(monkeypatch):
+    monkeypatch.setattr(module, "SLOW_HALVES", frozenset([torch.bfloat16, torch.float16]))
+    monkeypatch.setattr(module, "WIDENED_WEIGHTS", 0)
+    monkeypatch.setattr(module, "PIECE", 100)  # so that weights come in pieces, the last one smaller
+
+
+@pytest.fixture
+def dtypes_multiplied(monkeypatch):
+    """The dtype of the weights of every product that is left to F.linear or oneDNN."""
+    found, stock, product = [], F.linear, module.product
+    monkeypatch.setattr(
+        F, "linear", lambda x, weight, bias=None: (found.append(weight.dtype), stock(x, weight, bias))[1]
+    )
+    monkeypatch.setattr(module, "product", lambda *given: (found.append(given[1].dtype), product(*given))[1])
+    return found
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("biased", [False, True])
+def test_rows_in_slow_half_precision_are_multiplied_in_float32_and_rounded_once(
+    by_onednn, slow_halves, dtypes_multiplied, onednn, dtype, biased
+):
+    by_onednn(onednn)
+    x, weight = torch.randn(3, 5, 24).to(dtype), torch.randn(50, 24).to(dtype)
+    bias = torch.randn(50).to(dtype) if biased else None
+    with torch.no_grad():
+        found = linear(x, weight, bias)
+    assert set(dtypes_multiplied) == {torch.float32}
+    assert len(dtypes_multiplied) == 13
+    wanted = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    assert found.dtype == dtype
+    assert ((found.double() - wanted).abs() <= 0.51 * torch.finfo(dtype).eps * wanted.abs() + 1e-5).all()
+
+
+def test_a_token_and_what_needs_gradients_stay_in_half_precision(slow_halves, dtypes_multiplied):
+    x, weight = torch.randn(15, 24).bfloat16(), torch.randn(50, 24).bfloat16()
+    with torch.no_grad():
+        linear(x[:1], weight)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(linear(x, weight).sum(), x)
+    assert gradient.dtype == torch.bfloat16
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.float16):
+        assert linear(x, weight).dtype == torch.float16
+    assert torch.float32 not in dtypes_multiplied
+
+
+@pytest.mark.parametrize(
+    ("capability", "bfloat16", "float16", "slow"),
+    [
+        ("AVX2", False, False, {torch.bfloat16, torch.float16}),
+        ("AVX512", True, False, {torch.float16}),
+        ("AVX512", True, True, set()),
+        ("DEFAULT", False, False, set()),
+    ],
+)
+def test_which_half_precision_is_slow_is_what_onednn_has_not(monkeypatch, capability, bfloat16, float16, slow):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(module, "onednn_has", lambda *names: True)
+    for name, there in (("_is_mkldnn_bf16_supported", bfloat16), ("_is_mkldnn_fp16_supported", float16)):
+        monkeypatch.setattr(torch.ops.mkldnn, name, lambda there=there: there)
+    assert module._slow_halves() == slow
+
+
 @pytest.mark.skipif(not HAS_ONEDNN, reason="this PyTorch has no oneDNN")
 def test_the_compilers_view_of_it_passes_opcheck():
     torch.library.opcheck(torch.ops.firebolt_vl.onednn_linear, (torch.randn(3, 8), torch.randn(6, 8), torch.randn(6)))

@@ -12,12 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import trainings
 from commands import Result
 from trainings import config, run, steps, weights, write_start
 
 from firebolt_vl import cli
-from firebolt_vl.train import checkpoints, loop, states
+from firebolt_vl.train import checkpoints, loop, session, states
 from firebolt_vl.train.config_files import load_config
 from firebolt_vl.train.errors import ConfigError, Stopped, TrainingError
 from firebolt_vl.train.foveated_tiny import recipe as foveated_recipe
@@ -76,6 +77,20 @@ def test_a_file_system_without_locks_is_said_and_no_other_run(folder, monkeypatc
     out = train(config(folder, max_steps=1), folder / "run", note=said.append)
     assert "whose file system has no locks" in said[0]
     assert steps(out) == [1]
+
+
+def test_bfloat16_is_told_where_the_cpu_has_no_products_in_it(folder, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(session, "SLOW_HALVES", frozenset())
+    assert session.slow_precision("bf16") is None
+    monkeypatch.setattr(session, "SLOW_HALVES", frozenset([torch.bfloat16]))
+    assert session.slow_precision("float32") is None
+    said = []
+    train(config(folder, max_steps=1, precision="bf16"), folder / "run", note=said.append)
+    assert "no products in bfloat16" in said[0]
+    assert "precision=float32" in said[0]
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert session.slow_precision("bf16") is None
 
 
 def test_a_lock_that_is_left_by_a_killed_process_is_no_hindrance(folder):

@@ -20,7 +20,7 @@ from firebolt_vl.model import (
 )
 from firebolt_vl.model.cpu import prepacking, quantization
 from firebolt_vl.model.cpu.joined import PartOfJoined
-from firebolt_vl.model.cpu.quantization import Int8Linear, has_kernels, quantize_linear
+from firebolt_vl.model.cpu.quantization import VNNI, Int8Linear, has_kernels, quantize_linear
 from firebolt_vl.model.cpu.quantized_models import quantized_linears
 
 KERNELS = [
@@ -66,6 +66,26 @@ def test_the_layer_is_its_equation(kernels, rows, width, out, bias, seed):
         step = (x.double().abs().amax(1, keepdim=True) / 127) * weight.abs().amax() * (1.01 if kernels else 0)
         assert ((found - wanted).abs() <= step + 1e-5 * wanted.abs().amax(1, keepdim=True) + 1e-12).all()
         assert_close(linear.weight.double(), rounded, relative=2e-2)
+
+
+@pytest.mark.skipif(not has_kernels(), reason="this CPU has no int8 kernels")
+@pytest.mark.parametrize("vnni", [False, pytest.param(True, marks=pytest.mark.skipif(not VNNI, reason="no VNNI"))])
+@pytest.mark.parametrize("shape", [(1, 256), (2, 3, 96)], ids=["one row", "a batch"])
+def test_the_largest_integers_add_up_exactly(vnni, shape, monkeypatch):
+    monkeypatch.setattr(quantization, "VNNI", vnni)
+    linear = nn.Linear(shape[-1], 33, bias=False)
+    with torch.no_grad():
+        linear.weight.random_(-127, 128)
+        linear.weight[:11] = 127
+        linear.weight[11:22] = -127
+        linear.weight[:, 0] = 127
+        integers = linear.weight.clone()
+        quantize_linear(linear)
+        x = torch.randint(-127, 128, shape).float()
+        x[0] = x[..., 0] = 127
+        assert torch.equal(linear.integers()[0].float(), integers)
+        assert_close(linear(x), x @ integers.T, relative=1e-6)
+        assert_close(linear(-x), -x @ integers.T, relative=1e-6)
 
 
 @kernels
