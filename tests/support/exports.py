@@ -86,9 +86,11 @@ beside PyTorch 2.13 on Python 3.11, and its portable kernels:
 - An open number of images and tiles makes lowering slow: the vision part of the embedded model, which has 0.3 million
   weights, took 3 minutes on two busy cores, and what reads a prompt was not done after as many.
 
-So a program is to have a fixed batch, one image of a fixed number of tiles, some of them masked, caches of a fixed
-length with what is not kept on their left, and an open text. Whether the parts of a whole model run in that form is not
-shown.
+So a program is to have a fixed batch, caches of a fixed length with what is not kept on their left, and an open text.
+Programs of a random model of two layers with s4 run in that form, for batch 1 and caches of 512 positions, 40 of them
+kept, with 1 and 5 grids: that of a prompt at 1, 2, 31 and 300 tokens (portable kernels), and that of one token (with
+XNNPACK's delegate). Each output is within 7e-07 of PyTorch's, relative to its norm. Lowering took about a minute of
+one core for each. Not shown: the vision part with a fixed number of tiles, and answers.
 
 What follows is written by `make test-exports`, on two cores of an AMD EPYC, without a GPU, with PyTorch {torch}, ONNX
 Runtime {onnx} and OpenVINO {openvino}.
