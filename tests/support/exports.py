@@ -90,7 +90,9 @@ So a program is to have a fixed batch, caches of a fixed length with what is not
 Programs of a random model of two layers with s4 run in that form, for batch 1 and caches of 512 positions, 40 of them
 kept, with 1 and 5 grids: that of a prompt at 1, 2, 31 and 300 tokens (portable kernels), and that of one token (with
 XNNPACK's delegate). Each output is within 7e-07 of PyTorch's, relative to its norm. Lowering took about a minute of
-one core for each. Not shown: the vision part with a fixed number of tiles, and answers.
+one core for each. The vision part with a fixed number of tiles lowers, and fails at run time: `op_permute_copy.cpp:
+tensors_have_same_dim_order`, of two inputs of different orders, perhaps that of the patch convolution (portable
+kernels; XNNPACK's delegate for it was not tried). So no answers were shown.
 
 What follows is written by `make test-exports`, on two cores of an AMD EPYC, without a GPU, with PyTorch {torch}, ONNX
 Runtime {onnx} and OpenVINO {openvino}.
