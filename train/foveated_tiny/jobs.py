@@ -3,16 +3,14 @@
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model
 
 from ...model import FoveatedProcessor, FoveatedVLM
-from ..loop import Job
-from ..states import States
 from ..tiny.fusion import EMBEDDING_STD, Rows
 from ..tiny.optimizers import Optimizers
 from ..tiny.pool import NO_COLOUR, NO_DIGIT, glyphs
+from ..tiny.small_job import SmallJob
 from ..tiny.tower import Heads
 from .pool import CARDS, Clips, normalised, with_cards
 
@@ -21,13 +19,15 @@ BACKGROUND_SHARE = 0.15
 QUERIES = ("q_static", "q_init")
 
 
-class TowerJob(Job):
+class TowerJob(SmallJob):
     """A new DINOv2, `tower`, that learns from frames what each patch is part of.
 
     It stands for the one that a real foveated model starts from, whose patches know what they show. Linear heads,
     thrown away afterwards, read from each patch in a digit's box which digit it is, its colour, and its handwriting; of
     all other patches a share says that it is nothing.
     """
+
+    learning = ("tower", "heads")
 
     def __init__(self, config: Dinov2Config, clips: Clips, steps: int, seed: int):
         torch.manual_seed(seed)
@@ -39,16 +39,6 @@ class TowerJob(Job):
         self.patches = config.image_size // config.patch_size
         modules = nn.ModuleList([self.tower, self.heads])
         self.optimizers = Optimizers(modules, steps, matrix_lr=0.02, lr=3e-3, weight_decay=0.05, decay=0.5)
-
-    def prepare(self, accelerator: Accelerator) -> None:
-        self.tower, self.heads = accelerator.prepare(self.tower, self.heads)
-        self.optimizers.prepare(accelerator)
-
-    def states(self) -> States:
-        return States({"tower": self.tower, "heads": self.heads}, self.optimizers.parts)
-
-    def start(self, step: int) -> None:
-        self.tower.train()
 
     def step(self, number: int) -> dict[str, float]:
         clip, frame = self.frames[torch.randint(len(self.frames), (TOWER_BATCH,))].unbind(1)
@@ -83,7 +73,7 @@ def of_patches(labels: Tensor, sources: Tensor, boxes: Tensor, side: int) -> tup
     )
 
 
-class LookJob(Job):
+class LookJob(SmallJob):
     """`model` learns, in place, to answer which digit has a colour, in one mode; its vision tower is left as it is.
 
     texts: of each of 6 colours and 10 digits the question and its answer, as row 10 colour + digit.
@@ -116,16 +106,6 @@ class LookJob(Job):
             decay=0.6,
             is_matrix=lambda name: name not in QUERIES,
         )
-
-    def prepare(self, accelerator: Accelerator) -> None:
-        self.model = accelerator.prepare(self.model)
-        self.optimizers.prepare(accelerator)
-
-    def states(self) -> States:
-        return States({"model": self.model}, self.optimizers.parts)
-
-    def start(self, step: int) -> None:
-        self.model.train()
 
     def step(self, number: int) -> dict[str, float]:
         clip, colour = self.asked[torch.randint(len(self.asked), (BATCH,))].unbind(1)

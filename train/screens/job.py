@@ -7,16 +7,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ...cmm.connector import Connector
 from ...cmm.positions import patch_boxes
 from ...model import FireboltForConditionalGeneration, FireboltProcessor
-from ..loop import Job
-from ..states import States
 from ..tiny.fusion import EMBEDDING_STD, sharpen_queries
 from ..tiny.optimizers import Optimizers
+from ..tiny.small_job import SmallJob
 from .batches import Batch, Drawing, Rows
 from .reading import Heads
 
@@ -52,7 +50,7 @@ class Amounts:
     grounding_loss: float = 0.5
 
 
-class ScreensJob(Job):
+class ScreensJob(SmallJob):
     """A model that learns to read, in place: tower, connector and decoder.
 
     The loss of a step is, in the first part, that of the patches' labels (`reading.Heads`). Then it is the
@@ -67,6 +65,8 @@ class ScreensJob(Job):
     all grids until late, since of those beyond its top_k nothing is learned. With `bfloat16` the tower multiplies in
     that dtype, on CPUs that can faster than in any other.
     """
+
+    learning = ("model", "heads")
 
     def __init__(
         self,
@@ -96,16 +96,6 @@ class ScreensJob(Job):
             warmup=50,
             is_matrix=lambda name: ".kernel." not in name,
         )
-
-    def prepare(self, accelerator: Accelerator) -> None:
-        self.model, self.heads = accelerator.prepare(self.model, self.heads)
-        self.optimizers.prepare(accelerator)
-
-    def states(self) -> States:
-        return States({"model": self.model, "heads": self.heads}, self.optimizers.parts)
-
-    def start(self, step: int) -> None:
-        self.model.train()
 
     def step(self, number: int) -> dict[str, float]:
         if number < self.course.reading * self.steps:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -18,10 +17,9 @@ from ...cmm import CrossModalModulator
 from ...evaluate.questions import GROUNDED_KINDS, NOTHING, Question
 from ...kernels import correlation_context
 from ...model import FireboltForConditionalGeneration, FireboltProcessor
-from ..loop import Job
-from ..states import States
 from ..tensors import Wanted
 from .optimizers import Optimizers
+from .small_job import SmallJob
 
 BATCH = 128
 CAPTIONS_EVERY, CAPTIONS_UNTIL, CAPTION_BATCH = 3, 0.6, 64
@@ -169,7 +167,7 @@ class Batches:
         self.order, self.place = order, int(place)
 
 
-class FusionJob(Job):
+class FusionJob(SmallJob):
     """The connector and the decoder of `model` learn, in place, from the grids of scenes, questions about them and
     captions.
 
@@ -211,17 +209,8 @@ class FusionJob(Job):
         self.questions, self.captions = Batches(questions, BATCH), Batches(captions, CAPTION_BATCH)
         self.spread = views.features.std()
 
-    def prepare(self, accelerator: Accelerator) -> None:
-        self.model = accelerator.prepare(self.model)
-        self.optimizers.prepare(accelerator)
-
-    def states(self) -> States:
-        return States(
-            {"model": self.model}, self.optimizers.parts, {"questions": self.questions, "captions": self.captions}
-        )
-
-    def start(self, step: int) -> None:
-        self.model.train()
+    def positions(self) -> Mapping[str, object]:
+        return {"questions": self.questions, "captions": self.captions}
 
     def step(self, number: int) -> dict[str, float]:
         captioned = number % CAPTIONS_EVERY == 0 and number < CAPTIONS_UNTIL * self.steps

@@ -10,14 +10,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from ..loop import Job
-from ..states import States
 from .optimizers import Optimizers
 from .pool import NO_COLOUR, NO_DIGIT, Pool, global_views, glyphs, tiles
+from .small_job import SmallJob
 
 BATCH = 64
 # Global views only come when tiles are known: together from the start, neither is learned in the same time.
@@ -46,8 +44,10 @@ class Heads(nn.Module):
         )
 
 
-class TowerJob(Job):
+class TowerJob(SmallJob):
     """A new vision tower, `tower`, that learns digits and colours from the scenes of a pool."""
+
+    learning = ("tower", "heads")
 
     def __init__(self, config: SiglipVisionConfig, pool: Pool, steps: int, seed: int):
         torch.manual_seed(seed)
@@ -57,16 +57,6 @@ class TowerJob(Job):
         self.written = glyphs()
         modules = nn.ModuleList([self.tower, *self.heads])
         self.optimizers = Optimizers(modules, steps, matrix_lr=0.01, lr=3e-3, weight_decay=0.05, decay=0.5)
-
-    def prepare(self, accelerator: Accelerator) -> None:
-        self.tower, self.heads = accelerator.prepare(self.tower, self.heads)
-        self.optimizers.prepare(accelerator)
-
-    def states(self) -> States:
-        return States({"tower": self.tower, "heads": self.heads}, self.optimizers.parts)
-
-    def start(self, step: int) -> None:
-        self.tower.train()
 
     def step(self, number: int) -> dict[str, float]:
         pool, (tile_heads, global_heads) = self.pool, self.heads

@@ -4,20 +4,18 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor
 
 from ....model import FireboltForConditionalGeneration
-from ...loop import Job
-from ...states import States
 from ...tiny.optimizers import Optimizers
+from ...tiny.small_job import SmallJob
 from .task import Asked, Task
 from .tower import boxes
 
 WEIGHT_DECAY = 0.01
 
 
-class BoardsJob(Job):
+class BoardsJob(SmallJob):
     """The connector and the decoder of `model` learn, in place, to answer questions about boards.
 
     The loss is the cross-entropy of the answers, and the balance of the connector's experts where it has some. Each
@@ -38,16 +36,6 @@ class BoardsJob(Job):
             warmup=recipe.warmup,
             is_matrix=lambda name: ".kernel." not in name,
         )
-
-    def prepare(self, accelerator: Accelerator) -> None:
-        self.model = accelerator.prepare(self.model)
-        self.optimizers.prepare(accelerator)
-
-    def states(self) -> States:
-        return States({"model": self.model}, self.optimizers.parts)
-
-    def start(self, step: int) -> None:
-        self.model.train()
 
     def step(self, number: int) -> dict[str, float]:
         asked = self.task.batch(self.seed, number, self.grids)
