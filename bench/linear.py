@@ -22,6 +22,7 @@ from ..kernels.linear import (
     onednn_product,
     prepacked,
 )
+from ..kernels.linear.onednn import onednn_has
 from ..model.cpu.quantization import has_kernels, quantize_linear
 from .kernels import device_name
 from .timing import Run, clock_name, quantile, time_in_turns
@@ -52,7 +53,7 @@ def in_8_bits(weight: Tensor) -> nn.Linear:
 
 
 WAYS = {
-    "oneDNN": Way(torch.float32, torch.clone, onednn_product, hasattr(torch.ops.mkldnn, PRODUCT)),
+    "oneDNN": Way(torch.float32, torch.clone, onednn_product, onednn_has(PRODUCT)),
     "prepacked": Way(torch.bfloat16, prepacked, linear_prepacked, can_prepack()),
     "widened": Way(torch.bfloat16, torch.clone, linear, torch.bfloat16 in SLOW_HALVES),
     "int8": Way(torch.float32, in_8_bits, lambda x, layer: layer(x), has_kernels()),

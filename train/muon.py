@@ -55,7 +55,10 @@ class Muon(torch.optim.Muon):
         for p in group["params"]:
             if p.grad is None:
                 continue
-            buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p.grad))
+            state = self.state[p]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(p.grad)
+            buffer = state["momentum_buffer"]
             buffer.lerp_(p.grad, 1 - momentum)
             update = p.grad.lerp(buffer, momentum).float()
             wide = update if p.shape[0] <= p.shape[1] else update.mT

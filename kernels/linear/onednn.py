@@ -7,11 +7,18 @@ from ..common.registered import register
 
 PRODUCT = "_linear_pointwise"
 """PyTorch's name for oneDNN's product with rows of weights as they are, which its compiler calls too."""
+HALVES = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+"""PyTorch's names for oneDNN's answer whether it multiplies half precision on this CPU."""
 
 
 def onednn_has(*names: str) -> bool:
     """Tell whether this PyTorch was built with oneDNN, and has these of its ops."""
     return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
+
+
+def onednn_multiplies(dtype: torch.dtype) -> bool:
+    """Tell whether oneDNN has products in a dtype of `HALVES` on this CPU (on x86: AVX-512, in float16 its FP16)."""
+    return onednn_has(HALVES[dtype]) and getattr(torch.ops.mkldnn, HALVES[dtype])()
 
 
 def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

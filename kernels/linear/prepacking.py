@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .onednn import PRODUCT, onednn_has, product
+from .onednn import PRODUCT, onednn_has, onednn_multiplies, product
 
 FULL_ROWS = 6
 FULL_ROWS_FROM = 2**21
@@ -13,8 +13,7 @@ FULL_ROWS_FROM = 2**21
 
 def can_prepack() -> bool:
     """Tell whether oneDNN multiplies bfloat16 with prepacked weights on this CPU (AVX-512 or better)."""
-    there = onednn_has(PRODUCT, "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
-    return there and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return onednn_has(PRODUCT, "_reorder_linear_weight") and onednn_multiplies(torch.bfloat16)
 
 
 def prepacked(weight: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Matrix multiplication of a layer on a CPU, by whichever of the libraries in PyTorch is fast on this processor."""
 
 import platform
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from ..symbolic import varies
 from ..transforms import transformed
-from .onednn import PRODUCT, onednn_has, product
+from .onednn import HALVES, PRODUCT, onednn_has, onednn_multiplies, product
 
 NOT_INTEL = ("AuthenticAMD", "HygonGenuine")
 LEAST_WEIGHTS = 2**19
@@ -45,7 +46,6 @@ def _onednn_is_faster() -> bool:
 
 
 ONEDNN = _onednn_is_faster()
-CHECKS = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 WIDENED_ROWS = 8
 WIDENED_WEIGHTS = 2**16
 PIECE = 2**20
@@ -68,9 +68,7 @@ def _slow_halves() -> frozenset[torch.dtype]:
     """
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         return frozenset()
-    return frozenset(
-        dtype for dtype, check in CHECKS.items() if not (onednn_has(check) and getattr(torch.ops.mkldnn, check)())
-    )
+    return frozenset(dtype for dtype in HALVES if not onednn_multiplies(dtype))
 
 
 SLOW_HALVES = _slow_halves()
@@ -103,9 +101,9 @@ def _is_widened(rows: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         return False
     if len(rows) < WIDENED_ROWS or weight.numel() < WIDENED_WEIGHTS or weight.dim() != 2:
         return False
-    if any(t.dtype != weight.dtype or type(t) not in (Tensor, nn.Parameter) for t in tensors):
+    if any(t.dtype != weight.dtype for t in tensors) or not _are_plain(tensors):
         return False
-    return not transformed() and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 
 
 def _by_float32(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -130,7 +128,11 @@ def _onednn_takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         return False
     if torch.compiler.is_compiling():
         return True
-    # It has neither forward-mode gradients nor vmap, and takes no tensors of a kind of their own.
+    return _are_plain(tensors)
+
+
+def _are_plain(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether tensors are of no kind of their own, and neither forward-mode gradients nor vmap are under way."""
     return all(type(t) in (Tensor, nn.Parameter) for t in tensors) and not transformed()
 
 

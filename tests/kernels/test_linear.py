@@ -15,7 +15,7 @@ from numerics import assert_close
 from firebolt_vl.bench.budget import over_budget
 from firebolt_vl.cmm.linear import Linear
 from firebolt_vl.kernels import reference
-from firebolt_vl.kernels.linear import PRODUCT, linear
+from firebolt_vl.kernels.linear import PRODUCT, linear, onednn
 
 # By its name: as an attribute of the package, `linear` is the function.
 module = importlib.import_module("firebolt_vl.kernels.linear.pytorch")
@@ -201,7 +201,7 @@ def test_a_token_and_what_needs_gradients_stay_in_half_precision(slow_halves, dt
 )
 def test_which_half_precision_is_slow_is_what_onednn_has_not(monkeypatch, capability, bfloat16, float16, slow):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(module, "onednn_has", lambda *names: True)
+    monkeypatch.setattr(onednn, "onednn_has", lambda *names: True)
     for name, there in (("_is_mkldnn_bf16_supported", bfloat16), ("_is_mkldnn_fp16_supported", float16)):
         monkeypatch.setattr(torch.ops.mkldnn, name, lambda there=there: there)
     assert module._slow_halves() == slow
