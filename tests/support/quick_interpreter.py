@@ -16,6 +16,7 @@ def install(interpreter):
     remember_dtypes(interpreter)
     remember_shapes(core)
     leave_out_overflow(interpreter)
+    remember_operands(interpreter)
 
 
 def patch_once_a_launch(interpreter):
@@ -96,3 +97,37 @@ def leave_out_overflow(interpreter):
     builder = interpreter.interpreter_builder
     if not builder.options.debug:
         builder.options = replace(builder.options, sanitize_overflow=False)
+
+
+# Of two operands of one such type, and of one shape, an operation has nothing to convert.
+PLAIN = {"fp32", "fp64", "int1", "int32", "int64"}
+
+
+def remember_operands(interpreter):
+    """The operands of +, *, < and so on were converted and broadcast at each operation: where they are alike already
+    there is nothing to do, and a number becomes the same tensor beside every tensor of a type and shape."""
+    semantic = interpreter.interpreter_semantic
+    convert, numbers = semantic.binary_op_type_checking_impl, {}
+
+    def kind(tensor):
+        return tensor.type.name
+
+    def operands(lhs, rhs, *how, **more):
+        left, right = isinstance(lhs, semantic.tensor), isinstance(rhs, semantic.tensor)
+        if left and right:
+            if kind(lhs) == kind(rhs) and lhs.dtype.name in PLAIN:
+                return lhs, rhs
+            return convert(lhs, rhs, *how, **more)
+        if left == right:
+            return convert(lhs, rhs, *how, **more)
+        number, tensor = (rhs, lhs) if left else (lhs, rhs)
+        # repr: 0.0 and -0.0 are equal, and so are 1, 1.0 and True
+        key = left, repr(number), kind(tensor), how, tuple(more.items())
+        if key in numbers:
+            return (lhs, numbers[key]) if left else (numbers[key], rhs)
+        converted = convert(lhs, rhs, *how, **more)
+        if converted[not left] is tensor:
+            numbers[key] = converted[left]
+        return converted
+
+    semantic.binary_op_type_checking_impl = operands
