@@ -14,6 +14,7 @@ BESIDE :=
 MACHINES :=
 TESTS :=
 SEED :=
+QUICK :=
 TRITON := 3.9.0
 export IMAGE := $(firstword $(sort $(wildcard examples/*.png)))
 export QUESTION := what digit is at the top left?
@@ -64,8 +65,9 @@ test-gpu: $(READY) ## run the kernels' tests on this machine's GPU, compiled, bf
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "this PyTorch sees no GPU")'
 	TRITON_INTERPRET=0 $(BIN)/pytest -m "triton or gpu"
 
-test-machines: $(READY) ## run all tests as on four CPUs, in random order (MACHINES="sse avx2-zen" TESTS="tests/cmm" SEED=1)
-	$(BIN)/python tests/support/machines.py --machines "$(MACHINES)" --tests "$(TESTS)" --seed "$(SEED)"
+test-machines: $(READY) ## run all tests as on four CPUs, in random order (MACHINES="sse avx2-zen" TESTS="tests/cmm" SEED=1 QUICK=1)
+	$(BIN)/python tests/support/machines.py --machines "$(MACHINES)" --tests "$(TESTS)" --seed "$(SEED)" \
+	    $(if $(QUICK),--quick)
 
 bench: $(READY) ## measure the kernels at a few sizes (all of them: firebolt bench kernels)
 	OMP_NUM_THREADS=1 $(BIN)/firebolt bench kernels --quick

@@ -1,7 +1,8 @@
 """Seeds, bounded property tests, one torch thread for each pytest worker, and random order where it is asked for.
 
 Every run is the same, unless TEST_SEED is given another number than 0 (`make test-machines`): then random numbers and
-examples are others, and tests run in an order that follows from it.
+examples are others, and tests run in an order that follows from it. TEST_EXAMPLES is the number of examples of each
+property.
 """
 
 import os
@@ -26,11 +27,12 @@ if os.environ["TRITON_INTERPRET"] == "1" and find_spec("triton"):
     interpreter.install()
 
 SEED = int(os.environ.get("TEST_SEED", 0))
+EXAMPLES = int(os.environ.get("TEST_EXAMPLES", 25))
 
 settings.register_profile(
     "ci",
     derandomize=SEED == 0,
-    max_examples=25,
+    max_examples=EXAMPLES,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

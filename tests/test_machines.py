@@ -19,8 +19,12 @@ def test_one(number):
 def test_skipped():
     pytest.skip("it is")
 
+@pytest.mark.any_cpu
 def test_failed():
     assert os.environ["OPENBLAS_CORETYPE"] != "Nehalem"
+
+def test_examples():
+    assert "TEST_EXAMPLES" not in os.environ or os.environ["TEST_EXAMPLES"] == "10"
 """
 
 
@@ -37,8 +41,18 @@ def test_a_part_is_run_counted_and_told(tests):
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     [line] = [line for line in done.stdout.splitlines() if line.startswith("| sse")]
-    assert line.startswith("| sse | 1 | 7 | 20 | 1 | 1 | ")
+    assert line.startswith("| sse | 1 | 7 | 21 | 1 | 1 | ")
     assert "test_failed`" in done.stdout
+    assert "written to" not in done.stdout
+
+
+@pytest.mark.skipif(machines.why_not(machines.MACHINES["sse"]) is not None, reason="no x86-64 CPU")
+def test_a_quick_run_leaves_out_what_is_the_same_on_every_cpu(tests):
+    tests.write_text(TESTS.replace('"TEST_EXAMPLES" not in os.environ or ', ""))
+    command = [sys.executable, SCRIPT, "--tests", tests, "--machines", "sse", "--seed", "7", "--quick"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| sse | 1 | 7 | 21 | 0 | 1 | " in done.stdout
     assert "written to" not in done.stdout
 
 

@@ -21,6 +21,7 @@ def arguments(batch: int, tokens: int, grids: int) -> tuple[torch.Tensor, ...]:
     return text, features, text_mask, grid_mask, torch.rand(batch, grids, 4, generator=generator)
 
 
+@pytest.mark.any_cpu
 @pytest.mark.parametrize("name", SSMS)
 def test_one_graph_serves_all_batches_texts_and_grids(name):
     """Also after a call without gradients, which keeps what it derived of the parameters."""

@@ -49,6 +49,7 @@ def test_output_and_gradients_are_those_of_the_definitions_in_float64(implementa
     assert_module_within_budget(run(layer, *inputs, implementation), run, layer, inputs)
 
 
+@pytest.mark.any_cpu
 @pytest.mark.parametrize("ssm", ["s4", "s4d", "mamba"])
 def test_the_pytorch_forms_compile_into_one_graph(ssm):
     torch.manual_seed(0)
@@ -67,6 +68,7 @@ def test_the_pytorch_forms_compile_into_one_graph(ssm):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.any_cpu
 @pytest.mark.parametrize(
     ("implementation", "ssm"),
     [("pytorch", "s4d"), *(pytest.param("triton", ssm, marks=MARKS) for ssm in ("s4", "s4d", "mamba"))],

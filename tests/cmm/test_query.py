@@ -192,6 +192,7 @@ def test_a_state_of_another_layer_is_refused():
         make().step(text[:, 0], make_connector("prepend").encode_grids(grids))
 
 
+@pytest.mark.any_cpu
 @torch.no_grad()
 def test_a_step_is_one_graph_for_torch_compile():
     layer = make("s4d", torch.float32, query="state", layers=2)

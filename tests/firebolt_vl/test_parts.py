@@ -238,7 +238,7 @@ LAUNCH += ("--dynamo_backend", "no", "--main_process_port", "0", "--module", "fi
 
 def test_killed_under_a_launcher_and_started_again_every_row_is_there_once(batch, checkpoint, images):
     """Two processes by `accelerate launch`; one is killed in the middle."""
-    asked = questions(40)
+    asked = questions(24)
     assert batch("--batch-size", 2, rows=asked).code == 0
     wanted = answers(images / "a.jsonl")
     (images / "a.jsonl").unlink()
@@ -254,7 +254,7 @@ def test_killed_under_a_launcher_and_started_again_every_row_is_there_once(batch
         children = psutil.Process(running.pid).children()
         next(child for child in children if child.environ().get("RANK") == "1").kill()
         assert running.wait() != 0
-    assert 2 <= part.read_bytes().count(b"\n") < 20
+    assert 2 <= part.read_bytes().count(b"\n") < 12
     assert not (images / "a.jsonl").exists()
     subprocess.run(command, cwd=images, env=environment, check=True, capture_output=True)
     assert answers(images / "a.jsonl") == wanted

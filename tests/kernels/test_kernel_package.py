@@ -18,6 +18,7 @@ from firebolt_vl.kernels.implementation import OPS, _refusal, implementation, us
 ROOT = Path(kernels.__file__).resolve().parents[1]
 
 
+@pytest.mark.any_cpu
 def test_the_kernels_are_loaded_once_where_their_folder_is_found_under_two_names():
     """In the repository root `import kernels` finds ./kernels too, and transformers looks for a package so named."""
     code = """
@@ -169,6 +170,7 @@ def test_autocast_does_not_round_the_arithmetic_of_a_sequence_op(name):
     assert torch.equal(found, wanted)
 
 
+@pytest.mark.any_cpu
 @pytest.mark.parametrize("name", sequence_op_results())
 def test_a_sequence_op_is_traced_without_a_break(name):
     run = sequence_op_results()[name]

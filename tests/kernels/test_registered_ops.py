@@ -105,6 +105,7 @@ def selective_scan_arguments(dtype=torch.float32, L=6):
     return u, delta, A.requires_grad_(), B, C, D, z, delta_bias, True, state, borders, True
 
 
+@pytest.mark.any_cpu
 @pytest.mark.parametrize("name", calls())
 def test_opcheck_passes(name):
     op, arguments = calls()[name]
@@ -122,6 +123,7 @@ def check_one_graph(run, arguments, leaves=None):
             torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.any_cpu
 @pytest.mark.parametrize("name", ["vandermonde", "cauchy"])
 def test_an_op_of_complex_numbers_compiles_into_one_graph(name):
     op, (first, *rest) = {"vandermonde": vandermonde, "cauchy": cauchy}[name], calls()[name][1]
@@ -136,6 +138,7 @@ def test_an_op_of_complex_numbers_compiles_into_one_graph(name):
 ON_A_GPU = pytest.mark.skipif(DEVICE == "cpu", reason="on a CPU the values of borders are checked")
 
 
+@pytest.mark.any_cpu
 @pytest.mark.parametrize("form", ["toeplitz", pytest.param("packed", marks=ON_A_GPU), "monarch", "vendor"])
 def test_a_convolution_compiles_into_one_graph(form, monkeypatch):
     monkeypatch.setattr(convolution, "choose_algorithm", lambda *_, **__: form)
@@ -151,6 +154,7 @@ def test_a_convolution_compiles_into_one_graph(form, monkeypatch):
     check_one_graph(run, leaves)
 
 
+@pytest.mark.any_cpu
 @pytest.mark.parametrize("L", [1, 20])
 def test_a_scan_compiles_into_one_graph(L):
     u, *rest, _ = scan_calls()["diagonal_scan"][1]
@@ -163,6 +167,7 @@ def test_a_scan_compiles_into_one_graph(L):
     check_one_graph(run, leaves)
 
 
+@pytest.mark.any_cpu
 def test_the_selective_scan_compiles_into_one_graph_for_every_length():
     """Of the first length a graph is made, of the second one for any other."""
     names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "delta_softplus", "initial_state")
@@ -187,6 +192,7 @@ def test_the_selective_scan_compiles_into_one_graph_for_every_length():
                 torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.any_cpu
 def test_the_gated_scan_compiles_into_one_graph_for_every_length():
     def run(a, b, state):
         return gated_scan(a.sigmoid(), 2 * b, state)
@@ -212,6 +218,7 @@ def layer(**options):
     return CrossModalModulator(config).to(DEVICE)
 
 
+@pytest.mark.any_cpu
 @pytest.mark.parametrize("G", [5, 17])  # from the table, and, with 6 tokens, from the context
 def test_the_modulator_compiles_into_one_graph(G):
     cmm = layer(ssm="s4d")

@@ -129,7 +129,7 @@ def set_up(folder: Path) -> None:
     write_checkpoint(folder / "checkpoint")
     write_questions(folder, QUESTIONS, seed=0)
     turns = [{"from": "human", "value": "<image>\nwhy?"}, {"from": "gpt", "value": "so"}]
-    rows = [{"image": f"{number % QUESTIONS}.png", "conversations": turns, "id": number} for number in range(20_000)]
+    rows = [{"image": f"{number % QUESTIONS}.png", "conversations": turns, "id": number} for number in range(5_000)]
     (folder / "release.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (folder / "notes.txt").write_text("notes\n", encoding="utf-8")
     (folder / "notes.errors.jsonl").write_text("notes\n", encoding="utf-8")

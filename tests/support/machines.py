@@ -3,7 +3,8 @@
 The libraries choose their code by what the CPU has; each can be told to use less. So a CPU can play those with fewer
 instructions, not those with more: these are left out, and a line says so. The table of a run of all tests is written to
 docs/machines.md. A run on some machines replaces their rows there, if the page is of the same versions on a like CPU;
-else its table is only printed. Exit code: 0 all passed, 1 some failed or could not run, 2 nothing to run.
+else its table is only printed, as is that of a part of the tests or of few examples (--quick). Exit code: 0 all passed,
+1 some failed or could not run, 2 nothing to run.
 """
 
 import argparse
@@ -25,6 +26,8 @@ from numpy._core._multiarray_umath import __cpu_dispatch__ as NUMPY_CODE
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "machines.md"
 WORKERS = 2
+QUICK_EXAMPLES = 10
+"""Of each property, with --quick."""
 # What torch calls them, from the fewest instructions to the most.
 CAPABILITIES = ("DEFAULT", "AVX2", "AVX512")
 FAILED = "Failed on "
@@ -86,13 +89,17 @@ def why_not(machine: Machine) -> str | None:
     return None
 
 
-def run(machine: Machine, tests: list[str], seed: int) -> Outcome:
+def run(machine: Machine, tests: list[str], seed: int, quick: bool = False) -> Outcome:
+    """Run the tests; quick: without those that are marked any_cpu, and with few examples of each property."""
+    environment = os.environ | machine.environment(seed)
+    if quick:
+        environment["TEST_EXAMPLES"] = str(QUICK_EXAMPLES)
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch, "report.xml")
         command = [sys.executable, "-m", "pytest", "-n", str(WORKERS), "-q", "-p", "no:cacheprovider", "-r", "fE"]
         start = time.monotonic()
-        command += [f"--junitxml={report}", *tests]
-        done = subprocess.run(command, cwd=ROOT, env=os.environ | machine.environment(seed), check=False)
+        command += [f"--junitxml={report}", *(["-m", "not any_cpu"] if quick else []), *tests]
+        done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
         seconds = time.monotonic() - start
         if not report.exists():
             return Outcome(0, [f"pytest ended with {done.returncode} and no report"], 0, seconds)
@@ -157,6 +164,11 @@ def main() -> int:
     parser.add_argument("--tests", default="", help="files and folders, with spaces between them; all if empty")
     parser.add_argument("--machines", default="", help=f"of {', '.join(MACHINES)}; all if empty")
     parser.add_argument("--seed", default="", help="of the first machine, the next has the next; drawn if empty")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"leave out tests marked any_cpu, take {QUICK_EXAMPLES} examples of each property",
+    )
     options = parser.parse_args()
     names, tests = options.machines.split() or list(MACHINES), options.tests.split()
     if unknown := [name for name in names if name not in MACHINES]:
@@ -172,7 +184,7 @@ def main() -> int:
             print(f"{name}: not run: {left_out[name]}", flush=True)
             continue
         print(f"{name}, seed {seeds[name]}: {MACHINES[name].environment(seeds[name])}", flush=True)
-        outcomes[name] = run(MACHINES[name], tests, seeds[name])
+        outcomes[name] = run(MACHINES[name], tests, seeds[name], options.quick)
     rows = {name: row(name, outcome, seeds[name]) for name, outcome in outcomes.items()}
     rows |= {name: f"| {name} | not run: {reason} |||||||" for name, reason in left_out.items()}
     failed = {name: failures(name, outcome) for name, outcome in outcomes.items() if outcome.failed}
@@ -180,7 +192,7 @@ def main() -> int:
     if not outcomes:
         return 2
     before = ({}, {}) if set(names) == set(MACHINES) else read_page(OUT.read_text(encoding="utf-8"))
-    if not tests and before is not None:
+    if not (tests or options.quick) and before is not None:
         others, their_failed = before
         their_failed = {name: text for name, text in their_failed.items() if name not in rows}
         temporary = OUT.with_suffix(".tmp")
