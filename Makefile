@@ -78,8 +78,8 @@ bench-llama: $(READY) ## build llama.cpp from the package index into out/llama, 
 gpu-day: $(READY) ## test and measure all on this machine's GPU, in 9 minutes (SECONDS=540), to docs/gpu/; goes on if cut short
 	env -u TRITON_INTERPRET $(BIN)/firebolt bench gpu-day --seconds $(SECONDS)
 
-compile-report: $(READY) ## compile every kernel for GPUs that need not be there, at a few sizes
-	env -u TRITON_INTERPRET $(BIN)/firebolt bench compile --quick
+compile-report: $(READY) ## compile every kernel for GPUs that need not be there, at a few sizes, for these in turn
+	env -u TRITON_INTERPRET $(BIN)/firebolt bench compile --quick --in-turn
 
 emulate: $(READY) ## run every compiled kernel without a GPU, at a few sizes (all: firebolt bench emulate)
 	env -u TRITON_INTERPRET OMP_NUM_THREADS=1 $(BIN)/firebolt bench emulate --quick

@@ -150,10 +150,14 @@ def specialise(launch: Launch, op: str, case: str, dtype: str, target: str) -> J
 
 
 def plan(
-    ops: Sequence[str], dtypes: Sequence[str], targets: Sequence[str], quick: bool = False
+    ops: Sequence[str], dtypes: Sequence[str], targets: Sequence[str], quick: bool = False, in_turn: bool = False
 ) -> tuple[list[Job], list[Row]]:
-    """The distinct compilations, and a row for each case in which an op failed before it started a kernel."""
+    """The distinct compilations, and a row for each case in which an op failed before it started a kernel.
+
+    in_turn   each for one target of NVIDIA and one of AMD, the next with each distinct compilation of a kernel
+    """
     jobs: dict[str, Job] = {}
+    turns = _Turns()
     failed = []
     for op in ops:
         started = False
@@ -167,12 +171,29 @@ def plan(
                     continue
                 started |= bool(launches)
                 for launch in launches:
-                    for target in targets:
-                        job = specialise(launch, op, str(case), dtype, target)
+                    specialised = [specialise(launch, op, str(case), dtype, target) for target in targets]
+                    for job in turns.choose(specialised) if in_turn else specialised:
                         jobs.setdefault(job.key(), job)
         if not started and any(dtype in dtypes for dtype in OPS[op].dtypes):
             failed.append(Row(op, op, "every size", "every dtype", "every target", problem="started no kernel"))
     return list(jobs.values()), failed
+
+
+class _Turns:
+    """Whose turn it is: kernel -> what was specialised, in order. Kernels begin with different targets."""
+
+    def __init__(self):
+        self.kernels: dict[str, dict[str, int]] = {}
+
+    def choose(self, jobs: Sequence[Job]) -> list[Job]:
+        """One of a vendor, of jobs that are one launch on several targets; of an equal launch the same ones."""
+        first = jobs[0]
+        turns = self.kernels.setdefault(first.kernel, {})
+        turn = turns.setdefault(first.key(), len(turns) + list(self.kernels).index(first.kernel))
+        vendors: dict[str, list[Job]] = {}
+        for job in jobs:
+            vendors.setdefault(CHIPS[job.target].backend, []).append(job)
+        return [of_vendor[turn % len(of_vendor)] for of_vendor in vendors.values()]
 
 
 def compile_job(job: Job) -> Row:
@@ -387,9 +408,10 @@ def report(
     quick: bool,
     processes: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    in_turn: bool = False,
 ) -> list[Row]:
     """Plan and compile; `progress(done, total)` is called after each compilation."""
-    jobs, rows = plan(ops, dtypes, targets, quick)
+    jobs, rows = plan(ops, dtypes, targets, quick, in_turn)
     progress(0, len(jobs))
     for row in compile_all(jobs, processes):
         rows.append(row)

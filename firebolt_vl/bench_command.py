@@ -18,6 +18,10 @@ def bench_compile(
     ] = None,
     dtype: Dtypes = None,
     quick: Quick = False,
+    in_turn: Annotated[
+        bool,
+        typer.Option("--in-turn", help="Each for one chip of NVIDIA and one of AMD, in turn: a third of the time."),
+    ] = False,
     processes: Processes = None,
     out: ReportFile = None,
     overwrite: Overwrite = False,
@@ -29,7 +33,7 @@ def bench_compile(
     """
     from .bench_commands import compile_report
 
-    compile_report(op, target, dtype, quick, processes, out, as_json, overwrite)
+    compile_report(op, target, dtype, quick, in_turn, processes, out, as_json, overwrite)
 
 
 @benchmarks.command("predict")

@@ -122,7 +122,15 @@ def command_line() -> str:
 
 
 def compile_report(
-    ops, targets, dtypes, quick: bool, processes: int | None, out: str | None, as_json: bool, overwrite: bool
+    ops,
+    targets,
+    dtypes,
+    quick: bool,
+    in_turn: bool,
+    processes: int | None,
+    out: str | None,
+    as_json: bool,
+    overwrite: bool,
 ) -> None:
     file = report_file(out, "Compile report\n", "rows", overwrite)
     try:
@@ -135,7 +143,7 @@ def compile_report(
     there = chosen("--op", ops, tuple(OPS))
     check_compiling(compiling.is_interpreting())
     with progress_bar("compiling") as progress:
-        rows = compiling.report(there, dtypes, targets, quick, processes or os.cpu_count() or 1, progress)
+        rows = compiling.report(there, dtypes, targets, quick, processes or os.cpu_count() or 1, progress, in_turn)
     data = {"rows": [asdict(row) for row in rows]}
     page = partial(compiling.markdown, rows)
     give_report(file, data, page, as_json, lambda: _show_compilations(rows, compiling))

@@ -143,6 +143,25 @@ def test_an_op_that_starts_no_kernel_is_a_problem(monkeypatch):
     assert [row.problem for row in rows] == ["started no kernel"]
 
 
+def test_in_turn_every_launch_is_compiled_for_a_chip_of_each_vendor(monkeypatch):
+    """Twelve launches of three kernels, the same at every size."""
+
+    def specialise(launch, op, case, dtype, target):
+        return compiling.Job(op, case, dtype, target, "module", f"kernel {launch % 3}", {"x": launch}, {}, {}, {})
+
+    monkeypatch.setattr(compiling, "record", lambda op, case, dtype: list(range(12)))
+    monkeypatch.setattr(compiling, "specialise", specialise)
+    jobs, rows = compiling.plan(["gated_scan"], ["float32"], list(CHIPS), quick=True, in_turn=True)
+    assert rows == []
+    for vendor in ("cuda", "hip"):
+        assert sorted(job.signature["x"] for job in jobs if CHIPS[job.target].backend == vendor) == list(range(12))
+    for kernel in ("kernel 0", "kernel 1", "kernel 2"):
+        assert {job.target for job in jobs if job.kernel == kernel} == set(CHIPS)
+    begun = [next(job.target for job in jobs if job.signature["x"] == launch) for launch in range(3)]
+    assert begun == ["sm_80", "sm_90", "sm_100"]
+    assert len(compiling.plan(["gated_scan"], ["float32"], list(CHIPS), quick=True)[0]) == 12 * len(CHIPS)
+
+
 def test_an_op_that_raises_is_a_problem(monkeypatch):
     def refuse(*args, **kwargs):
         raise ValueError("no such size")
