@@ -180,13 +180,13 @@ def plan(
 
 
 class _Turns:
-    """Whose turn it is: kernel -> what was specialised, in order. Kernels begin with different targets."""
+    """The order in which targets are taken: kernel -> what was specialised. Kernels begin with different ones."""
 
     def __init__(self):
         self.kernels: dict[str, dict[str, int]] = {}
 
     def choose(self, jobs: Sequence[Job]) -> list[Job]:
-        """One of a vendor, of jobs that are one launch on several targets; of an equal launch the same ones."""
+        """Take one job of each vendor, of jobs that are one launch on several targets; of an equal launch the same."""
         first = jobs[0]
         turns = self.kernels.setdefault(first.kernel, {})
         turn = turns.setdefault(first.key(), len(turns) + list(self.kernels).index(first.kernel))
