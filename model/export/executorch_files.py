@@ -1,9 +1,6 @@
 """Parts of a model as an ExecuTorch program: so many rows, an image in each, a text of open length up to a bound."""
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +11,7 @@ from torch.export import Dim
 from torch.utils._pytree import tree_map
 
 from ..firebolt.parts import ExportPart, Shape, example_part
-from .onnx_files import ExportError
+from .onnx_files import ExportError, quietly
 
 FILE = "model.pte"
 GROWN = "P+T"
@@ -86,7 +83,7 @@ def write_executorch(parts: Mapping[str, ExportPart], folder: Path) -> dict[str,
     ExecuTorch's own kernels compute all. Raises ExportError without ExecuTorch, and where it has not all kernels.
     """
     check_executorch()
-    with _quietly():
+    with quietly():
         program = lowered(parts)
         with (folder / FILE).open("wb") as file:
             program.write_to_file(file)
@@ -145,19 +142,6 @@ def check_executorch() -> None:
     """Raise ExportError where ExecuTorch is not installed."""
     if find_spec("executorch") is None:
         raise ExportError("export needs executorch, which is not installed; pip install 'firebolt-vl[executorch]'")
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Silence what lowers a graph, which tells of deprecated names in PyTorch and of libraries for GPUs."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 __all__ = ["Room", "bounded_parts", "check_executorch", "lowered", "write_executorch"]
