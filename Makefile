@@ -20,10 +20,10 @@ export IMAGE := $(firstword $(sort $(wildcard examples/*.png)))
 export QUESTION := what digit is at the top left?
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-versions test-machines test-messages test-harness test-suites test-exports test-page test-static test-ray test-hub test-gpu bench bench-llama gpu-day compile-report emulate fuzz format lint tiny counts docs
+.PHONY: help demo test test-versions test-machines test-messages test-harness test-suites test-exports test-executorch test-page test-static test-ray test-hub test-gpu bench bench-llama gpu-day compile-report emulate fuzz format lint tiny counts docs
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
 demo: $(READY) ## ask an example image a question, write out/demo.png (IMAGE=... QUESTION=...)
 	@mkdir -p out
@@ -47,6 +47,9 @@ test-suites: $(READY) ## ask of both models what transformers asks of its own, a
 
 test-exports: $(READY) ## compare exported graphs with PyTorch, in each engine, and write the page
 	OMP_NUM_THREADS=1 $(BIN)/python tests/support/exports.py --out docs/exports.md
+
+test-executorch: $(READY) ## compare exported ExecuTorch programs with PyTorch, in an environment of their own; the page
+	OMP_NUM_THREADS=1 $(BIN)/python tests/support/executorch_exports.py --out docs/executorch.md
 
 test-page: $(READY) ## ask on the page of `firebolt demo` in a headless browser, in an environment of its own; its picture
 	OMP_NUM_THREADS=1 $(BIN)/python tests/support/demo_page.py $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX)) \

@@ -70,6 +70,8 @@ setup(
         # Exports, and answers from them: ONNX Runtime and OpenVINO. `firebolt ask --engine` needs the runtimes alone.
         "onnx": ["onnx>=1.19,<2", "onnxscript>=0.5,<0.8", "onnxruntime>=1.22,<2"],
         "openvino": ["openvino>=2025.2", "onnx>=1.19,<2", "onnxscript>=0.5,<0.8"],
+        # Its runtime takes PyTorch's tensors.
+        "executorch": ["executorch>=1.5,<1.6"],
         # `firebolt serve`: an endpoint in the form of OpenAI's.
         "serve": ["starlette>=0.46", "uvicorn>=0.34"],
         # Preference tuning and reinforcement learning: `firebolt train sft`, `dpo` and `grpo`.

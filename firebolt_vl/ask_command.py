@@ -71,7 +71,7 @@ def ask(
         bool, typer.Option("--compile", help="torch.compile the generation step: the first answer waits for it.")
     ] = False,
     engine: Annotated[
-        Engine, typer.Option(help="What computes; the others take a folder of firebolt export, and need no PyTorch.")
+        Engine, typer.Option(help="What computes; others take a folder of firebolt export. onnx, openvino: no PyTorch.")
     ] = Engine.torch,
 ) -> None:
     """Answer a question about an image, a video or several of them, or with --batch many questions.

@@ -65,6 +65,12 @@ def export(
             metavar="8|4", help="For onnx: weights in so many bits, by blocks; else float32.", show_default=False
         ),
     ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="For executorch: rows that are read at a time. Default: 1.", show_default=False
+        ),
+    ] = None,
     runtime: Annotated[
         str | None,
         typer.Option(
@@ -75,9 +81,13 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint as graphs that need no PyTorch (firebolt ask --engine), as a page that answers in the browser,
-    or the kernels."""
+    or the kernels.
+
+    For executorch: one program, for a fixed batch and 512 tokens of prompt and answer at most."""
     if runtime is not None and engine is not ExportFor.page:
         raise Misuse(f"--runtime is {runtime} with {engine.value}, which takes none; leave it out")
+    if batch is not None and engine in (ExportFor.page, ExportFor.kernels):
+        raise Misuse(f"--batch is {batch} with {engine.value}; expected executorch, or leave it out")
     if engine is ExportFor.page:
         if bits is not None:
             raise Misuse(f"--bits is {bits} with page, whose weights are float32; leave it out")
@@ -90,7 +100,7 @@ def export(
         return
     from .export import export as write_graphs
 
-    done = write_graphs(engine.value, out, checkpoint, bits)
+    done = write_graphs(engine.value, out, checkpoint, bits, batch)
     if as_json:
         print(json.dumps(done.to_dict()))
     else:

@@ -12,11 +12,14 @@ from .errors import Failure, Misuse, told
 from .evaluate.familiar import FILE as FAMILIAR
 from .outputs import new_folder
 from .prompts import render, specials, stops
+from .views.tiling import count_compatible
 
 # Questions that stand for all in a chat template: with blanks at their ends, and without.
 PROBES = ("  What is it?  ", "q")
 # What weights in blocks may be rounded to.
 BITS = (8, 4)
+# Prompt and answer together in ExecuTorch, whose memory is planned for so many.
+POSITIONS = 512
 
 
 @dataclass
@@ -34,20 +37,25 @@ class Export:
         return asdict(self)
 
 
-def export(engine: str, out: str, checkpoint: str | None = None, bits: int | None = None) -> Export:
-    """Write a checkpoint for `engine` ("onnx" or "openvino") to the new folder `out`: whole, or not at all.
+def export(
+    engine: str, out: str, checkpoint: str | None = None, bits: int | None = None, batch: int | None = None
+) -> Export:
+    """Write a checkpoint for `engine` ("onnx", "openvino", "executorch") to a new folder `out`: whole, or not at all.
 
     In it are three graphs (images to grids, a prompt, one token) in float32, their weights, the tokenizer, and a
     description (`engines.description`) of how they fit together. With `bits`, 8 or 4, for ONNX Runtime alone, one graph
-    reads prompts and tokens, and its products have their weights in blocks of 32, the head's in 8 bits.
+    reads prompts and tokens, and its products have their weights in blocks of 32, the head's in 8 bits. For
+    ExecuTorch they are methods of one program, for exactly `batch` rows (None: 1) and POSITIONS tokens of text at most.
 
     Raises:
         Misuse, Failure: what cannot be done, in one line.
     """
     if bits is not None and (engine != "onnx" or bits not in BITS):
         raise Misuse(f"--bits is {bits} with {engine}; expected {' or '.join(map(str, BITS))}, with onnx")
+    if batch is not None and (engine != "executorch" or batch < 1):
+        raise Misuse(f"--batch is {batch} with {engine}; expected 1 or more, with executorch (others take any batch)")
     with new_folder("OUT", out) as unfinished:
-        folder, _ = write_graphs(Form(engine, bits), unfinished, checkpoint)
+        folder, _ = write_graphs(Form(engine, bits, batch=batch or 1), unfinished, checkpoint)
     files = sorted(Path(out).iterdir())
     size = sum(file.stat().st_size for file in files)
     return Export(str(folder), out, engine, [file.name for file in files], size, bits)
@@ -57,12 +65,14 @@ def export(engine: str, out: str, checkpoint: str | None = None, bits: int | Non
 class Form:
     """Kind of graphs: for which engine, with weights in how many bits (None: float32).
 
-    With `weights` they also give what each token weighed (`export_parts`), in float32 alone.
+    With `weights` they also give what each token weighed (`export_parts`), in float32 alone. `batch` is of ExecuTorch,
+    whose programs have so many rows.
     """
 
     engine: str
     bits: int | None = None
     weights: bool = False
+    batch: int = 1
 
 
 def write_graphs(form: Form, out: Path, checkpoint: str | None) -> tuple[Path, Description]:
@@ -92,7 +102,12 @@ def _write(form: Form, loaded: Loaded, folder: Path, out: Path) -> Description:
     processor: Any = loaded.processor
     prompts = [_prompt(loaded, images) for images in (0, 1)]
     views = _views(processor.image_processor)
-    parts, graphs = _graphs(form, model, (views["size"], views["tile_size"]), out)
+    most_tokens = model.config.text_config.max_position_embeddings
+    if form.engine == "executorch":
+        most_tokens = min(most_tokens, POSITIONS)
+        parts, graphs = _program(form, model, views, most_tokens, out)
+    else:
+        parts, graphs = _graphs(form, model, (views["size"], views["tile_size"]), out)
     _save_tokenizer(processor.tokenizer, out / TOKENIZER)
     if (folder / FAMILIAR).is_file():
         shutil.copyfile(folder / FAMILIAR, out / FAMILIAR)
@@ -108,7 +123,7 @@ def _write(form: Form, loaded: Loaded, folder: Path, out: Path) -> Description:
         prompts=prompts,
         stops=stops(model),
         controls=control_tokens(processor.tokenizer),
-        most_tokens=model.config.text_config.max_position_embeddings,
+        most_tokens=most_tokens,
         views=views,
         bits=form.bits,
     )
@@ -133,6 +148,27 @@ def _graphs(form: Form, model: Any, sides: tuple[int, int], out: Path) -> tuple[
 
     parts = fused_parts(model, *sides)
     return parts, write_onnx(parts, out, {TEXT: Rounding(form.bits, kept_whole(model))})
+
+
+def _program(
+    form: Form, model: Any, views: Mapping[str, Any], most_tokens: int, out: Path
+) -> tuple[Mapping[str, Any], dict[str, str]]:
+    """Write an ExecuTorch program; the parts that it has as methods, and its file for each."""
+    from .model.export.executorch_files import Room, bounded_parts, check_executorch, write_executorch
+
+    room = Room(form.batch, _most_tiles(views), most_tokens)
+    check_executorch()
+    parts = bounded_parts(model.export_parts(views["size"], views["tile_size"]), room)
+    return parts, write_executorch(parts, out)
+
+
+def _most_tiles(views: Mapping[str, Any]) -> int:
+    """Count the tiles that an image can have. Raises Failure where there is no bound."""
+    if views["tiling"] == "native":
+        return views["max_tiles"]
+    if not views["do_resize"]:
+        raise Failure("the checkpoint cuts images of any size into as many tiles; expected one with do_resize")
+    return count_compatible(views["size"], views["size"], views["tile_size"], views["tile_overlap"])
 
 
 def _lists(named: Mapping[str, tuple]) -> dict[str, list]:

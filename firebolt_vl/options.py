@@ -28,11 +28,13 @@ class Engine(StrEnum):
     torch = "torch"
     onnx = "onnx"
     openvino = "openvino"
+    executorch = "executorch"
 
 
 class ExportFor(StrEnum):
     onnx = "onnx"
     openvino = "openvino"
+    executorch = "executorch"
     page = "page"
     kernels = "kernels"
 

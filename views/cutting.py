@@ -51,13 +51,15 @@ def cut_views(image: Image.Image, side: int, settings: Mapping[str, Any]) -> Ima
     return ImageViews(normalise(whole, **rule), normalise(tiles, **rule), boxes, tiled.shape[1], tiled.shape[2])
 
 
-def stacked(rows: list[list[ImageViews]], side: int, tile: int) -> dict[str, np.ndarray]:
+def stacked(rows: list[list[ImageViews]], side: int, tile: int, least_tiles: int = 0) -> dict[str, np.ndarray]:
     """Lay the views of B rows of at most I images out side by side, with room for the M tiles of the one with most.
+
+    M is `least_tiles` at least.
 
     Returns `pixel_values` [B,I,3,S,S], `pixel_tiles` [B,I,M,3,t,t], `tile_mask` [B,I,M], `image_mask` [B,I] and
     `grid_boxes` [B,I,1+M,4], as FireboltImageProcessor describes them.
     """
-    most_tiles = max(len(image.tiles) for row in rows for image in row)
+    most_tiles = max([least_tiles, *(len(image.tiles) for row in rows for image in row)])
     lead = (len(rows), max(len(row) for row in rows))
     pixel_values = np.zeros((*lead, 3, side, side), dtype=np.float32)
     pixel_tiles = np.zeros((*lead, most_tiles, 3, tile, tile), dtype=np.float32)

@@ -14,8 +14,9 @@ FILE, TOKENIZER, FORMAT = "engine.json", "tokenizer.json", 1
 class Description:
     """Everything that a runner has to know beside the graphs.
 
-    engine        "onnx" or "openvino"
-    graphs        part -> file: "grids", "prompt" and "step", or "grids" and "text", which reads prompts and tokens
+    engine        "onnx", "openvino" or "executorch"
+    graphs        part -> file: "grids", "prompt" and "step", or "grids" and "text", which reads prompts and tokens; of
+                  ExecuTorch one file, of which each part is a method
     inputs        part -> name -> shape: numbers, and letters for open sizes (B rows, I images, M tiles, G grids, T
                   tokens, P positions before, S positions that there is room for)
     outputs       part -> name -> shape; what is called next.NAME is NAME of the call after it

@@ -13,6 +13,7 @@ from .answer import Answer
 from .description import TOKENIZER, Description, read_description
 from .graphs import OPENERS, Arrays, Graph, onnx_session
 from .in_place import TextInPlace
+from .program import open_program
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -46,9 +47,7 @@ class GraphEngine:
         for file in (TOKENIZER, *description.graphs.values()):
             if not (folder / file).is_file():
                 raise Failure(f"checkpoint {folder} lacks {file}; export the model again")
-        graphs = {
-            part: OPENERS[engine](folder / file, threads) for part, file in description.graphs.items() if part != TEXT
-        }
+        graphs = _opened(folder, description, threads)
         text = onnx_session(folder / description.graphs[TEXT], threads) if TEXT in description.graphs else None
         return cls(folder, description, graphs, _read_tokenizer(folder / TOKENIZER), text)
 
@@ -60,6 +59,11 @@ class GraphEngine:
         on_token: Callable[[int], None] | None = None,
     ) -> Answer:
         """Answer as `Engine.answer` says."""
+        rows = self.description.inputs["grids"]["pixel_values"][0]
+        if rows not in ("B", 1):
+            raise Failure(
+                f"checkpoint {self.folder} reads {rows} rows at a time; expected firebolt export executorch --batch 1"
+            )
         prompt = self.encode(question, 0 if image is None else 1)
         room = min(max_new_tokens, self.description.most_tokens - len(prompt))
         read = self.begin(self.grids(image), len(prompt) + room)
@@ -106,8 +110,13 @@ class GraphEngine:
             return self._zeros("prompt" if self.text is None else TEXT, {"B": 1, "G": 1}, "grid.")
         settings = self.description.views
         side, tile = settings["size"], settings["tile_size"]
-        views = stacked([[cut_views(image, side, settings)]], side, tile)
+        views = stacked([[cut_views(image, side, settings)]], side, tile, self._least_tiles())
         return self.graphs["grids"](views)
+
+    def _least_tiles(self) -> int:
+        """Count the tiles that there have to be at least, masked where an image has fewer."""
+        least = self.description.inputs["grids"].get("tile_mask", ["B", "I", "M"])[2]
+        return least if isinstance(least, int) else 0
 
     def begin(self, grids: Arrays, room: int) -> Callable[[np.ndarray], np.ndarray]:
         """Begin a text about these grids, of `room` tokens at most: what reads its next tokens [1,T], the prompt's
@@ -149,6 +158,14 @@ class GraphEngine:
             for name, shape in self.description.inputs[part].items()
             if name.removeprefix("second.").startswith(prefix)
         }
+
+
+def _opened(folder: Path, description: Description, threads: int | None) -> dict[str, Graph]:
+    """The graphs of a description but "text", as functions."""
+    if description.engine == "executorch":
+        return open_program(folder / description.graphs["grids"], description.inputs, description.outputs, threads)
+    opener = OPENERS[description.engine]
+    return {part: opener(folder / file, threads) for part, file in description.graphs.items() if part != TEXT}
 
 
 def _log_probability(logits: np.ndarray, token: int) -> float:

@@ -5,7 +5,7 @@ from pathlib import Path
 from ..errors import Failure
 from .answer import Engine
 
-ENGINES = ("torch", "onnx", "openvino")
+ENGINES = ("torch", "onnx", "openvino", "executorch")
 
 
 def load_engine(checkpoint: str | Path | None = None, engine: str = "torch", *, threads: int | None = None) -> Engine:
@@ -14,7 +14,7 @@ def load_engine(checkpoint: str | Path | None = None, engine: str = "torch", *, 
     Arguments:
         checkpoint: with the engine "torch" what `firebolt ask --checkpoint` takes; else a folder that `firebolt export`
             wrote for that engine.
-        engine: "torch", "onnx" (ONNX Runtime) or "openvino". The last two need no PyTorch.
+        engine: "torch", "onnx" (ONNX Runtime), "openvino" or "executorch". The second and the third need no PyTorch.
         threads: how many the engine's graphs run with; None: as many as it likes. Not for "torch", which has its own
             setting (torch.set_num_threads).
 

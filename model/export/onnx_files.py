@@ -41,7 +41,7 @@ def write_onnx(
             f"export needs {error.name}, which is not installed; pip install 'firebolt-vl[onnx]'"
         ) from None
     files = {name: f"{name}.onnx" for name in parts}
-    with (folder / WEIGHTS).open("wb") as file, _quietly(), torch.no_grad():
+    with (folder / WEIGHTS).open("wb") as file, quietly(), torch.no_grad():
         weights = _Weights(file, folder)
         for name, part in parts.items():
             graph = _graph(part)
@@ -112,8 +112,8 @@ class _Weights:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Silence the exporter, which tells of packages that are not there and of constants that it leaves."""
+def quietly() -> Iterator[None]:
+    """Silence exporters, which tell of packages that are not there, of old names and of constants that they leave."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -124,4 +124,4 @@ def _quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-__all__ = ["ExportError", "write_onnx"]
+__all__ = ["ExportError", "quietly", "write_onnx"]

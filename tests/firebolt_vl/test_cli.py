@@ -675,6 +675,7 @@ class TestProcess:
             "onnxscript",
             "onnxruntime",
             "openvino",
+            "executorch",
             "firebolt_vl.train",
             "firebolt_vl.bench",
         ]

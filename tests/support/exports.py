@@ -74,25 +74,7 @@ padding. The 4-bit codes are those of `quantize_int4`.
 OpenVINO is without: tried by hand on the same graph, which it reads, it was the slower one (no command here repeats
 that), and ONNX Runtime's wheels are smaller, and there for more systems.
 
-ExecuTorch is not among the engines. Tried by hand (no command here repeats that) with its wheel 1.5.1, which imports
-beside PyTorch 2.13 on Python 3.11, and its portable kernels:
-
-- A loop over time with an open text and a fixed batch gives PyTorch's numbers exactly: batch 1, texts of 1, 2, 6, 7 and
-  16 tokens.
-- With an open batch too it lowers, and fails at run time: `op_copy.cpp: Check failed (tensor_is_broadcastable_to(src,
-  in))`, `KernelCall failed in operator aten::copy_.: 0x12`. It is the state of a `scan` before its first token: its
-  memory has the upper bound of rows (4), is not resized, and so takes 4 rows, 1 (by broadcasting), and not 3.
-- Every open size wants an upper bound, and memory is planned for it.
-- An open number of images and tiles makes lowering slow: the vision part of the embedded model, which has 0.3 million
-  weights, took 3 minutes on two busy cores, and what reads a prompt was not done after as many.
-
-So a program is to have a fixed batch, caches of a fixed length with what is not kept on their left, and an open text.
-Programs of a random model of two layers with s4 run in that form, for batch 1 and caches of 512 positions, 40 of them
-kept, with 1 and 5 grids: that of a prompt at 1, 2, 31 and 300 tokens (portable kernels), and that of one token (with
-XNNPACK's delegate). Each output is within 7e-07 of PyTorch's, relative to its norm. Lowering took about a minute of
-one core for each. The vision part with a fixed number of tiles lowers, and fails at run time: `op_permute_copy.cpp:
-tensors_have_same_dim_order`, of two inputs of different orders, perhaps that of the patch convolution (portable
-kernels; XNNPACK's delegate for it was not tried). So no answers were shown.
+ExecuTorch's programs have fixed sizes, and a page of their own: [executorch.md](executorch.md).
 
 What follows is written by `make test-exports`, on two cores of an AMD EPYC, without a GPU, with PyTorch {torch}, ONNX
 Runtime {onnx} and OpenVINO {openvino}.
