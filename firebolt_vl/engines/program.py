@@ -1,6 +1,8 @@
 """An ExecuTorch program as functions of named NumPy arrays."""
 
 import logging
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,14 @@ def open_program(file: Path, inputs: Shapes, outputs: Shapes, threads: int | Non
     try:
         from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime
-    except ImportError:
+    except Exception as error:  # built for another PyTorch, it fails in many ways
+        if find_spec("executorch") is None:
+            raise Failure(
+                "the engine executorch needs executorch, which is not installed; pip install 'firebolt-vl[executorch]'"
+            ) from None
         raise Failure(
-            "the engine executorch needs executorch, which is not installed; pip install 'firebolt-vl[executorch]'"
+            f"the engine executorch: executorch cannot be imported beside PyTorch {version('torch')} ({told(error)}); "
+            "docs/executorch.md has versions that go together"
         ) from None
     finally:
         logging.disable(disabled)

@@ -1,6 +1,7 @@
 """Parts of a model as an ExecuTorch program: so many rows, an image in each, a text of open length up to a bound."""
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,9 +140,19 @@ def _folded(exported: Any) -> Any:
 
 
 def check_executorch() -> None:
-    """Raise ExportError where ExecuTorch is not installed."""
+    """Raise ExportError where ExecuTorch is not installed, or does not work beside this PyTorch."""
     if find_spec("executorch") is None:
         raise ExportError("export needs executorch, which is not installed; pip install 'firebolt-vl[executorch]'")
+    try:
+        with quietly():
+            import_module("executorch.exir")
+            import_module("executorch.runtime")
+    except Exception as error:  # built for another PyTorch, it fails in many ways
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise ExportError(
+            f"export: executorch cannot be imported beside PyTorch {torch.__version__} ({message}); docs/executorch.md "
+            "has versions that go together"
+        ) from None
 
 
 __all__ = ["Room", "bounded_parts", "check_executorch", "lowered", "write_executorch"]

@@ -97,6 +97,19 @@ def test_executorch_that_is_not_installed_is_named(firebolt, described, monkeypa
         load_engine(described, "executorch")
 
 
+def test_executorch_of_another_pytorch_is_told(firebolt, described, monkeypatch):
+    package = described.parent / "site" / "executorch"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise OSError('undefined symbol: c10')\n")
+    monkeypatch.syspath_prepend(package.parent)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "executorch"]:
+        monkeypatch.delitem(sys.modules, name)
+    words = "executorch cannot be imported beside PyTorch", "undefined symbol: c10", "docs/executorch.md"
+    assert_refused(firebolt("export", "executorch", "out"), 1, *words)
+    with pytest.raises(Failure, match=r"executorch cannot be imported beside PyTorch .* \(.*undefined symbol: c10"):
+        load_engine(described, "executorch")
+
+
 @pytest.mark.parametrize("engine", ["onnx", "openvino", "page", "kernels"])
 def test_a_batch_is_of_executorch(firebolt, engine):
     assert_refused(firebolt("export", engine, "out", "--batch", "3"), 2, f"--batch is 3 with {engine}; expected")
