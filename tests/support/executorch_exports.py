@@ -98,6 +98,7 @@ def install(folder: Path) -> Path:
 def embedded_errors(folder: Path, exported: bool) -> dict[int, float]:
     """Rows -> the largest error of the embedded model, exported to `folder`, or found there."""
     from exported import Parts
+    from exports import largest_error
 
     from firebolt_vl import embedded_checkpoint
     from firebolt_vl.engines import load_engine
@@ -110,7 +111,7 @@ def embedded_errors(folder: Path, exported: bool) -> dict[int, float]:
         if not exported:
             export("executorch", str(place), batch=rows)
         engine = load_engine(place, "executorch", threads=1)
-        found[rows] = largest_error(model, Parts.of(engine), rows, (64, 32))
+        found[rows] = largest_error(model, Parts.of(engine), (64, 32), sizes_of(rows))
     return found
 
 
@@ -118,7 +119,7 @@ def random_errors(folder: Path, options: dict) -> dict[int, float]:
     """Rows -> the largest error of a small random model with these options."""
     import tiny_models
     from exported import Parts
-    from exports import TEXT
+    from exports import TEXT, largest_error
 
     from firebolt_vl.engines.program import open_program
     from firebolt_vl.export import POSITIONS
@@ -133,17 +134,15 @@ def random_errors(folder: Path, options: dict) -> dict[int, float]:
             for ends in ("inputs", "outputs")
         )
         graphs = open_program(folder / FILE, inputs, outputs, 1)
-        found[rows] = largest_error(model, Parts(graphs, inputs), rows, (32, 16))
+        found[rows] = largest_error(model, Parts(graphs, inputs), (32, 16), sizes_of(rows))
     return found
 
 
-def largest_error(model, parts, rows: int, sides: tuple[int, int]) -> float:
-    """The largest error of all sizes with so many rows and an image at most."""
-    from exported import logits_error
+def sizes_of(rows: int) -> list[tuple[int, int, int]]:
+    """The sizes that are compared of a program for so many rows, which has an image at most in each."""
     from exports import SIZES
 
-    sizes = [one for one in SIZES if one[0] == rows and one[2] <= 1]
-    return max(logits_error(model, parts, *one, sides) for one in sizes)
+    return [one for one in SIZES if one[0] == rows and one[2] <= 1]
 
 
 def same_answers(folder: Path) -> int:

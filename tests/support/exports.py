@@ -126,8 +126,8 @@ def random_errors(folder: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def largest_error(model, parts: Parts, sides: tuple[int, int]) -> float:
-    return max(logits_error(model, parts, *size, sides) for size in SIZES)
+def largest_error(model, parts: Parts, sides: tuple[int, int], sizes: list[tuple[int, int, int]] = SIZES) -> float:
+    return max(logits_error(model, parts, *size, sides) for size in sizes)
 
 
 def embedded_exports(folder: Path) -> dict[str, Path]:
