@@ -14,7 +14,7 @@ from ....files.writing import write_whole
 from ....model import FireboltForConditionalGeneration
 from ...tensors import read_about, read_tensors, write_tensors
 from .exam import answers_of, share
-from .questions import DIGIT, KINDS, NAME, NAMES, Questions, text_of
+from .questions import DIGIT, NAME, NAMES, Questions, text_of
 from .scenes import CELLS, DIGITS
 from .task import Asked, Task
 from .variants import VARIANTS, make_model
@@ -32,11 +32,10 @@ def recall(count: int, generator: torch.Generator) -> Questions:
     for name, digit in zip(names.unbind(1), digits.unbind(1)):
         words += [NAME + name, DIGIT + digit]
     asked = torch.randint(len(NAMES), (count, 1), generator=generator)
-    ids = text_of(*words, "digit", "of", NAME + names.gather(1, asked)[:, 0], "?")
-    lengths = torch.full((count,), len(words) + 4)
-    answers = DIGIT + digits.gather(1, asked)[:, 0]
-    kinds = torch.full((count,), KINDS.index("bind"))
-    return Questions(ids, lengths, answers, kinds, torch.zeros(count, CELLS, dtype=torch.bool))
+    words += ["digit", "of", NAME + names.gather(1, asked)[:, 0], "?"]
+    ids, lengths = text_of(*words, length=len(words)), torch.full((count,), len(words))
+    answers, no_kind = DIGIT + digits.gather(1, asked)[:, 0], torch.full((count,), -1)
+    return Questions(ids, lengths, answers, no_kind, torch.zeros(count, CELLS, dtype=torch.bool))
 
 
 def pretrain() -> dict[str, Tensor]:

@@ -39,14 +39,9 @@ class BoardsJob(SmallJob):
 
     def step(self, number: int) -> dict[str, float]:
         asked = self.task.batch(self.seed, number, self.grids)
-        answers, balance = torch.zeros(()), torch.zeros(())
-        for part in asked.by_length():
-            share = len(part) / len(asked)
-            logits, of_part = answer_logits(self.model, self.grids, part)
-            answers = answers + share * F.cross_entropy(logits, part.questions.answers)
-            if of_part is not None:
-                balance = balance + share * of_part
-        loss = answers + self.model.balance_weight * balance
+        logits, balance = answer_logits(self.model, self.grids, asked)
+        answers = F.cross_entropy(logits, asked.questions.answers)
+        loss = answers if balance is None else answers + self.model.balance_weight * balance
         done = self.optimizers.step(loss, number)
         measured = {"loss": answers.item(), "tokens": int(asked.questions.lengths.sum())}
         return measured if done else {**measured, "skipped": True}

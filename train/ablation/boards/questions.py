@@ -1,4 +1,4 @@
-"""Questions about boards, a word a token, whose answers are one word; six kinds, drawn for many boards at once."""
+"""Questions about boards, a word a token, whose answers are one word; five kinds, drawn for many boards at once."""
 
 from dataclasses import dataclass
 
@@ -10,27 +10,28 @@ from .scenes import CELLS, CELLS_A_SIDE, DIGITS, Boards
 
 # at        the digit, or the colour, in a cell: one look, at a place
 # find      the colour, or the row, of a digit that is there once: one look, for a thing
+# count     how many there are of a colour: a look at everything
 # both      the row of a digit of a colour, among others of the digit and others of the colour: a look for two words
 # beside    the digit right of one that is there once: a second look, from where the first led
-# count     how many there are of a colour: a look at everything
-# bind      three digits are given names, and the colour of one is asked for by its name: a look that has to be kept
-KINDS = ("at", "find", "both", "beside", "count", "bind")
+KINDS = ("at", "find", "count", "both", "beside")
+FIRST_KINDS = KINDS[:3]
+"""Kinds whose look one word alone decides."""
 NAMES = ("ann", "bob", "cleo")
 ROWS = tuple(f"row {row + 1}" for row in range(CELLS_A_SIDE))
-CELL_NAMES = tuple(f"{column}{row + 1}" for row in range(CELLS_A_SIDE) for column in "abcdef")
+CELL_NAMES = tuple(f"{column}{row + 1}" for row in range(CELLS_A_SIDE) for column in "abcd")
 PLAIN = ("digit", "colour", "row", "at", "of", "right of", "how many", "?")
 WORDS = ("<pad>", *map(str, range(DIGITS)), *COLOURS, *ROWS, *CELL_NAMES, *NAMES, *PLAIN)
 TOKEN = {word: token for token, word in enumerate(WORDS)}
 PAD = TOKEN["<pad>"]
 DIGIT, COLOUR, ROW, CELL = TOKEN["0"], TOKEN[COLOURS[0]], TOKEN[ROWS[0]], TOKEN[CELL_NAMES[0]]
 NAME = TOKEN[NAMES[0]]
-LONGEST = 2 * len(NAMES) + 4
+LONGEST = 5
 
 
 @dataclass(frozen=True)
 class Questions:
     """N questions: `ids` [N,T], padded on the right, their `lengths` [N], the `answers` [N], a token each, the `kinds`
-    [N], and `shows` [N,36] bool, the cells that the answer rests on."""
+    [N], and `shows` [N,16] bool, the cells that the answer rests on."""
 
     ids: Tensor
     lengths: Tensor
@@ -60,12 +61,12 @@ def ask(boards: Boards, kinds: Tensor, generator: torch.Generator) -> Questions:
 
 
 def _any_of(candidates: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One of the candidates [N,36] bool of each row at random, [N], and whether there is one, [N]."""
+    """One of the candidates [N,16] bool of each row at random, [N], and whether there is one, [N]."""
     return (torch.rand(candidates.shape, generator=generator) * candidates).argmax(1), candidates.any(1)
 
 
 def _at(x: Tensor, cell: Tensor) -> Tensor:
-    """x [N,36] at a cell of each row [N]."""
+    """x [N,16] at a cell of each row [N]."""
     return x.gather(1, cell[:, None])[:, 0]
 
 
@@ -76,17 +77,17 @@ def _shown(*cells: Tensor) -> Tensor:
     return shown
 
 
-def text_of(*words: str | Tensor) -> Tensor:
-    """Token ids [N,LONGEST] of words: the same in all rows, or a token for each [N]."""
+def text_of(*words: str | Tensor, length: int = LONGEST) -> Tensor:
+    """Token ids [N,length], padded on the right, of words: the same in all rows, or a token for each [N]."""
     rows = next(len(word) for word in words if isinstance(word, Tensor))
-    ids = torch.full((rows, LONGEST), PAD)
+    ids = torch.full((rows, length), PAD)
     for place, word in enumerate(words):
         ids[:, place] = TOKEN[word] if isinstance(word, str) else word
     return ids
 
 
 def _counts(values: Tensor) -> Tensor:
-    """Count how often the value of each cell is there on its board, [N,36]."""
+    """Count how often the value of each cell is there on its board, [N,16]."""
     return (values[:, :, None] == values[:, None]).sum(-1)
 
 
@@ -110,6 +111,13 @@ def _ask_find(boards: Boards, generator: torch.Generator):
     return text, answers, _shown(cell), there
 
 
+def _ask_count(boards: Boards, generator: torch.Generator):
+    colour = torch.randint(len(COLOURS), (len(boards),), generator=generator)
+    counted = boards.colours == colour[:, None]
+    text = text_of("how many", "of", COLOUR + colour, "?")
+    return text, DIGIT + counted.sum(1).clamp(max=DIGITS - 1), counted, counted.sum(1) < DIGITS
+
+
 def _ask_both(boards: Boards, generator: torch.Generator):
     pair = torch.where(boards.filled, boards.digits * len(COLOURS) + boards.colours, -1)
     several = (_counts(boards.digits) > 1) & (_counts(boards.colours) > 1)
@@ -126,31 +134,10 @@ def _ask_beside(boards: Boards, generator: torch.Generator):
     return text, DIGIT + _at(boards.digits, other).clamp(0), _shown(other), there
 
 
-def _ask_count(boards: Boards, generator: torch.Generator):
-    colour = torch.randint(len(COLOURS), (len(boards),), generator=generator)
-    counted = boards.colours == colour[:, None]
-    text = text_of("how many", "of", COLOUR + colour, "?")
-    return text, DIGIT + counted.sum(1).clamp(max=DIGITS - 1), counted, counted.sum(1) < DIGITS
-
-
-def _ask_bind(boards: Boards, generator: torch.Generator):
-    once = _once(boards)
-    cells = (torch.rand(once.shape, generator=generator) * once).topk(len(NAMES), 1).indices  # [N,4]
-    names = torch.rand(len(boards), len(NAMES), generator=generator).argsort(1)
-    words: list[str | Tensor] = []
-    for cell, name in zip(cells.unbind(1), names.unbind(1)):
-        words += [NAME + name, DIGIT + _at(boards.digits, cell)]
-    asked = torch.randint(len(NAMES), (len(boards),), generator=generator)
-    cell = _at(cells, asked)
-    text = text_of(*words, "colour", "of", NAME + _at(names, asked), "?")
-    return text, COLOUR + _at(boards.colours, cell), _shown(cell), once.sum(1) >= len(NAMES)
-
-
 _KINDS = {
     "at": _ask_at,
     "find": _ask_find,
+    "count": _ask_count,
     "both": _ask_both,
     "beside": _ask_beside,
-    "count": _ask_count,
-    "bind": _ask_bind,
 }

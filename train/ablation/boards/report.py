@@ -12,6 +12,7 @@ from ..statistics import Estimate, estimate, paired
 from .exam import GROUNDED_KINDS
 from .questions import KINDS
 from .runs import POOL
+from .scenes import CELLS_A_SIDE, DIGITS
 from .task import Settings
 from .variants import TABLES, VARIANTS
 
@@ -47,7 +48,7 @@ OTHER: dict[str, Measure] = {
     "parameters that learn": lambda row: row["learning_parameters"],
     "seconds of a core": lambda row: row["cpu_seconds"],
 }
-DIGITS = {
+DECIMALS = {
     "loss of the first 100 steps": 3,
     "positions in the decoder": 0,
     "time of an answer over the base's": 2,
@@ -107,7 +108,7 @@ def markdown(results: Results, table: str, command: str) -> str:
     base = next(iter(TABLES[table]))
 
     def rows(measures: Sequence[str]) -> list[list[str]]:
-        return [[cell(results.estimate(name, one), DIGITS.get(one, 1)) for one in measures] for name in names]
+        return [[cell(results.estimate(name, one), DECIMALS.get(one, 1)) for one in measures] for name in names]
 
     def counted(cells: list[list[str]]) -> list[list[str]]:
         return [[label, str(len(results.rows[name])), *row] for (name, label), row in zip(names.items(), cells)]
@@ -123,7 +124,7 @@ def markdown(results: Results, table: str, command: str) -> str:
         "seed, of all kinds. Told apart: the interval of the difference in all right answers leaves out 0. Grounding "
         "in %, of the kinds whose answer rests on one cell. Texts recalled: right answers about a text alone while an "
         "image is there, of decoders that came with that, before the first step and after the last. "
-        f"A guess is right in 1 of 10 (digits), 1 of {len(COLOURS)} (colours, rows)."
+        f"A guess is right in 1 of {DIGITS} (digits), {len(COLOURS)} (colours), {CELLS_A_SIDE} (rows)."
     ]
     absent = {label: results.absent(name) for name, label in TABLES[table].items()}
     if told_absent := [f"{label} {seeds_of(seeds)}" for label, seeds in absent.items() if seeds]:

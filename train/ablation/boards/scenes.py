@@ -9,13 +9,14 @@ from torch import Tensor
 
 from ....evaluate.digits import COLOURS, HUE_SPREAD, HUES, handwriting, sources
 
-CELLS_A_SIDE, CELL_SIDE = 6, 8
+CELLS_A_SIDE, CELL_SIDE = 4, 8
 CELLS, SIDE = CELLS_A_SIDE**2, CELLS_A_SIDE * CELL_SIDE
 EMPTY = -1
 DIGITS = 10
 SINGLE = 4
-"""Digits that a board has once each; of the six others any number."""
-FILLED = (13, 19)
+"""Digits that a board has once each; of REPEATED others any number."""
+REPEATED = 3
+FILLED = (10, 14)
 """The fewest digits of a board, and one more than the most."""
 DARKEST, BRIGHTEST = 0.0, 0.3
 INK = (0.7, 1.0)
@@ -24,7 +25,7 @@ PIXEL_NOISE = 0.03
 
 @dataclass(frozen=True)
 class Boards:
-    """N boards, cell by cell in reading order: `digits`, `colours` and `written` [N,36], the label, the index into
+    """N boards, cell by cell in reading order: `digits`, `colours` and `written` [N,16], the label, the index into
     COLOURS and which of the handwritten digits it is; EMPTY where there is none."""
 
     digits: Tensor
@@ -42,11 +43,11 @@ class Boards:
 def sample_boards(count: int, split: str, generator: torch.Generator) -> Boards:
     """Draw boards at random, with handwriting of a split.
 
-    On each, SINGLE digits are there once, so that a question can name them by what they are, and the others fill the
-    rest of its cells.
+    On each, SINGLE digits are there once, so that a question can name them by what they are, and REPEATED others fill
+    the rest of its cells that hold one.
     """
     order = torch.rand(count, DIGITS, generator=generator).argsort(1)
-    others = SINGLE + torch.randint(DIGITS - SINGLE, (count, CELLS - SINGLE), generator=generator)
+    others = SINGLE + torch.randint(REPEATED, (count, CELLS - SINGLE), generator=generator)
     digits = order.gather(1, torch.cat([torch.arange(SINGLE).expand(count, -1), others], 1))
     filled = torch.randint(*FILLED, (count, 1), generator=generator)
     digits = digits.masked_fill(torch.arange(CELLS) >= filled, EMPTY)
@@ -77,16 +78,16 @@ def _glyphs() -> Tensor:
 
 
 def draw_boards(boards: Boards, generator: torch.Generator) -> Tensor:
-    """Draw boards as images [N,3,48,48] in -1..1: inks of each colour's hue on a dark grey, with noise."""
+    """Draw boards as images [N,3,32,32] in -1..1: inks of each colour's hue on a dark grey, with noise."""
     count = len(boards)
     hues = torch.tensor(list(HUES.values()))[boards.colours]
     hues = hues + HUE_SPREAD * (2 * torch.rand(count, CELLS, generator=generator) - 1)
     low, high = INK
     value = low + (high - low) * torch.rand(count, CELLS, generator=generator)
     ink = value[..., None] * _rgb_of_hues(hues)
-    alpha = _glyphs()[boards.written] * boards.filled[..., None, None]  # [N,36,8,8]
+    alpha = _glyphs()[boards.written] * boards.filled[..., None, None]  # [N,16,8,8]
     ground = DARKEST + (BRIGHTEST - DARKEST) * torch.rand(count, 1, 1, 1, 1, generator=generator)
-    cells = ground + alpha[:, :, None] * (ink[..., None, None] - ground)  # [N,36,3,8,8]
+    cells = ground + alpha[:, :, None] * (ink[..., None, None] - ground)  # [N,16,3,8,8]
     image = cells.unflatten(1, (CELLS_A_SIDE, CELLS_A_SIDE)).permute(0, 3, 1, 4, 2, 5).reshape(count, 3, SIDE, SIDE)
     noise = PIXEL_NOISE * torch.randn(image.shape, generator=generator)
     return 2 * (image + noise).clamp(0, 1) - 1

@@ -10,7 +10,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from ....files.writing import write_whole
 from ...tensors import read_about, read_tensors, write_tensors
-from .questions import KINDS, Questions, ask
+from .questions import FIRST_KINDS, KINDS, Questions, ask
 from .scenes import CELLS, CELLS_A_SIDE, Boards, draw_boards, sample_boards
 from .tower import TILES_A_SIDE, VIEWS, VISION, encode, pretrain
 
@@ -25,23 +25,24 @@ class Settings:
     """Settings that a row of results belongs to: with another number runs are done anew.
 
     The learning rates are those of `Optimizers`: of matrices and of all else, which rise over `warmup` steps and fall
-    over the last `decay` of all steps.
+    over the last `decay` of all steps. In the first `first_steps` only FIRST_KINDS are asked.
     """
 
     steps: int = 1600
+    first_steps: int = 500
     boards: int = 64
     questions_a_board: int = 2
     matrix_lr: float = 0.01
     lr: float = 2e-3
     warmup: int = 100
-    decay: float = 0.6
+    decay: float = 0.5
     exam_boards: int = 1600
     tower_steps: int = 1500
 
     @classmethod
     def quick(cls) -> "Settings":
         """Enough to see every part work, not to see anything in its numbers."""
-        return cls(steps=10, boards=8, exam_boards=8, tower_steps=5)
+        return cls(steps=10, first_steps=5, boards=8, exam_boards=8, tower_steps=5)
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -50,7 +51,7 @@ class Settings:
 @dataclass(frozen=True)
 class Asked:
     """Questions about boards: `grids` [N,G,D_v], of each question's board, and which cells each grid shows, `shown`
-    [G,36] bool."""
+    [G,16] bool."""
 
     grids: Tensor
     questions: Questions
@@ -61,14 +62,9 @@ class Asked:
     def __getitem__(self, chosen: Tensor | slice) -> "Asked":
         return Asked(self.grids[chosen], self.questions[chosen])
 
-    def by_length(self) -> list["Asked"]:
-        """The short questions and the long ones, those of kind "bind": together, half of the text would be padding."""
-        long = self.questions.kinds == KINDS.index("bind")
-        return [self[chosen] for chosen in (~long, long) if chosen.any()]
-
 
 def shown(grids: str) -> Tensor:
-    """[G,36] bool: the cells that each grid shows for itself; the view of the whole board shows none."""
+    """[G,16] bool: the cells that each grid shows for itself; the view of the whole board shows none."""
     cells = torch.eye(CELLS, dtype=torch.bool)
     row, column = torch.arange(CELLS) // CELLS_A_SIDE, torch.arange(CELLS) % CELLS_A_SIDE
     side = CELLS_A_SIDE // TILES_A_SIDE
@@ -89,7 +85,8 @@ class Task:
         boards = sample_boards(self.settings.boards, "train", generator)
         seen = encode(self.tower, draw_boards(boards, generator), grids)
         times = self.settings.questions_a_board
-        kinds = torch.randint(len(KINDS), (times * len(boards),), generator=generator)
+        asked = FIRST_KINDS if step < self.settings.first_steps else KINDS
+        kinds = torch.randint(len(asked), (times * len(boards),), generator=generator)
         return Asked(seen.repeat(times, 1, 1), ask(repeated(boards, times), kinds, generator))
 
     @cached_property

@@ -20,7 +20,7 @@ VISION = {
     "image_size": SIDE,
     "patch_size": CELL_SIDE,
 }
-TILES_A_SIDE = 3
+TILES_A_SIDE = 2
 TILE_CELLS = (CELLS_A_SIDE // TILES_A_SIDE) ** 2
 STEPS, BATCH, RATE, WARMUP = 1500, 32, 3e-3, 50
 SEED = 7
@@ -106,7 +106,7 @@ def boxes(grids: str) -> Tensor:
 
 @torch.no_grad()
 def encode(tower: SiglipVisionModel, images: Tensor, grids: str) -> Tensor:
-    """Encode images as grids [N,G,D_v]: pooled views of the whole and of 3 x 3 tiles, the 36 patches, or both.
+    """Encode images as grids [N,G,D_v]: pooled views of the whole and of 2 x 2 tiles, the 16 patches, or both.
 
     Pooled vectors, which this tower makes two to four times as large as patches, are brought to the size of their
     board's patches: else a look would go to them for their size, or be so sharp from the start that it stays.

@@ -28,7 +28,7 @@ TEXT = {
     "eos_token_id": None,
 }
 # Without dropout, as noise that hides differences; a small feed-forward part, so that two layers have the parameters
-# of one and a wider decoder. All patches are weighed: where each head keeps 4 of 36, the one that answers is mostly not
+# of one and a wider decoder. All patches are weighed: where each head keeps 4 of 16, the one that answers is mostly not
 # among them at the start, and whether the look is ever found is luck.
 CMM = {"heads": 4, "head_dim": 32, "top_k": 0, "ssm": "s4", "dropout": 0.0, "ffn_multiplier": 2}
 ROUTED = {"top_k": 5, "expert_width": 64}
@@ -39,7 +39,7 @@ MENDINGS = {"gate": "gate", "order": "order", "places": "grid_positions", "resid
 
 @dataclass(frozen=True)
 class Variant:
-    """Difference of a configuration to the base: S4, CMM, all of 36 patches, replace, query of the token, a norm."""
+    """Difference of a configuration to the base: S4, CMM, all of 16 patches, replace, query of the token, a norm."""
 
     says: str
     connector: str = "cmm"
@@ -55,7 +55,7 @@ VARIANTS = {
     "views": Variant("views", grids="views"),
     "both": Variant("views and patches", grids="both"),
     "top-4": Variant("top 4", cmm={"top_k": 4}),
-    "top-16": Variant("top 16", cmm={"top_k": 16}),
+    "top-8": Variant("top 8", cmm={"top_k": 8}),
     "prepend": Variant("prepend", connector="prepend"),
     "cross-attend": Variant("cross-attend", connector="cross_attend"),
     "concat": Variant("CMM, concat", fusion="concat"),
@@ -80,7 +80,7 @@ VARIANTS = {
 # table -> variant -> what it is called there; the first one is what the others are compared with
 TABLES = {
     "boards-grids": {BASE: "patches", "views": "views", "both": "both"},
-    "boards-top-k": {BASE: "all 36", "top-16": "16", "top-4": "4"},
+    "boards-top-k": {BASE: "all 16", "top-8": "8", "top-4": "4"},
     "boards-connector": {
         BASE: "CMM",
         "prepend": "prepend",
