@@ -130,6 +130,15 @@ def test_what_is_there_is_not_run_again(out, rows):
     half.unlink()
 
 
+def test_a_row_of_what_a_name_stood_for_before_counts_for_nothing(out, rows, monkeypatch):
+    variant = VARIANTS["prepend"]
+    monkeypatch.setitem(VARIANTS, "prepend", replace(variant, says="another word for it"))
+    assert runs.POOL.missing(out, ["prepend"], 1, SMALL) == []
+    for changed in (replace(variant, grounding_loss=0.5), replace(variant, cmm={"dropout": 0.25})):
+        monkeypatch.setitem(VARIANTS, "prepend", changed)
+        assert runs.POOL.missing(out, ["prepend"], 1, SMALL) == [("prepend", 0)]
+
+
 def test_a_run_that_was_stopped_goes_on(out, rows, monkeypatch):
     class Stopped(BaseException):
         pass

@@ -16,7 +16,7 @@ pytest.importorskip("sklearn")
 from firebolt_vl import cli
 from firebolt_vl.evaluate.digits import COLOURS, sources
 from firebolt_vl.model import FireboltForConditionalGeneration
-from firebolt_vl.train.ablation.boards import decoder, exam, report, runs, task, tower
+from firebolt_vl.train.ablation.boards import decoder, exam, report, runs, task, tower, variants
 from firebolt_vl.train.ablation.boards.job import BoardsJob
 from firebolt_vl.train.ablation.boards.questions import CELL_NAMES, FIRST_KINDS, KINDS, PAD, WORDS, ask
 from firebolt_vl.train.ablation.boards.scenes import (
@@ -32,6 +32,7 @@ from firebolt_vl.train.ablation.boards.scenes import (
 from firebolt_vl.train.ablation.boards.variants import (
     BASE,
     TABLES,
+    TEXT,
     VARIANTS,
     learning,
     make_config,
@@ -264,6 +265,15 @@ def test_a_row_of_another_recipe_counts_for_nothing(out, rows, small, change):
     optimizers = BoardsJob(make_model(VARIANTS[BASE], 0), "patches", replace(small, settings=changed), 0).optimizers
     assert [peak for part in optimizers.peaks for peak in part] == [changed.matrix_lr, changed.lr, changed.lr]
     assert (optimizers.steps, optimizers.warmup, optimizers.decay) == (changed.steps, changed.warmup, changed.decay)
+
+
+def test_a_row_of_what_a_name_stood_for_before_counts_for_nothing(out, rows, monkeypatch):
+    for changed in ({**TEXT, "hidden_size": 128}, {**TEXT, "norm_eps": 1e-9}):
+        monkeypatch.setattr(variants, "TEXT", changed)
+        assert runs.POOL.missing(out, [BASE, "prepend"], 1, SMALL) == [(BASE, 0), ("prepend", 0)]
+    monkeypatch.undo()
+    monkeypatch.setitem(VARIANTS, BASE, replace(VARIANTS[BASE], grids="views"))
+    assert runs.POOL.missing(out, [BASE, "prepend"], 1, SMALL) == [(BASE, 0)]
 
 
 def test_a_later_sitting_goes_on_with_the_tower_of_the_first(out, rows, tmp_path, monkeypatch):

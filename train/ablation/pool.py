@@ -8,8 +8,10 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from ...files.writing import write_text
 from ..errors import Stopped
 from ..interrupts import interrupts_heard, interrupts_held
+from ..results import rounded
 
 
 class Settings(Protocol):
@@ -23,20 +25,36 @@ Work = Callable[[str, int], dict]
 
 
 class Pool(NamedTuple):
-    """The rows of a study: files in the folder `rows` of the folder `out` that its commands are given."""
+    """The rows of a study: files in the folder `rows` of the folder `out` that its commands are given.
+
+    `definition` says what a variant of a name is. It stands in the variant's rows, so that rows of what the name stood
+    for before count for nothing.
+    """
 
     rows: str
+    definition: Callable[[str], dict]
 
     def row_file(self, out: Path, variant: str, seed: int) -> Path:
         return out / self.rows / f"{variant}-seed-{seed}.json"
 
+    def about(self, variant: str, seed: int, settings: Settings) -> dict:
+        """Return what a row belongs to, as a file has it."""
+        settled = {"settings": settings.to_dict(), "definition": self.definition(variant)}
+        return json.loads(json.dumps({"variant": variant, "seed": seed, **settled}))
+
+    def write_row(self, out: Path, about: dict, results: dict) -> dict:
+        """Keep the results of a finished run with what they belong to; returns the row."""
+        kept = json.dumps({**about, **rounded(results)}, indent=1)
+        write_text(self.row_file(out, about["variant"], about["seed"]), kept + "\n")
+        return {**about, **results}
+
     def read_row(self, out: Path, variant: str, seed: int, settings: Settings) -> dict | None:
-        """The results of a finished run. None where there is none, or only one of other settings."""
+        """The results of a finished run. None where there is none, or only one of other settings or another model."""
         try:
             row = json.loads(self.row_file(out, variant, seed).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return row if row.get("settings") == settings.to_dict() else None
+        return row if row.items() >= self.about(variant, seed, settings).items() else None
 
     def missing(self, out: Path, variants: Sequence[str], seeds: int, settings: Settings) -> list[tuple[str, int]]:
         """The runs that are still to be done: seed by seed, so that what is there early is there for every variant."""

@@ -9,14 +9,13 @@ from pathlib import Path
 import torch
 
 from ...evaluate.tiny import mark_exam
-from ..results import write_results
 from ..tiny.fusion import FusionJob, answer_loss
 from .pool import Pool, run_all
 from .task import Settings, Task, keep_task, load_task
 from .training import train, use_one_core
-from .variants import VARIANTS, learning, make_model
+from .variants import VARIANTS, definition, learning, make_model
 
-POOL = Pool("runs")
+POOL = Pool("runs", lambda name: definition(VARIANTS[name]))
 WORK, TASK = "work", "task.safetensors"
 
 
@@ -47,17 +46,10 @@ def do_run(out: Path, name: str, seed: int, settings: Settings, checkpoint: Path
     job = FusionJob(
         model, task.processor, task.views, task.questions, task.captions, settings.steps, variant.grounding_loss
     )
-    work = out / WORK / f"{name}-seed-{seed}"
-    measured = train(job, work, settings.to_dict())
-    row = {
-        "variant": name,
-        "seed": seed,
-        "settings": settings.to_dict(),
-        "learning_parameters": learning(model),
-        **measured,
-        **examine(job.model.eval(), task),
-    }
-    write_results(row, POOL.row_file(out, name, seed))
+    about, work = POOL.about(name, seed, settings), out / WORK / f"{name}-seed-{seed}"
+    measured = train(job, work, about)
+    examined = examine(job.model.eval(), task)
+    row = POOL.write_row(out, about, {"learning_parameters": learning(model), **measured, **examined})
     shutil.rmtree(work)
     return row
 

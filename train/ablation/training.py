@@ -21,12 +21,12 @@ def use_one_core() -> None:
     logging.disable_progress_bar()
 
 
-def train(job: Job, work: Path, settings: dict) -> dict:
-    """Train `job` in the folder `work`, from its checkpoint if that is of the same settings; returns what a row of
-    results tells of a training."""
-    kept = work / "settings.json"
-    resume = kept.is_file() and json.loads(kept.read_text(encoding="utf-8")) == settings
-    write_text(kept, json.dumps(settings))
+def train(job: Job, work: Path, about: dict) -> dict:
+    """Train `job` in the folder `work`, from its checkpoint if that is of `about`, what its row belongs to; returns
+    what a row of results tells of a training."""
+    kept = work / "about.json"
+    resume = kept.is_file() and json.loads(kept.read_text(encoding="utf-8")) == about
+    write_text(kept, json.dumps(about))
     begun, begun_cpu = time.perf_counter(), time.process_time()
     accelerator = new_accelerator([], work, cpu=True)
     skipped = run(job, accelerator, LoopOptions(work, SAVE_EVERY, resume=resume, plot=False))

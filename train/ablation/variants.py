@@ -1,6 +1,6 @@
 """The configurations that are compared, and the tables that they stand in."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, SiglipVisionModel
@@ -91,6 +91,12 @@ TABLES = {
 def variants_of(tables: list[str]) -> list[str]:
     """The distinct variants of some tables, in the order of VARIANTS."""
     return [name for name in VARIANTS if any(name in TABLES[table] for table in tables)]
+
+
+def definition(variant: Variant) -> dict:
+    """Describe what the name of a variant stands for: the parts of its configuration decided here, and its loss."""
+    parts = {name: value for name, value in asdict(variant).items() if name != "says"}
+    return {**parts, "cmm": {**CMM, **variant.cmm}, "text": TEXT, "vision": VISION}
 
 
 def make_config(variant: Variant, tokenizer: PreTrainedTokenizerBase, width: int) -> FireboltConfig:

@@ -5,16 +5,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from ...results import write_results
 from ..pool import Pool, run_all
 from ..training import train, use_one_core
 from .decoder import keep_decoder, load_decoder, recalled
 from .exam import examine, time_ratio
 from .job import BoardsJob
 from .task import Settings, keep_tower, load_task
-from .variants import VARIANTS, learning, make_model
+from .variants import VARIANTS, definition, learning, make_model
 
-POOL = Pool("runs-boards")
+POOL = Pool("runs-boards", lambda name: definition(VARIANTS[name]))
 WORK = "work"
 # Kept with the rows, which are of this tower and this decoder: trained anew by another machine they would be others.
 TOWER, DECODER = f"{POOL.rows}/tower.safetensors", f"{POOL.rows}/decoder.safetensors"
@@ -49,21 +48,18 @@ def do_run(out: Path, name: str, seed: int, settings: Settings) -> dict:
     if variant.trained:
         load_decoder(model, out / DECODER)
         texts["recall_before"] = recalled(model, variant.grids, task)
-    work = out / WORK / f"boards-{name}-seed-{seed}"
+    about, work = POOL.about(name, seed, settings), out / WORK / f"boards-{name}-seed-{seed}"
     job = BoardsJob(model, variant.grids, task, seed)
-    measured = train(job, work, settings.to_dict())
+    measured = train(job, work, about)
     if variant.trained:
         texts["recall_after"] = recalled(job.model, variant.grids, task)
-    row = {
-        "variant": name,
-        "seed": seed,
-        "settings": settings.to_dict(),
+    results = {
         "learning_parameters": learning(model),
         **measured,
         **examine(job.model.eval(), variant.grids, task),
         "answer": time_ratio(job.model, variant.grids, task),
         **texts,
     }
-    write_results(row, POOL.row_file(out, name, seed))
+    row = POOL.write_row(out, about, results)
     shutil.rmtree(work)
     return row

@@ -11,7 +11,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 from ....files.writing import write_whole
 from ...tensors import read_about, read_tensors, write_tensors
 from .questions import FIRST_KINDS, KINDS, Questions, ask
-from .scenes import CELLS, CELLS_A_SIDE, Boards, draw_boards, sample_boards
+from .scenes import CELLS, CELLS_A_SIDE, FILLED, REPEATED, SINGLE, Boards, draw_boards, sample_boards
 from .tower import TILES_A_SIDE, VIEWS, VISION, encode, pretrain
 
 EXAM_SEED = 12
@@ -45,7 +45,9 @@ class Settings:
         return cls(steps=10, first_steps=5, boards=8, exam_boards=8, tower_steps=5)
 
     def to_dict(self) -> dict:
-        return asdict(self)
+        """Return the settings with what a board is and which kinds of question there are."""
+        board = {"cells": CELLS, "once": SINGLE, "repeated": REPEATED, "filled": list(FILLED)}
+        return {**asdict(self), "board": board, "kinds": list(KINDS)}
 
 
 @dataclass(frozen=True)
