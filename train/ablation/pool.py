@@ -4,9 +4,10 @@ import json
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ...files.writing import write_text
 from ..errors import Stopped
@@ -60,6 +61,12 @@ class Pool(NamedTuple):
         """The runs that are still to be done: seed by seed, so that what is there early is there for every variant."""
         runs = [(name, seed) for seed in range(seeds) for name in variants]
         return [run for run in runs if self.read_row(out, *run, settings) is None]
+
+
+def define(variant: Any, cmm: dict, text: dict, vision: dict) -> dict:
+    """Describe a variant, a dataclass: its fields but what it is called, and the configurations that it changes."""
+    parts = {name: value for name, value in asdict(variant).items() if name != "says"}
+    return {**parts, "cmm": {**cmm, **variant.cmm}, "text": text, "vision": vision}
 
 
 def run_all(

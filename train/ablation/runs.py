@@ -15,7 +15,7 @@ from .task import Settings, Task, keep_task, load_task
 from .training import train, use_one_core
 from .variants import VARIANTS, definition, learning, make_model
 
-POOL = Pool("runs", lambda name: definition(VARIANTS[name]))
+POOL = Pool("runs", definition)
 WORK, TASK = "work", "task.safetensors"
 
 

@@ -1,6 +1,6 @@
 """The configurations that are compared, and the tables that they stand in."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, SiglipVisionModel
@@ -8,6 +8,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, SiglipVision
 from ...cmm.routed_config import MENDED
 from ...model import FireboltConfig, FireboltForConditionalGeneration
 from ..tiny.models import CMM, TEXT, VISION
+from .pool import define
 
 BASE = "base"
 WIDTH_STEP = 4
@@ -93,10 +94,9 @@ def variants_of(tables: list[str]) -> list[str]:
     return [name for name in VARIANTS if any(name in TABLES[table] for table in tables)]
 
 
-def definition(variant: Variant) -> dict:
+def definition(name: str) -> dict:
     """Describe what the name of a variant stands for: the parts of its configuration decided here, and its loss."""
-    parts = {name: value for name, value in asdict(variant).items() if name != "says"}
-    return {**parts, "cmm": {**CMM, **variant.cmm}, "text": TEXT, "vision": VISION}
+    return define(VARIANTS[name], CMM, TEXT, VISION)
 
 
 def make_config(variant: Variant, tokenizer: PreTrainedTokenizerBase, width: int) -> FireboltConfig:

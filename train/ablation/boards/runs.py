@@ -13,7 +13,7 @@ from .job import BoardsJob
 from .task import Settings, keep_tower, load_task
 from .variants import VARIANTS, definition, learning, make_model
 
-POOL = Pool("runs-boards", lambda name: definition(VARIANTS[name]))
+POOL = Pool("runs-boards", definition)
 WORK = "work"
 # Kept with the rows, which are of this tower and this decoder: trained anew by another machine they would be others.
 TOWER, DECODER = f"{POOL.rows}/tower.safetensors", f"{POOL.rows}/decoder.safetensors"

@@ -1,6 +1,6 @@
 """The configurations that are compared on boards, and the tables that they stand in."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -8,6 +8,7 @@ from torch import nn
 from ....cmm.routed_config import MENDED
 from ....model import FireboltConfig, FireboltForConditionalGeneration
 from ...tiny.fusion import EMBEDDING_STD, sharpen_queries
+from ..pool import define
 from .questions import PAD, WORDS
 from .tower import VISION
 
@@ -29,7 +30,7 @@ TEXT = {
 }
 # Without dropout, as noise that hides differences; a small feed-forward part, so that two layers have the parameters
 # of one and a wider decoder. All patches are weighed: where each head keeps 4 of 16, the one that answers is mostly not
-# among them at the start, and whether the look is ever found is luck.
+# among them at the start.
 CMM = {"heads": 4, "head_dim": 32, "top_k": 0, "ssm": "s4", "dropout": 0.0, "ffn_multiplier": 2}
 ROUTED = {"top_k": 5, "expert_width": 64}
 AS_WRITTEN = {**ROUTED, "original_behaviour": True}
@@ -118,10 +119,9 @@ def variants_of(tables: list[str]) -> list[str]:
     return [name for name in VARIANTS if any(name in TABLES[table] for table in tables)]
 
 
-def definition(variant: Variant) -> dict:
+def definition(name: str) -> dict:
     """Describe what the name of a variant stands for: the parts of its configuration that this module decides."""
-    parts = {name: value for name, value in asdict(variant).items() if name != "says"}
-    return {**parts, "cmm": {**CMM, **variant.cmm}, "text": TEXT, "vision": VISION}
+    return define(VARIANTS[name], CMM, TEXT, VISION)
 
 
 def make_config(variant: Variant, width: int) -> FireboltConfig:
