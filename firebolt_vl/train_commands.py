@@ -231,6 +231,12 @@ def ablate(tables: list[str], seeds: int, out: str, quick: bool, processes: int 
     folder = folder_for(out, written, lambda folder: any(folder.glob("*/*-seed-*.json")))
     if quick:
         seeds = 1
+        for study in studies:
+            if any(table in study.tables for table in wanted) and (kept := study.others(folder)):
+                raise Misuse(
+                    f"--out is {out}, where {folder / study.rows} has runs of whole length, such as {kept[0]}, which "
+                    "--quick would replace; name another folder"
+                )
     try:
         with alone_in(folder, _say):
             for study in studies:

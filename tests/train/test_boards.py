@@ -447,3 +447,15 @@ def test_the_command_knows_the_boards(out, rows, tmp_path, monkeypatch, capfd):
     assert told.out.startswith("# boards-grids")
     assert cli.run(["ablate", "board", "--out", str(tmp_path)]) == 2
     assert "boards-query" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("row", [json.dumps({"settings": {"steps": 1600}}), json.dumps([1]), "{"])
+def test_a_quick_run_replaces_none_of_whole_length(tmp_path, monkeypatch, capfd, row):
+    monkeypatch.setattr(task.Settings, "quick", classmethod(lambda cls: SMALL))
+    file = runs.POOL.row_file(tmp_path, "views", 3)
+    file.parent.mkdir()
+    file.write_text(row)
+    assert cli.run(["ablate", "boards-query", "--quick", "--out", str(tmp_path)]) == 2
+    assert "runs-boards has runs of whole length, such as views-seed-3.json" in " ".join(capfd.readouterr().err.split())
+    assert [path.name for path in tmp_path.rglob("*.*")] == [file.name]
+    assert file.read_text() == row

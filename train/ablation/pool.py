@@ -57,10 +57,23 @@ class Pool(NamedTuple):
             return None
         return row if row.items() >= self.about(variant, seed, settings).items() else None
 
+    def others(self, out: Path, settings: Settings) -> list[str]:
+        """The files in the folder of the rows that are rows of other settings, or no rows at all."""
+        mine = json.loads(json.dumps(settings.to_dict()))
+        files = sorted((out / self.rows).glob("*-seed-*.json"))
+        return [file.name for file in files if _settings_of(file) != mine]
+
     def missing(self, out: Path, variants: Sequence[str], seeds: int, settings: Settings) -> list[tuple[str, int]]:
         """The runs that are still to be done: seed by seed, so that what is there early is there for every variant."""
         runs = [(name, seed) for seed in range(seeds) for name in variants]
         return [run for run in runs if self.read_row(out, *run, settings) is None]
+
+
+def _settings_of(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def define(variant: Any, cmm: dict, text: dict, vision: dict) -> dict:

@@ -16,8 +16,8 @@ Report = Callable[[str, int, dict], None]
 
 
 class Study(Protocol):
-    """A study with its settings; `rows` is the folder of its finished runs, and `suffixes` are those of a table's
-    files."""
+    """A study with its settings; `rows` is the folder of its finished runs, of which `others` are of other settings,
+    and `suffixes` are those of a table's files."""
 
     tables: dict[str, dict[str, str]]
     rows: str
@@ -25,6 +25,7 @@ class Study(Protocol):
 
     def variants_of(self, tables: list[str]) -> list[str]: ...
     def missing(self, out: Path, names: Sequence[str], seeds: int) -> list[tuple[str, int]]: ...
+    def others(self, out: Path) -> list[str]: ...
     def fill_pool(self, out: Path, names: Sequence[str], seeds: int, processes: int, report: Report) -> None: ...
     def write_report(self, out: Path, tables: Sequence[str], seeds: int, command: str) -> str: ...
     def summary(self, row: dict) -> str: ...
@@ -44,6 +45,9 @@ class Handwriting:
     def missing(self, out: Path, names: Sequence[str], seeds: int) -> list[tuple[str, int]]:
         return runs.POOL.missing(out, names, seeds, self.settings)
 
+    def others(self, out: Path) -> list[str]:
+        return runs.POOL.others(out, self.settings)
+
     def fill_pool(self, out: Path, names: Sequence[str], seeds: int, processes: int, report: Report) -> None:
         runs.fill_pool(out, names, seeds, self.settings, find(EMBEDDED), processes, report)
 
@@ -56,7 +60,7 @@ class Handwriting:
 
 
 class OnBoards:
-    """Comparisons of what the connectors see and how they ask, on boards of 36 cells."""
+    """Comparisons of what the connectors see and how they ask, on boards of 16 cells."""
 
     tables, rows, suffixes = boards_variants.TABLES, boards_runs.POOL.rows, ("md", "csv")
 
@@ -68,6 +72,9 @@ class OnBoards:
 
     def missing(self, out: Path, names: Sequence[str], seeds: int) -> list[tuple[str, int]]:
         return boards_runs.POOL.missing(out, names, seeds, self.settings)
+
+    def others(self, out: Path) -> list[str]:
+        return boards_runs.POOL.others(out, self.settings)
 
     def fill_pool(self, out: Path, names: Sequence[str], seeds: int, processes: int, report: Report) -> None:
         boards_runs.fill_pool(out, names, seeds, self.settings, processes, report)

@@ -62,6 +62,7 @@ VARIANTS = {
     "concat": Variant("CMM, concat", fusion="concat"),
     "pool": Variant("CMM, pool", fusion="pool"),
     "routed": Variant("routed, mended", connector="routed", cmm=ROUTED),
+    "routed-all": Variant("routed, mended, all patches", connector="routed", cmm={**ROUTED, "top_k": 0}),
     "routed-by-text": Variant("routed, by the question", connector="routed", cmm={**ROUTED, "route_by": "text"}),
     "routed-as-written": Variant("routed, as written", connector="routed", cmm=AS_WRITTEN),
     **{
@@ -96,6 +97,7 @@ TABLES = {
         **{f"routed-{name}": f"{name} mended" for name in MENDINGS},
         "routed": "all mended",
         "routed-by-text": "all mended, by the question",
+        "routed-all": "all mended, all 16 kept",
     },
     "boards-ssm": {
         BASE: "S4",
