@@ -19,8 +19,8 @@ from firebolt_vl.model import FireboltForConditionalGeneration
 from firebolt_vl.train.config_files import load_config
 from firebolt_vl.train.errors import ConfigError
 from firebolt_vl.train.loop import LoopOptions, run
-from firebolt_vl.train.screens import recipe
-from firebolt_vl.train.screens.batches import Drawing
+from firebolt_vl.train.screens import models, recipe
+from firebolt_vl.train.screens.batches import Drawing, pixels_of
 from firebolt_vl.train.screens.job import Amounts, Course, ScreensJob, grounding_loss, seeing
 from firebolt_vl.train.screens.models import PATCH, new_model, new_processor
 from firebolt_vl.train.screens.reading import BLANK, END, FIELDS, START, UNKNOWN, Heads, labels_of
@@ -45,9 +45,9 @@ def drawing(questions: int = 2) -> Drawing:
     return Drawing(TOKENIZER, SIDE, PATCH, questions, seed=3)
 
 
-def job(steps: int = 4, connector: str = "cmm", grids: str = "patches", **amounts) -> ScreensJob:
+def job(steps: int = 4, connector: str = "cmm", grids: str = "patches") -> ScreensJob:
     model = new_model(TOKENIZER, SIDE, 0, connector, grids, {})
-    given = Amounts(2, 1, **amounts)
+    given = Amounts(2, pool=4)
     return ScreensJob(model, new_processor(TOKENIZER, SIDE), drawing(), {"line": 1.0, "prices": 1.0}, steps, given)
 
 
@@ -119,13 +119,18 @@ def test_heads_read_what_is_plain():
     assert torch.isfinite(loss)
 
 
-def test_a_batch_depends_on_seed_and_step_alone():
-    first, again = (drawing().batch(5, 2, 1, {"prices": 1.0}) for _ in range(2))
-    assert torch.equal(first.pixels, again.pixels)
-    assert torch.equal(first.rows.ids, again.rows.ids)
-    assert first.pixels.shape == (3, 3, SIDE, SIDE)
-    assert first.rows.scene.tolist() == [0, 0, 1, 1]
-    assert not torch.equal(drawing().batch(6, 2, 1, {"prices": 1.0}).pixels, first.pixels)
+def test_what_is_drawn_depends_on_seed_and_number_alone():
+    (pixels, labels), (again, _) = (drawing().reading(5, 2, 1, {"prices": 1.0}) for _ in range(2))
+    assert torch.equal(pixels, again)
+    assert pixels.shape == (3, 3, SIDE, SIDE)
+    assert labels.left.shape == (3, (SIDE // PATCH) ** 2)
+    assert not torch.equal(drawing().reading(6, 2, 1, {"prices": 1.0})[0], pixels)
+    scenes, others = (drawing().scenes(number, 2, {"prices": 1.0}) for number in (5, 6))
+    assert scenes == drawing().scenes(5, 2, {"prices": 1.0}) != others
+    rows, same, later = (drawing().questions_about(scenes, step) for step in (7, 7, 8))
+    assert torch.equal(rows.ids, same.ids)
+    assert not (rows.ids.shape == later.ids.shape and torch.equal(rows.ids, later.ids))
+    assert rows.scene.tolist() == [0, 0, 1, 1]
 
 
 def test_the_token_before_a_letter_looks_at_its_patch():
@@ -185,21 +190,68 @@ def test_all_grids_are_seen_until_they_are_not():
 
 def test_the_course_reads_first_then_lines_then_all_kinds(tmp_path):
     trained, asked, drawn = job(20), [], drawing()
-    trained.course = Course(reading=0.25, lines=0.3)
+    trained = ScreensJob(
+        trained.model, trained.processor, drawn, trained.chances, 20, Amounts(2, pool=6), Course(0.25, 0.3, 0.5)
+    )
 
     class Noted:
-        def batch(self, step, screens, pages, chances):
+        questions_about = drawn.questions_about
+
+        def reading(self, step, screens, pages, chances):
             asked.append((step, screens, pages, sorted(chances)))
-            return drawn.batch(step, 1, 1, chances)
+            return drawn.reading(step, 1, 1, chances)
+
+        def scenes(self, number, screens, chances):
+            asked.append((number, screens, sorted(chances)))
+            return drawn.scenes(number, screens, chances)
 
     trained.drawing = Noted()
     trained.prepare(new_accelerator([], tmp_path, cpu=True))
     trained.start(0)
     measured = {step: trained.step(step) for step in (0, 4, 5, 6, 19)}
     both = ["line", "prices"]
-    assert asked[:3] == [(0, 1, 2, both), (4, 1, 2, both), (5, 2, 1, ["line"])]
-    assert asked[3:] == [(6, 2, 1, both), (19, 2, 1, both)]
+    # Numbers of lines come after those of the pool, which has 6 screens, 2 a step.
+    assert asked == [(0, 1, 2, both), (4, 1, 2, both), (3 + 5, 2, ["line"]), (6 % 3, 2, both), (19 % 3, 2, both)]
     assert [step for step, found in measured.items() if "letters" in found] == [5, 6, 19]
+    assert set(trained.kept) == {0, 1}
+
+
+def test_the_tower_learns_to_read_and_is_then_left_as_it_is(tmp_path):
+    trained = job(8)
+    trained.prepare(new_accelerator([], tmp_path, cpu=True))
+    trained.start(0)
+    parts = {"tower": trained.model.model.vision_tower, "connector": trained.model.model.connector}
+    parts["decoder"] = trained.model.model.language_model
+
+    def changed(number):
+        before = {name: {key: p.clone() for key, p in part.named_parameters()} for name, part in parts.items()}
+        trained.step(number)
+        return {
+            name for name in parts if any((p != before[name][key]).any() for key, p in parts[name].named_parameters())
+        }
+
+    assert [changed(number) for number in range(4)] == [
+        {"tower"},
+        {"tower"},
+        {"connector", "decoder"},
+        {"connector", "decoder"},
+    ]
+    learned = {id(p) for optimizers in trained.schedules() for p in optimizers.parameters}
+    assert learned == {id(p) for module in (trained.model, trained.heads) for p in module.parameters()}
+    assert not {id(p) for p in trained.tower_optimizers.parameters} & {id(p) for p in trained.optimizers.parameters}
+
+
+def test_what_the_tower_makes_of_a_screen_is_kept_to_half_precision(tmp_path):
+    trained = job()
+    scenes = trained.drawing.scenes(1, 2, trained.chances)
+    seen = trained._see(scenes)
+    pixels = pixels_of(scenes)
+    assert torch.equal(seen.features, trained.model.model.vision_tower(pixels).last_hidden_state)
+    for _ in range(2):
+        kept = trained._kept(1, scenes)
+        assert ((kept.features - seen.features).abs() <= 2.0**-11 * seen.features.abs() + 2.0**-24).all()
+        assert torch.equal(kept.boxes, seen.boxes)
+    assert trained.kept[1].features.dtype == torch.float16
 
 
 def test_a_run_goes_on_as_if_it_never_broke(tmp_path):
@@ -228,16 +280,24 @@ def test_the_same_course_teaches_what_it_is_compared_with(connector, grids, tmp_
     assert_finite(tmp_path / "model.safetensors")
 
 
-def test_a_time_becomes_steps_which_a_resumed_run_keeps(tmp_path, monkeypatch):
-    monkeypatch.setattr(recipe, "_seconds", lambda job, number: 1.0 if number == 0 else 2.0)
-    config = load_config("screens", ["minutes=2", "side=96", "screens=1", "kinds=line"])
-    steps = round(120 / (Course.reading + (1 - Course.reading) * 2))
-    assert recipe.steps_within(config) == steps
-    (tmp_path / "steps.json").write_text(json.dumps({"minutes": 2.0, "steps": 17}))
+@pytest.mark.parametrize(("minutes", "new"), [(2, True), (60, False)])
+def test_a_time_becomes_steps_which_a_resumed_run_keeps(tmp_path, monkeypatch, minutes, new):
+    """Of 1 s to read, 3 s for a new screen, 2 s for one that is known, 100 screens of one a step."""
+    times = iter([1.0, 3.0, 2.0])
+    monkeypatch.setattr(recipe, "_seconds", lambda run: next(times))
+    config = load_config("screens", [f"minutes={minutes}", "side=96", "screens=1", "pool=100", "kinds=line"])
+    steps = recipe.steps_within(config)
+    reading = Course.reading * steps
+    asked = steps - reading
+    assert (asked <= 100) == new
+    taken = reading + (3 * asked if new else 3 * 100 + 2 * (asked - 100))
+    assert taken == pytest.approx(60 * minutes, rel=0.02)
+    monkeypatch.setattr(recipe, "_seconds", lambda run: 2.0)
+    (tmp_path / "steps.json").write_text(json.dumps({"minutes": float(minutes), "steps": 17}))
     said = []
     assert recipe._steps(config, tmp_path, True, said.append) == 17
     (tmp_path / "steps.json").write_text("{")
-    assert recipe._steps(config, tmp_path, True, said.append) == steps
+    assert recipe._steps(config, tmp_path, True, said.append) == 30 * minutes
     assert "timed again" in said[0]
 
 
@@ -291,3 +351,37 @@ def test_keys_that_cannot_be_are_refused(keys, message):
 def test_a_folder_without_fonts_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="extra_fonts: folder is "):
         recipe.new_job(load_config("screens", [f"fonts={tmp_path}", "side=96"]), 2)
+
+
+def test_a_run_with_the_tower_of_another_answers_from_its_first_step(tmp_path):
+    """As many steps answer as after the reading of a whole course, in the same parts of it."""
+    losses_of(job(2), tmp_path / "whole")
+    config = load_config("screens", ["side=96", "screens=1", f"tower={tmp_path / 'whole'}", "pool=2", "seed=5"])
+    course = recipe.course_of(config)
+    whole = Course()
+    assert course.reading == 0
+    assert course.lines * 85 == pytest.approx(100 * (whole.lines - whole.reading))
+    assert (1 - course.all_grids) * 85 == pytest.approx(100 * (1 - whole.all_grids))
+    taken = recipe.new_job(config, 4)
+    trained = FireboltForConditionalGeneration.from_pretrained(tmp_path / "whole")
+    towers = [one.model.vision_tower.state_dict() for one in (trained, taken.model)]
+    assert all(torch.equal(towers[0][name], towers[1][name]) for name in towers[0])
+    lines = []
+    run(taken, new_accelerator([], tmp_path, cpu=True), LoopOptions(tmp_path / "out", plot=False), lines.append)
+    assert all("letters" in told.measured for told in lines)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [("nothing", "tower: .* is no folder"), ("empty", "tower: .* holds no model"), ("wide", "tower: .* has the tower")],
+)
+def test_a_tower_that_cannot_be_taken_is_refused(tmp_path, monkeypatch, found, message):
+    folder = tmp_path / found
+    if found == "empty":
+        folder.mkdir()
+    elif found == "wide":
+        with monkeypatch.context() as patch:
+            patch.setitem(models.VISION, "stem_size", 32)
+            new_model(TOKENIZER, SIDE, 0, "cmm", "patches", {}).save_pretrained(folder)
+    with pytest.raises(ConfigError, match=message):
+        recipe.new_job(load_config("screens", [f"tower={folder}", "side=96"]), 2)

@@ -1,4 +1,4 @@
-"""Batches of screens and questions, drawn anew for each step: the same ones for the same seed and step."""
+"""Screens and questions about them, drawn anew for each step: the same ones for the same seed and step."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +15,9 @@ from ...evaluate.screens.sampling import SPLITS, sample_scene
 from ...evaluate.screens.scenes import Scene
 from .pages import sample_page
 from .reading import Labels, labels_of
+
+# Of the generators of a seed, which one draws; those of the exam have smaller numbers.
+READING, ASKED, QUESTIONS = 101, 102, 103
 
 
 @dataclass
@@ -37,19 +40,10 @@ class Rows:
     named: Tensor
 
 
-@dataclass
-class Batch:
-    """Screens, then pages, as pixels [S,3,side,side] in -1..1, the labels of their patches, questions about screens."""
-
-    pixels: Tensor
-    labels: Labels
-    rows: Rows
-
-
 class Drawing:
-    """Source of batches: screens of `side` pixels with `questions` about each, tokenised.
+    """Source of screens of `side` pixels, and of `questions` about each, tokenised.
 
-    A batch depends on the seed and the number of its step alone, so that a resumed run draws what it would have drawn.
+    What is drawn depends on the seed and a number alone, so that a resumed run draws what it would have drawn.
     """
 
     def __init__(
@@ -69,15 +63,24 @@ class Drawing:
         assert isinstance(template, str)
         self.before, self.after = template.split(mark)
 
-    def batch(self, step: int, screens: int, pages: int, chances: Mapping[str, float]) -> Batch:
-        """Draw the batch of a step: screens of kinds with their chances, questions about them, and pages to read."""
-        rng = np.random.default_rng((self.seed, step))
+    def reading(self, step: int, screens: int, pages: int, chances: Mapping[str, float]) -> tuple[Tensor, Labels]:
+        """Draw what is read in a step, screens of kinds with their chances and pages full of letters: their pixels
+        [S,3,side,side] in -1..1, and the labels of their patches."""
+        rng = np.random.default_rng((self.seed, READING, step))
         scenes = self._scenes(rng, screens, chances)
-        asked = [(i, one) for i, scene in enumerate(scenes) for one in ask(rng, scene, self.questions)]
         files = (*font_files(held_out=False), *self.extra_fonts)
         scenes += [sample_page(rng, self.side, files, SPLITS["seen"].sizes[0]) for _ in range(pages)]
-        labels, patches = labels_of(scenes, self.patch)
-        return Batch(pixels_of(scenes), labels, self.rows(asked, patches))
+        return pixels_of(scenes), labels_of(scenes, self.patch)[0]
+
+    def scenes(self, number: int, screens: int, chances: Mapping[str, float]) -> list[Scene]:
+        """Make up the screens of a number, of kinds with their chances."""
+        return self._scenes(np.random.default_rng((self.seed, ASKED, number)), screens, chances)
+
+    def questions_about(self, scenes: Sequence[Scene], step: int) -> Rows:
+        """Draw the questions of a step about screens."""
+        rng = np.random.default_rng((self.seed, QUESTIONS, step))
+        asked = [(i, one) for i, scene in enumerate(scenes) for one in ask(rng, scene, self.questions)]
+        return self.rows(asked, labels_of(scenes, self.patch)[1])
 
     def _scenes(self, rng: np.random.Generator, screens: int, chances: Mapping[str, float]) -> list[Scene]:
         kinds, weights = list(chances), np.array(list(chances.values()))

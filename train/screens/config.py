@@ -13,7 +13,7 @@ from .models import PATCH
 
 @dataclass(frozen=True)
 class ScreensConfig:
-    """Keys of the recipe of a model that reads screens: its tower reads patches first, then all of it answers."""
+    """Keys of the recipe of a model that reads screens: its tower learns to read patches, then the rest to answer."""
 
     minutes: float = key(
         90.0,
@@ -24,10 +24,20 @@ class ScreensConfig:
     max_steps: int | None = key(None, "steps in the place of a time", least=1)
     kinds: list[str] = key(list(SCREENS), "kinds of screens to learn", choices=SCREENS)
     side: int = key(SIDE, f"side of the screens in pixels, a multiple of {2 * PATCH}", least=LEAST_SIDE)
-    screens: int = key(16, "screens of a step, to which come half as many pages of letters", least=1)
+    screens: int = key(
+        16, "screens of a step; while the tower learns, as many pages of letters and half as many screens", least=1
+    )
+    pool: int = key(
+        8192,
+        "screens that are asked about, again and again; what the tower makes of one is kept, 160 kB with grids patches",
+        least=1,
+    )
     questions: int = key(3, "questions about each", least=1)
+    tower: str | None = key(
+        None,
+        "a checkpoint of this recipe whose tower is taken, and learns no more; default: a new one that learns to read",
+    )
     fonts: str | None = key(None, "a folder of more fonts to train on; families that are held out are left out of it")
-    reading_loss: float = key(1.0, "weight of the loss of the patches' labels beside the answers'", least=0)
     grounding_loss: float = key(0.5, "weight of the grounding loss, of connector cmm with grids patches", least=0)
     connector: str = key("cmm", "what joins images and text", choices=CONNECTORS)
     grids: str = key("patches", "what the connector sees of an image", choices=GRIDS)

@@ -1,5 +1,6 @@
-"""The model that reads and its processor, untrained."""
+"""The model that reads and its processor, untrained, or with the tower of a trained one."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,6 +56,20 @@ def new_model(
     model = FireboltForConditionalGeneration(config)
     model.generation_config = GenerationConfig(**ends)
     return model
+
+
+def take_tower(model: FireboltForConditionalGeneration, checkpoint: str) -> None:
+    """Give a model the tower of a checkpoint, a folder. Raises ValueError for another folder or another tower."""
+    if not Path(checkpoint).is_dir():
+        raise ValueError(f"{checkpoint} is no folder; expected that of a trained model")
+    try:
+        other = FireboltForConditionalGeneration.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{checkpoint} holds no model: {error}") from None
+    found = {name: getattr(other.config.vision_config, name, None) for name in VISION}
+    if found != VISION:
+        raise ValueError(f"{checkpoint} has the tower {found}; expected {VISION}")
+    model.model.vision_tower.load_state_dict(other.model.vision_tower.state_dict())
 
 
 def new_processor(tokenizer: PreTrainedTokenizerBase, side: int) -> FireboltProcessor:

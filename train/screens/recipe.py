@@ -23,7 +23,7 @@ from ..session import close, new_accelerator
 from .batches import Drawing
 from .config import ScreensConfig
 from .job import Amounts, Course, ScreensJob
-from .models import PATCH, new_model, new_processor
+from .models import PATCH, new_model, new_processor, take_tower
 from .tokenizer import make_tokenizer
 
 STEPS = "steps.json"
@@ -65,12 +65,26 @@ def new_job(config: ScreensConfig, steps: int) -> ScreensJob:
     except ValueError as error:
         raise ConfigError(f"fonts: {error}") from None
     model = new_model(tokenizer, config.side, config.seed, config.connector, config.grids, config.cmm)
+    if config.tower:
+        try:
+            take_tower(model, config.tower)
+        except ValueError as error:
+            raise ConfigError(f"tower: {str(error).strip().splitlines()[0]}") from None
     drawing = Drawing(tokenizer, config.side, PATCH, config.questions, config.seed, fonts)
-    amounts = Amounts(config.screens, max(1, config.screens // 2), config.reading_loss, config.grounding_loss)
+    amounts = Amounts(config.screens, config.pool, config.grounding_loss)
     chances = dict.fromkeys(config.kinds, 1.0)
     bfloat16 = bfloat16_is_faster() if config.bfloat16 is None else config.bfloat16
     processor = new_processor(tokenizer, config.side)
-    return ScreensJob(model, processor, drawing, chances, steps, amounts, bfloat16=bfloat16)
+    return ScreensJob(model, processor, drawing, chances, steps, amounts, course_of(config), bfloat16)
+
+
+def course_of(config: ScreensConfig) -> Course:
+    """Return the course of a configuration: of a tower that has learned the part without reading alone."""
+    course = Course()
+    if config.tower is None:
+        return course
+    lines, all_grids = ((share - course.reading) / (1 - course.reading) for share in (course.lines, course.all_grids))
+    return Course(0.0, lines, all_grids)
 
 
 @cache
@@ -112,20 +126,29 @@ def _steps(config: ScreensConfig, folder: Path, resume: bool, note: Callable[[st
 
 
 def steps_within(config: ScreensConfig) -> int:
-    """Return how many steps `config.minutes` allow, by timing a few of each part of the course."""
-    course, job = Course(), new_job(config, 100)
+    """Return how many steps `config.minutes` allow, by timing a few of each part of the course.
+
+    A step whose screens are seen for the first time takes longer than another.
+    """
+    course, job = course_of(config), new_job(config, 100)
     job.prepare(new_accelerator([], Path(), cpu=True))
     job.start(0)
+    first = job.reading
     with products_in(job.bfloat16):
-        reading = _seconds(job, 0)
-        answering = _seconds(job, 99)
-    a_step = course.reading * reading + (1 - course.reading) * answering
-    return max(1, round(60 * config.minutes / a_step))
+        reading = _seconds(lambda: job.step(0)) if first else 0.0
+        new = _seconds(lambda: (job.kept.clear(), job.step(first + 50)))
+        known = min(new, _seconds(lambda: job.step(first + 50)))
+    seconds, pool = 60 * config.minutes, config.pool / config.screens
+    all_new = seconds / (course.reading * reading + (1 - course.reading) * new)
+    if (1 - course.reading) * all_new <= pool:
+        return max(1, round(all_new))
+    a_step = course.reading * reading + (1 - course.reading) * known
+    return max(1, round((seconds - pool * (new - known)) / a_step))
 
 
-def _seconds(job: ScreensJob, number: int) -> float:
+def _seconds(run: Callable[[], object]) -> float:
     """The time of a step, the shortest of a few: the first ones also make what the others use."""
-    return min(_times(lambda: job.step(number)))
+    return min(_times(run))
 
 
 def _times(run: Callable[[], object]) -> list[float]:
