@@ -1,13 +1,14 @@
 """The sizes at which kernels are emulated: small ones, of every kernel and every way through it."""
 
-from ..cases import Case, convolution, correlation, gated, modes, residual, sequence
+from ..cases import OPS, Case, convolution, correlation, gated, modes, residual, sequence
 
 FILM = {"D": 128, "H": 2, "D_h": 32}
 ODD = {"D": 96, "H": 3, "D_h": 24}
+IN_REGISTERS = correlation(1, 20, 64, 32, "truncate", "masks", **FILM)
 CORRELATIONS = (
     correlation(2, 20, 5, 4, **FILM, quick=True),
     correlation(1, 37, 5, 2, "masks", "dropout", **ODD),
-    correlation(1, 20, 64, 32, "truncate", "masks", **FILM),
+    IN_REGISTERS,
     correlation(2, 19, 5, 4, "strided", **FILM),
 )
 MANY_GRIDS = (
@@ -16,6 +17,11 @@ MANY_GRIDS = (
 )
 LONG = convolution(3, 1, 1100, "spectrum")
 PRODUCTS = convolution(2, 2, 70, "channels last", P=2)
+PACKED = convolution(1, 2, 200, "gate", texts=5)
+# Chunks of long rows, and scales in float32 alone.
+SCALED = convolution(1, 1, 1100, "gate", "fast", K=200)
+SEVENTEEN = residual(1, 20, 17, "float32 parameters", D=128)
+PIECES = gated(1, 200, 70, "state")
 STEP = sequence(2, 3, 1, 32)
 GRIDS = correlation(1, 16, 200, 90, "masks", "dropout", **FILM)
 COPIED = sequence(1, 2, 1030, 16, "channels last")
@@ -44,7 +50,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         residual(2, 20, 5, D=128, quick=True),
         residual(1, 33, 5, "no norm", D=96),
         residual(1, 20, 5, "float32 parameters", D=128),
-        residual(1, 20, 17, "float32 parameters", D=128),
+        SEVENTEEN,
         residual(2, 1, 5, D=128),
         residual(2, 19, 5, "strided", D=96),
         residual(1, 20, 70, D=96),
@@ -67,10 +73,10 @@ CASES: dict[str, tuple[Case, ...]] = {
         convolution(3, 2, 100, quick=True),
         convolution(2, 2, 128),
         convolution(2, 2, 70, "channels last"),
-        convolution(1, 1, 1100, "gate", "fast", K=200),  # chunks of long rows, and scales in float32
+        SCALED,
         convolution(3, 2, 150, "gate", "fast"),
         convolution(3, 2, 130, "gate", K=40),
-        convolution(1, 2, 200, "gate", texts=5),
+        PACKED,
         convolution(3, 4, 90, "gate", "strided"),
         convolution(3, 2, 200, "gate", "spectrum", quick=True),
         convolution(3, 2, 200, "gate", "spectrum", "strided"),
@@ -103,7 +109,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     ),
     "gated_scan": (
         gated(2, 37, 40, quick=True),
-        gated(1, 200, 70, "state"),
+        PIECES,
         gated(2, 1, 40, "state"),
         gated(1, 150, 33, "state", "packed", "float32 gates"),
         gated(2, 150, 5, "strided"),
@@ -111,7 +117,12 @@ CASES: dict[str, tuple[Case, ...]] = {
 }
 
 # Few, with every kernel among them: the quick cases, and what these leave out.
+OTHERS = (LONG, PRODUCTS, PACKED, SCALED, STEP, GRIDS, COPIED, IN_REGISTERS, MANY_GRIDS[0], SEVENTEEN, PIECES)
 EACH_KERNEL: dict[str, tuple[Case, ...]] = {
-    op: tuple(case for case in cases if case.quick or case in (LONG, PRODUCTS, STEP, GRIDS, COPIED))
-    for op, cases in CASES.items()
+    op: tuple(case for case in cases if case.quick or case in OTHERS) for op, cases in CASES.items()
 }
+
+
+def usual_dtype(op: str, case: Case) -> str:
+    """Return the dtype in which a case shows its kernels: bfloat16, where the op has it and the case no other."""
+    return "bfloat16" if "bfloat16" in OPS[op].dtypes and case != SCALED else "float32"

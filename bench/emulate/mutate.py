@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..cases import OPS, Case
-from .cases import EACH_KERNEL
+from ..cases import Case
+from .cases import EACH_KERNEL, usual_dtype
 from .check import run as run_op
 from .findings import Findings
 from .launches import Run, Work, run
@@ -133,7 +133,7 @@ def over_budget(op: str, case: Case, dtype: str, target: str, seed: int, ptx: st
 def plan(ops: Sequence[str], quick: bool, seed: int) -> list[tuple[str, Case, str, str, int]]:
     """The arguments of `outcomes` for every kernel of the ops."""
     return [
-        (op, case, "bfloat16" if "bfloat16" in OPS[op].dtypes else "float32", "sm_80", seed)
+        (op, case, usual_dtype(op, case), "sm_80", seed)
         for op in ops
         for case in EACH_KERNEL[op]
         if case.quick or not quick

@@ -1,5 +1,6 @@
 """Tables of what was emulated, and the page docs/emulation.md."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import triton
@@ -7,7 +8,7 @@ import triton
 from ...files.tables import markdown_table
 from .check import Row
 from .instructions import OPCODES
-from .mutate import BESIDE, NO_EFFECT, UNREACHED, WATCHED, WITHIN, WRONG, Outcome
+from .mutate import BESIDE, LEFT_OUT, NO_EFFECT, UNREACHED, WATCHED, WITHIN, WRONG, Outcome
 
 COLUMNS = (
     "op",
@@ -102,7 +103,29 @@ def _verdict(outcomes: Sequence[Outcome]) -> list[str]:
         "with no access between the two, or one across which no byte passes from a warp to another. A mask or an",
         "operand of no effect is one that only matters at other sizes: a mask that is true everywhere, rows of a",
         "product that are zeros.",
+        "",
+        *_of_barriers([outcome for outcome in outcomes if outcome.kind == LEFT_OUT]),
     ]
+
+
+def _of_barriers(outcomes: Sequence[Outcome]) -> list[str]:
+    """Lines on the barriers that were left out: how many are found, and why the others are not."""
+    if not outcomes:
+        return []
+    by_result = Counter(outcome.result for outcome in outcomes)
+    found = by_result[WATCHED] + by_result[WRONG]
+    reached, apart = len(outcomes) - by_result[UNREACHED], by_result[NO_EFFECT]
+    sharing = {outcome.kernel for outcome in outcomes if outcome.result != NO_EFFECT}
+    alone = Counter(outcome.kernel for outcome in outcomes if outcome.kernel not in sharing)
+    lines = [
+        f"Of {len(outcomes)} barriers {found} are found to be missing, {found / max(1, reached):.0%} of the {reached}",
+        f"that a thread reaches; {by_result[BESIDE]} stand beside another one, and across {apart} no byte passes from",
+        "a warp to another.",
+    ]
+    if alone:
+        names = ", ".join(f"{name} ({count})" for name, count in alone.items())
+        lines += ["Warps share nothing at all, whatever Triton puts between them, in", f"{names}."]
+    return lines
 
 
 def mistakes(outcomes: Sequence[Outcome]) -> str:

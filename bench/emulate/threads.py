@@ -114,14 +114,15 @@ class Threads:
         return write_extended
 
     def address(self, operand: Operand) -> Source:
-        """A function that gives an address in brackets as int64."""
+        """A function that gives an address in brackets as int64; the sum has as many bits as the register."""
         if not isinstance(operand, Address):
             raise UnknownPTX(f"{operand} is no address")
         if operand.base == SHARED_SYMBOL:
             fixed = np.full(self.count, operand.offset, np.int64)
             return lambda: fixed
         base = self.registers[operand.base]
-        return lambda: base.astype(np.int64) + operand.offset
+        offset = np.array(operand.offset).astype(base.dtype)
+        return lambda: (base + offset).astype(np.int64)
 
 
 def constant(operand: Operand, kind: Kind) -> int | bool:

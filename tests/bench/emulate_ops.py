@@ -9,8 +9,10 @@ from dataclasses import asdict
 import torch
 import toy_kernels
 
-from firebolt_vl.bench.cases import convolution, correlation, gated, modes, residual, sequence
-from firebolt_vl.bench.compile import prepare_process
+from firebolt_vl.bench.cases import OPS, convolution, correlation, gated, modes, residual, sequence
+from firebolt_vl.bench.compile import prepare_process, record
+from firebolt_vl.bench.emulate.cases import CASES as EMULATED
+from firebolt_vl.bench.emulate.cases import EACH_KERNEL, usual_dtype
 from firebolt_vl.bench.emulate.check import check
 from firebolt_vl.bench.emulate.mutate import outcomes
 from firebolt_vl.bench.emulate.run import emulating
@@ -43,12 +45,23 @@ def toys() -> dict[str, list]:
     return found
 
 
+def kernels_left_out() -> list[str]:
+    """The kernels that some case starts, and none of the few with every kernel among them in its usual dtype."""
+    started, among = set(), set()
+    for op, cases in EMULATED.items():
+        started |= {launch.kernel for case in cases for dtype in OPS[op].dtypes for launch in record(op, case, dtype)}
+        few = [(case, usual_dtype(op, case)) for case in EACH_KERNEL[op]]
+        among |= {launch.kernel for case, dtype in few for launch in record(op, case, dtype)}
+    return sorted(kernel.fn.__name__ for kernel in started - among)
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         prepare_process(folder)
         rows = [asdict(check(op, *how)) for op, how in CASES.items()]
         mistakes = [outcome._asdict() for outcome in outcomes("vandermonde", modes(1, 5, 20), "float32", "sm_80")]
-        json.dump({"rows": rows, "mistakes": mistakes, "toys": toys()}, sys.stdout)
+        found = {"rows": rows, "mistakes": mistakes, "toys": toys(), "left out": kernels_left_out()}
+        json.dump(found, sys.stdout)
 
 
 if __name__ == "__main__":

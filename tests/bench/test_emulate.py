@@ -74,6 +74,11 @@ def test_a_launch_has_its_tensors_and_nothing_beside_them(emulated):
     }
 
 
+def test_mistakes_are_made_in_every_kernel(emulated):
+    """In `firebolt bench emulate --mutate`; other targets than the first have the same cases."""
+    assert emulated["left out"] == []
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_every_op_has_cases_that_can_be_made(op):
     assert any(case.quick for case in CASES[op])
@@ -161,6 +166,18 @@ class TestCommand:
         assert page.startswith("# Emulation\n")
         assert "| kernel | barrier left out | 1 | 1 | - |" in page
         assert bench("--out", tmp_path / "emulation.md")[0] == 0, "its own page is overwritten"
+
+    def test_the_page_tells_of_barriers_that_are_not_found(self, bench, tmp_path):
+        """Of eight, six are reached by a thread, four of these are found, and one kernel's warps share nothing."""
+        results = [WATCHED] * 3 + [mutate.WRONG, mutate.BESIDE] + [mutate.UNREACHED] * 2
+        bench.outcomes[:] = [OUTCOME._replace(result=result) for result in results]
+        bench.outcomes += [OUTCOME._replace(kernel="alone", result=mutate.NO_EFFECT)]
+        bench.outcomes += [OUTCOME._replace(kind="mask dropped", result=mutate.NO_EFFECT)]
+        bench("--mutate", "--out", tmp_path / "emulation.md")
+        told = " ".join((tmp_path / "emulation.md").read_text().split())
+        assert "Of 8 barriers 4 are found to be missing, 67% of the 6 that a thread reaches; 1 stand beside" in told
+        assert "across 1 no byte passes from a warp to another. Warps share nothing at all" in told
+        assert "between them, in alone (1)." in told
 
     def test_what_is_found_is_a_line_and_the_exit_code(self, bench):
         bench.rows.append(replace(ROW, problems=("kernel: reads it",)))

@@ -169,6 +169,24 @@ class TestAddresses:
         outside = {"touches shared memory outside of what the kernel has"}
         assert execute(body, ZEROS, shared=124)[1] == outside
 
+    def test_a_register_below_zero_and_what_is_added_to_it_wrap_around(self):
+        """LLVM writes [496 - a] where a number below 128 is swapped with 112 - a: the register has - a."""
+        body = """
+        shl.b32 %r2, %r50, 2;
+        ld.global.b32 %r1, [%rd10];
+        st.shared.b32 [%r2], %r1;
+        sub.s32 %r3, 0, %r2;
+        ld.shared.b32 %r4, [%r3 + {last}];
+        st.global.b32 [%rd11], %r4;
+        """
+        x = np.arange(32, dtype=np.uint32)
+        (_, y), problems = execute(body.replace("{last}", "124"), x, x, shared=128)
+        assert problems == set()
+        assert y.tolist() == x[::-1].tolist()
+        outside = {"touches shared memory outside of what the kernel has"}
+        for beyond in ("120", "128"):
+            assert outside <= execute(body.replace("{last}", beyond), x, x, shared=128)[1]
+
     def test_one_that_is_not_aligned(self):
         found = execute("ld.global.v2.b32 {%r1, %r2}, [%rd0 + 4];", ZEROS)[1]
         assert found == {"an address is no multiple of the 8 bytes accessed"}
