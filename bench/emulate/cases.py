@@ -44,6 +44,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         correlation(1, 21, 1, 1, **FILM),
         correlation(1, 33, 5, 5, "float32 parameters", "truncate", "masks", **FILM),
         correlation(1, 33, 17, 4, "masks", **FILM),
+        correlation(1, 130, 17, 4, "masks", **FILM),  # the blocks of long texts
         *MANY_GRIDS,
     ),
     "film_residual": (

@@ -22,6 +22,8 @@ from .triton_rows import Norm, Weights, kept, load_statistics, product, sizes_of
 from .triton_selection import halves
 
 NUMBERS_OF_A_TILE = 4096
+# Of a block of gamma, with 4 warps: of more, with 8, a variant in float16 spills, and of 256 columns all would.
+MOST_NUMBERS = 128 * 64
 
 
 class BlockSums(NamedTuple):
@@ -188,6 +190,8 @@ def many_film_backward(
     w, rest = many_weights(q, k, selection, dtype_of_weights(q, table))
     film = Film(None, strided(table[:, None]), strided(grid_mask), bias, gate)
     sizes = sizes_of_product(B, T, min(D, 128), w, table)
+    if sizes["BLOCK_T"] * sizes["BLOCK_D"] > MOST_NUMBERS:
+        sizes |= {"BLOCK_D": MOST_NUMBERS // sizes["BLOCK_T"], "num_warps": 4}
     dx, columns = _token_gradients(e, x, Weights.of(w, rest), film, norm, text_mask, sizes)
     dw = weights_from_rows(e, table, grid_mask, text_mask, dw, x, norm, gate)
     dq, dk = many_weights_backward(dw, q, k, selection)
