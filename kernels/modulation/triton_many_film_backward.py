@@ -22,7 +22,7 @@ from .triton_rows import Norm, Weights, kept, load_statistics, product, sizes_of
 from .triton_selection import halves
 
 NUMBERS_OF_A_TILE = 4096
-# Of a block of gamma, with 4 warps: of more, with 8, a variant in float16 spills, and of 256 columns all would.
+# Of a block of gamma, with 4 warps: of 128 x 128, with 8, a variant in float16 spills.
 MOST_NUMBERS = 128 * 64
 
 
